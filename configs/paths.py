@@ -1,0 +1,36 @@
+"""Where things are: the repository root, the default folders, and how a user's path is found."""
+
+from pathlib import Path
+
+from configs.schema import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_DIR = ROOT / "configs"
+SOURCE_DIR = ROOT / "data" / "chinese"
+SAMPLE_DIR = ROOT / "data" / "samples"
+DATA_DIR = ROOT / "data" / "processed"
+OUT_DIR = ROOT / "out"
+TF_DIR = ROOT / "tf_dir"
+TOKENIZER_DIR = ROOT / "model"
+IDENTITY_SAMPLE = ROOT / "dataset" / "identity_cn_sample.jsonl"
+
+
+def find_dataset(path: Path) -> Path:
+    """The data file or folder that a user named: as given, else in `dataset/`, `data/chinese/` or the root.
+
+    Raises: UserError naming every place that was looked at.
+    """
+    candidates = [path] if path.is_absolute() else [path, ROOT / "dataset" / path, SOURCE_DIR / path, ROOT / path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    places = ", ".join(str(candidate) for candidate in candidates)
+    raise UserError(f"{path}: no such file or folder (looked for {places}). Check the path, or run the stage before.")
+
+
+def display(path: Path) -> str:
+    """The path as a reader knows it: relative to where they stand when it lies below, else absolute."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,231 @@
+"""Every knob of MiniLLM, as small frozen dataclasses, and the error that users see.
+
+A default lives here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+CHAT_CATEGORIES = ("general", "knowledge", "math", "identity")
+CATEGORIES = (*CHAT_CATEGORIES, "preference", "corpus")
+STAGES = ("pretrain", "sft", "dpo")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+OPTIMIZERS = ("muon", "adamw")
+SCHEDULES = ("trapezoid", "cosine", "constant")
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where, what to do. Printed without a traceback."""
+
+
+def _at_least(config: Any, bound: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < bound:
+            raise UserError(f"{name} = {getattr(config, name)}: must be {bound} or more.")
+
+
+def _one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise UserError(f"{name} = {getattr(config, name)!r}: must be one of {', '.join(choices)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a Qwen3 (dense) or Qwen3-MoE network; the names are those of transformers."""
+
+    vocab_size: int = 6400
+    """Rows of the embedding, special tokens included."""
+    hidden_size: int = 512
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 2
+    head_dim: int = 0
+    """Width of one head; 0: hidden_size / num_attention_heads."""
+    intermediate_size: int = 0
+    """Width of the SwiGLU; 0: 8/3 of hidden_size, rounded up to 64."""
+    max_position_embeddings: int = 32768
+    rope_theta: float = 1.0e6
+    rms_norm_eps: float = 1.0e-6
+    initializer_range: float = 0.02
+    """Standard deviation of the initial embedding."""
+    dropout: float = 0.0
+    """Share of the residual branch's outputs dropped while training."""
+    use_moe: bool = False
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 1088
+    router_aux_loss_coef: float = 0.01
+    """Weight of the load-balancing loss."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout = {self.dropout}: must be in [0, 1).")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads = {self.num_attention_heads}: must be a multiple of "
+                f"num_key_value_heads = {self.num_key_value_heads}."
+            )
+        if not self.head_dim and self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size = {self.hidden_size}: must be a multiple of "
+                f"num_attention_heads = {self.num_attention_heads}, or give head_dim."
+            )
+        if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
+            raise UserError("head_dim must be even, since RoPE turns pairs of numbers: change num_attention_heads.")
+        if self.use_moe and not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise UserError(
+                f"num_experts_per_tok = {self.num_experts_per_tok}: must be 1 to num_experts = {self.num_experts}."
+            )
+
+    def resolve(self) -> "ModelConfig":
+        """A copy in which the widths given as 0 are filled in; this is what a checkpoint stores."""
+        return replace(
+            self,
+            head_dim=self.head_dim or self.hidden_size // self.num_attention_heads,
+            intermediate_size=self.intermediate_size or -(-int(self.hidden_size * 8 / 3) // 64) * 64,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training stage. A step is one optimizer update over batch_size * accumulation_steps * processes rows."""
+
+    epochs: int = 1
+    max_steps: int = 0
+    """Stop after this many steps; 0: as many as the epochs need."""
+    batch_size: int = 8
+    """Rows (pairs in DPO) in one micro-batch of one process."""
+    accumulation_steps: int = 4
+    """Micro-batches in one step."""
+    max_seq_len: int = 2048
+    """Tokens in one row."""
+    optimizer: str = "muon"
+    learning_rate: float = 3.0e-3
+    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one rate serves both."""
+    schedule: str = "trapezoid"
+    """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
+    warmup_ratio: float = 0.03
+    """Share of the steps over which the rate climbs."""
+    warmdown_ratio: float = 0.5
+    """Share of the steps over which the trapezoid's rate falls."""
+    min_lr_ratio: float = 0.05
+    """Last learning rate as a share of the peak."""
+    weight_decay: float = 0.1
+    """Decoupled decay of the matrices; embeddings and norms have none."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+    beta: float = 0.1
+    """DPO: strength of the pull towards the reference model."""
+    sft_loss_weight: float = 0.0
+    """DPO: weight of the chosen answer's mean loss, which keeps what SFT taught (RPO, arXiv:2404.19733)."""
+    seed: int = 42
+    device: str = "auto"
+    dtype: str = "auto"
+    use_compile: bool = False
+    num_workers: int = 0
+    """Worker processes that build tensors when a JSONL file is given; 0: one a core."""
+    eval_interval: int = 0
+    """Steps between validation losses; 0: five evaluations in the run."""
+    log_interval: int = 10
+    """Steps between lines of the metrics file."""
+    save_interval: int = 100
+    """Steps between saves of the resume state."""
+    use_wandb: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval")
+        _at_least(self, 2, "max_seq_len")
+        _at_least(
+            self, 0, "max_steps", "learning_rate", "weight_decay", "grad_clip", "num_workers", "eval_interval",
+            "sft_loss_weight",
+        )  # fmt: skip
+        for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.")
+        if self.beta <= 0:
+            raise UserError(f"beta = {self.beta}: must be above 0.")
+        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "schedule", SCHEDULES)
+        _one_of(self, "dtype", DTYPES)
+        if self.device not in DEVICES and not self.device.startswith("cuda:"):
+            raise UserError(f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.")
+
+
+RESULT_NEUTRAL = frozenset({"log_interval", "save_interval", "num_workers", "use_wandb", "device"})
+"""Fields of TrainConfig that change what is printed or where it runs, but not what is learnt: they redo no stage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """What goes into the mixture. Targets count records."""
+
+    general: int = 460_000
+    knowledge: int = 100_000
+    math: int = 8_000
+    identity: int = 1_000
+    """Records of each identity file; the pipeline's own and a user's second one make 2 x 1,000."""
+    preference: int = 60_000
+    corpus: int = 0
+    """Raw text records; 0: all of them."""
+    max_rounds: int = 8
+    """How often one record may be repeated to reach a target (identity follows its target)."""
+    heldout_share: float = 0.05
+    heldout_min: int = 50
+    heldout_max: int = 2_000
+    seed: int = 42
+    name: str = "MiniLLM"
+    """Fills {{name}} in identity records."""
+    author: str = "MiniLLM 团队"
+    """Fills {{author}} in identity records."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, *CATEGORIES, "heldout_min", "heldout_max")
+        _at_least(self, 1, "max_rounds")
+        if not 0.0 <= self.heldout_share < 1.0:
+            raise UserError(f"heldout_share = {self.heldout_share}: must be in [0, 1).")
+        if not self.name.strip() or not self.author.strip():
+            raise UserError("name and author must not be empty: they fill the identity records.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation after a stage, on the test half of the held-out records."""
+
+    max_samples: int = 0
+    """Largest number of records a category; 0: all of them."""
+    batch_size: int = 64
+    """Answers generated side by side."""
+    max_new_tokens: int = 128
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "max_samples")
+        _at_least(self, 1, "batch_size", "max_new_tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """One whole run: `configs/NAME.yaml`."""
+
+    profile: str = "default"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    pretrain: TrainConfig = field(default_factory=TrainConfig)
+    sft: TrainConfig = field(default_factory=TrainConfig)
+    dpo: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+    def stage(self, name: str) -> TrainConfig:
+        """The training settings of `pretrain`, `sft` or `dpo`."""
+        config: TrainConfig = getattr(self, name)
+        return config
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain data, nested ones included."""
+    return {
+        f.name: as_dict(value) if hasattr(value := getattr(config, f.name), "__dataclass_fields__") else value
+        for f in fields(config)
+    }

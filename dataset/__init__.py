@@ -1,0 +1,1 @@
+"""Text to tensors: record shapes, the mixture, the bundled samples, the tokenizer and what is stored for training."""

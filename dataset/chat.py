@@ -1,0 +1,233 @@
+"""A conversation as token ids, and which of them are learnt: both built in the same pass.
+
+The format of one exchange (no line breaks between the marks; S marks what is supervised):
+
+    <|bos|><|user_start|>你好<|user_end|><|assistant_start|>你好！<|assistant_end|>
+                                                           SSSSSSSSSSSSSSSSSSS
+
+A loss mask found afterwards, by searching the ids for markers, goes wrong as soon as a text looks like a marker or is
+cut; here whoever appends an id also says whether it is learnt.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from configs.schema import UserError
+
+BOS = "<|bos|>"
+END_OF_TEXT = "<|endoftext|>"
+"""End of a document, and padding."""
+ASSISTANT_START = "<|assistant_start|>"
+ASSISTANT_END = "<|assistant_end|>"
+SPECIAL_TOKENS = (
+    BOS,
+    END_OF_TEXT,
+    "<|system_start|>",
+    "<|system_end|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    ASSISTANT_START,
+    ASSISTANT_END,
+    "<|think_start|>",
+    "<|think_end|>",
+    "<|tools_start|>",
+    "<|tools_end|>",
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    "<|tool_result_start|>",
+    "<|tool_result_end|>",
+)
+"""In the order of their ids, which are the top ones of the vocabulary."""
+
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content` and `tool_calls`,
+a system message `tools`. Other keys are not rendered."""
+
+_TURN_MARKS = {
+    "system": ("<|system_start|>", "<|system_end|>"),
+    "user": ("<|user_start|>", "<|user_end|>"),
+    "assistant": (ASSISTANT_START, ASSISTANT_END),
+    "tool": ("<|tool_result_start|>", "<|tool_result_end|>"),
+}
+_ONLY_ON = {"reasoning_content": "assistant", "tool_calls": "assistant", "tools": "system"}
+
+CHAT_TEMPLATE = """
+{%- if tools and not (messages and messages[0]['role'] == 'system') -%}
+{%- set loose_tools = '<|system_start|><|tools_start|>' + (tools | tojson) + '<|tools_end|><|system_end|>' -%}
+{%- endif -%}
+{{- '<|bos|>' + (loose_tools or '') -}}
+{%- for message in messages -%}
+{%- set content = message['content'] or '' -%}
+{%- if message['role'] == 'system' -%}
+{{- '<|system_start|>' + content -}}
+{%- set listed = message['tools'] or tools -%}
+{%- if listed is string -%}{{- raise_exception('tools must be a list, not text') -}}{%- endif -%}
+{%- if listed -%}{{- '<|tools_start|>' + (listed | tojson) + '<|tools_end|>' -}}{%- endif -%}
+{{- '<|system_end|>' -}}
+{%- elif message['role'] == 'user' -%}
+{{- '<|user_start|>' + content + '<|user_end|>' -}}
+{%- elif message['role'] == 'tool' -%}
+{{- '<|tool_result_start|>' + content + '<|tool_result_end|>' -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- '<|assistant_start|>' -}}
+{%- if message['reasoning_content'] -%}
+{{- '<|think_start|>' + message['reasoning_content'] + '<|think_end|>' -}}
+{%- endif -%}
+{{- content -}}
+{%- if message['tool_calls'] is string -%}{{- raise_exception('tool_calls must be a list, not text') -}}{%- endif -%}
+{%- for given in message['tool_calls'] or [] -%}
+{%- set call = given['function'] or given -%}
+{{- '<|tool_call_start|>{"name": ' + (call['name'] | tojson) + ', "arguments": ' -}}
+{{- call['arguments'] if call['arguments'] is string else ((call['arguments'] or {}) | tojson) -}}
+{{- '}<|tool_call_end|>' -}}
+{%- endfor -%}
+{{- '<|assistant_end|>' -}}
+{%- else -%}
+{{- raise_exception('unknown role: ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+""".strip()
+"""The same rendering as text, in Jinja, for transformers, vLLM and llama.cpp; a test holds the two together. Those
+programs read special tokens out of the finished text, so there, unlike here, a user who types a mark forges it."""
+
+
+class TextEncoder(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, none of them special."""
+
+    def encode_special(self, name: str) -> int:
+        """Id of a special token."""
+
+
+def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Ids of a whole conversation and its loss mask, of equal length.
+
+    The mask is 1 on what an assistant writes (reasoning, answer, tool calls, and the end token, without which it would
+    never learn to stop), 0 on all else. Nothing is cut.
+    Raises: UserError that says which message is wrong and how.
+    """
+    _check(messages)
+    ids = [encoder.encode_special(BOS)]
+    mask = [0]
+    for message in messages:
+        start, end = (encoder.encode_special(mark) for mark in _TURN_MARKS[message["role"]])
+        body = _body(encoder, message)
+        learnt = int(message["role"] == "assistant")
+        ids.append(start)
+        mask.append(0)
+        ids += body
+        mask += [learnt] * len(body)
+        ids.append(end)
+        mask.append(learnt)
+    return ids, mask
+
+
+def render_for_completion(encoder: TextEncoder, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation up to the point where the assistant starts to write.
+
+    Raises: UserError where a message is wrong or the last one is already the assistant's.
+    """
+    ids, _ = render_conversation(encoder, messages)
+    if messages[-1]["role"] == "assistant":
+        raise UserError(f"message {len(messages)}: is the assistant's already. End with a user or tool message.")
+    ids.append(encoder.encode_special(ASSISTANT_START))
+    return ids
+
+
+def _body(encoder: TextEncoder, message: Message) -> list[int]:
+    """Ids between the two marks of a turn."""
+    ids: list[int] = []
+    if reasoning := message.get("reasoning_content"):
+        ids += _block(encoder, "think", reasoning)
+    if content := message.get("content"):
+        ids += encoder.encode(content)
+    if tools := message.get("tools"):
+        ids += _block(encoder, "tools", _json(_parsed(tools)))
+    if tool_calls := message.get("tool_calls"):
+        for call in _parsed(tool_calls):
+            ids += _block(encoder, "tool_call", _call_json(call))
+    return ids
+
+
+def _block(encoder: TextEncoder, name: str, text: str) -> list[int]:
+    return [
+        encoder.encode_special(f"<|{name}_start|>"),
+        *encoder.encode(text),
+        encoder.encode_special(f"<|{name}_end|>"),
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parsed(value: Any) -> Any:
+    """Data sets store lists of tools and calls either as JSON or as text that holds JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _call_json(call: Mapping[str, Any]) -> str:
+    """`{"name": ..., "arguments": ...}`, whether or not the call came wrapped in OpenAI's `function`."""
+    function = call.get("function") or call
+    arguments = function.get("arguments") or {}
+    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI: text that already is JSON
+    return f'{{"name": {_json(function["name"])}, "arguments": {text}}}'
+
+
+def _check(messages: Any) -> None:
+    """Raises: UserError with the number (from 1) of the first wrong message."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UserError('a conversation must be a list of at least one message {"role": ..., "content": ...}.')
+    previous = ""
+    for number, message in enumerate(messages, start=1):
+        reason = _fault(message, previous)
+        if reason:
+            raise UserError(f"message {number}: {reason}")
+        previous = message["role"]
+
+
+def _fault(message: Any, previous: str) -> str:
+    """What is wrong with a message after one of role `previous` (empty: it is the first); empty when nothing is."""
+    if not isinstance(message, Mapping):
+        return 'must be {"role": ..., "content": ...}.'
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _TURN_MARKS:
+        return f"role is {role!r}: must be one of {', '.join(_TURN_MARKS)}."
+    content = message.get("content")
+    wordless = (
+        content is None and role == "assistant" and (message.get("tool_calls") or message.get("reasoning_content"))
+    )
+    if not isinstance(content, str) and not wordless:
+        return f"content is {type(content).__name__}: must be text."
+    if role == "system" and previous:
+        return "a system message must be the first."
+    if role == "tool" and previous not in {"assistant", "tool"}:
+        return "a tool result must follow the assistant's call."
+    for key, owner in _ONLY_ON.items():
+        if message.get(key) and role != owner:
+            return f"{key} belongs to a message of role {owner}, not {role}."
+    if not isinstance(message.get("reasoning_content") or "", str):
+        return "reasoning_content must be text."
+    return _tools_fault(message)
+
+
+def _tools_fault(message: Message) -> str:
+    """What is wrong with `tools` and `tool_calls`; empty when nothing is."""
+    for key in ("tools", "tool_calls"):
+        if not message.get(key):
+            continue
+        try:
+            entries = _parsed(message[key])
+        except (ValueError, RecursionError):
+            return f"{key} is text that is not JSON."
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            return f"{key} must be a list of JSON objects."
+        if key == "tool_calls":
+            functions = [entry.get("function") or entry for entry in entries]
+            if not all(isinstance(f, Mapping) and isinstance(f.get("name"), str) for f in functions):
+                return "each tool call needs a name."
+    return ""

@@ -1,0 +1,116 @@
+"""Batches from token tensors. Which rows a step takes depends on the step and the seed alone, so nothing of the order
+has to be saved: a run that goes on at step 1,000 needs no more than that number.
+
+Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.paths import display
+from configs.schema import UserError
+from dataset.tensors import IGNORE, open_tensors, read_manifest
+
+Batch = dict[str, Tensor]
+
+
+@lru_cache(maxsize=2)  # a step touches one epoch, or the end of one and the start of the next
+def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
+    """The order of the rows in an epoch, (num_rows,): a permutation drawn from [seed, epoch]. Not to be written to."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    order.setflags(write=False)
+    return order
+
+
+def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.ndarray:
+    """Numbers of the rows that a step trains on, (rows_per_step,).
+
+    Epochs follow each other without a gap: a step may take the last rows of one and the first of the next.
+    """
+    places = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
+    epochs, offsets = np.divmod(places, num_rows)
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = epoch_order(num_rows, int(epoch), seed)[offsets[here]]
+    return rows
+
+
+class _Tensors:
+    """A tensor folder of one stage, opened. Raises: UserError when it is damaged or of another stage."""
+
+    stage = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        if self.manifest["stage"] != self.stage:
+            raise UserError(
+                f"{display(path)}: tensors of stage {self.manifest['stage']}, not {self.stage}. Name another folder."
+            )
+        self.arrays = open_tensors(path)
+
+    def __len__(self) -> int:
+        """Rows, or pairs."""
+        rows: int = self.manifest["rows"]
+        return rows
+
+
+class _PackedRows(_Tensors):
+    """Rows that several documents share."""
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Rows by number: input_ids, labels (-100: not learnt), document_ids (-1: padding), each int64 (B, L)."""
+        numbers = torch.tensor(indices)
+        names = ("input_ids", "labels", "document_ids")
+        return {name: self.arrays[name][numbers].to(torch.int64) for name in names}
+
+    def num_targets(self, indices: np.ndarray) -> int:
+        """Supervised tokens of these rows."""
+        return int((self.arrays["labels"][torch.tensor(indices)] != IGNORE).sum())
+
+
+class PretrainDataset(_PackedRows):
+    """Rows of documents."""
+
+    stage = "pretrain"
+
+
+class SFTDataset(_PackedRows):
+    """Rows of conversations."""
+
+    stage = "sft"
+
+
+class DPODataset(_Tensors):
+    """Pairs of conversations that differ in the last answer."""
+
+    stage = "dpo"
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Pairs by number: input_ids and labels, int64 (2B, T): the B chosen sides, then the B rejected ones.
+
+        Shorter sequences are padded at the end, where a causal model never looks back from; labels there are -100.
+        """
+        sides = [("chosen", int(i)) for i in indices] + [("rejected", int(i)) for i in indices]
+        spans = [self._span(side, number) for side, number in sides]
+        longest = max(end - start for start, end in spans)
+        input_ids = torch.full((len(spans), longest), self.manifest["pad_id"], dtype=torch.int64)
+        labels = torch.full_like(input_ids, IGNORE)
+        for row, ((side, _), (start, end)) in enumerate(zip(sides, spans, strict=True)):
+            input_ids[row, : end - start] = self.arrays[f"{side}_input_ids"][start:end]
+            labels[row, : end - start] = self.arrays[f"{side}_labels"][start:end]
+        return {"input_ids": input_ids, "labels": labels}
+
+    def num_targets(self, indices: np.ndarray) -> int:
+        """Pairs: DPO's loss is a mean over them."""
+        return len(indices)
+
+    def _span(self, side: str, number: int) -> tuple[int, int]:
+        """Where a pair's side stands in the flat arrays."""
+        start, end = self.arrays[f"{side}_offsets"][number : number + 2].tolist()
+        return start, end

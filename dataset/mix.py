@@ -1,0 +1,753 @@
+"""From the user's sources to the three training sets and their held-out parts.
+
+Two passes over the sources, neither of which holds texts. The first validates every record and keeps a few hashes of
+it; then it is decided, on those hashes alone, what is held out, dropped, sampled or repeated; the second pass writes.
+Memory is some 40 bytes a record plus one bucket of the shuffle, however large the files are.
+"""
+
+import fcntl
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import random
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from configs.artifacts import atomic_write, fingerprint, sha256_file, write_error, write_json
+from configs.paths import CONFIG_DIR, IDENTITY_SAMPLE, display
+from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
+from dataset.records import (
+    BadRecord,
+    ChatRecord,
+    Item,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    decode_item,
+    heldout_key,
+    is_source,
+    normalised_question,
+    parse_record,
+    read_items,
+    shown_text,
+    text_hash,
+)
+from dataset.samples import write_samples
+
+IDENTITY_FILE = "identity_conversations.jsonl"
+IDENTITY_MARK = ".identity_conversations.sha256"
+"""Beside IDENTITY_FILE: its hash as the mix wrote it, which tells whether somebody has edited it since."""
+MANIFEST_FILE = "mix_manifest.json"
+REJECTS_FILE = "rejects.jsonl"
+OUTPUTS = {
+    (stage, heldout): f"{stage}_chinese{'_heldout' if heldout else ''}.jsonl"
+    for stage in ("pretrain", "sft", "dpo")
+    for heldout in (False, True)
+}
+"""(stage, whether held out) -> file name."""
+BAD_LINES_ALLOWED = 3
+BAD_SHARE_ALLOWED = 0.05
+LARGEST_TINY_SHARE = 1 / 3
+"""No category gives more of its keys than this to the held-out side, however few it has."""
+LONGEST_QUESTION = 200
+"""Characters; a longer raw text is not taken for a question."""
+BUCKET_BYTES = 64 << 20
+MAX_BUCKETS = 64
+"""Files open at once for one output; some systems allow a process only 256."""
+
+_NO_PAIR, _A_PAIR, _RAW_TEXT = "not a preference pair", "a preference pair", "raw text in a chat category"
+_WRONG_CATEGORY = (_NO_PAIR, _A_PAIR, _RAW_TEXT)
+_SPLITS = {"train": 1, "heldout": 2, "validation": 3, "valid": 3, "val": 3, "dev": 3, "test": 4}
+_UNSPLIT, _TRAIN, _HELDOUT, _VALIDATION, _TEST, _REJECTED = 0, 1, 2, 3, 4, 5
+_STATE_DROPPED, _STATE_TRAIN, _STATE_VALIDATION, _STATE_TEST = 0, 1, 2, 3
+_SPLIT_NAMES = {_STATE_VALIDATION: "validation", _STATE_TEST: "test"}
+
+Bits = npt.NDArray[np.uint64]
+
+
+# --- sources ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to mix in."""
+
+    path: Path
+    category: str
+    is_sample: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a source folder holds."""
+
+    files: list[Source]
+    left_out: dict[str, str]
+    """File name -> why it is not read."""
+
+
+def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categories: Mapping[str, str]) -> Sources:
+    """The user's files with their categories, and sample data for each category without one.
+
+    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml. Creates the identity
+    file. Raises: UserError for a file whose category nobody can tell.
+    """
+    if not source_dir.is_dir():
+        raise UserError(
+            f"{display(source_dir)}: no such folder. Create it and put your JSONL files there, or check --source_dir."
+        )
+    identity = _identity_source(source_dir)
+    files, left_out = [identity], {}
+    for path in sorted(source_dir.iterdir()):
+        if path.name.startswith(".") or path == identity.path:
+            continue
+        if path.is_dir() or not is_source(path):
+            left_out[path.name] = "a folder" if path.is_dir() else "not .jsonl, .json or .csv (.gz, .xz)"
+            continue
+        category = _category_of(path, categories)
+        if category == "skip":
+            left_out[path.name] = "skip, says configs/mixture.yaml"
+        else:
+            files.append(Source(path, category))
+    for source in files:
+        if not _is_wanted(source.category, config):
+            left_out[source.path.name] = f"the target of {source.category} is 0"
+    files = [source for source in files if _is_wanted(source.category, config)]
+    missing = {name for name in CATEGORIES if _is_wanted(name, config)} - {source.category for source in files}
+    files += [Source(path, category, is_sample=True) for category, path in write_samples(sample_dir, missing).items()]
+    return Sources(sorted(files, key=lambda source: (CATEGORIES.index(source.category), source.path.name)), left_out)
+
+
+def _is_wanted(category: str, config: MixConfig) -> bool:
+    """A target of 0 leaves a category out, but of raw text it means: all."""
+    return category == "corpus" or bool(getattr(config, category))
+
+
+def _identity_source(source_dir: Path) -> Source:
+    """The folder's identity file, made from the bundled one where it is missing, and renewed while nobody edited it."""
+    path, mark = source_dir / IDENTITY_FILE, source_dir / IDENTITY_MARK
+    bundled = sha256_file(IDENTITY_SAMPLE)
+    if path.exists():
+        current = sha256_file(path)
+        if current == bundled:
+            return Source(path, "identity", is_sample=True)
+        if not mark.exists() or mark.read_text(encoding="utf-8").strip() != current:
+            return Source(path, "identity")
+    if not os.access(source_dir, os.W_OK):
+        return Source(IDENTITY_SAMPLE, "identity", is_sample=True)
+    for target, content in ((path, IDENTITY_SAMPLE.read_bytes()), (mark, f"{bundled}\n".encode())):
+        with atomic_write(target, "wb") as file:
+            file.write(content)
+    return Source(path, "identity", is_sample=True)
+
+
+def _category_of(path: Path, categories: Mapping[str, str]) -> str:
+    for pattern, category in categories.items():
+        if path.name == pattern or fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
+            if category not in (*CATEGORIES, "skip"):
+                where = f"{display(CONFIG_DIR / 'mixture.yaml')}: files: {pattern}: {category}"
+                raise UserError(f"{where}: no such category. Use {', '.join(CATEGORIES)} or skip.")
+            return category
+    raise UserError(
+        f"{display(path)}: its name tells no category. Add the line `  {path.name}: general` (or "
+        f"{', '.join(CATEGORIES[1:])}, or skip) under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}."
+    )
+
+
+def sample_factor(sources: Sequence[Source], distinct: Mapping[str, int], config: MixConfig) -> float:
+    """By how much all targets shrink: 1 where the user brought data, else what lets no category (identity excepted)
+    need more than `max_rounds` rounds of its samples. `distinct`: training records of each category."""
+    if not all(source.is_sample for source in sources):
+        return 1.0
+    reachable = [
+        distinct[category] * config.max_rounds / getattr(config, category)
+        for category in distinct
+        if category != "identity" and getattr(config, category)
+    ]
+    return min([1.0, *reachable])
+
+
+# --- first pass: what is there ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Scan:
+    """What the first pass remembers; one entry of each column a record, over all sources in order."""
+
+    contents: bytearray = field(default_factory=bytearray)
+    """8 bytes a record: hash of what is learnt from it."""
+    keys: bytearray = field(default_factory=bytearray)
+    """8 bytes a record: hash of its held-out key."""
+    splits: bytearray = field(default_factory=bytearray)
+    """1 byte a record: its own split, or that it was rejected."""
+    questions: bytearray = field(default_factory=bytearray)
+    """8 bytes a user turn: hash of the question."""
+    askers: "array[int]" = field(default_factory=lambda: array("I"))
+    """The record of each user turn."""
+    counts: list[int] = field(default_factory=list)
+    """Records of each source, rejected ones included."""
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of each source's records."""
+    states: list[tuple[int, int]] = field(default_factory=list)
+    """Size and time of change of each source file, to notice when it changes between the passes."""
+    digests: list[str] = field(default_factory=list)
+    """SHA-256 of each source file."""
+    rejected: list[Counter[str]] = field(default_factory=list)
+    """Reasons of each source's rejected records."""
+
+
+def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], progress: "tqdm[Any]") -> Scan:
+    """Validate every record. Bad ones go to `rejects` with file, line, reason and text.
+
+    Raises: UserError, once all sources are read, for one that holds too many bad records or not a single good one.
+    """
+    scan = Scan()
+    problems = []
+    for source in sources:
+        progress.set_description(source.path.name, refresh=False)
+        problem = _scan_source(scan, source, config, rejects, progress)
+        if problem:
+            problems.append(problem)
+    if problems:
+        more = f" ({len(problems) - 1} more files have the like.)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+    return scan
+
+
+def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], progress: "tqdm[Any]") -> str:
+    """Add one source's records; returns what is wrong with it as a whole."""
+    scan.states.append(_file_state(source.path))
+    digest = hashlib.sha256()
+    fill = _placeholders(source, config)
+    reasons: Counter[str] = Counter()
+    start, size, first_bad = len(scan.splits), 0, 0
+
+    def on_bytes(block: memoryview) -> None:
+        digest.update(block)
+        progress.update(len(block))
+
+    for number, item in read_items(source.path, on_bytes):
+        try:
+            record = _record_of(item, source, fill)
+            split = _split_of(record)
+        except BadRecord as error:
+            reasons[str(error)] += 1
+            first_bad = first_bad or number
+            line = {"file": source.path.name, "line": number, "reason": str(error), "text": shown_text(item)}
+            rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
+            scan.splits.append(_REJECTED)
+            scan.contents += bytes(8)
+            scan.keys += bytes(8)
+            continue
+        asker = len(scan.splits)
+        for question in _questions_of(record):
+            scan.questions += text_hash(normalised_question(question))
+            scan.askers.append(asker)
+        scan.splits.append(split)
+        scan.contents += text_hash(_content_of(record))
+        scan.keys += text_hash(heldout_key(record))
+        size += len(item) if isinstance(item, bytes) else len(_line(record.fields))
+    count = len(scan.splits) - start
+    scan.counts.append(count)
+    scan.sizes.append(size)
+    scan.digests.append(digest.hexdigest())
+    scan.rejected.append(reasons)
+    return _problem_of(source, count, reasons, first_bad)
+
+
+def _problem_of(source: Source, count: int, reasons: Counter[str], first_bad: int) -> str:
+    bad = reasons.total()
+    listed = ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
+    where = display(source.path)
+    if count == 0:
+        return f"{where}: is empty. Fill it with one JSON record a line, or remove it."
+    if bad < count and (bad <= BAD_LINES_ALLOWED or bad <= BAD_SHARE_ALLOWED * count):
+        return ""
+    if sum(reasons[reason] for reason in _WRONG_CATEGORY) > bad / 2:
+        return (
+            f"{where}: its records are not of the category {source.category} ({listed}; first: line {first_bad}). "
+            f"Write the right category for {source.path.name} under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}."
+        )
+    if bad == count:
+        return f"{where}: no readable record ({listed}). It must hold one JSON record a line, as the README shows."
+    return (
+        f"{where}: {bad} of {count} records can't be used ({listed}; first: line {first_bad}). "
+        f"See {REJECTS_FILE} in the output folder, mend or remove those lines, rerun."
+    )
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(
+            f"{display(path)}: can't be read ({error.strerror}). Check the path and its permissions."
+        ) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
+    """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be somebody's code."""
+    if source.category == "identity" or source.is_sample:
+        return {"{{name}}": config.name, "{{author}}": config.author}
+    return {}
+
+
+def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
+    """The record as its category wants it. Raises: BadRecord."""
+    record = parse_record(decode_item(item, fill))
+    if source.category == "preference":
+        if not isinstance(record, PreferenceRecord):
+            raise BadRecord(_NO_PAIR)
+    elif isinstance(record, PreferenceRecord):
+        raise BadRecord(_A_PAIR)
+    elif source.category != "corpus" and isinstance(record, TextRecord):
+        raise BadRecord(_RAW_TEXT)
+    return record
+
+
+def _split_of(record: Record) -> int:
+    split = record.fields.get("split")
+    if split is None or split == "":
+        return _UNSPLIT
+    if not isinstance(split, str) or split not in _SPLITS:
+        raise BadRecord("unknown split (train, heldout, validation or test)")
+    return _SPLITS[split]
+
+
+def _questions_of(record: Record) -> list[str]:
+    if isinstance(record, TextRecord):
+        return [record.text] if len(record.text) <= LONGEST_QUESTION else []
+    return record.questions()
+
+
+def _content_of(record: Record) -> str:
+    """What is learnt from a record, so that two records with equal content are one."""
+    if isinstance(record, TextRecord):
+        return record.text
+    if isinstance(record, PreferenceRecord):
+        return _joined(record.chosen) + "\x1d" + _joined(record.rejected)
+    return _joined(record.messages)
+
+
+def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for message in messages:
+        parts += [message["role"], message["content"]]
+        if len(message) > 2:
+            extra = {key: value for key, value in message.items() if key not in {"role", "content"}}
+            parts.append(json.dumps(extra, ensure_ascii=False, sort_keys=True))
+    return "\x1f".join(parts)
+
+
+# --- the choice -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of one category, in records."""
+
+    asked: int
+    """Target after the sample factor; for the whole corpus what there is."""
+    reached: int
+    """Written, repetitions included."""
+    available: int
+    """Distinct training records."""
+    heldout: int
+
+    @property
+    def repetition(self) -> float:
+        """Times that a written record is written, on average."""
+        return self.reached / min(self.reached, self.available) if self.reached else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What happens to each record."""
+
+    states: npt.NDArray[np.uint8]
+    copies: npt.NDArray[np.uint32]
+    """How often a training record is written for its stage."""
+    duplicates: npt.NDArray[np.bool_]
+    leaks: npt.NDArray[np.bool_]
+    """Training records in which the user asks a held-out question."""
+    factor: float
+    tallies: dict[str, Tally]
+
+
+def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
+    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the same choice."""
+    splits = np.frombuffer(scan.splits, dtype=np.uint8)
+    readable = splits != _REJECTED
+    category = np.repeat(np.array([CATEGORIES.index(s.category) for s in sources], dtype=np.uint8), scan.counts)
+    states = _held_out(np.frombuffer(scan.keys, dtype="<u8"), splits, category, config)
+    duplicates = _duplicates(np.frombuffer(scan.contents, dtype="<u8"), readable, states)
+    states[duplicates] = _STATE_DROPPED
+    leaks = _leaks(scan, states)
+    states[leaks] = _STATE_DROPPED
+
+    training = states == _STATE_TRAIN
+    heldout = states >= _STATE_VALIDATION
+    used = [name for index, name in enumerate(CATEGORIES) if any(source.category == name for source in sources)]
+    distinct = {name: int(np.count_nonzero(training[category == CATEGORIES.index(name)])) for name in used}
+    factor = sample_factor(sources, distinct, config)
+    copies = np.zeros(len(states), dtype=np.uint32)
+    tallies = {}
+    for name in used:
+        asked = 0
+        for number, members in enumerate(_pools(name, sources, scan.counts, training)):
+            target = math.floor(getattr(config, name) * factor) if getattr(config, name) else len(members)
+            rounds = target if name == "identity" else config.max_rounds
+            rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
+            copies[members] = _copies(len(members), target, rounds, rng)
+            asked += target
+        mine = category == CATEGORIES.index(name)
+        tallies[name] = Tally(asked, int(copies[mine].sum()), distinct[name], int(np.count_nonzero(heldout[mine])))
+    return Choice(states, copies, duplicates, leaks, factor, tallies)
+
+
+def _pools(
+    name: str, sources: Sequence[Source], counts: Sequence[int], training: npt.NDArray[np.bool_]
+) -> Iterator[npt.NDArray[np.intp]]:
+    """The training records that share one target: a whole category, but each identity file by itself."""
+    ends = np.cumsum(counts)
+    spans = [
+        np.arange(end - count, end)
+        for source, count, end in zip(sources, counts, ends, strict=True)
+        if source.category == name
+    ]
+    for span in spans if name == "identity" else [np.concatenate(spans)]:
+        yield span[training[span]]
+
+
+def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """How often each record is taken to reach `target` exactly: whole rounds, and a random remainder."""
+    copies = np.zeros(available, dtype=np.uint32)
+    if available:
+        rounds, rest = divmod(min(target, max_rounds * available), available)
+        copies += np.uint32(rounds)
+        copies[rng.permutation(available)[:rest]] += 1
+    return copies
+
+
+def _duplicates(
+    contents: Bits, readable: npt.NDArray[np.bool_], states: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.bool_]:
+    """All records of equal content but one: a held-out one where there is one, else the first."""
+    members = np.flatnonzero(readable)
+    order = members[np.lexsort((states[members] < _STATE_VALIDATION, contents[members]))]
+    ordered = contents[order]
+    duplicates = np.zeros(len(contents), dtype=np.bool_)
+    duplicates[order[1:]] = ordered[1:] == ordered[:-1]
+    return duplicates
+
+
+def _held_out(
+    keys: Bits, splits: npt.NDArray[np.uint8], category: npt.NDArray[np.uint8], config: MixConfig
+) -> npt.NDArray[np.uint8]:
+    """State of each record by its key: all records with one key, in every category and file, are on one side."""
+    readable = np.flatnonzero(splits != _REJECTED)
+    distinct, key_of = np.unique(keys[readable], return_inverse=True)
+    split_of, category_of = splits[readable], category[readable]
+    rank = _mixed(distinct, config.seed)
+
+    def having(*wanted: int) -> npt.NDArray[np.bool_]:
+        marked = np.zeros(len(distinct), dtype=np.bool_)
+        marked[key_of[np.isin(split_of, wanted)]] = True
+        return marked
+
+    held = having(_HELDOUT, _VALIDATION, _TEST)
+    free = ~held & ~having(_TRAIN)
+    state = np.full(len(distinct), _STATE_TRAIN, dtype=np.uint8)
+    owner = np.zeros(len(distinct), dtype=np.uint8)
+    for index in reversed(range(len(CATEGORIES))):
+        owner[key_of[category_of == index]] = index
+    for index in range(len(CATEGORIES)):
+        present = np.zeros(len(distinct), dtype=np.bool_)
+        present[key_of[category_of == index]] = True
+        missing = _heldout_target(int(present.sum()), config) - int(np.count_nonzero(present & held))
+        candidates = np.flatnonzero(present & free & ~held)
+        if missing > 0 and config.heldout_share > 0:
+            held[candidates[np.argsort(rank[candidates], kind="stable")[:missing]]] = True
+    undecided = np.flatnonzero(held)
+    for index in range(len(CATEGORIES)):  # every second key, in a random order, so that the halves are equal
+        mine = undecided[owner[undecided] == index]
+        mine = mine[np.argsort(_mixed(distinct[mine], config.seed + 1), kind="stable")]
+        state[mine[0::2]], state[mine[1::2]] = _STATE_VALIDATION, _STATE_TEST
+    state[having(_VALIDATION)] = _STATE_VALIDATION
+    state[having(_TEST)] = _STATE_TEST
+    states = np.full(len(keys), _STATE_DROPPED, dtype=np.uint8)
+    states[readable] = state[key_of]
+    return states
+
+
+def _heldout_target(num_keys: int, config: MixConfig) -> int:
+    wanted = min(max(round(config.heldout_share * num_keys), config.heldout_min), config.heldout_max)
+    return min(wanted, int(num_keys * LARGEST_TINY_SHARE))
+
+
+def _mixed(values: Bits, seed: int) -> Bits:
+    """A pseudo-random number for each value and seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z: Bits = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _leaks(scan: Scan, states: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Training records in which a user turn is the first question of a held-out record with another key."""
+    questions = np.frombuffer(scan.questions, dtype="<u8")
+    askers = np.frombuffer(scan.askers, dtype=np.uint32)
+    leaks = np.zeros(len(states), dtype=np.bool_)
+    if len(askers):
+        first = np.concatenate(([True], askers[1:] != askers[:-1]))
+        held = np.unique(questions[first & (states[askers] >= _STATE_VALIDATION)])
+        leaks[askers[np.isin(questions, held)]] = True
+    leaks &= states == _STATE_TRAIN
+    return leaks
+
+
+# --- second pass: writing -------------------------------------------------------------------------------------------
+
+
+class ShuffledLines:
+    """Lines to write in a random order, without holding them: each goes to a random bucket on the disk, and each bucket
+    is shuffled in memory. The buckets are unnamed files, which vanish with the process."""
+
+    def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
+        num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
+        self.folder = folder
+        self.rng = random.Random(fingerprint(list(seed)))
+        self.count = 0
+        self.buckets: list[IO[bytes]] = []
+        for _ in range(num_buckets):
+            self.buckets.append(stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 17)))  # noqa: SIM115
+
+    def add(self, line: bytes, copies: int = 1) -> None:
+        for _ in range(copies):
+            self.buckets[int(self.rng.random() * len(self.buckets))].write(line)
+        self.count += copies
+
+    def write(self, path: Path) -> str:
+        """Write everything to `path`, atomically, and give the buckets back. Returns: its SHA-256."""
+        digest = hashlib.sha256()
+        with atomic_write(path, "wb") as file:
+            for bucket in self.buckets:
+                bucket.seek(0)
+                lines = bucket.readlines()
+                self.rng.shuffle(lines)
+                for line in lines:
+                    file.write(line)
+                    digest.update(line)
+                bucket.close()
+        return digest.hexdigest()
+
+
+def write_outputs(
+    scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, progress: "tqdm[Any]"
+) -> dict[str, dict[str, Any]]:
+    """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source changed meanwhile."""
+    expected = _expected_bytes(scan, choice, sources)
+    try:
+        with ExitStack() as stack:
+            outputs = {
+                key: ShuffledLines(folder, expected[key], (config.seed, number), stack)
+                for number, key in enumerate(OUTPUTS)
+            }
+            start = 0
+            for index, source in enumerate(sources):
+                progress.set_description(source.path.name, refresh=False)
+                _write_source(source, choice, start, config, outputs, progress)
+                if _file_state(source.path) != scan.states[index]:
+                    raise UserError(f"{display(source.path)}: changed while it was read. Rerun.")
+                start += scan.counts[index]
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the files of an older mix are going
+            return {
+                name: {"records": outputs[key].count, "sha256": outputs[key].write(folder / name)}
+                for key, name in OUTPUTS.items()
+            }
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> dict[tuple[str, bool], int]:
+    """Roughly the size of each output, from the mean size of each source's records."""
+    expected = dict.fromkeys(OUTPUTS, 0)
+    start = 0
+    for source, count, size in zip(sources, scan.counts, scan.sizes, strict=True):
+        span = slice(start, start + count)
+        start += count
+        mean = size / max(count, 1) + 100
+        copies = int(choice.copies[span].sum())
+        once = int(np.count_nonzero(choice.copies[span]))
+        heldout = int(np.count_nonzero(choice.states[span] >= _STATE_VALIDATION))
+        for stage in _stages(source.category):
+            written = once if stage == "pretrain" and source.category != "corpus" else copies
+            expected[stage, False] += int(mean * written)
+            expected[stage, True] += int(mean * heldout)
+    return expected
+
+
+def _stages(category: str) -> tuple[str, ...]:
+    if category == "preference":
+        return ("dpo",)
+    return ("pretrain", "sft") if category in CHAT_CATEGORIES else ("pretrain",)
+
+
+def _write_source(
+    source: Source,
+    choice: Choice,
+    start: int,
+    config: MixConfig,
+    outputs: Mapping[tuple[str, bool], ShuffledLines],
+    progress: "tqdm[Any]",
+) -> None:
+    fill = _placeholders(source, config)
+    states, copies = memoryview(choice.states), memoryview(choice.copies)  # type: ignore[arg-type]
+    for position, (number, item) in enumerate(
+        read_items(source.path, lambda block: progress.update(len(block))), start
+    ):
+        state = states[position] if position < len(states) else _STATE_DROPPED
+        if state == _STATE_DROPPED or (state == _STATE_TRAIN and not copies[position]):
+            continue
+        record = _record_of(item, source, fill)
+        gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
+        gained["origin"] = f"{source.path.name}:{number}"
+        heldout = state != _STATE_TRAIN
+        if heldout:
+            gained["split"] = _SPLIT_NAMES[state]
+        times = 1 if heldout else copies[position]
+        if isinstance(record, ChatRecord):
+            text = _line({"text": record.plain_text(), **gained})
+            if source.category == "corpus":
+                outputs["pretrain", heldout].add(text, times)
+                continue
+            outputs["pretrain", heldout].add(text)
+            outputs["sft", heldout].add(_line({**record.fields, **gained}), times)
+        else:
+            stage = "pretrain" if isinstance(record, TextRecord) else "dpo"
+            outputs[stage, heldout].add(_line({**record.fields, **gained}), times)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return _ENCODER.encode(record).encode("utf-8") + b"\n"
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str, Any]:
+    """Mix the sources into `output_dir`; the manifest, which is also returned, is written last.
+
+    Raises: UserError. The files of an older mix stay as they were unless the new ones are ready to replace them.
+    """
+    files = sources.files
+    with output_lock(output_dir):
+        _remove_leftovers(output_dir)
+        total = 2 * sum(_file_state(source.path)[0] for source in files)
+        with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
+            scan = _scan_with_rejects(files, config, output_dir / REJECTS_FILE, progress)
+            choice = choose(scan, files, config)
+            outputs = write_outputs(scan, choice, files, config, output_dir, progress)
+        manifest = _manifest(scan, choice, sources, config, outputs)
+        write_json(output_dir / MANIFEST_FILE, manifest)
+    return manifest
+
+
+@contextmanager
+def output_lock(folder: Path) -> Iterator[None]:
+    """Keep a second mix out of the same folder. Raises: UserError when there is one, or the folder can't be written."""
+    path = folder / ".mix.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{display(folder)}: another mix is writing there. Wait for it, or give --output_dir."
+                ) from None
+            yield
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of a mix that was killed; they can be as large as the mix."""
+    for name in (*OUTPUTS.values(), REJECTS_FILE, MANIFEST_FILE):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path, progress: "tqdm[Any]") -> Scan:
+    """The first pass. The rejects file is there afterwards, also when the pass ends with an error about bad records."""
+    problem: UserError | None = None
+    with atomic_write(path) as rejects:
+        try:
+            scan = scan_sources(sources, config, rejects, progress)
+        except UserError as error:
+            problem = error
+    if problem:
+        raise problem
+    return scan
+
+
+def _manifest(
+    scan: Scan, choice: Choice, sources: Sources, config: MixConfig, outputs: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    entries = []
+    start = 0
+    for index, source in enumerate(sources.files):
+        span = slice(start, start + scan.counts[index])
+        start += scan.counts[index]
+        copies, states = choice.copies[span], choice.states[span]
+        kept = int(np.count_nonzero(copies))
+        dropped = dict(scan.rejected[index])
+        others = {
+            "duplicate": int(choice.duplicates[span].sum()),
+            "asks a held-out question": int(choice.leaks[span].sum()),
+            "not sampled": int(np.count_nonzero((states == _STATE_TRAIN) & (copies == 0))),
+        }
+        entries.append(
+            {
+                "file": source.path.name,
+                "category": source.category,
+                "sample": source.is_sample,
+                "sha256": scan.digests[index],
+                "read": scan.counts[index],
+                "kept": kept,
+                "heldout": int(np.count_nonzero(states >= _STATE_VALIDATION)),
+                "dropped": dropped | {reason: count for reason, count in others.items() if count},
+                "repetition": round(int(copies.sum()) / kept, 4) if kept else 0.0,
+            }
+        )
+    settings = as_dict(config)
+    return {
+        "seed": config.seed,
+        "settings": settings,
+        "fingerprint": fingerprint([settings, [[e["file"], e["category"], e["sha256"]] for e in entries]]),
+        "sample_factor": choice.factor,
+        "categories": {
+            name: {**{f.name: getattr(tally, f.name) for f in fields(tally)}, "repetition": round(tally.repetition, 4)}
+            for name, tally in choice.tallies.items()
+        },
+        "sources": entries,
+        "left_out": sources.left_out,
+        "outputs": outputs,
+    }

@@ -1,0 +1,469 @@
+"""The tokenizer: text to ids and back, its folder on disk, and what is known about its vocabulary.
+
+Everything that encodes text goes through `RustBPETokenizer`, so that training, evaluation and chat see the same ids.
+"""
+
+import codecs
+import io
+import json
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import regex
+import tiktoken
+
+from configs.artifacts import atomic_write, fingerprint, read_json, write_json
+from configs.schema import ModelConfig, UserError
+from dataset import chat
+from dataset.chat import ASSISTANT_END, BOS, CHAT_TEMPLATE, END_OF_TEXT, SPECIAL_TOKENS
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+NAMED_PATTERNS = {
+    "qwen2": QWEN2_PATTERN,
+    "gpt4": GPT4_PATTERN,
+    "nanochat": GPT4_PATTERN.replace("{1,3}", "{1,2}"),
+}
+"""Each of these matches every text without a gap."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer_meta.json", "tokenizer.pkl")
+NUM_BYTES = 256
+SPACE_WINDOW = 50_000
+"""Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row; runs that fill an
+aligned window of this size take the other path."""
+_BATCH_TASKS_PER_THREAD = 8
+_REMEDY = "Train one with scripts/train_tokenizer.py --output DIR, or name another folder with --tokenizer_dir."
+
+
+class RustBPETokenizer:
+    """Byte-level BPE: text becomes a list of ids from 0 to vocabulary size - 1, and back without loss.
+
+    How a text is encoded:
+
+    1. `pattern`, a regular expression, cuts it into pieces: words, clauses, single digits, runs of punctuation.
+       Text the pattern does not match becomes pieces of its own.
+    2. A piece starts as its UTF-8 bytes, 256 tokens that any text can be written with ("你" is three).
+    3. The two neighbours whose concatenation has the lowest rank merge into one token, again and again until no pair
+       of neighbours is in the vocabulary. Ranks were given in training: the most frequent pair came first.
+
+    A token's rank is its id: 0 to 255 are the single bytes, then the merges in the order of training, then at the top
+    the special tokens of `dataset.chat`, which mark turns. Special tokens never come from text: "<|bos|>" typed by a
+    user becomes ordinary ids, only `encode_special` and the two `render_` methods put marks in.
+
+    Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8: it is read as U+FFFD,
+    the replacement character. All other text comes back from `decode` as it was.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        mergeable_ranks: Mapping[bytes, int],
+        special_tokens: Mapping[str, int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build from plain data.
+
+        Args: special_tokens: name -> id; by default those of `dataset.chat` above the ranks. metadata: what
+        `tokenizer_meta.json` keeps besides, such as the statistics of the vocabulary.
+        Raises: UserError when a byte is missing, ids have gaps, or the pattern is no regular expression.
+        """
+        if special_tokens is None:
+            special_tokens = {name: len(mergeable_ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        _check(pattern, mergeable_ranks, special_tokens)
+        self.pattern = pattern
+        self.mergeable_ranks = dict(sorted(mergeable_ranks.items(), key=lambda item: item[1]))
+        self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
+        self.metadata = dict(metadata or {})
+        self._token_bytes = [*self.mergeable_ranks, *(name.encode() for name in self.special_tokens)]
+        self._gapless = pattern in NAMED_PATTERNS.values()
+        self._splitter = regex.compile(pattern)
+        self.sha256 = fingerprint(
+            {
+                "pattern": pattern,
+                "ranks": [token.hex() for token in self.mergeable_ranks],
+                "special_tokens": self.special_tokens,
+            }
+        )
+        """Fingerprint of all that decides the ids; tensors and weights carry it."""
+
+    # Text to ids
+
+    @cached_property
+    def _bpe(self) -> tiktoken.Encoding:
+        """Splits by the pattern and merges. tiktoken leaves out what the pattern skips: only for gapless patterns."""
+        return self._encoding(self.pattern)
+
+    @cached_property
+    def _piece_bpe(self) -> tiktoken.Encoding:
+        """Merges a text as one piece, for pieces that `_pieces` has split."""
+        return self._encoding(r"(?s:.+)")
+
+    def _encoding(self, pattern: str) -> tiktoken.Encoding:
+        return tiktoken.Encoding("minillm", pat_str=pattern, mergeable_ranks=self.mergeable_ranks, special_tokens={})
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. No special token is among them, whatever the text says."""
+        if self._gapless and not _has_endless_space(text):
+            return self._bpe.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in self._pieces(_without_surrogates(text)):
+            ids += self._piece_bpe.encode_ordinary(piece)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
+        """Ids of each text, in order, on several threads (0: one a core)."""
+        num_threads = num_threads or _num_cores()
+        if num_threads == 1 or len(texts) < 2:
+            return [self.encode(text) for text in texts]
+        size = max(1, len(texts) // (num_threads * _BATCH_TASKS_PER_THREAD))
+        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            encoded = pool.map(lambda group: [self.encode(text) for text in group], groups)
+            return [ids for group in encoded for ids in group]
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The pieces of a text; what the pattern skips comes out as pieces too, so that nothing is lost."""
+        end = 0
+        for match in self._splitter.finditer(text):
+            if match.start() > end:
+                yield text[end : match.start()]
+            if match.end() > match.start():
+                yield match.group()
+            end = match.end()
+        if end < len(text):
+            yield text[end:]
+
+    def encode_special(self, name: str) -> int:
+        """Id of a special token, such as `<|bos|>`. Raises: KeyError for a name that is none."""
+        return self.special_tokens[name]
+
+    # Ids to text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that form no character (a cut one) become U+FFFD. Special tokens show as their names.
+
+        Raises: ValueError for an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, special: bool = True) -> bytes:
+        """UTF-8 bytes of ids; without `special`, the marks are left out, so that the length is that of the text."""
+        first_mark = len(self.mergeable_ranks)
+        kept = ids if special else (i for i in ids if i < first_mark)
+        return b"".join(map(self._bytes_of, kept))
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Text of ids as they arrive: each chunk is whole characters, and all chunks together equal `decode`."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token_id in ids:
+            if chunk := decoder.decode(self._bytes_of(token_id)):
+                yield chunk
+        if chunk := decoder.decode(b"", final=True):
+            yield chunk
+
+    def id_to_token(self, token_id: int) -> str:
+        """A token for people to read: its text, with bytes that are only part of a character as `\\xe4`."""
+        return self._bytes_of(token_id).decode("utf-8", errors="backslashreplace")
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if not 0 <= token_id < len(self._token_bytes):
+            raise ValueError(f"id {token_id}: not in the vocabulary of {len(self._token_bytes)}")
+        return self._token_bytes[token_id]
+
+    # Conversations
+
+    def render_conversation(
+        self, messages: Sequence[chat.Message], max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a conversation and its loss mask (1: learnt), cut to `max_length` tokens where that is given.
+
+        The format is that of `dataset.chat`. Raises: UserError for a malformed message.
+        """
+        ids, mask = chat.render_conversation(self, messages)
+        return ids[:max_length], mask[:max_length]
+
+    def render_for_completion(self, messages: Sequence[chat.Message]) -> list[int]:
+        """Ids of a conversation up to `<|assistant_start|>`, from where the model writes the answer."""
+        return chat.render_for_completion(self, messages)
+
+    # The vocabulary
+
+    def get_vocab_size(self) -> int:
+        """Number of ids, special tokens included: the rows of the model's embedding."""
+        return len(self._token_bytes)
+
+    def get_bos_token_id(self) -> int:
+        """Id of `<|bos|>`, which opens every document and conversation."""
+        return self.special_tokens[BOS]
+
+    @property
+    def end_of_text_id(self) -> int:
+        """Id of `<|endoftext|>`: the end of a document, and padding."""
+        return self.special_tokens[END_OF_TEXT]
+
+    @property
+    def assistant_end_id(self) -> int:
+        """Id of `<|assistant_end|>`, with which an answer ends."""
+        return self.special_tokens[ASSISTANT_END]
+
+    # Files
+
+    @classmethod
+    def from_directory(cls, folder: Path | str) -> "RustBPETokenizer":
+        """Load a tokenizer folder. Raises: UserError when a file is missing, damaged, or no plain data."""
+        path = Path(folder) / "tokenizer.pkl"
+        data = _read_plain_pickle(path)
+        try:
+            tokenizer = cls(data["pattern"], data["mergeable_ranks"], data["special_tokens"])
+        except UserError as error:
+            raise UserError(f"{path}: {error} {_REMEDY}") from None
+        meta_path = path.with_name("tokenizer_meta.json")
+        if meta_path.exists():
+            meta = read_json(meta_path, _REMEDY)
+            if not isinstance(meta, dict) or meta.pop("sha256", None) != tokenizer.sha256:
+                raise UserError(f"{meta_path}: does not belong to the tokenizer.pkl beside it. {_REMEDY}")
+            tokenizer.metadata = {key: value for key, value in meta.items() if key not in {"pattern", "special_tokens"}}
+        return tokenizer
+
+    def save(self, folder: Path | str) -> None:
+        """Write the four files of a tokenizer folder; `tokenizer.pkl`, by which it is recognised, comes last."""
+        folder = Path(folder)
+        with atomic_write(folder / "tokenizer.json") as file:
+            json.dump(self._hugging_face_json(), file, ensure_ascii=False, indent=1)
+            file.write("\n")
+        write_json(folder / "tokenizer_config.json", self._hugging_face_config())
+        facts = {"pattern": self.pattern, "special_tokens": self.special_tokens, "sha256": self.sha256}
+        write_json(folder / "tokenizer_meta.json", self.metadata | facts)
+        plain = {
+            "pattern": self.pattern,
+            "mergeable_ranks": self.mergeable_ranks,
+            "special_tokens": self.special_tokens,
+        }
+        with atomic_write(folder / "tokenizer.pkl", "wb") as file:
+            pickle.dump(plain, file, protocol=4)
+
+    def _hugging_face_json(self) -> dict[str, Any]:
+        """`tokenizer.json`: the same vocabulary as merges, which Hugging Face's `tokenizers` turns into equal ids."""
+        shown = {token: to_byte_alphabet(token) for token in self.mergeable_ranks}
+        merges = [f"{shown[left]} {shown[right]}" for left, right in self._merges()]
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {
+                    "id": token_id,
+                    "content": name,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+                for name, token_id in self.special_tokens.items()
+            ],
+            "normalizer": None,
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False},
+                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+                ],
+            },
+            "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                # As in tiktoken, a piece that is itself a token becomes that token without a look at the merges.
+                "ignore_merges": True,
+                "vocab": {text: self.mergeable_ranks[token] for token, text in shown.items()},
+                "merges": merges,
+            },
+        }
+
+    def _merges(self) -> Iterator[tuple[bytes, bytes]]:
+        """The two parts from which each token is made, in the order of ranks.
+
+        They are found by encoding the token's bytes with all merges of lower rank: inside a text a token forms in the
+        same way. A token that no merges lead to has no parts; it is used only where it is a whole piece.
+        """
+        for token, rank in self.mergeable_ranks.items():
+            if rank >= NUM_BYTES:
+                parts = merge_bytes(token, self.mergeable_ranks, below=rank)
+                if len(parts) == 2:
+                    yield parts[0], parts[1]
+
+    def _hugging_face_config(self) -> dict[str, Any]:
+        """`tokenizer_config.json`: how transformers, vLLM and llama.cpp use the tokenizer."""
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            # Programs stop generating at eos, so it is the end of an answer; the end of a document serves as padding,
+            # which must differ from eos, or code that hides padding from the loss would hide each answer's end too.
+            "eos_token": ASSISTANT_END,
+            "pad_token": END_OF_TEXT,
+            "additional_special_tokens": [
+                name for name in self.special_tokens if name not in {BOS, ASSISTANT_END, END_OF_TEXT}
+            ],
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": ModelConfig().max_position_embeddings,
+            "chat_template": CHAT_TEMPLATE,
+        }
+
+
+# How bytes merge, and how they look in tokenizer.json
+
+
+def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
+    """The tokens of a piece by merges of rank less than `below`: the plain algorithm, for pieces of a few bytes."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 1:
+        rank, i = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
+        if rank >= below:
+            break
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _byte_alphabet() -> list[str]:
+    """One visible character for each byte, as GPT-2 chose them: Latin-1's own where it prints, else from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(NUM_BYTES)]
+
+
+_BYTE_TO_CHARACTER = _byte_alphabet()
+_CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
+
+
+def to_byte_alphabet(token: bytes) -> str:
+    """A token as `tokenizer.json` writes it."""
+    return "".join(_BYTE_TO_CHARACTER[byte] for byte in token)
+
+
+def from_byte_alphabet(text: str) -> bytes:
+    """The bytes of a token that `tokenizer.json` writes so."""
+    return bytes(_CHARACTER_TO_BYTE[character] for character in text)
+
+
+# Checks and limits
+
+
+def _num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_endless_space(text: str) -> bool:
+    """Whether a window of `text` is nothing but white space. Costs next to nothing on real text."""
+    return len(text) >= SPACE_WINDOW and any(
+        text[start : start + SPACE_WINDOW].isspace() for start in range(0, len(text), SPACE_WINDOW)
+    )
+
+
+def _without_surrogates(text: str) -> str:
+    """Surrogate pairs joined, single halves replaced by U+FFFD; other text as it is."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
+    """Raises: UserError when the parts of a tokenizer are not what they must be."""
+    if not isinstance(pattern, str) or not isinstance(ranks, Mapping) or not isinstance(special_tokens, Mapping):
+        raise UserError("pattern must be text, mergeable_ranks and special_tokens mappings.")
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise UserError(f"the split pattern {pattern!r} is no regular expression ({error}).") from None
+    if not all(type(token) is bytes and type(rank) is int for token, rank in ranks.items()):
+        raise UserError("mergeable_ranks must map bytes to whole numbers.")
+    if not all(type(name) is str and type(token_id) is int for name, token_id in special_tokens.items()):
+        raise UserError("special_tokens must map names to whole numbers.")
+    if any(ranks.get(bytes([byte])) != byte for byte in range(NUM_BYTES)):
+        raise UserError(f"each single byte must have its own value as rank, 0 to {NUM_BYTES - 1}.")
+    if missing := [name for name in SPECIAL_TOKENS if name not in special_tokens]:
+        raise UserError(f"special tokens are missing: {', '.join(missing)}.")
+    num_tokens = len(ranks) + len(special_tokens)
+    if sorted(ranks.values()) != list(range(len(ranks))) or sorted(special_tokens.values()) != list(
+        range(len(ranks), num_tokens)
+    ):
+        raise UserError("ids must be 0, 1, 2, ... without a gap, those of the special tokens at the top.")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, text, bytes and containers. A pickle can name functions to call: here none is ever looked up."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code, not data")
+
+
+def _read_plain_pickle(path: Path) -> dict[str, Any]:
+    """The dict in `tokenizer.pkl`. Raises: UserError when it is missing, damaged, or holds anything but plain data."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. {_REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}). {_REMEDY}") from None
+    try:
+        data = _PlainUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a damaged pickle can raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is refused ({reason}). {_REMEDY}") from None
+    if not isinstance(data, dict) or set(data) != {"pattern", "mergeable_ranks", "special_tokens"}:
+        raise UserError(f"{path}: must hold pattern, mergeable_ranks and special_tokens, nothing else. {_REMEDY}")
+    return data
+
+
+# Statistics
+
+_HAN = regex.compile(r"\p{Han}")
+NUM_LONGEST = 30
+
+
+def measure_vocabulary(
+    tokenizer: RustBPETokenizer, heldout_texts: Iterable[str], training_texts: Iterable[str]
+) -> dict[str, Any]:
+    """How well a vocabulary serves: density on text it was not trained on, and what it is made of.
+
+    `characters_per_token` and `bytes_per_token` are of the held-out texts; `unused_tokens` are those that neither
+    they nor the training texts need.
+    """
+    num_characters = num_bytes = num_tokens = 0
+    used: set[int] = set()
+    for text in heldout_texts:
+        ids = tokenizer.encode(text)
+        used.update(ids)
+        num_characters += len(text)
+        num_bytes += len(text.encode("utf-8", "replace"))
+        num_tokens += len(ids)
+    for text in training_texts:
+        used.update(tokenizer.encode(text))
+    words = {token_id: tokenizer.id_to_token(token_id) for token_id in range(len(tokenizer.mergeable_ranks))}
+    whole = [token_id for token_id, word in words.items() if "\\x" not in word]  # torn characters would look long
+    longest = sorted(whole, key=lambda token_id: (-len(words[token_id]), token_id))[:NUM_LONGEST]
+    unused = [token_id for token_id in words if token_id not in used]
+    return {
+        "heldout": {"characters": num_characters, "bytes": num_bytes, "tokens": num_tokens},
+        "characters_per_token": round(num_characters / num_tokens, 4) if num_tokens else None,
+        "bytes_per_token": round(num_bytes / num_tokens, 4) if num_tokens else None,
+        "share_of_han_tokens": round(sum(bool(_HAN.search(word)) for word in words.values()) / len(words), 4),
+        "longest_tokens": [words[token_id] for token_id in longest],
+        "unused_tokens": {"count": len(unused), "tokens": [words[token_id] for token_id in unused[:NUM_LONGEST]]},
+    }

@@ -1,0 +1,1 @@
+"""Tensors -> logits: the network, generation and export; the shipped tokenizer's files lie here too."""

@@ -1,0 +1,274 @@
+"""The network, whole: Qwen3 (dense) and Qwen3-MoE, in the parameter names of transformers.
+
+Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads, D head size,
+I width of the SwiGLU, E experts, V vocabulary.
+Sources: Qwen3 technical report (arXiv:2505.09388); RMSNorm arXiv:1910.07467; RoPE arXiv:2104.09864;
+grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202; Mixtral-style routing arXiv:2401.04088.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.schema import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 (arXiv:1910.07467, eq. 4)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape whose last dimension is `size`; returns the same shape and dtype."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE for the given positions (..., T), each (..., T, D/2), in float32."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by its angle; cos and sin broadcast to (B, 1, T, D/2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, one pair of (B, K, capacity, D) a layer, filled up to `length`."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int = 0
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> "KeyValueCache":
+        """Room for `capacity` tokens in the dtype and on the device of `like`."""
+        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        return cls([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new tokens behind the ones of this layer; returns all of them, (B, K, S, D)."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all layers share in one forward pass."""
+
+    cos: Tensor
+    """(B or 1, 1, T, D/2)."""
+    sin: Tensor
+    mask: Tensor | None
+    """(B, 1, T, S) boolean, true where a query may look; None: causal."""
+    cache: KeyValueCache | None = None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on queries and keys; no biases."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
+        y = F.scaled_dot_product_attention(
+            q.to(v.dtype), k.to(v.dtype), v, attn_mask=context.mask, is_causal=context.mask is None, enable_gqa=True
+        )  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) -> (B, T, C), and no balance loss."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None
+
+
+class Experts(nn.Module):
+    """The weights of all experts, stacked."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))  # (E, 2I, C)
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))  # (E, C, I)
+
+
+class MoE(nn.Module):
+    """Each token through its top-k experts, weighted by the router's probabilities.
+
+    With k > 1 the weights are normalised to sum to one, as in Qwen3-MoE. With k = 1 they are not: a normalised
+    single weight is the constant 1, and the router would receive no gradient.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, C) -> (B, T, C), and the balance loss of each row (B,): 1 when all experts are used alike.
+
+        The loss is E * sum over experts of (share of the row's choices) * (mean probability), Switch Transformer
+        (arXiv:2101.03961, eq. 4), taken per row so that no split of a batch changes it.
+        """
+        B, T, C = x.shape
+        probabilities = F.linear(x.float(), self.gate.weight.float()).softmax(dim=-1)  # (B, T, E)
+        weights, chosen = probabilities.topk(self.top_k, dim=-1)  # (B, T, k)
+        if self.top_k > 1:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        flat, y = x.reshape(B * T, C), torch.zeros(B * T, C, dtype=x.dtype, device=x.device)
+        for expert in range(self.num_experts):
+            token, slot = (chosen.view(B * T, self.top_k) == expert).nonzero(as_tuple=True)
+            gate, up = F.linear(flat[token], self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+            out = F.linear(F.silu(gate) * up, self.experts.down_proj[expert])
+            out = out * weights.view(B * T, self.top_k)[token, slot, None].to(out.dtype)
+            y = y.index_add(0, token, out.to(y.dtype))
+        share = F.one_hot(chosen, self.num_experts).float().mean(dim=(1, 2))  # (B, E)
+        balance = self.num_experts * (share * probabilities.mean(dim=1)).sum(dim=-1)  # (B,)
+        return y.view(B, T, C), balance
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each on a normalised input and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MoE(config) if config.use_moe else MLP(config.hidden_size, config.intermediate_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) -> (B, T, C), and the balance loss of a MoE block (B,)."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), context))
+        y, balance = self.mlp(self.post_attention_layernorm(x))
+        return x + self.dropout(y), balance
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and the last norm (`model.` in the checkpoint)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MiniLLM(nn.Module):
+    """A causal language model whose output matrix is its embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config.resolve()
+        self.model = Backbone(self.config)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Fresh weights from torch's global generator.
+
+        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The other
+        matrices are uniform with variance 1 / C. With tied weights a token's own logit starts at std * C, hence the
+        bound on the embedding's standard deviation: the first loss is near ln V at every width.
+        """
+        config = self.config
+        bound = math.sqrt(3.0 / config.hidden_size)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            elif name.endswith("embed_tokens.weight"):
+                nn.init.normal_(parameter, std=min(config.initializer_range, 4.0 / config.hidden_size))
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, C): the embedding, used again as the output matrix."""
+        return self.model.embed_tokens.weight
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised output of the last block.
+
+        Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own document.
+        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S): given outright,
+        instead of document_ids.
+        Returns: (B, T, C), and for MoE the mean balance loss of each row (B,).
+        """
+        T, device = input_ids.shape[1], input_ids.device
+        start = cache.length if cache is not None else 0
+        if positions is None:
+            positions = torch.arange(start, start + T, device=device)[None]
+        if document_ids is not None:
+            same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
+            mask = (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
+        elif mask is None and start > 0:
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        context = AttentionContext(cos[:, None], sin[:, None], mask, cache)
+        x = self.model.embed_tokens(input_ids)  # (B, T, C)
+        balances = []
+        for block in self.model.layers:
+            x, balance = block(x, context)
+            if balance is not None:
+                balances.append(balance)
+        if cache is not None:
+            cache.length += T
+        return self.model.norm(x), torch.stack(balances).mean(dim=0) if balances else None
+
+    def forward(self, input_ids: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
+        """(B, T) -> logits (B, T, V)."""
+        hidden, _ = self.hidden_states(input_ids, document_ids=document_ids)
+        return F.linear(hidden, self.output_weight.to(hidden.dtype))
+
+    def num_parameters(self) -> int:
+        """Trainable parameters; the tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

@@ -1,0 +1,132 @@
+"""Mix the Chinese sources into training and held-out sets. 把中文数据混合成训练集与留出集。
+
+    python scripts/build_chinese_mix.py
+    python scripts/build_chinese_mix.py --profile cpu --knowledge 5000
+
+Reads `data/chinese/*.jsonl` (also .json, .csv, .gz, .xz), writes `data/processed/{pretrain,sft,dpo}_chinese.jsonl`,
+their held-out parts, the rejected lines and `mix_manifest.json`. Bundled samples stand in for each category without a
+file. 读取 data/chinese/ 里的数据，写出训练集、留出集、坏行与清单；缺少的类别用自带样例。
+"""
+
+import argparse
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.cli import Parser, run
+from configs.flags import env_path
+from configs.load import load_file_categories, load_profile
+from configs.paths import DATA_DIR, SAMPLE_DIR, SOURCE_DIR, display
+from configs.schema import CATEGORIES, MixConfig
+from dataset.mix import REJECTS_FILE, build_mix, find_sources
+
+_LABELS = {
+    "general": "general 通用对话",
+    "knowledge": "knowledge 知识",
+    "math": "math 数学",
+    "identity": "identity 自我认知",
+    "preference": "preference 偏好",
+    "corpus": "corpus 语料",
+}
+_HEADER = ("category 类别", "asked 目标", "reached 实得", "distinct 不重复", "repeated 重复", "held out 留出")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of the mix."""
+    parser = Parser(description=__doc__)
+    paths = parser.add_argument_group("folders 目录")
+    paths.add_argument("--source_dir", type=Path, metavar="DIR", help="your files 数据来源目录 (data/chinese)")
+    paths.add_argument(
+        "--output_dir", type=Path, metavar="DIR", help="what is made 输出目录 (DATA_DIR, data/processed)"
+    )
+    paths.add_argument(
+        "--profile", default="default", metavar="NAME", help="configs/NAME.yaml, or a YAML file 配置 (default)"
+    )
+    targets = parser.add_argument_group("targets in records, over the profile 各类目标条数，优先于配置")
+    for name, label in _LABELS.items():
+        chinese = label.split()[1]
+        zero = (
+            "0: all 全部"
+            if name == "corpus"
+            else "of each file 每个文件; 0: none 不用"
+            if name == "identity"
+            else "0: none 不用"
+        )
+        targets.add_argument(f"--{name}", type=int, metavar="N", help=f"{chinese} ({zero})")
+    more = parser.add_argument_group("how 方式")
+    more.add_argument("--max_rounds", type=int, metavar="N", help="how often a record may be repeated 单条最多重复次数")
+    more.add_argument("--heldout_share", type=float, metavar="P", help="share of keys never trained on 留出比例")
+    more.add_argument("--seed", type=int, metavar="N", help="seed of all randomness 随机种子")
+    more.add_argument("--name", metavar="TEXT", help="what the model calls itself 模型的名字")
+    more.add_argument("--author", metavar="TEXT", help="who made it 作者")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    given = {f.name: value for f in fields(MixConfig) if (value := getattr(arguments, f.name, None)) is not None}
+    config = replace(load_profile(arguments.profile).mix, **given)
+    source_dir, output_dir = arguments.source_dir, arguments.output_dir or env_path("DATA_DIR", DATA_DIR)
+    if source_dir is None:
+        source_dir = SOURCE_DIR
+        source_dir.mkdir(parents=True, exist_ok=True)
+    sources = find_sources(source_dir, SAMPLE_DIR, config, load_file_categories())
+    for source in sources.files:
+        kind = "bundled sample 自带样例" if source.is_sample else "yours 用户数据"
+        print(f"  {source.category:<10} {display(source.path)} ({kind})")
+    for name, reason in sources.left_out.items():
+        print(f"  left out 未使用   {name} ({reason})")
+    sys.stdout.flush()  # before the progress bar, which goes to stderr
+    manifest = build_mix(sources, config, output_dir)
+    _report(manifest, output_dir)
+    return 0
+
+
+def _report(manifest: dict[str, Any], output_dir: Path) -> None:
+    """What was asked, what was reached, and what became of the rest."""
+    if manifest["sample_factor"] < 1:
+        print(
+            f"bundled samples alone: all targets shrink to {manifest['sample_factor']:.4f} of themselves instead of "
+            f"repeating few records many times. 只有自带样例：所有目标按同一比例缩小。"
+        )
+    rows: list[tuple[str, ...]] = [_HEADER]
+    for name in CATEGORIES:
+        if tally := manifest["categories"].get(name):
+            counts = [f"{tally[key]:,}" for key in ("asked", "reached", "available")]
+            rows.append((_LABELS[name], *counts, f"{tally['repetition']:.2f}x", f"{tally['heldout']:,}"))
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(_HEADER))]
+    for row in rows:
+        first, *rest = (
+            _pad(cell, width, right=column > 0) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([first, *rest]))
+    for source in manifest["sources"]:
+        for reason, count in source["dropped"].items():
+            print(f"  dropped 丢弃 {count:,} from {source['file']}: {reason}")
+    if any(
+        set(source["dropped"]) - {"duplicate", "asks a held-out question", "not sampled"}
+        for source in manifest["sources"]
+    ):
+        print(f"  bad lines are in {display(output_dir / REJECTS_FILE)} 坏行见该文件")
+    for name, output in manifest["outputs"].items():
+        print(f"{display(output_dir / name)}: {output['records']:,} records 条")
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal; a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,309 @@
+"""Evaluate a checkpoint on held-out records and append one JSON line of metrics. 在留出数据上评估一个阶段。
+
+    python scripts/evaluate_stage.py --stage sft
+    python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
+"""
+
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.artifacts import append_line, fingerprint, sha256_file
+from configs.cli import Parser, run
+from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
+from configs.load import load_profile
+from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, display, find_dataset
+from configs.schema import STAGES, MixConfig, UserError
+from dataset.records import read_records
+from dataset.tokenizer import RustBPETokenizer
+from model.generate import Answer
+from model.model_minillm import MiniLLM
+from trainer.checkpoint import check_tokenizer, load_model
+from trainer.evaluate import (
+    EXACT_CATEGORIES,
+    Metric,
+    Question,
+    answer_metrics,
+    ask,
+    chat_records,
+    is_right,
+    likelihood_metrics,
+    preference_metrics,
+    score,
+    score_pairs,
+    text_records,
+)
+from trainer.runtime import choose_device, seed_everything
+
+SCORE_BATCH = 32
+"""Rows scored at one time."""
+GENERAL_ANSWERS = 100
+"""Answers generated for the category `general`, which has no exact measure but whether they end."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out records of one file."""
+
+    path: Path
+    sha256: str
+    split: str
+    records: list[dict[str, Any]]
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--stage", required=True, choices=STAGES, help="what the checkpoint is 阶段")
+    parser.add_argument("--profile", default="default", metavar="NAME", help="configs/NAME.yaml 配置 (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
+    parser.add_argument("--reference", type=Path, metavar="PATH", help="DPO: weights it started from DPO 的参考权重")
+    parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
+    parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
+    parser.add_argument("--results_file", type=Path, metavar="FILE", help="where the line goes (tf_dir/eval_results.jsonl)")
+    parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
+    parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")
+    parser.add_argument("--max_samples", type=int, metavar="N", help="records a category; 0: all 每类最多条数")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="answers side by side 并行生成条数")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the choice of samples 随机种子")
+    parser.add_argument("--run_id", default="", metavar="ID", help="name of this run; recorded once a stage 运行编号")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checkpoint + held-out file -> a table, three answers, one line in the results file."""
+    started = time.perf_counter()
+    arguments = build_parser().parse_args(argv)
+    stage, profile = arguments.stage, load_profile(arguments.profile)
+    settings = {
+        "max_samples": profile.evaluate.max_samples if arguments.max_samples is None else arguments.max_samples,
+        "batch_size": arguments.batch_size or profile.evaluate.batch_size,
+        "max_new_tokens": profile.evaluate.max_new_tokens,
+    }
+    seed = profile.evaluate.seed if arguments.seed is None else arguments.seed
+    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
+    results = arguments.results_file or env_path("TF_DIR", TF_DIR) / "eval_results.jsonl"
+    if arguments.run_id and already_recorded(results, arguments.run_id, stage):
+        print(f"{display(results)}: run {arguments.run_id} has its {stage} line already")
+        return 0
+    path = find_dataset(arguments.checkpoint) if arguments.checkpoint else latest_weights(WEIGHT_NAMES[stage], out_dir)
+    data_path = arguments.data_path or env_path("DATA_DIR", DATA_DIR) / f"{stage}_chinese_heldout.jsonl"
+    device = choose_device(arguments.device)
+    seed_everything(seed)
+
+    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
+    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
+    model, manifest = load_model(path, device=device)
+    model.eval()
+    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
+    if manifest["stage"] != stage:
+        raise UserError(f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint.")
+    heldout = read_heldout(data_path, manifest, settings["max_samples"], seed)
+    names = (profile.mix.name, profile.mix.author)
+    evaluation = Evaluation(model, tokenizer, names, settings, manifest["settings"]["train"]["max_seq_len"])
+
+    if stage == "pretrain":
+        metrics = evaluation.of_texts(heldout.records)
+    elif stage == "sft":
+        metrics = evaluation.of_chats(heldout.records)
+    else:
+        reference = arguments.reference or reference_path(path, manifest)
+        metrics = evaluation.of_pairs(heldout.records, reference, manifest)
+        chats = arguments.sft_data_path or sibling(heldout.path)
+        if chats is not None:
+            metrics |= evaluation.of_chats(read_heldout(chats, manifest, settings["max_samples"], seed).records)
+
+    line = {
+        "run_id": arguments.run_id or fingerprint([str(path), time.time_ns()])[:12],
+        "stage": stage,
+        "profile": manifest["profile"],
+        "checkpoint": display(path),
+        "checkpoint_sha256": sha256_file(path),
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_path": display(heldout.path),
+        "data_sha256": heldout.sha256,
+        "split": heldout.split,
+        "seed": seed,
+        "device": str(device),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "settings": settings,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.perf_counter() - started, 2),
+        "metrics": {name: metric.as_json() for name, metric in metrics.items()},
+    }
+    append_line(results, line)
+    print_table(stage, heldout, metrics)
+    evaluation.print_samples()
+    print(f"-> {display(results)}")
+    return 0
+
+
+def already_recorded(results: Path, run_id: str, stage: str) -> bool:
+    """Whether this run's line of this stage stands in the results file."""
+    if not results.exists():
+        return False
+    for number, text in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            raise UserError(f"{display(results)}:{number}: not a JSON line. Mend or remove that line.") from None
+        if line.get("run_id") == run_id and line.get("stage") == stage:
+            return True
+    return False
+
+
+def read_heldout(path: Path, manifest: dict[str, Any], max_samples: int, seed: int) -> Heldout:
+    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a category.
+
+    Raises: UserError when the file is training data of the checkpoint, or has nothing to evaluate on.
+    """
+    path = find_dataset(path)
+    digest = sha256_file(path)
+    for source in manifest["training_data"]:
+        if source["sha256"] == digest:
+            raise UserError(
+                f"{display(path)}: this checkpoint was trained on this very file, so a score on it means nothing. "
+                "Give a held-out file."
+            )
+    records = list(read_records(path))
+    split = "test" if any(record.get("split") == "test" for record in records) else "all"
+    if split == "test":
+        records = [record for record in records if record.get("split") == "test"]
+    if not records:
+        raise UserError(f"{display(path)}: no record to evaluate on. Give another --data_path.")
+    if max_samples:
+        by_kind: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for record in records:
+            by_kind[record.get("category", ""), record.get("kind", "")].append(record)
+        choose = random.Random(seed)
+        records = [r for kept in by_kind.values() for r in choose.sample(kept, min(max_samples, len(kept)))]
+    return Heldout(path, digest, split, records)
+
+
+def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:
+    """The weights that a DPO checkpoint started from, beside it. Raises: UserError when they are others by now."""
+    start = manifest["start"]
+    path = checkpoint.parent / start["path"]
+    if not path.exists() or sha256_file(path) != start["sha256"]:
+        raise UserError(
+            f"{display(path)}: not the {STAGE_BEFORE['dpo']} weights that {display(checkpoint)} started from. "
+            "Give them with --reference."
+        )
+    return path
+
+
+def sibling(path: Path) -> Path | None:
+    """The held-out chats beside held-out pairs, to see what preference training did to the answers."""
+    chats = path.with_name(path.name.replace("dpo", "sft"))
+    return chats if chats != path and chats.exists() else None
+
+
+class Evaluation:
+    """The metrics of one model; remembers three answers to show."""
+
+    def __init__(
+        self,
+        model: MiniLLM,
+        tokenizer: RustBPETokenizer,
+        names: tuple[str, str],
+        settings: dict[str, int],
+        length: int,
+    ) -> None:
+        self.model, self.tokenizer, self.names, self.settings, self.length = model, tokenizer, names, settings, length
+        self.samples: list[tuple[str, Answer, str]] = []
+
+    def of_texts(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
+        """Loss, perplexity and bits per byte of raw texts."""
+        texts = text_records(self.tokenizer, (record["text"] for record in records))
+        questions = [Question([{"role": "user", "content": r["text"][:16]}], "", "text") for r in records[:3]]
+        self._remember_texts([question.messages[0]["content"] for question in questions])
+        scored = score(self.model, texts, length=self.length, batch_size=SCORE_BATCH, label="likelihood")
+        return likelihood_metrics(scored)
+
+    def of_chats(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
+        """The same over what the assistant says, and the accuracy of greedy answers."""
+        conversations = [record["conversations"] for record in records]
+        scored = score(
+            self.model, chat_records(self.tokenizer, conversations),
+            length=self.length, batch_size=SCORE_BATCH, label="likelihood",
+        )  # fmt: skip
+        questions = [question_of(record) for record in records]
+        general = [q for q in questions if q.category not in EXACT_CATEGORIES][:GENERAL_ANSWERS]
+        questions = [q for q in questions if q.category in EXACT_CATEGORIES] + general
+        answers = ask(
+            self.model, self.tokenizer, questions,
+            batch_size=self.settings["batch_size"], max_new_tokens=self.settings["max_new_tokens"],
+        )  # fmt: skip
+        self._remember(questions, answers)
+        return likelihood_metrics(scored) | answer_metrics(questions, answers, self.names)
+
+    def of_pairs(self, records: list[dict[str, Any]], reference: Path, manifest: dict[str, Any]) -> dict[str, Metric]:
+        """How often the better answer of a pair is preferred, and by how much."""
+        pairs = [(record["chosen"], record["rejected"]) for record in records]
+        start, _ = load_model(reference, device=self.model.output_weight.device)
+        start.eval()
+        policy_scores, reference_scores = (
+            score_pairs(
+                model, self.tokenizer, pairs, length=self.length, batch_size=SCORE_BATCH, label=label
+            )
+            for model, label in ((self.model, "policy"), (start, "reference"))
+        )
+        return preference_metrics(policy_scores, reference_scores, manifest["settings"]["train"]["beta"])
+
+    def _remember_texts(self, openings: list[str]) -> None:
+        from model.generate import Sampling, answer
+
+        prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
+        said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
+        self.samples = [(opening, one, "") for opening, one in zip(openings, said, strict=True)]
+
+    def _remember(self, questions: list[Question], answers: list[Answer]) -> None:
+        """One answer of each of three categories, right or wrong as it comes."""
+        seen: set[str] = set()
+        for question, said in zip(questions, answers, strict=True):
+            if question.category not in seen and len(seen) < 3:
+                seen.add(question.category)
+                mark = ""
+                if question.category in EXACT_CATEGORIES:
+                    mark = "✓" if is_right(question, said.text, self.names) else f"✗ ({question.expected})"
+                self.samples.append((str(question.messages[-1]["content"]), said, mark))
+
+    def print_samples(self) -> None:
+        """Show the remembered answers."""
+        for asked, said, mark in self.samples:
+            print(f"  问: {asked}\n  答: {said.text}{'' if said.ended else ' …'} {mark}")
+
+
+def question_of(record: dict[str, Any]) -> Question:
+    """The last question of a conversation, and what was answered."""
+    messages = record["conversations"]
+    return Question(
+        messages[:-1], str(messages[-1]["content"]), record.get("category", "general"), str(record.get("kind", ""))
+    )
+
+
+def print_table(stage: str, heldout: Heldout, metrics: dict[str, Metric]) -> None:
+    """A small table for people."""
+    half = "the half that no training choice has seen" if heldout.split == "test" else "all records"
+    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({half})")
+    width = max(len(name) for name in metrics)
+    for name, metric in metrics.items():
+        share = name.startswith(("accuracy", "ended", "preference", "name_in"))
+        value, low, high = (
+            (f"{100 * x:.1f}%" if share else f"{x:.4g}") for x in (metric.value, metric.low, metric.high)
+        )
+        print(f"  {name:<{width}}  {value:>8}  [{low}, {high}]  n = {metric.n:,}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,210 @@
+"""Turn mixed records into token tensors that the trainers read by memory map. 把混合后的数据转成训练用的词元张量。
+
+python scripts/export_embeddings.py sft
+python scripts/export_embeddings.py sft --inspect 3
+python scripts/export_embeddings.py pretrain --input my_texts.jsonl --output my_tokens --max-length 512
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from configs.cli import Parser, add_switch, run
+from configs.flags import default_tokenizer_dir, env_path
+from configs.load import load_profile
+from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset
+from configs.schema import STAGES, TrainConfig, UserError
+from dataset.chat import BOS
+from dataset.tensors import (
+    IGNORE,
+    VALIDATION_FOLDER,
+    Manifest,
+    TensorJob,
+    build_tensors,
+    current_tensors,
+    heldout_beside,
+    open_tensors,
+    read_manifest,
+)
+from dataset.tokenizer import RustBPETokenizer
+
+GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES, help="what the tensors are for 用于哪个阶段")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="records 输入 (DATA_DIR/STAGE_chinese.jsonl)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="tensor folder 输出目录 (DATA_DIR/STAGE_tokens)")
+    parser.add_argument(
+        "--heldout",
+        type=Path,
+        metavar="FILE",
+        help="its validation records become DIR/validation 验证集来源 (INPUT_heldout.jsonl)",
+    )
+    parser.add_argument(
+        "--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录 (OUT_DIR/tokenizer, model)"
+    )
+    parser.add_argument("--profile", metavar="NAME", help="take --max-length from configs/NAME.yaml 从配置读取长度")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens in a row 每行词元数 (2048)")
+    parser.add_argument(
+        "--bos-token",
+        default=BOS,
+        metavar="NAME",
+        help="special token that opens a sequence, or none 起始词元 (%(default)s)",
+    )
+    add_switch(
+        parser,
+        "--append-eos",
+        help="close each sequence with <|endoftext|> 末尾加结束词元 (1 for pretrain, else 0: answers end themselves)",
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=0, metavar="N", help="processes; 0: one a core 进程数 (%(default)s)"
+    )
+    parser.add_argument(
+        "--inspect", type=int, default=0, metavar="N", help="show N samples token by token 查看样本与掩码"
+    )
+    add_switch(parser, "--show-ids", default=False, help="with --inspect: the ids too 同时显示编号")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Records + tokenizer -> tensor folder, unless one that fits is there."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.inspect < 0:
+        raise UserError(f"--inspect {arguments.inspect}: must be 0 or more.")
+    job = resolve_job(arguments)
+    manifest = current_tensors(job)
+    if manifest is not None:
+        print(f"{display(job.output)}: up to date ({describe(manifest)})")
+    else:
+        manifest = build_tensors(job)
+        print(f"{display(job.output)}: {describe(manifest)}")
+        if manifest["validation"] is not None and manifest["validation"]["rows"]:
+            folder = job.output / VALIDATION_FOLDER
+            print(f"{display(folder)}: {describe(read_manifest(folder))}")
+    if arguments.inspect:
+        inspect(job, arguments.inspect, show_ids=arguments.show_ids)
+    return 0
+
+
+def resolve_job(arguments: Any) -> TensorJob:
+    """Flags over profile over defaults. Raises: UserError."""
+    stage, data_dir = arguments.stage, env_path("DATA_DIR", DATA_DIR)
+    source = arguments.input or data_dir / f"{stage}_chinese.jsonl"
+    try:
+        source = find_dataset(source)
+    except UserError:
+        if not (arguments.output or data_dir / f"{stage}_tokens").is_dir():
+            raise  # else: tensors may be all that was kept
+    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(env_path("OUT_DIR", OUT_DIR))
+    train = load_profile(arguments.profile).stage(stage) if arguments.profile else TrainConfig()
+    return TensorJob(
+        stage,
+        source,
+        arguments.output or data_dir / f"{stage}_tokens",
+        RustBPETokenizer.from_directory(tokenizer_dir),
+        max_length=train.max_seq_len if arguments.max_length is None else arguments.max_length,
+        num_workers=arguments.num_workers,
+        bos_token=None if arguments.bos_token == "none" else arguments.bos_token,
+        append_eos=arguments.append_eos,
+        heldout=find_dataset(arguments.heldout) if arguments.heldout else heldout_beside(source),
+    )
+
+
+def describe(manifest: Manifest) -> str:
+    """One line about a tensor folder."""
+    rows, tokens, length = manifest["rows"], manifest["num_tokens"], manifest["max_length"]
+    if manifest["stage"] == "dpo":
+        what = f"{rows:,} pairs, {tokens:,} tokens"
+    else:
+        what = f"{rows:,} rows of {length:,}, {tokens:,} tokens ({tokens / (rows * length):.1%} of the rows)"
+    return f"{what}, {manifest['num_targets']:,} learnt; {manifest['source']['records']:,} records"
+
+
+# --- samples, token by token ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document, conversation or side of a pair."""
+
+    title: str
+    ids: list[int]
+    learnt: list[bool]
+    """Which of the tokens the model is trained to predict."""
+
+
+def inspect(job: TensorJob, count: int, *, show_ids: bool) -> None:
+    """Print samples that stand far apart in the tensors, each token with its mask."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    learnt, given = (
+        (f"{GREEN}learnt 参与训练{PLAIN}", f"{GREY}given 仅作输入{PLAIN}") if coloured else ("[learnt]", "given")
+    )
+    print(f"\nlegend 图例: {learnt}·{given}")
+    samples = pair_samples(job, count) if job.stage == "dpo" else row_samples(job, count)
+    for sample in samples:
+        print(f"\n{sample.title}: {len(sample.ids)} tokens, {sum(sample.learnt)} learnt")
+        print(render(sample, job.tokenizer, coloured=coloured, show_ids=show_ids))
+
+
+def row_samples(job: TensorJob, count: int) -> Iterator[Sample]:
+    """Single documents out of rows that are evenly spread over the tensors."""
+    arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
+    num_rows = len(arrays["input_ids"])
+    for number, row in enumerate(np.linspace(0, num_rows - 1, min(count, num_rows)).round().astype(int)):
+        documents = arrays["document_ids"][row]
+        document = number % (documents.max() + 1)
+        places = np.flatnonzero(documents == document)
+        yield sample_of(
+            f"row {row:,}, document {document}", arrays["input_ids"][row, places], arrays["labels"][row, places]
+        )
+
+
+def pair_samples(job: TensorJob, count: int) -> Iterator[Sample]:
+    """Both sides of pairs that are evenly spread over the tensors."""
+    arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
+    num_pairs = len(arrays["chosen_offsets"]) - 1
+    for pair in np.linspace(0, num_pairs - 1, min(count, num_pairs)).round().astype(int):
+        for side in ("chosen", "rejected"):
+            start, end = arrays[f"{side}_offsets"][pair : pair + 2]
+            ids, labels = arrays[f"{side}_input_ids"][start:end], arrays[f"{side}_labels"][start:end]
+            yield sample_of(f"pair {pair:,}, {side}", ids, labels)
+
+
+def sample_of(title: str, ids: np.ndarray, labels: np.ndarray) -> Sample:
+    """A sample; the label at one place says whether the token at the next is learnt."""
+    return Sample(title, ids.tolist(), [False, *(labels[:-1] != IGNORE).tolist()])
+
+
+def render(sample: Sample, tokenizer: RustBPETokenizer, *, coloured: bool, show_ids: bool) -> str:
+    """The tokens with dots between them; learnt ones are green, or in brackets."""
+    parts = []
+    for token_id, learnt in zip(sample.ids, sample.learnt, strict=True):
+        text = visible(tokenizer.id_to_token(token_id)) + (f"({token_id})" if show_ids else "")
+        if coloured:
+            parts.append(f"{GREEN if learnt else GREY}{text}{PLAIN}")
+        else:
+            parts.append(f"[{text}]" if learnt else text)
+    return "·".join(parts)
+
+
+def visible(text: str) -> str:
+    """A token's text on one line; characters that would move the cursor show as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,365 @@
+#!/usr/bin/env bash
+# From nothing to a model that talks: environment, mix, tokenizer, tensors, pretrain, SFT, DPO, an evaluation after each.
+#
+#     bash scripts/run.sh              # stop it when you like: the same command goes on where it was
+#     bash scripts/run.sh --help
+set -euo pipefail
+
+ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+STAGES=(env mix tokenizer export pretrain sft dpo)
+MIN_PYTHON_MINOR=10 # of Python 3
+CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+main() {
+  read_flags "$@"
+  read_environment
+  find_python
+
+  stage_env
+  lock_folder 9 "$OUT_DIR"
+  choose_profile
+  prepare_stages
+  lock_folder 8 "$DATA_DIR"
+  stage mix planned mix
+  stage tokenizer make_tokenizer
+  stage export export_tensors
+  exec 8<&- # other runs may read the data now
+  stage pretrain train_and_evaluate pretrain
+  stage sft train_and_evaluate sft
+  stage dpo train_and_evaluate dpo
+
+  ((stages_run)) || log "everything is up to date (全部已完成): --fresh or --from-stage NAME starts over"
+  pipeline report
+}
+
+make_tokenizer() { # train one with the Rust crate (ENABLE_RUSTBPE=1), or take the one that ships in model/
+  if [[ $ENABLE_RUSTBPE == 0 ]]; then
+    log "taking the tokenizer that is there; ENABLE_RUSTBPE=1 trains one on your data"
+    return
+  fi
+  [[ -f $ROOT/rustbpe/Cargo.toml && -f $ROOT/scripts/train_rustbpe_tokenizer.py ]] ||
+    die "ENABLE_RUSTBPE=1: this copy has no rustbpe crate. Run without it to take the tokenizer in model/."
+  command -v cargo >/dev/null ||
+    die "ENABLE_RUSTBPE=1: cargo, which builds the tokenizer's crate, is missing. Install Rust from https://rustup.rs, rerun."
+  run env VIRTUAL_ENV="$VENV_DIR" "$VENV_DIR/bin/maturin" develop --release --manifest-path "$ROOT/rustbpe/Cargo.toml"
+  planned tokenizer
+}
+
+export_tensors() { # token and loss-mask tensors for each trainer
+  local name
+  for name in pretrain sft dpo; do planned export "$name"; done
+}
+
+train_and_evaluate() { # train_and_evaluate STAGE: both resume or return at once where their work is done
+  planned "$1" train
+  planned "$1" evaluate
+}
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+stages_run=0
+stage() { # stage NAME COMMAND...: run once per set of inputs; rerunning resumes at the first unfinished stage
+  local name=$1 started=$SECONDS verdict
+  shift
+  verdict=$(pipeline begin "$name") || fail "$name" $? # compares hashes of settings, inputs and outputs
+  if [[ $verdict == "up to date" ]]; then
+    log "stage $name: up to date"
+    end_if_last "$name"
+    return
+  fi
+  ((stages_run)) || preflight
+  stages_run=$((stages_run + 1))
+  stage_name=$name
+  log "stage $name: start"
+  "$@"
+  pipeline finish "$name" --seconds $((SECONDS - started)) || fail "$name" $?
+  log "stage $name: done in $((SECONDS - started)) s"
+  end_if_last "$name"
+}
+
+end_if_last() { # end_if_last STAGE: --until-stage asked for no more than this
+  if [[ $1 == "$until_stage" ]]; then exit 0; fi
+}
+
+planned() { # planned STAGE [STEP]: run the command that the plan has for it
+  local list word words=()
+  list=$(pipeline command "$@") || fail "$1" $?
+  while IFS= read -r word; do words+=("$word"); done <<<"$list"
+  log "\$ python$(printf ' %q' "${words[@]//"$PWD/"/}")" # as one would type it from here
+  run "$VENV_PYTHON" "${words[@]}"
+}
+
+pipeline() { # pipeline VERB...: ask the stage book
+  "$VENV_PYTHON" "$ROOT/scripts/stage.py" --profile "$profile" --gpus_found "$gpus_usable" "$@"
+}
+
+prepare_stages() { # find mistakes in the settings now, not after hours; then forget what is to be done again
+  pipeline check || exit $?
+  if [[ -n $from_stage ]]; then pipeline redo-from "$from_stage" || exit $?; fi
+}
+
+choose_profile() { # by the hardware, unless the user chose
+  if [[ -n $profile ]]; then
+    log "profile: $profile (as asked for; hardware: $hardware)"
+  else
+    profile=$fitting_profile
+    log "profile: $profile (hardware: $hardware); --profile NAME overrides"
+  fi
+}
+
+preflight() { # once, before the first stage that has work to do
+  log "preflight:"
+  run "$VENV_PYTHON" "$ROOT/scripts/doctor.py"
+}
+
+# --- environment -----------------------------------------------------------------------------------------------------
+
+stage_env() { # VENV_DIR with requirements.txt installed; the mark is written last, so an interrupted one does not count
+  local started=$SECONDS mark=$VENV_DIR/.deps_installed
+  if [[ $from_stage == env ]]; then
+    rm -f "$mark"
+    from_stage=mix
+  fi
+  if venv_works && [[ -f $mark && $(<"$mark") == "$(requirements_mark)" ]]; then
+    log "stage env: up to date"
+    end_if_last env
+    return
+  fi
+  log "stage env: start"
+  exec 7<"$ROOT/requirements.txt"
+  lock_folder 7 "$VENV_DIR"
+  rm -f "$mark"
+  if ! venv_works; then create_venv; fi
+  install_requirements
+  { requirements_mark >"$mark.tmp" && mv "$mark.tmp" "$mark"; } ||
+    die "$mark: can't be written. Check disk space and permissions, rerun."
+  exec 7<&-
+  log "stage env: done in $((SECONDS - started)) s"
+  end_if_last env
+}
+
+find_python() { # the environment's Python where there is one already, else PYTHON
+  any_python=$PYTHON
+  if venv_works; then any_python=$VENV_PYTHON; fi
+  check_python "$any_python"
+  log "python: $(command -v "$any_python") ($("$any_python" --version 2>&1)), environment: $VENV_DIR"
+  hardware=$("$any_python" "$ROOT/scripts/doctor.py" --hardware) || exit $?
+  read -r fitting_profile gpus_usable gpus_there hardware <<<"$hardware"
+}
+
+venv_works() { [[ -x $VENV_PYTHON ]] && "$VENV_PYTHON" --version >/dev/null 2>&1; }
+
+requirements_mark() { # what the environment was made from, word for word
+  cat "$ROOT/requirements.txt"
+  "$VENV_PYTHON" --version 2>&1
+}
+
+check_python() { # check_python COMMAND
+  local version
+  version=$("$1" --version 2>&1) || die "$1: not found or broken. Install Python 3.$MIN_PYTHON_MINOR or later, or name one: PYTHON=python3.12."
+  [[ $version =~ ^Python\ 3\.([0-9]+) && ${BASH_REMATCH[1]} -ge $MIN_PYTHON_MINOR ]] ||
+    die "$1 is $version: Python 3.$MIN_PYTHON_MINOR or later is needed. Name one: PYTHON=python3.12 bash scripts/run.sh."
+}
+
+create_venv() {
+  if [[ -f $VENV_DIR/pyvenv.cfg ]]; then
+    rm -rf "${VENV_DIR:?}" # an environment whose Python is gone
+  elif [[ -d $VENV_DIR && -n $(ls -A "$VENV_DIR") ]]; then
+    die "$VENV_DIR: neither empty nor a Python environment. Delete it, or name another place: VENV_DIR=..."
+  fi
+  if [[ $ENV_TOOL == uv ]]; then
+    attempt uv venv --python "$(command -v "$PYTHON")" "$VENV_DIR" || die "$VENV_DIR: can't be created (exit $?). See above, rerun."
+  else
+    attempt "$PYTHON" -m venv "$VENV_DIR" ||
+      die "$VENV_DIR: can't be created (exit $?). On Debian and Ubuntu: sudo apt install python3-venv. Then rerun."
+  fi
+}
+
+install_requirements() { # torch first where its CPU build serves: the ordinary one brings 4.5 GB for NVIDIA GPUs
+  local index torch
+  torch=$(grep -E '^torch\b' "$ROOT/requirements.txt")
+  index=$(torch_index)
+  if [[ -n $index ]]; then
+    if "$VENV_PYTHON" "$ROOT/scripts/doctor.py" --probe "$index"; then
+      log "taking torch from $index"
+      install --index-url "$index" "$torch" ||
+        log "$index: the installation failed; taking the ordinary torch package"
+    else
+      log "$index: can't be reached within 5 seconds; taking the ordinary torch package (on Linux up to 4.5 GB more)"
+    fi
+  fi
+  install -r "$ROOT/requirements.txt" ||
+    die "requirements.txt: the installation failed (exit $?). Look at the messages above, check the network, rerun."
+}
+
+torch_index() { # where torch comes from; nothing: from where everything comes
+  if [[ -n ${TORCH_INDEX_URL:-} ]]; then
+    printf '%s' "$TORCH_INDEX_URL"
+  elif [[ $gpus_there == 0 && $(uname -s) != Darwin ]]; then # on macOS the ordinary package is the small one
+    printf '%s' "$CPU_INDEX"
+  fi
+}
+
+install() { # install ARGUMENTS...: with the tool that made the environment
+  if [[ $ENV_TOOL == uv ]]; then
+    attempt uv pip install --python "$VENV_PYTHON" "$@"
+  else
+    "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || "$VENV_PYTHON" -m ensurepip # uv made it, without pip
+    attempt "$VENV_PYTHON" -m pip install "$@"
+  fi
+}
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+read_flags() {
+  profile='' from_stage='' until_stage='' smoke=0
+  while (($#)); do
+    case ${1//_/-} in
+      -h | --help) usage && exit 0 ;;
+      --smoke-test) smoke=1 ;;
+      --fresh) from_stage=mix ;;
+      --profile | --from-stage | --until-stage)
+        (($# > 1)) || usage_error "$1 needs a name"
+        set -- "$1=$2" "${@:3}"
+        continue
+        ;;
+      --profile=*) profile=${1#*=} ;;
+      --from-stage=*) from_stage=$(stage_named "$1") || exit $? ;;
+      --until-stage=*) until_stage=$(stage_named "$1") || exit $? ;;
+      *) usage_error "unknown flag $1" ;;
+    esac
+    shift
+  done
+  if ((smoke)); then
+    [[ -z $profile ]] || usage_error "--smoke-test is the profile smoke: leave out --profile, or use --profile smoke alone"
+    [[ -z $from_stage ]] || usage_error "--smoke-test starts afresh each time: leave out --from-stage and --fresh"
+    profile=smoke from_stage=mix
+  fi
+}
+
+stage_named() { # stage_named --FLAG=NAME
+  local name=${1#*=}
+  [[ " ${STAGES[*]} " == *" $name "* ]] || usage_error "${1%%=*} $name: must be one of ${STAGES[*]}"
+  printf '%s' "$name"
+}
+
+read_environment() { # paths become absolute, from where the user stands; defaults lie in the repository
+  PYTHON=${PYTHON:-python3}
+  ENV_TOOL=${ENV_TOOL:-pip} # uv: set by run_cn_pipeline.sh
+  ENABLE_RUSTBPE=${ENABLE_RUSTBPE:-0}
+  VENV_DIR=$(absolute "${VENV_DIR:-$ROOT/.venv}")
+  VENV_PYTHON=$VENV_DIR/bin/python
+  DATA_DIR=$(absolute "${DATA_DIR:-$ROOT/data/processed}")
+  OUT_DIR=$(absolute "${OUT_DIR:-$ROOT/out}")
+  TF_DIR=$(absolute "${TF_DIR:-$ROOT/tf_dir}")
+  if ((smoke)); then DATA_DIR=$DATA_DIR/smoke OUT_DIR=$OUT_DIR/smoke; fi
+  export ENABLE_RUSTBPE DATA_DIR OUT_DIR TF_DIR
+  export MINILLM_PARENT_PID=$$ # a trainer that finds this process gone saves and ends
+  [[ $ENABLE_RUSTBPE == [01] ]] || die "ENABLE_RUSTBPE=$ENABLE_RUSTBPE: must be 0 or 1."
+  [[ $ENV_TOOL != uv ]] || command -v uv >/dev/null ||
+    die "uv: not found. Install it with 'pip install uv' (or see https://docs.astral.sh/uv), or use scripts/run.sh, which needs no uv."
+  local folder
+  for folder in "$DATA_DIR" "$OUT_DIR" "$TF_DIR"; do
+    mkdir -p "$folder" 2>/dev/null && [[ -w $folder ]] ||
+      die "$folder: can't be written. Check its permissions and the disk, or set DATA_DIR, OUT_DIR or TF_DIR to another folder."
+  done
+}
+
+absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac }
+
+usage() {
+  cat <<'HELP'
+usage: bash scripts/run.sh [--smoke-test] [--profile NAME] [--from-stage NAME] [--until-stage NAME] [--fresh]
+
+Trains a small Chinese language model from nothing: environment, data mix, tokenizer, tensors, pretraining, SFT and DPO,
+with an evaluation after each training. Stopped or killed, the same command goes on where it was.
+从零训练一个中文小模型：环境、数据配比、分词器、张量、预训练、SFT、DPO，每次训练后评测。中断后再次运行同一命令即可继续。
+
+  --smoke-test        a tiny run of everything in about a minute or two, afresh, in DATA_DIR/smoke and OUT_DIR/smoke
+                      几分钟走完全流程的冒烟测试，不影响正式数据和权重
+  --profile NAME      smoke, cpu, default, or a YAML file; without it the hardware decides
+                      选择配置；不给时按硬件自动选择
+  --from-stage NAME   do a stage and all after it again: env mix tokenizer export pretrain sft dpo
+                      从某个阶段起重做
+  --until-stage NAME  end after this stage 到某个阶段为止
+  --fresh             do everything after the environment again 除环境外全部重做
+  --help              this text 显示帮助
+
+Environment variables 环境变量 (defaults in brackets 方括号内为默认值):
+  PYTHON [python3], VENV_DIR [.venv]                            Python and environment 解释器与虚拟环境
+  DATA_DIR [data/processed], OUT_DIR [out], TF_DIR [tf_dir]     data, weights, results 数据、权重、结果
+  PRETRAIN_ARGS, SFT_ARGS, DPO_ARGS                             extra flags of a trainer 训练器的附加参数
+  NUM_GPUS [all]                                                GPUs to train on 使用的显卡数
+  ENABLE_RUSTBPE [0]                                            1: train a tokenizer with the Rust crate 训练分词器
+  TORCH_INDEX_URL                                               where to take torch from 指定 torch 的下载源
+
+Example 例子:  SFT_ARGS="--epochs 3 --learning_rate 5e-3" bash scripts/run.sh
+HELP
+}
+
+# --- running and stopping --------------------------------------------------------------------------------------------
+
+log() { printf '%s\n' "$*"; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+usage_error() {
+  printf 'error: %s (see --help)\n' "$*" >&2
+  exit 2
+}
+
+child='' stop_code=0 stage_name=''
+trap 'stop INT 130' INT
+trap 'stop TERM 143' TERM
+trap 'stop HUP 129' HUP
+
+stop() { # stop SIGNAL CODE: the first asks the running command to save and end, the second ends it at once
+  local signal=TERM
+  ((stop_code == 0)) || signal=KILL
+  stop_code=$2
+  [[ -n $child ]] || exit "$stop_code"
+  log "stopping on SIG$1: waiting for the running command to save and end (again: at once)"
+  kill -s "$signal" "$child" 2>/dev/null || true
+}
+
+attempt() { # attempt COMMAND...: run it so that a signal reaches this script at once; gives its exit code
+  local code
+  "$@" &
+  child=$!
+  while :; do
+    code=0
+    wait "$child" || code=$?
+    kill -0 "$child" 2>/dev/null || break # a signal interrupts `wait`, though the command still runs
+  done
+  child=''
+  ((stop_code == 0)) || exit "$stop_code"
+  return "$code"
+}
+
+run() { # run COMMAND...: or end here
+  attempt "$@" || fail "$stage_name" $?
+}
+
+fail() { # fail STAGE CODE: say how to go on; the command itself has said what was wrong, unless it was killed
+  local name=${1:+stage $1: }
+  case $2 in
+    1 | 2) log "${name}failed (exit $2). Mend the cause above, then rerun the same command to go on from here." >&2 ;;
+    130 | 143) ;;
+    137) die "${name}killed (exit 137), often for lack of memory. Free some, then rerun the same command to go on from here." ;;
+    *) die "${name}failed (exit $2). Look at the messages above, then rerun the same command to go on from here." ;;
+  esac
+  exit "$2"
+}
+
+lock_folder() { # lock_folder DESCRIPTOR FOLDER: until this script and the commands it started have ended
+  case $1 in
+    8) exec 8<"$2" ;;
+    9) exec 9<"$2" ;;
+  esac
+  run "$any_python" "$ROOT/scripts/lock.py" "$1" "$2"
+}
+
+main "$@"

@@ -1,0 +1,95 @@
+"""What `run.sh` asks about its stages: which are done, and with which commands the others run. 查询流水线各阶段的状态。
+
+python scripts/stage.py --profile cpu begin pretrain
+python scripts/stage.py --profile cpu command pretrain train
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs.cli import Parser, run
+from configs.paths import OUT_DIR, ROOT, display
+from configs.schema import STAGES
+from configs.stages import (
+    PIPELINE,
+    Pipeline,
+    StageBook,
+    evaluate_command,
+    export_command,
+    mix_command,
+    pipeline_from_environment,
+    tokenizer_command,
+    train_command,
+)
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--profile", required=True, metavar="NAME", help="configs/NAME.yaml 配置")
+    parser.add_argument("--gpus_found", type=int, default=0, metavar="N", help="GPUs of this machine 找到的显卡数 (0)")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("check", help="check the profile and PRETRAIN_ARGS, SFT_ARGS, DPO_ARGS 检查设置")
+    redo = verbs.add_parser("redo-from", help="let a stage and all after it start over 从某阶段起重做")
+    redo.add_argument("stage", choices=PIPELINE)
+    begin = verbs.add_parser("begin", help="print `run` or `up to date` 是否需要运行")
+    begin.add_argument("stage", choices=PIPELINE)
+    finish = verbs.add_parser("finish", help="mark a stage as done 标记完成")
+    finish.add_argument("stage", choices=PIPELINE)
+    finish.add_argument("--seconds", type=int, required=True, metavar="N", help="how long it took 用时（秒）")
+    command = verbs.add_parser("command", help="print a stage's command, an argument a line 打印该阶段的命令")
+    command.add_argument("stage", choices=PIPELINE)
+    command.add_argument("step", nargs="?", default="", choices=("", *STAGES, "train", "evaluate"))
+    verbs.add_parser("report", help="print where the weights are and how to chat 打印结果位置")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer one question."""
+    arguments = build_parser().parse_args(argv)
+    pipeline = pipeline_from_environment(arguments.profile, arguments.gpus_found)
+    book = StageBook(pipeline)
+    match arguments.verb:
+        case "redo-from":
+            book.redo_from(arguments.stage)
+        case "begin":
+            print("run" if book.begin(arguments.stage) else "up to date")
+        case "finish":
+            book.finish(arguments.stage, arguments.seconds)
+        case "command":
+            print("\n".join(command_of(pipeline, book, arguments.stage, arguments.step)))
+        case "report":
+            report(pipeline)
+    book.hashes.save()
+    return 0
+
+
+def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> list[str]:
+    """The arguments that the environment's Python is given for a stage, or for one step of it."""
+    if stage == "mix":
+        return mix_command(pipeline)
+    if stage == "tokenizer":
+        return tokenizer_command(pipeline)
+    if stage == "export":
+        return export_command(pipeline, step)
+    return train_command(pipeline, stage) if step == "train" else evaluate_command(pipeline, stage, book.run_id(stage))
+
+
+def report(pipeline: Pipeline) -> None:
+    """Where everything is, and the command to talk to the model."""
+    print("Weights 权重:")
+    for stage in STAGES:
+        print(f"  {display(pipeline.weights(stage))}")
+    print(f"Scores 评测结果:\n  {display(pipeline.tf_dir / 'eval_results.jsonl')}")
+    python = Path(sys.executable)  # not resolved: an environment's Python is a link to another one
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    folder = "" if pipeline.out_dir == OUT_DIR else f" --out_dir {display(pipeline.out_dir)}"
+    print(f"Talk to it 和它对话:\n  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Every check in one command, on a fresh machine too: format, lint, types, shell, requirements, Rust, tests.
+#
+#     bash scripts/test.sh                       # extra words go to pytest: bash scripts/test.sh -k run_sh
+set -euo pipefail
+
+ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+failed=()
+
+main() {
+  bash "$ROOT/scripts/run.sh" --until-stage env # the environment of the pipeline, where the user stands
+  case ${VENV_DIR:-} in
+    '') VENV_DIR=$ROOT/.venv ;;
+    /*) ;;
+    *) VENV_DIR=$PWD/$VENV_DIR ;;
+  esac
+  cd "$ROOT"
+  install_tools
+
+  check format "$VENV_DIR/bin/ruff" format --check .
+  check lint "$VENV_DIR/bin/ruff" check .
+  check types "$VENV_DIR/bin/mypy"
+  check shell "$VENV_DIR/bin/shellcheck" scripts/*.sh .ci/run
+  check requirements "$VENV_DIR/bin/python" -m pip check
+  if [[ -f rustbpe/Cargo.toml ]]; then check_rust; fi
+  check tests "$VENV_DIR/bin/python" -m pytest "$@"
+
+  if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[*]}" >&2
+    exit 1
+  fi
+  printf 'all checks passed\n'
+}
+
+check() { # check NAME COMMAND...: the others run even where one fails
+  local name=$1
+  shift
+  printf '== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+
+check_rust() {
+  check "rust format" cargo fmt --manifest-path rustbpe/Cargo.toml --check
+  check "rust lint" cargo clippy --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
+  check "rust tests" cargo test --manifest-path rustbpe/Cargo.toml
+}
+
+install_tools() { # the group `dev` of pyproject.toml; the mark is written last, as that of run.sh
+  local mark=$VENV_DIR/.dev_installed
+  if [[ -f $mark ]] && cmp -s pyproject.toml "$mark"; then return; fi
+  "$VENV_DIR/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV_DIR/bin/python" -m ensurepip
+  "$VENV_DIR/bin/python" -m pip install --quiet '.[dev]'
+  cp pyproject.toml "$mark.tmp" && mv "$mark.tmp" "$mark"
+}
+
+main "$@"

@@ -1,0 +1,89 @@
+"""A trainer's flags: over the profile, in every spelling, never parsed and then ignored."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.flags import latest_weights, parse_run, run_settings, weight_file
+from configs.schema import RESULT_NEUTRAL, ModelConfig, UserError
+
+
+@pytest.fixture(autouse=True)
+def no_folders_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_flag_beats_the_profile_and_the_profile_beats_the_schema() -> None:
+    run = parse_run("sft", "", ["--profile", "cpu", "--learning_rate", "0.5", "--hidden_size", "96"])
+    assert (run.train.learning_rate, run.train.max_seq_len, run.train.grad_clip) == (0.5, 256, 1.0)
+    assert run.model.hidden_size == 96
+    assert run.shape_flags == {"hidden_size": 96}
+
+
+def test_a_hyphen_is_an_underscore() -> None:
+    assert parse_run("sft", "", ["--max-seq-len=64"]).train.max_seq_len == 64
+    assert parse_run("sft", "", ["--save-dir", "a-b"]).out_dir == Path("a-b")
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], False),
+        (["--use_moe"], True),
+        (["--use_moe", "1"], True),
+        (["--use_moe", "0"], False),
+        (["--no-use_moe"], False),
+    ],
+)
+def test_a_switch_takes_three_forms(words: list[str], value: bool) -> None:
+    assert parse_run("pretrain", "", words).model.use_moe is value
+
+
+@pytest.mark.parametrize("words", [["--use_moe", "maybe"], ["--hidden", "96"], ["--beta", "1"], ["--epochs", "x"]])
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_run("pretrain", "", words)
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_folders_come_from_the_flag_else_the_environment_else_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT_DIR", "elsewhere")
+    monkeypatch.setenv("DATA_DIR", "there")
+    assert parse_run("dpo", "", []).out_dir == Path("elsewhere")
+    assert parse_run("dpo", "", ["--out_dir", "here"]).out_dir == Path("here")
+    assert parse_run("dpo", "", []).data_path == Path("there/dpo_tokens")
+
+
+def test_each_stage_starts_from_the_one_before() -> None:
+    assert [parse_run(stage, "", []).from_weight for stage in ("pretrain", "sft", "dpo")] == [
+        "none",
+        "pretrain",
+        "full_sft",
+    ]
+
+
+def test_weights_are_named_after_stage_and_shape() -> None:
+    assert weight_file("dpo", ModelConfig(hidden_size=192, num_attention_heads=6)) == "rlhf_192.pth"
+    assert weight_file("sft", ModelConfig(hidden_size=640, use_moe=True)) == "full_sft_640_moe.pth"
+
+
+def test_the_newest_weights_are_taken_unless_a_shape_is_given(tmp_path: Path) -> None:
+    for age, name in enumerate(["full_sft_640_moe.pth", "full_sft_512.pth", "full_sft_192.pth", "pretrain_64.pth"]):
+        path = tmp_path / name
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert latest_weights("full_sft", tmp_path).name == "full_sft_640_moe.pth"
+    assert latest_weights("full_sft", tmp_path, use_moe=False).name == "full_sft_512.pth"
+    assert latest_weights("full_sft", tmp_path, hidden_size=192).name == "full_sft_192.pth"
+    with pytest.raises(UserError, match=r"rlhf_\*\.pth: no such weights"):
+        latest_weights("rlhf", tmp_path)
+
+
+def test_what_is_only_printed_or_where_it_runs_is_no_part_of_the_result() -> None:
+    plain = run_settings(parse_run("sft", "", []), RESULT_NEUTRAL)
+    words = ["--log_interval", "3", "--num_workers", "2", "--device", "cpu", "--out_dir", "x", "--save_interval", "9"]
+    assert run_settings(parse_run("sft", "", words), RESULT_NEUTRAL) == plain
+    assert run_settings(parse_run("sft", "", ["--seed", "1"]), RESULT_NEUTRAL) != plain

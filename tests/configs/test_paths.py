@@ -1,0 +1,26 @@
+"""A data set is found where its users keep it."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.paths import ROOT, display, find_dataset
+from configs.schema import UserError
+
+
+def test_a_path_is_looked_for_where_the_user_stands_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_dataset(Path("identity_cn_sample.jsonl")) == ROOT / "dataset" / "identity_cn_sample.jsonl"
+    (tmp_path / "identity_cn_sample.jsonl").touch()
+    assert find_dataset(Path("identity_cn_sample.jsonl")) == Path("identity_cn_sample.jsonl")
+
+
+def test_a_missing_file_names_every_place_that_was_looked_at() -> None:
+    with pytest.raises(UserError, match=r"nothing\.jsonl: no such file.*data/chinese/nothing\.jsonl"):
+        find_dataset(Path("nothing.jsonl"))
+
+
+def test_a_path_is_shown_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert display(tmp_path / "a" / "b") == "a/b"
+    assert display(Path("/elsewhere")) == "/elsewhere"

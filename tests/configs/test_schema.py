@@ -1,0 +1,68 @@
+"""Settings refuse what can't be, and fill in what follows from the rest."""
+
+import dataclasses
+
+import pytest
+
+from configs.schema import EvalConfig, MixConfig, ModelConfig, Profile, TrainConfig, UserError, as_dict
+
+
+def test_widths_that_were_left_open_are_filled_in() -> None:
+    model = ModelConfig(hidden_size=512, num_attention_heads=8).resolve()
+    assert (model.head_dim, model.intermediate_size) == (64, 1408)
+    assert model.resolve() == model
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, "must be a multiple of num_key_value_heads"),
+        ({"hidden_size": 100, "num_attention_heads": 8}, "must be a multiple of num_attention_heads"),
+        ({"hidden_size": 24, "num_attention_heads": 8}, "head_dim must be even"),
+        ({"hidden_size": 0}, "hidden_size = 0: must be 1 or more"),
+        ({"dropout": 1.0}, "must be in"),
+        ({"use_moe": True, "num_experts": 4, "num_experts_per_tok": 5}, "must be 1 to num_experts"),
+    ],
+)
+def test_a_shape_that_can_not_be_is_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"max_steps": -1},
+        {"warmup_ratio": 1.5},
+        {"beta": 0.0},
+        {"optimizer": "sgd"},
+        {"dtype": "int8"},
+        {"device": "tpu"},
+        {"max_seq_len": 1},
+    ],
+)
+def test_a_training_setting_out_of_range_is_refused_by_name(values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        TrainConfig(**values)
+
+
+def test_a_numbered_gpu_is_a_device() -> None:
+    assert TrainConfig(device="cuda:1").device == "cuda:1"
+
+
+@pytest.mark.parametrize("values", [{"heldout_share": 1.0}, {"general": -1}, {"max_rounds": 0}, {"name": " "}])
+def test_a_mix_that_can_not_be_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        MixConfig(**values)
+
+
+def test_an_evaluation_needs_room_for_an_answer() -> None:
+    with pytest.raises(UserError, match="max_new_tokens"):
+        EvalConfig(max_new_tokens=0)
+
+
+def test_a_config_becomes_plain_data_with_its_parts() -> None:
+    data = as_dict(Profile())
+    assert data["model"]["hidden_size"] == 512
+    assert set(data) == {field.name for field in dataclasses.fields(Profile)}

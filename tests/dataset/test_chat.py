@@ -1,0 +1,177 @@
+"""The chat format, token by token, and what it refuses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from configs.paths import TOKENIZER_DIR
+from configs.schema import UserError
+from dataset.chat import SPECIAL_TOKENS
+from dataset.tokenizer import RustBPETokenizer
+
+tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+
+
+def user(content: Any = "问") -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any = "答", **extra: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **extra}
+
+
+def shown(messages: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Each token as text with its mask; neighbouring tokens of a text joined when their masks agree."""
+    ids, mask = tokenizer.render_conversation(messages)
+    assert len(ids) == len(mask)
+    spans: list[tuple[str, int]] = []
+    for token_id, learnt in zip(ids, mask, strict=True):
+        token = tokenizer.id_to_token(token_id)
+        special = token_id >= len(tokenizer.mergeable_ranks)
+        if spans and not special and not spans[-1][0].startswith("<|") and spans[-1][1] == learnt:
+            spans[-1] = (spans[-1][0] + token, learnt)
+        else:
+            spans.append((token, learnt))
+    return spans
+
+
+def test_each_assistant_turn_and_its_end_is_learnt_and_nothing_else() -> None:
+    assert shown([user("你好"), assistant("你好！"), user("再见"), assistant("再见。")]) == [
+        ("<|bos|>", 0),
+        ("<|user_start|>", 0),
+        ("你好", 0),
+        ("<|user_end|>", 0),
+        ("<|assistant_start|>", 0),
+        ("你好！", 1),
+        ("<|assistant_end|>", 1),
+        ("<|user_start|>", 0),
+        ("再见", 0),
+        ("<|user_end|>", 0),
+        ("<|assistant_start|>", 0),
+        ("再见。", 1),
+        ("<|assistant_end|>", 1),
+    ]
+
+
+def test_ids_and_mask_are_exact() -> None:
+    ids, mask = tokenizer.render_conversation([user("你好"), assistant("好")])
+    question, answer = tokenizer.encode("你好"), tokenizer.encode("好")
+    top = len(tokenizer.mergeable_ranks)
+    assert ids == [top, top + 4, *question, top + 5, top + 6, *answer, top + 7]
+    assert mask == [0, 0, *([0] * len(question)), 0, 0, *([1] * len(answer)), 1]
+
+
+def test_reasoning_and_tool_calls_are_learnt_and_tool_results_are_not() -> None:
+    tools = [{"type": "function", "function": {"name": "天气"}}]
+    call = {"function": {"name": "天气", "arguments": {"城市": "北京"}}}
+    assert shown(
+        [
+            {"role": "system", "content": "你会查天气。", "tools": tools},
+            user("北京冷吗"),
+            assistant(None, reasoning_content="要查。", tool_calls=[call]),
+            {"role": "tool", "content": "3 度"},
+            assistant("冷。"),
+        ]
+    ) == [
+        ("<|bos|>", 0),
+        ("<|system_start|>", 0),
+        ("你会查天气。", 0),
+        ("<|tools_start|>", 0),
+        ('[{"type": "function", "function": {"name": "天气"}}]', 0),
+        ("<|tools_end|>", 0),
+        ("<|system_end|>", 0),
+        ("<|user_start|>", 0),
+        ("北京冷吗", 0),
+        ("<|user_end|>", 0),
+        ("<|assistant_start|>", 0),
+        ("<|think_start|>", 1),
+        ("要查。", 1),
+        ("<|think_end|>", 1),
+        ("<|tool_call_start|>", 1),
+        ('{"name": "天气", "arguments": {"城市": "北京"}}', 1),
+        ("<|tool_call_end|>", 1),
+        ("<|assistant_end|>", 1),
+        ("<|tool_result_start|>", 0),
+        ("3 度", 0),
+        ("<|tool_result_end|>", 0),
+        ("<|assistant_start|>", 0),
+        ("冷。", 1),
+        ("<|assistant_end|>", 1),
+    ]
+
+
+def test_tools_and_calls_stored_as_json_text_render_as_the_same_lists() -> None:
+    call = {"name": "加", "arguments": {"a": 1}}
+    as_lists = [
+        {"role": "system", "content": "", "tools": [{"name": "加"}]},
+        user(),
+        assistant("", tool_calls=[call, call]),
+    ]
+    as_text = [
+        {"role": "system", "content": "", "tools": '[{"name":"加"}]'},
+        user(),
+        assistant("", tool_calls='[{"name":"加","arguments":"{\\"a\\": 1}"},{"name":"加","arguments":{"a":1}}]'),
+    ]
+    assert shown(as_lists) == shown(as_text)
+
+
+def test_completion_is_the_conversation_up_to_the_answer() -> None:
+    messages = [{"role": "system", "content": "简短。"}, user("一"), assistant("二"), user("三")]
+    prompt = tokenizer.render_for_completion(messages)
+    whole, mask = tokenizer.render_conversation([*messages, assistant("四五六")])
+    assert whole[: len(prompt)] == prompt
+    assert tokenizer.id_to_token(prompt[-1]) == "<|assistant_start|>"
+    assert mask[len(prompt) :] == [1] * (len(whole) - len(prompt))
+
+
+def test_max_length_cuts_ids_and_mask_alike() -> None:
+    ids, mask = tokenizer.render_conversation([user(), assistant()])
+    assert tokenizer.render_conversation([user(), assistant()], max_length=5) == (ids[:5], mask[:5])
+
+
+@pytest.mark.parametrize("mark", SPECIAL_TOKENS)
+def test_a_mark_typed_by_anyone_stays_text(mark: str) -> None:
+    forged = f"前{mark}后"
+    ids, _ = tokenizer.render_conversation(
+        [{"role": "system", "content": forged}, user(forged), assistant(forged, reasoning_content=forged)]
+    )
+    special = [token_id for token_id in ids if token_id >= len(tokenizer.mergeable_ranks)]
+    clean, _ = tokenizer.render_conversation(
+        [{"role": "system", "content": "x"}, user("x"), assistant("x", reasoning_content="x")]
+    )
+    assert special == [token_id for token_id in clean if token_id >= len(tokenizer.mergeable_ranks)]
+    assert tokenizer.decode(ids).count(forged) == 4
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "at least one message"),
+        ("你好", "at least one message"),
+        (["你好"], "message 1: must be"),
+        ([{"content": "x"}], "role is None"),
+        ([{"role": ["user"], "content": "x"}], "must be one of"),
+        ([{"role": "human", "content": "x"}], "must be one of system, user, assistant, tool"),
+        ([user(3)], "message 1: content is int"),
+        ([user(None)], "content is NoneType"),
+        ([user(), assistant(None)], "message 2: content is NoneType"),
+        ([user(), {"role": "system", "content": "x"}], "must be the first"),
+        ([user(), {"role": "tool", "content": "x"}], "must follow the assistant's call"),
+        ([{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}], "belongs to a message of role assistant"),
+        ([{"role": "user", "content": "x", "tools": [{"name": "f"}]}], "belongs to a message of role system"),
+        ([user(), assistant("x", reasoning_content=["y"])], "reasoning_content must be text"),
+        ([user(), assistant("x", tool_calls="[{")], "tool_calls is text that is not JSON"),
+        ([user(), assistant("x", tool_calls="[" * 100_000)], "tool_calls is text that is not JSON"),
+        ([user(), assistant("x", tool_calls={"name": "f"})], "must be a list of JSON objects"),
+        ([user(), assistant("x", tool_calls=[{"function": {}}])], "each tool call needs a name"),
+    ],
+)
+def test_a_malformed_conversation_is_refused_with_the_place(messages: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        tokenizer.render_conversation(messages)
+
+
+def test_a_conversation_that_is_answered_already_has_no_completion() -> None:
+    with pytest.raises(UserError, match="message 2"):
+        tokenizer.render_for_completion([user(), assistant()])

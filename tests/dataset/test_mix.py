@@ -1,0 +1,571 @@
+"""The mixture: what is held out, dropped, sampled and repeated, and that nothing held out is ever trained on."""
+
+import errno
+import json
+import random
+import re
+import stat
+import unicodedata
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.artifacts import sha256_file
+from configs.paths import IDENTITY_SAMPLE
+from configs.schema import MixConfig, UserError
+from dataset import mix
+from dataset.mix import Source, Sources, build_mix, find_sources
+
+Record = dict[str, Any]
+SMALL = MixConfig(general=40, knowledge=40, math=40, identity=20, preference=20, heldout_min=2)
+PATTERNS = {"identity*": "identity", "pretrain*": "corpus", "r1*": "skip", "dpo*": "preference", "sft*": "general"}
+
+
+def chat(question: str, answer: str = "答", **fields: Any) -> Record:
+    return {
+        "conversations": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        **fields,
+    }
+
+
+def pair(question: str, chosen: str = "好", rejected: str = "坏", **fields: Any) -> Record:
+    return {"prompt": question, "chosen": chosen, "rejected": rejected, **fields}
+
+
+def write(path: Path, records: list[Record]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def mixed(folder: Path, given: dict[str, tuple[str, list[Record]]], config: MixConfig = SMALL) -> dict[str, Any]:
+    """Mix files `name: (category, records)` in a folder; the outputs lie in `folder/out`."""
+    files = [Source(write(folder / name, records), category) for name, (category, records) in given.items()]
+    return build_mix(Sources(files, {}), config, folder / "out")
+
+
+def out(folder: Path, stage: str, heldout: bool = False) -> list[Record]:
+    return read(folder / "out" / f"{stage}_chinese{'_heldout' if heldout else ''}.jsonl")
+
+
+# --- counts -----------------------------------------------------------------------------------------------------
+
+
+def test_too_few_records_are_repeated_in_whole_rounds_and_a_remainder_up_to_the_target(tmp_path: Path) -> None:
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", [chat(f"问{n}") for n in range(18)])})
+    times = Counter(record["origin"] for record in out(tmp_path, "sft"))
+    assert times.total() == 40
+    assert set(times.values()) == {2, 3}
+    assert manifest["sources"][0]["repetition"] == 2.5
+    assert len(out(tmp_path, "pretrain")) == len(times) == 16
+
+
+def test_no_more_rounds_than_allowed_but_identity_follows_its_target(tmp_path: Path) -> None:
+    config = MixConfig(general=40, identity=100, max_rounds=3, heldout_share=0.0)
+    manifest = mixed(
+        tmp_path,
+        {
+            "a.jsonl": ("general", [chat(f"问{n}") for n in range(5)]),
+            "b.jsonl": ("identity", [chat("你是谁？"), chat("叫什么？")]),
+        },
+        config,
+    )
+    reached = {name: (tally["asked"], tally["reached"]) for name, tally in manifest["categories"].items()}
+    assert reached == {"general": (40, 15), "identity": (100, 100)}
+
+
+def test_each_identity_file_has_the_target_for_itself(tmp_path: Path) -> None:
+    files = {f"{name}.jsonl": ("identity", [chat(f"{name}{n}") for n in range(9)]) for name in "ab"}
+    mixed(tmp_path, files)
+    assert Counter(record["source"] for record in out(tmp_path, "sft")) == {"a.jsonl": 20, "b.jsonl": 20}
+
+
+def test_too_many_records_are_sampled_to_the_exact_target(tmp_path: Path) -> None:
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", [chat(f"问{n}") for n in range(200)])})
+    assert len({record["origin"] for record in out(tmp_path, "sft")}) == len(out(tmp_path, "sft")) == 40
+    assert len(out(tmp_path, "pretrain")) == 40
+    source = manifest["sources"][0]
+    assert source["kept"] == 40
+    assert source["read"] == 200 == source["kept"] + source["heldout"] + source["dropped"]["not sampled"]
+
+
+def test_equal_records_are_kept_once_across_files_whatever_their_other_fields(tmp_path: Path) -> None:
+    records = [chat(f"问{n}") for n in range(12)]
+    manifest = mixed(
+        tmp_path,
+        {
+            "a.jsonl": ("general", records),
+            "b.jsonl": ("knowledge", [{**record, "id": 5} for record in [*records, chat("新")]]),
+        },
+        MixConfig(general=0, knowledge=0, heldout_share=0.0),
+    )
+    assert [source["dropped"] for source in manifest["sources"]] == [{}, {"duplicate": 12}]
+
+
+def test_all_raw_text_is_taken_unless_a_target_is_given(tmp_path: Path) -> None:
+    files = {"a.jsonl": ("corpus", [{"text": f"第{n}段。"} for n in range(30)])}
+    mixed(tmp_path, files)
+    everything = len(out(tmp_path, "pretrain"))
+    mixed(tmp_path, files, MixConfig(corpus=7, heldout_min=2))
+    assert (everything, len(out(tmp_path, "pretrain"))) == (28, 7)
+
+
+def test_every_category_goes_where_it_belongs(tmp_path: Path) -> None:
+    files = {
+        f"{category}.jsonl": (category, [chat(f"{category}{n}", id=n) for n in range(9)])
+        for category in ("general", "knowledge", "math", "identity")
+    }
+    mixed(
+        tmp_path,
+        {
+            **files,
+            "preference.jsonl": ("preference", [pair(f"偏好{n}") for n in range(9)]),
+            "corpus.jsonl": ("corpus", [{"text": f"语料{n}", "source": "书"} for n in range(9)]),
+        },
+    )
+    chats = {"general", "knowledge", "math", "identity"}
+    for heldout in (False, True):
+        assert {record["category"] for record in out(tmp_path, "pretrain", heldout)} == chats | {"corpus"}
+        assert {record["category"] for record in out(tmp_path, "sft", heldout)} == chats
+        assert {record["category"] for record in out(tmp_path, "dpo", heldout)} == {"preference"}
+    record = next(record for record in out(tmp_path, "sft") if record["category"] == "math")
+    assert record == chat(f"math{record['id']}", id=record["id"]) | {
+        "source": "math.jsonl",
+        "category": "math",
+        "origin": f"math.jsonl:{record['id'] + 1}",
+    }
+    assert {r["source"] for r in out(tmp_path, "pretrain") if r["category"] == "corpus"} == {"书"}
+    assert "math1\n答" in {r["text"] for heldout in (False, True) for r in out(tmp_path, "pretrain", heldout)}
+
+
+def test_a_chat_among_raw_text_becomes_text_and_keeps_its_key(tmp_path: Path) -> None:
+    files = {
+        "a.jsonl": ("general", [chat("问", "甲", split="heldout"), chat("别的")]),
+        "b.jsonl": ("corpus", [chat("问？", "乙"), chat("还有", "丙")]),
+    }
+    mixed(tmp_path, files, MixConfig(heldout_share=0.0, general=1))
+    texts = {heldout: {record["text"] for record in out(tmp_path, "pretrain", heldout)} for heldout in (False, True)}
+    assert texts == {False: {"别的\n答", "还有\n丙"}, True: {"问\n甲", "问？\n乙"}}
+    assert len(out(tmp_path, "sft")) == 1
+
+
+def test_one_seed_gives_one_mix_and_another_seed_another(tmp_path: Path) -> None:
+    files = {"a.jsonl": ("general", [chat(f"问{n}") for n in range(200)])}
+    first, again = mixed(tmp_path, files), mixed(tmp_path, files)
+    other = mixed(tmp_path, files, MixConfig(general=40, heldout_min=2, seed=1))
+    assert first == again
+    assert first["outputs"]["sft_chinese.jsonl"] != other["outputs"]["sft_chinese.jsonl"]
+
+
+def test_the_order_is_random_and_the_same_records_survive_many_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a.jsonl": ("corpus", [{"text": f"第{n}段。"} for n in range(400)])}
+    mixed(tmp_path, files)
+    one = [record["origin"] for record in out(tmp_path, "pretrain")]
+    monkeypatch.setattr(mix, "BUCKET_BYTES", 4000)
+    mixed(tmp_path, files)
+    many = [record["origin"] for record in out(tmp_path, "pretrain")]
+    assert sorted(one) == sorted(many)
+    assert many not in (one, sorted(one))
+    position = [int(origin.split(":")[1]) for origin in many]
+    assert abs(np.corrcoef(position, range(len(position)))[0, 1]) < 0.2
+
+
+# --- held out -----------------------------------------------------------------------------------------------------
+
+
+def bare(text: str) -> str:
+    """An independent reading of "case, spacing and punctuation do not count"."""
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text).lower())
+
+
+def key_of(record: Record) -> str:
+    if "group" in record:
+        return "group:" + re.sub(r"[\W_]+", " ", record["group"].lower()).strip()
+    turns = record.get("conversations") or record.get("chosen")
+    return bare(next(turn["content"] for turn in turns if turn["role"] == "user")) if turns else bare(record["text"])
+
+
+def varied(text: str, rng: random.Random) -> str:
+    """The same question, as other people type it."""
+    text = "".join(char.upper() if rng.random() < 0.5 else char for char in text)
+    text = "".join(
+        chr(ord(char) + 0xFEE0) if char.isascii() and char.isalnum() and rng.random() < 0.3 else char for char in text
+    )
+    text = "".join(char + rng.choice([""] * 3 + [" ", "　"] + ["，", "-", "_"] * (not char.isdigit())) for char in text)
+    return rng.choice(["", "“", " ", "「", "\n"]) + text + rng.choice(["", "？", "?", "。", "！！", "…", "～"])
+
+
+def near_duplicates(seed: int) -> dict[str, tuple[str, list[Record]]]:
+    """Each of 300 questions some ten times: in all categories and several files, in variants, with several answers."""
+    rng = random.Random(seed)
+    questions = [f"question {word} 第{n}个{word}是什么" for n in range(150) for word in ("Apple", "苹果")]
+    files: dict[str, tuple[str, list[Record]]] = {
+        name: (category, [])
+        for name, category in [
+            ("g1.jsonl", "general"), ("g2.jsonl", "general"), ("k.jsonl", "knowledge"), ("m.jsonl", "math"),
+            ("i.jsonl", "identity"), ("p.jsonl", "preference"), ("c.jsonl", "corpus"),
+        ]
+    }  # fmt: skip
+    for number, question in enumerate(questions):
+        for repeat in range(10):
+            category, records = files[rng.choice(list(files))]
+            asked = varied(question, rng)
+            if category == "preference":
+                records.append(pair(asked, rejected=f"坏{repeat}"))
+            elif category == "corpus":
+                records.append({"text": asked})
+            else:
+                group = {"group": varied(f"g:{number}", random.Random(0))} if number % 10 == 0 else {}
+                split = {"split": "heldout"} if number % 25 == 3 and repeat == 5 else {}
+                records.append(chat(asked, f"答{repeat}", **group, **split))
+        later = chat("你好", number * "好")
+        later["conversations"] += [
+            {"role": "user", "content": varied(question, rng)},
+            {"role": "assistant", "content": "答"},
+        ]
+        files["g1.jsonl"][1].append(later)
+    return files
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_held_out_key_is_ever_on_the_training_side(tmp_path: Path, seed: int) -> None:
+    targets = MixConfig(general=3000, knowledge=3000, math=300, identity=500, preference=3000)
+    config = replace(targets, heldout_share=0.2, heldout_min=5, seed=seed)
+    manifest = mixed(tmp_path, near_duplicates(seed), config)
+    stages = ("pretrain", "sft", "dpo")
+    chats = {record["origin"]: record for heldout in (False, True) for record in out(tmp_path, "sft", heldout)}
+    sides = [  # the text of a chat in the pretraining set has no question of its own: its chat is found by its origin
+        {key_of(chats.get(record["origin"], record)) for stage in stages for record in out(tmp_path, stage, heldout)}
+        for heldout in (False, True)
+    ]
+    assert len(sides[1]) > 50
+    assert not sides[0] & sides[1]
+    asked = [
+        {
+            bare(turn["content"])
+            for record in out(tmp_path, "sft", heldout)
+            for turn in turns(record)
+            if turn["role"] == "user"
+        }
+        for heldout in (False, True)
+    ]
+    first_held = {bare(turns(record)[0]["content"]) for record in out(tmp_path, "sft", True)}
+    assert not asked[0] & first_held
+    assert all(entry["heldout"] > 0 for entry in manifest["categories"].values())
+    assert sum(source["dropped"].get("asks a held-out question", 0) for source in manifest["sources"]) > 0
+
+
+def turns(record: Record) -> list[Record]:
+    conversation: list[Record] = record["conversations"]
+    return conversation
+
+
+def test_a_held_out_key_is_in_one_half_and_the_halves_are_equal(tmp_path: Path) -> None:
+    records = [chat(f"问{n}", f"答{again}") for n in range(2000) for again in range(2)]
+    mixed(tmp_path, {"a.jsonl": ("general", records), "b.jsonl": ("preference", [pair(f"问{n}") for n in range(2000)])})
+    halves: dict[str, set[str]] = {"validation": set(), "test": set()}
+    for stage in ("sft", "dpo", "pretrain"):
+        for record in out(tmp_path, stage, True):
+            key = key_of(record) if stage != "pretrain" else bare(record["text"].split("\n")[0])
+            halves[record["split"]].add(key)
+    assert not halves["validation"] & halves["test"]
+    assert len(halves["validation"]) == len(halves["test"]) == 50
+
+
+@pytest.mark.parametrize(("num_keys", "heldout"), [(9, 3), (120, 40), (600, 50), (2000, 100), (50_000, 2000)])
+def test_five_percent_are_held_out_within_bounds_but_never_most_of_a_tiny_category(num_keys: int, heldout: int) -> None:
+    assert mix._heldout_target(num_keys, MixConfig()) == heldout
+
+
+def test_a_record_s_own_split_comes_first(tmp_path: Path) -> None:
+    records = [chat(f"问{n}", split="train") for n in range(30)]
+    records += [
+        chat("甲", split="heldout"),
+        chat("乙", split="validation"),
+        chat("丙", split="test"),
+        chat("甲！", "别的"),
+    ]
+    mixed(tmp_path, {"a.jsonl": ("general", records)}, MixConfig(general=30))
+    heldout = {(turns(record)[0]["content"]): record["split"] for record in out(tmp_path, "sft", True)}
+    assert heldout.keys() == {"甲", "甲！", "乙", "丙"}
+    assert (heldout["乙"], heldout["丙"]) == ("validation", "test")
+    assert heldout["甲"] == heldout["甲！"]
+    assert len(out(tmp_path, "sft")) == 30
+
+
+def test_declared_held_out_records_count_towards_the_share(tmp_path: Path) -> None:
+    records = [chat(f"留{n}", split="heldout") for n in range(30)] + [chat(f"问{n}") for n in range(170)]
+    mixed(tmp_path, {"a.jsonl": ("general", records)}, MixConfig(general=200, heldout_min=20))
+    assert len(out(tmp_path, "sft", True)) == 30
+
+
+def test_a_group_keeps_all_its_records_on_one_side(tmp_path: Path) -> None:
+    records = [
+        chat(f"{a}加{b}？问法{way}", group=f"sum:{a},{b}") for a in range(12) for b in range(12) for way in range(3)
+    ]
+    mixed(tmp_path, {"a.jsonl": ("math", records)}, MixConfig(math=1000, heldout_min=20))
+    groups = [{record["group"] for record in out(tmp_path, "sft", heldout)} for heldout in (False, True)]
+    assert not groups[0] & groups[1]
+    assert [len(side) for side in groups] == [124, 20]
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_lines_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(f"问{n}") for n in range(100)])
+    with path.open("ab") as file:
+        file.write(b'{"conversations": [\n{"conversations": []}\n{"text": "\xff' + b"x" * 500 + b'"}\n')
+    manifest = build_mix(Sources([Source(path, "general")], {}), SMALL, tmp_path / "out")
+    rejects = read(tmp_path / "out" / "rejects.jsonl")
+    assert [(r["file"], r["line"], r["reason"]) for r in rejects] == [
+        ("a.jsonl", 101, "malformed JSON"),
+        ("a.jsonl", 102, "empty conversation"),
+        ("a.jsonl", 103, "invalid UTF-8"),
+    ]
+    assert rejects[1]["text"] == '{"conversations": []}'
+    assert max(len(r["text"]) for r in rejects) == 200
+    source = manifest["sources"][0]
+    assert source["read"] == 103 == source["kept"] + source["heldout"] + sum(source["dropped"].values())
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "stops"), [(100, 3, False), (10, 3, False), (100, 5, False), (50, 4, True), (0, 1, True)]
+)
+def test_more_than_5_percent_and_3_bad_lines_stop_the_mix(tmp_path: Path, good: int, bad: int, stops: bool) -> None:
+    records = [chat(f"问{n}") for n in range(good)] + [{"conversations": []}] * bad
+    if not stops:
+        mixed(tmp_path, {"a.jsonl": ("general", records)})
+        return
+    mixed(tmp_path, {"b.jsonl": ("general", [chat("问")])})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != "rejects.jsonl"}
+    with pytest.raises(UserError, match=r"a\.jsonl: .*empty conversation"):
+        mixed(tmp_path, {"a.jsonl": ("general", records)})
+    assert len(read(tmp_path / "out" / "rejects.jsonl")) == bad
+    assert before == {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != "rejects.jsonl"
+    }
+
+
+def test_a_file_in_the_wrong_category_is_named_with_the_place_to_mend(tmp_path: Path) -> None:
+    few = [{"text": f"{n}"} for n in range(4)]
+    mixed(tmp_path, {"a.jsonl": ("general", [*few, *(chat(f"问{n}") for n in range(100))])})
+    with pytest.raises(UserError, match=r"a\.jsonl: its records are not of the category general .*mixture.yaml"):
+        mixed(tmp_path, {"a.jsonl": ("general", [{"text": f"{n}"} for n in range(9)])})
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.jsonl: is empty"):
+        mixed(tmp_path, {"a.jsonl": ("general", [])})
+
+
+def test_a_valid_line_of_10_mb_is_accepted(tmp_path: Path) -> None:
+    mixed(tmp_path, {"a.jsonl": ("corpus", [{"text": "长" * 3_400_000}, {"text": "短"}])})
+    assert sorted(len(record["text"]) for record in out(tmp_path, "pretrain")) == [1, 3_400_000]
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown split"):
+        mixed(tmp_path, {"a.jsonl": ("general", [chat("问", split="test_sft")])})
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("io.FileIO", refuse)
+    with pytest.raises(UserError, match=r"a.jsonl: can't be read \(Permission denied\)"):
+        mixed(tmp_path, {"a.jsonl": ("general", [chat("问")])})
+
+
+def test_a_source_that_changes_between_the_passes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(*arguments: Any) -> mix.Choice:
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"text": "新"}\n')
+        return choose(*arguments)
+
+    choose = mix.choose
+    monkeypatch.setattr(mix, "choose", change)
+    with pytest.raises(UserError, match=r"a\.jsonl: changed while it was read"):
+        mixed(tmp_path, {"a.jsonl": ("corpus", [{"text": f"{n}"} for n in range(9)])})
+    assert not (tmp_path / "out" / "pretrain_chinese.jsonl").exists()
+
+
+def test_a_full_disk_leaves_the_older_mix_whole_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lines: mix.ShuffledLines, line: bytes, copies: int = 1) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mixed(tmp_path, {"a.jsonl": ("general", [chat("问")])})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(mix.ShuffledLines, "add", refuse)
+    with pytest.raises(UserError, match=r"out: can't be written \(No space left on device\)"):
+        mixed(tmp_path, {"a.jsonl": ("general", [chat("新")])})
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_of_equal_records_the_held_out_one_stays(tmp_path: Path) -> None:
+    files = {
+        "a.jsonl": ("general", [chat("问"), chat("别的")]),
+        "b.jsonl": ("knowledge", [chat("问", group="g", split="heldout")]),
+    }
+    mixed(tmp_path, files, MixConfig(heldout_share=0.0))
+    assert [record["origin"] for record in out(tmp_path, "sft", True)] == ["b.jsonl:1"]
+    assert {record["origin"] for record in out(tmp_path, "sft")} == {"a.jsonl:2"}
+
+
+def test_a_second_mix_in_the_same_folder_is_refused_and_leftovers_are_removed(tmp_path: Path) -> None:
+    files = {"a.jsonl": ("corpus", [{"text": f"{n}"} for n in range(9)])}
+    with mix.output_lock(tmp_path / "out"), pytest.raises(UserError, match="another mix is writing there"):
+        mixed(tmp_path, files)
+    leftover = tmp_path / "out" / ".pretrain_chinese.jsonl.abc.tmp"
+    leftover.write_text("half")
+    mixed(tmp_path, files)
+    assert not leftover.exists()
+
+
+# --- manifest -----------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_tells_what_was_made_from_what(tmp_path: Path) -> None:
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", [chat(f"问{n}") for n in range(20)] + [chat("问1")])})
+    assert manifest == json.loads((tmp_path / "out" / "mix_manifest.json").read_text(encoding="utf-8"))
+    assert manifest["seed"] == 42
+    for name, output in manifest["outputs"].items():
+        path = tmp_path / "out" / name
+        assert output == {"records": len(read(path)), "sha256": sha256_file(path)}
+    source = manifest["sources"][0]
+    assert source["sha256"] == sha256_file(tmp_path / "a.jsonl")
+    assert source["dropped"] == {"duplicate": 1}
+    assert source["read"] == 21 == source["kept"] + source["heldout"] + 1
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A tiny stand-in for the bundled samples."""
+
+    def write_samples(folder: Path, categories: set[str]) -> dict[str, Path]:
+        folder.mkdir(exist_ok=True)
+        made = {
+            "general": [chat(f"聊{n}") for n in range(10)],
+            "knowledge": [chat(f"知{n}") for n in range(100)],
+            "math": [chat(f"算{n}") for n in range(100)],
+            "preference": [pair(f"选{n}") for n in range(100)],
+            "corpus": [{"text": f"我叫{{{{name}}}}，第{n}段。"} for n in range(10)],
+        }
+        return {name: write(folder / f"{name}_cn_sample.jsonl", made[name]) for name in made if name in categories}
+
+    monkeypatch.setattr(mix, "write_samples", write_samples)
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    return folder
+
+
+def test_samples_stand_in_for_each_category_without_a_file(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "sft_mini_512.jsonl", [chat("问")])
+    write(bundled / "r1_mix_1024.jsonl", [chat("问")])
+    (bundled / "README.md").write_text("readme")
+    sources = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
+    assert [(source.path.name, source.category, source.is_sample) for source in sources.files] == [
+        ("sft_mini_512.jsonl", "general", False),
+        ("knowledge_cn_sample.jsonl", "knowledge", True),
+        ("math_cn_sample.jsonl", "math", True),
+        ("identity_conversations.jsonl", "identity", True),
+        ("preference_cn_sample.jsonl", "preference", True),
+        ("corpus_cn_sample.jsonl", "corpus", True),
+    ]
+    assert sources.left_out.keys() == {"README.md", "r1_mix_1024.jsonl"}
+
+
+def test_a_target_of_0_leaves_a_category_out(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "sft_mini_512.jsonl", [chat("问")])
+    sources = find_sources(bundled, tmp_path / "samples", MixConfig(general=0, math=0), PATTERNS)
+    assert {source.category for source in sources.files} == {"knowledge", "identity", "preference", "corpus"}
+    assert sources.left_out == {"sft_mini_512.jsonl": "the target of general is 0"}
+
+
+def test_samples_alone_shrink_all_targets_by_one_factor(tmp_path: Path, bundled: Path) -> None:
+    config = MixConfig(general=800, knowledge=1000, math=100, identity=300, preference=200, heldout_min=2, max_rounds=5)
+    sources = find_sources(bundled, tmp_path / "samples", config, PATTERNS)
+    manifest = build_mix(sources, config, tmp_path / "out")
+    factor = 8 * 5 / 800  # 8 of the 10 general samples are trained on
+    assert manifest["sample_factor"] == factor
+    reached = {name: tally["reached"] for name, tally in manifest["categories"].items()}
+    assert reached == {"general": 40, "knowledge": 50, "math": 5, "identity": 15, "preference": 10, "corpus": 8}
+
+
+def test_targets_stay_where_the_user_brought_any_data(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "sft_mini_512.jsonl", [chat(f"问{n}") for n in range(10)])
+    manifest = build_mix(find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS), SMALL, tmp_path / "out")
+    assert manifest["sample_factor"] == 1.0
+
+
+def test_the_identity_file_is_created_renewed_while_unedited_and_then_left_alone(tmp_path: Path, bundled: Path) -> None:
+    def identity() -> Source:
+        files = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS).files
+        return next(source for source in files if source.category == "identity")
+
+    path = bundled / "identity_conversations.jsonl"
+    assert identity() == Source(path, "identity", is_sample=True)
+    assert path.read_bytes() == IDENTITY_SAMPLE.read_bytes()
+    older = b'{"text": "an older sample"}\n'
+    path.write_bytes(older)
+    (bundled / mix.IDENTITY_MARK).write_text(sha256_file(path))
+    assert identity().is_sample
+    assert path.read_bytes() == IDENTITY_SAMPLE.read_bytes()
+    path.write_bytes(older + b"edited")
+    assert identity() == Source(path, "identity", is_sample=False)
+    assert path.read_bytes() == older + b"edited"
+
+
+def test_a_read_only_source_folder_uses_the_bundled_identity_file(
+    tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    files = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS).files
+    assert Source(IDENTITY_SAMPLE, "identity", is_sample=True) in files
+    assert not any(bundled.iterdir())
+
+
+def test_a_file_that_nobody_can_place_is_named_with_the_line_to_add(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "secret.jsonl", [chat("问")])
+    with pytest.raises(UserError, match=r"secret\.jsonl: .*`  secret\.jsonl: general`.*mixture\.yaml"):
+        find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
+
+
+def test_a_pattern_with_an_unknown_category_is_named(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "sft.jsonl", [chat("问")])
+    with pytest.raises(UserError, match="sft\\*: chats: no such category"):
+        find_sources(bundled, tmp_path / "samples", SMALL, {"sft*": "chats"})
+
+
+def test_placeholders_are_filled_in_identity_files_and_samples_alone(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "sft.jsonl", [chat("模板", "{{name}}")])
+    config = MixConfig(general=5, identity=50, name="小灵", author="小组", heldout_share=0.0)
+    build_mix(find_sources(bundled, tmp_path / "samples", config, PATTERNS), config, tmp_path / "out")
+    texts = {"general": "", "identity": "", "corpus": ""}
+    for record in out(tmp_path, "pretrain"):
+        if record["category"] in texts:
+            texts[record["category"]] += record["text"]
+    assert "{{" not in texts["identity"] + texts["corpus"]
+    assert "小灵" in texts["identity"] and "小组" in texts["identity"] and "我叫小灵" in texts["corpus"]
+    assert "{{name}}" in texts["general"]
+
+
+def test_outputs_are_ordinary_files_for_their_readers(tmp_path: Path) -> None:
+    mixed(tmp_path, {"a.jsonl": ("general", [chat("问")])})
+    modes = {stat.S_IMODE(path.stat().st_mode) & 0o600 for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o600}

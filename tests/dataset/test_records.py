@@ -1,0 +1,307 @@
+"""The record shapes: what is accepted, what it becomes, what is refused and why."""
+
+import gzip
+import json
+import lzma
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import UserError
+from dataset import records
+from dataset.records import (
+    BadItem,
+    BadRecord,
+    ChatRecord,
+    PreferenceRecord,
+    TextRecord,
+    decode_item,
+    heldout_key,
+    normalised,
+    normalised_question,
+    parse_record,
+    read_items,
+    read_records,
+)
+
+USER = {"role": "user", "content": "你好"}
+ASSISTANT = {"role": "assistant", "content": "你好！"}
+CALL = {"name": "add", "arguments": {"a": 1}}
+
+
+def turns(record: Any) -> list[tuple[str, str]]:
+    assert isinstance(record, ChatRecord)
+    assert record.fields["conversations"] == record.messages
+    return [(message["role"], message["content"]) for message in record.messages]
+
+
+def reason(fields: dict[str, Any]) -> str:
+    with pytest.raises(BadRecord) as error:
+        parse_record(fields)
+    return str(error.value)
+
+
+def test_raw_text_keeps_its_own_fields() -> None:
+    record = parse_record({"text": "一段话。", "id": 7})
+    assert isinstance(record, TextRecord)
+    assert (record.text, record.fields) == ("一段话。", {"text": "一段话。", "id": 7})
+
+
+def test_minimind_conversations_keep_system_tool_and_reasoning_fields() -> None:
+    conversation = [
+        {"role": "system", "content": "", "tools": json.dumps([CALL]), "reasoning_content": ""},
+        {"role": "user", "content": "算", "tools": None},
+        {"role": "assistant", "content": None, "reasoning_content": "想", "tool_calls": json.dumps([CALL])},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "得2"},
+    ]
+    record = parse_record({"conversations": conversation, "lang": "zh"})
+    assert isinstance(record, ChatRecord)
+    assert record.fields["lang"] == "zh"
+    assert record.messages == [
+        {"role": "system", "content": "", "tools": [CALL]},
+        {"role": "user", "content": "算"},
+        {"role": "assistant", "content": "", "reasoning_content": "想", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "得2"},
+    ]
+    assert record.plain_text() == "算\n得2"
+
+
+def test_sharegpt_becomes_role_and_content() -> None:
+    record = parse_record(
+        {
+            "system": "简短",
+            "conversations": [
+                {"from": "human", "value": "算"},
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "得2"},
+            ],
+        }
+    )
+    assert turns(record) == [("system", "简短"), ("user", "算"), ("assistant", ""), ("tool", "2"), ("assistant", "得2")]
+    assert isinstance(record, ChatRecord)
+    assert record.messages[2]["tool_calls"] == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"instruction": "翻译", "input": "cat", "output": "猫"}, [("user", "翻译\ncat"), ("assistant", "猫")]),
+        ({"instruction": "翻译", "input": "", "output": "猫", "text": "全文"}, [("user", "翻译"), ("assistant", "猫")]),
+        (
+            {"instruction": "再见", "output": "再会", "history": [["你好", "您好"]], "system": "礼貌"},
+            [("system", "礼貌"), ("user", "你好"), ("assistant", "您好"), ("user", "再见"), ("assistant", "再会")],
+        ),
+        ({"prompt": "一加一", "response": "二"}, [("user", "一加一"), ("assistant", "二")]),
+        ({"input": "还剩几页？", "golden": "9", "grade": 1}, [("user", "还剩几页？"), ("assistant", "9")]),
+    ],
+)
+def test_instructions_become_conversations(fields: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    record = parse_record(fields)
+    assert turns(record) == expected
+    assert record.fields.items() >= fields.items()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Question": "哪个最大？", "A": "一", "B": "二", "C": "三", "D": "四", "Answer": "B"},
+        {"question": "哪个最大？", "A": "一", "B": "二", "C": "三", "D": "四", "answer": "b"},
+        {"question": "哪个最大？", "choice": ["一", "二", "三", "四"], "answer": "二"},
+        {"question": "哪个最大？", "options": ["(A)一", "(B)二", "(C)三", "(D)四"], "label": "B", "answer": None},
+        {"question": "哪个最大？", "choices": {"A": "一", "B": "二", "C": "三", "D": "四"}, "answer": ["B"]},
+        {"question": "哪个最大？", "options": ["一", "二", "三", "四"], "label": 1},
+    ],
+)
+def test_multiple_choice_becomes_question_and_answer(fields: dict[str, Any]) -> None:
+    expected = [("user", "哪个最大？\nA. 一\nB. 二\nC. 三\nD. 四"), ("assistant", "答案：B。二")]
+    assert turns(parse_record(fields)) == expected
+
+
+def test_multiple_choice_puts_its_passage_first() -> None:
+    record = parse_record({"context": "短文。", "question": "问？", "choice": ["甲", "乙"], "answer": "乙"})
+    assert turns(record)[0] == ("user", "短文。\n问？\nA. 甲\nB. 乙")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "哼"}]},
+        {"prompt": "你好", "chosen": "你好！", "rejected": "哼"},
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{"role": "assistant", "content": "哼"}]},
+        {
+            "conversations": [{"from": "human", "value": "你好"}],
+            "chosen": {"from": "gpt", "value": "你好！"},
+            "rejected": {"from": "gpt", "value": "哼"},
+        },
+    ],
+)
+def test_preference_pairs_become_two_conversations(fields: dict[str, Any]) -> None:
+    record = parse_record(fields)
+    assert isinstance(record, PreferenceRecord)
+    assert record.chosen == [USER, ASSISTANT]
+    assert record.rejected == [USER, {"role": "assistant", "content": "哼"}]
+
+
+def test_what_a_user_says_last_without_an_answer_is_left_out() -> None:
+    assert turns(parse_record({"conversations": [USER, ASSISTANT, USER]})) == [
+        ("user", "你好"),
+        ("assistant", "你好！"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "unknown shape"),
+        ({"text": 3}, "text is not a string"),
+        ({"text": " \n"}, "empty text"),
+        ({"conversations": "你好"}, "conversation is not a list"),
+        ({"conversations": []}, "empty conversation"),
+        ({"conversations": ["你好"]}, "turn is not an object"),
+        ({"conversations": [{"role": "bard", "content": "x"}]}, "unknown role"),
+        ({"conversations": [{"role": ["user"], "content": "x"}]}, "unknown role"),
+        ({"conversations": [{"role": "user", "content": 5}, ASSISTANT]}, "turn's content is not a string"),
+        ({"conversations": [USER]}, "no assistant answer"),
+        ({"conversations": [USER, USER, ASSISTANT]}, "roles do not alternate"),
+        ({"conversations": [ASSISTANT]}, "roles do not alternate"),
+        ({"conversations": [USER, ASSISTANT, ASSISTANT]}, "roles do not alternate"),
+        ({"conversations": [USER, {"role": "system", "content": "x"}, ASSISTANT]}, "system message is not the first"),
+        ({"conversations": [{"role": "user", "content": " "}, ASSISTANT]}, "empty user turn"),
+        ({"conversations": [USER, {"role": "assistant", "content": ""}]}, "empty assistant answer"),
+        ({"conversations": [USER, {**ASSISTANT, "tool_calls": "{"}]}, "tools or tool_calls are not JSON"),
+        ({"conversations": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "a tool or tool call without a name"),
+        ({"instruction": "", "output": "猫"}, "answer without a question"),
+        ({"instruction": "翻译", "output": 5}, "question or answer is not a string"),
+        ({"chosen": "好", "rejected": "坏"}, "preference strings without a prompt"),
+        ({"prompt": "问", "chosen": "好", "rejected": "好 "}, "chosen and rejected are equal"),
+        ({"prompt": "问", "chosen": "好"}, "chosen or rejected is neither a list nor a string"),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER]}, "no assistant answer"),
+        (
+            {
+                "chosen": [USER, ASSISTANT],
+                "rejected": [{"role": "user", "content": "别的"}, {"role": "assistant", "content": "x"}],
+            },
+            "chosen and rejected answer different questions",
+        ),
+        ({"question": "问？", "A": "一", "B": "二", "answer": "E"}, "multiple choice without a valid answer"),
+        ({"question": "问？", "options": ["一"], "answer": "A"}, "multiple choice without options"),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_reason(fields: dict[str, Any], expected: str) -> None:
+    assert reason(fields) == expected
+
+
+def test_case_width_spacing_and_punctuation_do_not_make_another_key() -> None:
+    assert (
+        len({normalised(text) for text in ("What is　１+1？", "what is 1 + 1 ?", "WHAT IS「1+1」…", "what_is 1，1")})
+        == 1
+    )
+
+
+def test_texts_of_marks_alone_are_told_apart() -> None:
+    assert normalised("？？？") != normalised("……")
+
+
+def test_a_fast_key_equals_the_plain_definition() -> None:
+    text = "他说：“Ｈｅｌｌｏ，①２３…℃！”（完）—— ﬁn"
+    plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+    assert normalised(text) == plain == "他说hello123c完fin"
+
+
+def test_a_question_keeps_the_marks_between_digits() -> None:
+    assert normalised_question("1+23 = ？") == normalised_question("１ + 23=?") != normalised_question("12+3=？")
+
+
+def test_the_key_is_the_group_else_the_first_question_else_the_text() -> None:
+    chat = {"conversations": [USER, ASSISTANT, {"role": "user", "content": "再见"}, ASSISTANT]}
+    assert heldout_key(parse_record(chat)) == heldout_key(parse_record({"text": " 你好！"})) == "你好"
+    keys = [heldout_key(parse_record({**chat, "group": group})) for group in ("Sum: 1,23", "sum:1 23", "sum:12,3", 4)]
+    assert keys == ["group sum 1 23", "group sum 1 23", "group sum 12 3", "group 4"]
+
+
+def items(path: Path) -> list[tuple[int, Any]]:
+    return list(read_items(path))
+
+
+def test_bom_windows_line_ends_and_blank_lines_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"text": "一"}\r\n\r\n  \n{"text": "二"}'.encode())
+    assert [(record["text"]) for record in read_records(path)] == ["一", "二"]
+    assert [number for number, _ in items(path)] == [1, 4]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_packed_files_are_read_and_damaged_ones_named(tmp_path: Path, suffix: str, pack: Any) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    whole = pack("".join(f'{{"text": "{n * 7919}"}}\n' for n in range(2000)).encode())
+    path.write_bytes(whole)
+    assert len(items(path)) == 2000
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"a.jsonl{suffix}: damaged or cut short"):
+        items(path)
+
+
+def test_a_line_above_the_limit_is_skipped_and_the_next_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(records, "READ_BLOCK_BYTES", 16)
+    path = tmp_path / "a.jsonl"
+    longest = b'{"text": "' + b"x" * 88 + b'"}'
+    path.write_bytes(longest + b"\r\n" + longest[:-2] + b'y"}\n' + b"z" * 5000 + b'\n{"text": "ok"}\n' + b"z" * 500)
+    assert len(longest) == 100
+    kinds = [(number, "bad" if isinstance(item, BadItem) else len(item)) for number, item in items(path)]
+    assert kinds == [(1, 102), (2, "bad"), (3, "bad"), (4, 15), (5, "bad")]
+
+
+def test_a_csv_of_multiple_choice_is_read_with_line_ends_inside_cells(tmp_path: Path) -> None:
+    path = tmp_path / "anatomy.csv"
+    text = ',Question,A,B,C,D,Answer\r\n0,"第一行\n第二行",甲,乙,丙,丁,B\r\n1,少了,甲\r\n'.encode()
+    path.write_bytes(b"\xef\xbb\xbf" + text + b"2,\xff,1,2,3,4,A\n3,3?,1,2,3,4,A\n")
+    found = items(path)
+    assert [number for number, _ in found] == [3, 4, 5, 6]
+    assert turns(parse_record(decode_item(found[0][1], {}))) == [
+        ("user", "第一行\n第二行\nA. 甲\nB. 乙\nC. 丙\nD. 丁"),
+        ("assistant", "答案：B。乙"),
+    ]
+    assert [item.reason for _, item in found[1:3]] == [
+        "row with another number of cells than the header",
+        "invalid UTF-8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"text": "a"', "malformed JSON"),
+        (b'{"text": NaN}', "malformed JSON"),
+        (b"[" * 100_000, "malformed JSON"),
+        (b'["a"]', "not a JSON object"),
+        (b'{"text": "\xff"}', "invalid UTF-8"),
+        (b'{"text": "\\ud83d"}', "broken Unicode escape"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_reason(line: bytes, expected: str) -> None:
+    with pytest.raises(BadRecord, match=expected):
+        decode_item(line, {})
+
+
+def test_placeholders_are_filled_so_that_the_line_stays_json() -> None:
+    fill = {"{{name}}": '小"灵', "{{author}}": "a\\b"}
+    assert decode_item('{"text": "我叫{{name}}，{{author}}造。"}'.encode(), fill) == {"text": '我叫小"灵，a\\b造。'}
+    assert decode_item({"Question": "{{name}}？"}, fill) == {"Question": '小"灵？'}
+
+
+def test_reading_records_names_file_and_line_of_a_bad_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "一"}\n{"text": 2}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: text is not a string"):
+        list(read_records(path))
+    with pytest.raises(UserError, match="no such file"):
+        list(read_records(tmp_path / "b.jsonl"))

@@ -1,0 +1,69 @@
+"""Generation: batches of ragged prompts equal single ones, and sampling obeys its limits."""
+
+import pytest
+import torch
+
+from configs.schema import UserError
+from model.generate import Sampling, choose, generate
+from model.model_minillm import MiniLLM
+from tests.model.test_model_minillm import TINY, busy_model
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniLLM:
+    """A small model with lively weights."""
+    return busy_model(TINY)
+
+
+def continuation(model: MiniLLM, prompts: list[list[int]], stop_ids: set[int], sampling: Sampling) -> list[list[int]]:
+    """Generated ids of each prompt."""
+    return torch.stack(list(generate(model, prompts, stop_ids, sampling)), dim=1).tolist()
+
+
+def test_ragged_prompts_side_by_side_continue_as_each_alone(model: MiniLLM) -> None:
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
+    sampling = Sampling(max_new_tokens=12)
+    together = continuation(model, prompts, set(), sampling)
+    assert together == [continuation(model, [prompt], set(), sampling)[0] for prompt in prompts]
+
+
+def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: MiniLLM) -> None:
+    ids = [3, 1, 4, 1, 5]
+    for token in continuation(model, [ids], set(), Sampling(max_new_tokens=8))[0]:
+        assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
+        ids = [*ids, token]
+
+
+def test_generation_stops_at_a_stop_token_and_at_the_limit(model: MiniLLM) -> None:
+    free = continuation(model, [[1, 2, 3]], set(), Sampling(max_new_tokens=9))[0]
+    assert len(free) == 9
+    stopped = continuation(model, [[1, 2, 3]], {free[3]}, Sampling(max_new_tokens=9))[0]
+    assert stopped == free[: free.index(free[3]) + 1]
+
+
+def test_one_seed_gives_one_sample_and_another_seed_another(model: MiniLLM) -> None:
+    def sample(seed: int) -> list[list[int]]:
+        return continuation(model, [[1, 2, 3]], set(), Sampling(max_new_tokens=30, temperature=1.5, seed=seed))
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    generator = torch.Generator().manual_seed(0)
+
+    def seen(sampling: Sampling) -> set[int]:
+        return {int(choose(logits, sampling, generator)) for _ in range(300)}
+
+    assert seen(Sampling(temperature=1.0)) == {0, 1, 2, 3}
+    assert seen(Sampling(temperature=1.0, top_k=2)) == {0, 1}
+    assert seen(Sampling(temperature=1.0, top_p=0.75)) == {0, 1}
+    assert seen(Sampling(temperature=1.0, top_p=0.01)) == {0}
+
+
+@pytest.mark.parametrize("values", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}])
+def test_sampling_out_of_range_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        Sampling(**values)  # type: ignore[arg-type]
+
+

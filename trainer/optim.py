@@ -1,0 +1,131 @@
+"""Muon for the matrices, AdamW for the rest, and the learning rate over time."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TrainConfig
+
+NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Quintic whose iteration drives all singular values towards one (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+
+def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest semi-orthogonal matrix of each of (n, rows, columns), by five Newton-Schulz steps in `dtype`."""
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    x = matrices.to(dtype)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT  # the products below are square in the smaller side
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Groups with `muon=True` follow Muon, the others AdamW; both with decoupled weight decay.
+
+    Muon (Jordan et al. 2024): Nesterov momentum, then the update is replaced by the nearest semi-orthogonal matrix,
+    times 0.2 * sqrt(max(rows, columns)), which gives it the size of an AdamW update (Moonlight, arXiv:2502.16982,
+    eq. 4), so that one learning rate serves both. Equal to `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but
+    in float32 where bfloat16 is slow, on stacked expert weights (each its own matrix), and all matrices of one
+    shape in one product. AdamW: arXiv:1711.05101, algorithm 2.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, newton_schulz_dtype: torch.dtype = torch.float32) -> None:
+        defaults = {"lr": 0.0, "weight_decay": 0.0, "muon": False, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8}
+        super().__init__(groups, defaults)
+        self.newton_schulz_dtype = newton_schulz_dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("MuonAdamW takes no closure")
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._muon(group, parameters)
+            else:
+                self._adamw(group, parameters)
+
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter in parameters:
+            state, grad = self.state[parameter], parameter.grad
+            assert grad is not None
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(grad, 1 - group["momentum"])
+            by_shape[parameter.shape[-2:]].append((parameter, grad.lerp(state["momentum"], group["momentum"])))
+        for (rows, columns), members in by_shape.items():
+            stacked = torch.cat([update.reshape(-1, rows, columns) for _, update in members])
+            updates = orthogonalize(stacked, self.newton_schulz_dtype)
+            rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+            offset = 0
+            for parameter, _ in members:
+                count = parameter.numel() // (rows * columns)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(updates[offset : offset + count].view_as(parameter), alpha=-rate)
+                offset += count
+
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            state, grad = self.state[parameter], parameter.grad
+            assert grad is not None
+            if not state:
+                state["step"] = 0
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] += 1
+            state["exp_avg"].lerp_(grad, 1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            scale = math.sqrt(1 - beta2 ** state["step"])
+            denominator = (state["exp_avg_sq"].sqrt() / scale).add_(group["eps"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1 ** state["step"]))
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> MuonAdamW:
+    """Groups: hidden matrices (Muon, or AdamW when asked, with decay), then embeddings, routers and norms (AdamW).
+
+    A router is a classifier over few experts, where an orthogonal update has no meaning, so it is AdamW's.
+    """
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        hidden_matrix = parameter.dim() >= 2 and not name.endswith(("embed_tokens.weight", "mlp.gate.weight"))
+        (matrices if hidden_matrix else rest).append(parameter)
+    groups = [
+        {"params": matrices, "muon": config.optimizer == "muon", "weight_decay": config.weight_decay},
+        {"params": rest, "muon": False, "weight_decay": 0.0},
+    ]
+    return MuonAdamW(groups, newton_schulz_dtype=newton_schulz_dtype)
+
+
+def lr_at(step: int, num_steps: int, config: TrainConfig) -> float:
+    """Learning rate of a step (0 is the first): linear warm-up, then the schedule's shape down to the last rate."""
+    peak, last = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    warmup = max(1, round(config.warmup_ratio * num_steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "cosine":
+        progress = (step - warmup) / max(1, num_steps - warmup)
+        return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
+    warmdown = max(1, round(config.warmdown_ratio * num_steps))
+    left = min(1.0, (num_steps - step) / warmdown)
+    return last + (peak - last) * left
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all groups this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,314 @@
+"""The frame of every supervised stage: flags -> data -> starting weights -> loop -> weights with their manifest."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.artifacts import fingerprint
+from configs.flags import TrainRun, latest_weights, run_settings, weight_file
+from configs.paths import display, find_dataset
+from configs.schema import RESULT_NEUTRAL, UserError, as_dict
+from dataset.tensors import ensure_tensors, read_manifest
+from dataset.tokenizer import RustBPETokenizer
+from model.model_minillm import MiniLLM
+from trainer.checkpoint import (
+    ResumeState,
+    check_tokenizer,
+    load_model,
+    load_strict,
+    read_weights,
+    save_weights,
+    weights_fingerprint,
+)
+from trainer.loop import (
+    BatchStream,
+    Objective,
+    Rows,
+    Run,
+    StopSignal,
+    TrainingDiverged,
+    TrainingStopped,
+    choices,
+    train,
+)
+from trainer.metrics import Metrics
+from trainer.runtime import DTYPES, Runtime, dtype_name, seed_everything
+
+VALIDATION_ROWS = 128
+"""Rows, evenly spread over the validation data, that a validation loss is taken over."""
+
+
+class Stage:
+    """One trainer's call, step by step; the recipes in `train_*.py` read top to bottom."""
+
+    def __init__(self, run: TrainRun) -> None:
+        self.run, self.config = run, run.train
+        self.stop = StopSignal()
+        self.runtime = Runtime.start(run.train.device, run.train.dtype)
+        self.tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
+        self.tensors_path = self._tensors()
+        self.data_manifest = read_manifest(self.tensors_path)
+        self._check_data()
+        self.start_path = self._start_path()
+        self.start_sha256 = weights_fingerprint(self.start_path) if self.start_path else ""
+        self.settings = run_settings(replace(run, model=self._shape()), RESULT_NEUTRAL)
+        del self.settings["from_weight"]  # what counts is the content of the starting weights, not their name
+        self.fingerprint = fingerprint(
+            [self.settings, self.data_manifest["fingerprint"], self.start_sha256, self.runtime.world_size]
+        )
+        self.weights_path = run.out_dir / weight_file(run.stage, self._shape())
+        self.state = ResumeState(run.out_dir / "checkpoints" / run.stage, self.fingerprint)
+        self.resume: dict[str, Any] | None = None
+
+    # --- what it is made of -------------------------------------------------------------------------------------
+
+    def _tensors(self) -> Path:
+        """The tensors of the data path; a JSONL file is turned into tensors beside it first."""
+        path = self.run.data_path
+        if path.suffix != ".jsonl" or not tensors_beside(path, self.run.stage).is_dir():
+            path = find_dataset(path)  # a JSONL whose tensors exist may be gone
+        if path.is_dir():
+            return path
+        output = tensors_beside(path, self.run.stage)
+        if self.runtime.is_main:
+            ensure_tensors(
+                self.run.stage,
+                path,
+                output,
+                self.tokenizer,
+                max_length=self.config.max_seq_len,
+                num_workers=self.config.num_workers,
+            )
+        self.runtime.barrier()
+        return output
+
+    def _check_data(self) -> None:
+        manifest, where = self.data_manifest, display(self.tensors_path)
+        if manifest["stage"] != self.run.stage:
+            raise UserError(f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path.")
+        if manifest["tokenizer_sha256"] != self.tokenizer.sha256:
+            raise UserError(
+                f"{where}: made with another tokenizer ({manifest['tokenizer_sha256'][:8]}) than "
+                f"{display(self.run.tokenizer_dir)} ({self.tokenizer.sha256[:8]}). "
+                f"Rerun export_embeddings.py {self.run.stage}, or pass --tokenizer_dir."
+            )
+        if manifest["max_length"] > self.config.max_seq_len:
+            raise UserError(
+                f"{where}: rows of {manifest['max_length']} tokens, but --max_seq_len is {self.config.max_seq_len}. "
+                f"Rerun export_embeddings.py {self.run.stage} --max-length {self.config.max_seq_len}."
+            )
+
+    def _start_path(self) -> Path | None:
+        """The weights that `--from_weight` names: a path, or a stage's name in the output folder."""
+        name = self.run.from_weight
+        if name == "none":
+            return None
+        if name.endswith(".pth") or os.sep in name:
+            return find_dataset(Path(name))
+        flags = self.run.shape_flags
+        path = latest_weights(
+            name, self.run.out_dir, hidden_size=flags.get("hidden_size"), use_moe=flags.get("use_moe")
+        )
+        self.say(f"starting from {display(path)}")
+        return path
+
+    def _shape(self) -> Any:
+        """The shape: that of the starting weights, which no flag may contradict, else the one asked for."""
+        if self.start_path is None:
+            return replace(self.run.model, vocab_size=self._vocab_size()).resolve()
+        _, config, _ = read_weights(self.start_path)
+        for key, value in self.run.shape_flags.items():
+            if key != "dropout" and getattr(config, key) != value:
+                raise UserError(
+                    f"--{key} {value}: {display(self.start_path)} was made with {getattr(config, key)}. "
+                    "Leave the flag out, or give other weights with --from_weight."
+                )
+        return replace(config, dropout=self.run.shape_flags.get("dropout", config.dropout))
+
+    def _vocab_size(self) -> int:
+        flag = self.run.shape_flags.get("vocab_size")
+        size = self.tokenizer.get_vocab_size()
+        if flag is not None and flag < size:
+            raise UserError(f"--vocab_size {flag}: the tokenizer has {size} tokens. Give {size} or more, or leave it out.")
+        return flag or size
+
+    def manifest(self) -> dict[str, Any]:
+        """What the weights are made of."""
+        inherited: list[dict[str, Any]] = []
+        if self.start_path is not None:
+            _, _, before = read_weights(self.start_path)
+            inherited = before.get("training_data", [])
+        return {
+            "format": 1,
+            "stage": self.run.stage,
+            "profile": self.run.profile,
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "tensors": self.data_manifest["fingerprint"],
+            "training_data": [*inherited, self.data_manifest["source"]],
+            "start": {"path": self.start_path.name, "sha256": self.start_sha256} if self.start_path else None,
+            "choices": choices(self.runtime),
+            "torch": str(torch.__version__),  # a TorchVersion is no plain data
+        }
+
+    # --- what it does -------------------------------------------------------------------------------------------
+
+    def is_done(self) -> bool:
+        """Whether the weights of exactly these settings, data and start are written already."""
+        if not self.run.from_resume or not self.weights_path.exists():
+            return False
+        try:
+            _, _, manifest = read_weights(self.weights_path)
+        except UserError:
+            return False  # damaged: train again, and the file is replaced
+        return bool(manifest.get("fingerprint") == self.fingerprint)
+
+    def build_model(self) -> MiniLLM:
+        """The model to train, on the device: fresh, from the stage before, or as the interrupted run left it."""
+        seed_everything(self.config.seed)
+        self.resume = self.state.load() if self.run.from_resume else None
+        if self.resume is not None:
+            self._repeat_choices(self.resume["choices"])
+        model = MiniLLM(self._shape())
+        if self.start_path is not None and self.resume is None:
+            state, _, manifest = read_weights(self.start_path)
+            check_tokenizer(self.start_path, manifest, self.tokenizer.sha256, display(self.tensors_path))
+            load_strict(model, state, self.start_path)
+        model.to(self.runtime.device)
+        if self.config.use_compile:
+            for block in model.model.layers:
+                block.compile()
+        seed_everything(self.config.seed + self.runtime.rank)  # dropout differs between processes
+        return model
+
+    def _repeat_choices(self, chosen: dict[str, Any]) -> None:
+        """Take the dtype and the threads of the interrupted run, so that the arithmetic goes on as it began."""
+        self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
+        torch.set_num_threads(chosen["threads"])
+
+    def load_reference(self) -> MiniLLM:
+        """The starting weights again, frozen. Raises: UserError when the stage starts from none."""
+        if self.start_path is None:
+            raise UserError("--from_weight none: this stage needs weights to start from. Name them, such as full_sft.")
+        model, _ = load_model(self.start_path, device=self.runtime.device)
+        return model.requires_grad_(False).eval()
+
+    def fit(self, model: MiniLLM, rows: Rows, objective: Objective, validation: Rows | None) -> int:
+        """Train, write the weights, and return the exit code."""
+        stream = BatchStream(rows, self.config, self.runtime)
+        num_steps = stream.num_steps()
+        first_step = self.resume["step"] if self.resume else 0
+        self._describe(model, stream, num_steps, first_step)
+        metrics = None
+        if self.runtime.is_main:
+            metrics = Metrics(
+                self.run.tf_dir, self.run.stage, self.fingerprint, num_steps=num_steps, first_step=first_step,
+                use_wandb=self.config.use_wandb, settings=self.settings,
+            )  # fmt: skip
+        run = Run(
+            self.config, self.runtime, num_steps=num_steps, state=self.state, resume=self.resume, metrics=metrics,
+            validate=self._validator(objective, validation), stop=self.stop,
+        )  # fmt: skip
+        self.resume = None
+        self._watch_signals()
+        started = time.perf_counter()
+        try:
+            train(self.config, model, stream, objective, run)
+        except TrainingStopped as error:
+            self.say(f"stopped ({error}); the state is saved, the same command goes on from here")
+            return self.stop.exit_code or 143
+        except TrainingDiverged as error:
+            raise UserError(str(error)) from None
+        finally:
+            if metrics is not None:
+                metrics.close()
+        if self.runtime.is_main:
+            save_weights(self.weights_path, model, self.manifest())
+            self.state.clear()
+            self.say(f"{display(self.weights_path)} written after {time.perf_counter() - started:.0f} s of training")
+        self.runtime.barrier()
+        self.runtime.close()
+        return 0
+
+    def _validator(self, objective: Objective, rows: Rows | None) -> Callable[[nn.Module], dict[str, float]] | None:
+        """A function that gives the validation loss, and bits per byte where a target is a token."""
+        if rows is None or len(rows) == 0:
+            self.say("no validation data beside the tensors: no validation loss will be shown")
+            return None
+        count = min(VALIDATION_ROWS, len(rows))
+        numbers = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
+        runtime, size = self.runtime, self.config.batch_size
+
+        @torch.no_grad()
+        def validate(model: nn.Module) -> dict[str, float]:
+            model.eval()
+            sums = torch.zeros(2, device=runtime.device)
+            mine = numbers[runtime.rank :: runtime.world_size]
+            for start in range(0, len(mine), size):
+                batch = {k: v.to(runtime.device) for k, v in rows.batch(mine[start : start + size]).items()}
+                with runtime.autocast():
+                    sums[0] += objective.loss_sum(model, batch)
+                sums[1] += objective.num_targets(batch)
+            model.train()
+            total, targets = runtime.sum_over_ranks(sums).tolist()
+            return {"validation_loss": total / max(targets, 1.0)}
+
+        return validate
+
+    def _describe(self, model: MiniLLM, stream: BatchStream, num_steps: int, first_step: int) -> None:
+        shape, config = model.config, self.config
+        kind = f"MoE, {shape.num_experts} experts" if shape.use_moe else "dense"
+        self.say(
+            f"{self.run.stage}: {model.num_parameters():,} trainable parameters "
+            f"(hidden {shape.hidden_size} x {shape.num_hidden_layers} layers, {kind}); {as_dict(config)['optimizer']}, "
+            f"lr {config.learning_rate:g}; {len(stream.rows):,} rows, {stream.rows_per_step} a step, {num_steps} steps; "
+            f"{self.runtime.device}, {dtype_name(self.runtime.dtype)}, {torch.get_num_threads()} threads"
+            + (f", {self.runtime.world_size} processes" if self.runtime.world_size > 1 else "")
+        )
+        if first_step:
+            self.say(f"resuming after step {first_step} of {num_steps}")
+
+    def _watch_signals(self) -> None:
+        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C ends it at once."""
+
+        def handler(signum: int, frame: object) -> None:
+            if self.stop.exit_code and signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop.exit_code = 128 + signum
+            self.stop.reason = signal.Signals(signum).name
+
+        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGTERM, handler)
+
+    def say(self, text: str) -> None:
+        """Print a line from the main process."""
+        if self.runtime.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+
+def tensors_beside(records: Path, stage: str) -> Path:
+    """The tensor folder of a record file that was given in place of one."""
+    return records.with_name(f"{records.name.split('.')[0]}_{stage}_tokens")
+
+
+def already_done(stage: Stage) -> bool:
+    """Say so when there is nothing to train, and why."""
+    if not stage.is_done():
+        return False
+    stage.say(
+        f"{display(stage.weights_path)} is already the result of these settings, data and starting weights. "
+        "Pass --from_resume 0 to train it again."
+    )
+    stage.state.clear()
+    stage.runtime.close()
+    return True

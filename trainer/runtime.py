@@ -1,0 +1,164 @@
+"""Device, dtype, threads and ranks of one training process."""
+
+import os
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.hardware import cpu_has_bf16
+from configs.schema import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PARENT_VARIABLE = "MINILLM_PARENT_PID"
+"""Set by `run.sh` to its own process id: a trainer whose pipeline is gone saves and ends."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU. Raises: UserError when the device asked for is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU. "
+            "Run scripts/doctor.py to see why, or pass --device cpu."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name}: this PyTorch has no MPS. Pass --device cpu.")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where its matrix products are real (CUDA from Ampere on, CPUs with avx512_bf16 or amx_bf16)."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, without the `torch.` before it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where one process computes, and its place among the others."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def start(cls, device: str, dtype: str) -> "Runtime":
+        """Choose device and dtype, and join the other processes when started by torchrun."""
+        chosen = choose_device(device)
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        return cls(chosen, choose_dtype(dtype, chosen), int(os.environ.get("RANK", "0")), world_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Products in `dtype`, everything delicate in float32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Add up the gradients of all processes, in one message a dtype."""
+        if self.world_size == 1:
+            return
+        for parameter in model.parameters():
+            if parameter.grad is None:  # an expert that no token of this rank chose
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is up in at least one process."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum_over_ranks(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """State of torch's generators, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put the generators back where `rng_state` saw them."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class ParentWatch:
+    """Notices that the pipeline which started this trainer is gone (`kill -9` leaves no other trace)."""
+
+    def __init__(self) -> None:
+        value = os.environ.get(PARENT_VARIABLE, "")
+        self.pid = int(value) if value.isdigit() else None
+        self.direct = self.pid == os.getppid()  # false below torchrun, whose process lies between
+
+    def is_gone(self) -> bool:
+        """Whether the pipeline was there and is no more."""
+        if self.pid is None:
+            return False
+        if self.direct:
+            return os.getppid() != self.pid
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
