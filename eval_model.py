@@ -1,7 +1,7 @@
 """Talk to a model. 与模型对话。
 
-    python eval_model.py --model_mode 2
-    python eval_model.py --model_mode 1 --prompt "你是谁？"
+python eval_model.py --model_mode 2
+python eval_model.py --model_mode 1 --prompt "你是谁？"
 """
 
 import sys
@@ -34,10 +34,14 @@ def build_parser() -> Parser:
     parser.add_argument("--hidden_size", type=int, metavar="N", help="which size, if there are several 隐藏层宽度")
     parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
     parser.add_argument("--prompt", metavar="TEXT", help="ask once and print the answer 只问一次")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest token 采样温度 (%(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="0: always the likeliest token 采样温度 (%(default)s)"
+    )
     parser.add_argument("--top_k", type=int, default=0, help="sample among the k likeliest; 0: all (%(default)s)")
     parser.add_argument("--top_p", type=float, default=0.9, help="sample among the likeliest of mass p (%(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens 最长回答 (%(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=512, help="longest answer, in tokens 最长回答 (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the sampling 随机种子 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
     return parser
@@ -80,7 +84,10 @@ def prompt_ids(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], comp
 
 def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, completes: bool) -> None:
     """A conversation in the terminal, each answer shown as it comes."""
-    print("输入问题后回车；/new 开始新对话，/exit 退出。 Type and press Enter; /new starts over, /exit ends.", file=sys.stderr)
+    print(
+        "输入问题后回车；/new 开始新对话，/exit 退出。 Type and press Enter; /new starts over, /exit ends.",
+        file=sys.stderr,
+    )
     messages: list[dict[str, str]] = []
     while True:
         try:

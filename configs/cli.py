@@ -28,10 +28,11 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Normalise the spelling of flags (never of values), then parse."""
         given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args([self._normalise(argument) for argument in given], namespace)
+        parsed: argparse.Namespace = super().parse_args([self._normalise(argument) for argument in given], namespace)
+        return parsed
 
     def _normalise(self, argument: str) -> str:
         if not argument.startswith("--") or argument == "--":
@@ -44,7 +45,9 @@ class Parser(argparse.ArgumentParser):
 def add_switch(group: Any, name: str, *, help: str, default: bool | None = None) -> None:
     """Add a switch in its three forms: `--name`, `--name 0|1`, and `--no-name`."""
     dest = name.lstrip("-").replace("-", "_")
-    group.add_argument(name, dest=dest, nargs="?", const=True, default=default, type=parse_switch, metavar="0|1", help=help)
+    group.add_argument(
+        name, dest=dest, nargs="?", const=True, default=default, type=parse_switch, metavar="0|1", help=help
+    )
     group.add_argument(f"--no_{dest}", dest=dest, action="store_false", default=default, help=argparse.SUPPRESS)
 
 
@@ -76,6 +79,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = 0
     except OSError as error:
         where = error.filename or "input or output"
-        print(f"error: {where}: {error.strerror or error}. Check the path, its permissions and free space.", file=sys.stderr)
+        print(
+            f"error: {where}: {error.strerror or error}. Check the path, its permissions and free space.",
+            file=sys.stderr,
+        )
         code = 1
     sys.exit(code)

@@ -74,7 +74,9 @@ def build_parser(stage: str, description: str) -> Parser:
     """The parser of one trainer."""
     parser = Parser(description=description)
     paths = parser.add_argument_group("data and weights 数据与权重")
-    paths.add_argument("--profile", default=None, metavar="NAME", help="configs/NAME.yaml, or a YAML file 配置 (default)")
+    paths.add_argument(
+        "--profile", default=None, metavar="NAME", help="configs/NAME.yaml, or a YAML file 配置 (default)"
+    )
     paths.add_argument(
         "--data_path", type=Path, metavar="PATH", help="token tensors or a JSONL file 张量目录或 JSONL 文件"
     )

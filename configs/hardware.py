@@ -40,7 +40,9 @@ def cpu_name() -> str:
     except OSError:
         pass
     if platform.system() == "Darwin":
-        shown = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
         if shown.returncode == 0:
             return shown.stdout.strip()
     return platform.processor() or platform.machine()

@@ -59,7 +59,9 @@ class ModelConfig:
     """Weight of the load-balancing loss."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        _at_least(
+            self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
+        )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout = {self.dropout}: must be in [0, 1).")
         if self.num_attention_heads % self.num_key_value_heads:

@@ -56,7 +56,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
 
 
 @torch.inference_mode()
-def generate(model: MiniLLM, prompts: Sequence[Sequence[int]], stop_ids: set[int], sampling: Sampling) -> Iterator[Tensor]:
+def generate(
+    model: MiniLLM, prompts: Sequence[Sequence[int]], stop_ids: set[int], sampling: Sampling
+) -> Iterator[Tensor]:
     """Yield the next token of every prompt, (B,) on the CPU, until all have stopped or the limit is reached.
 
     A prompt that has stopped goes on yielding its stop token. Prompts are padded on the left, and no token looks at
@@ -91,8 +93,15 @@ def generate(model: MiniLLM, prompts: Sequence[Sequence[int]], stop_ids: set[int
 class Decoder(Protocol):
     """What generation needs of `dataset/tokenizer.py`."""
 
-    assistant_end_id: int
-    end_of_text_id: int
+    @property
+    def assistant_end_id(self) -> int:
+        """Token that ends the assistant's turn."""
+        ...
+
+    @property
+    def end_of_text_id(self) -> int:
+        """Token that ends a document."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""

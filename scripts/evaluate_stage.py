@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on held-out records and append one JSON line of metrics. 在留出数据上评估一个阶段。
 
-    python scripts/evaluate_stage.py --stage sft
-    python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
+python scripts/evaluate_stage.py --stage sft
+python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
 """
 
 import json
@@ -22,32 +22,12 @@ from configs.cli import Parser, run
 from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, display, find_dataset
-from configs.schema import STAGES, MixConfig, UserError
+from configs.schema import STAGES, UserError
 from dataset.records import read_records
 from dataset.tokenizer import RustBPETokenizer
-from model.generate import Answer
-from model.model_minillm import MiniLLM
 from trainer.checkpoint import check_tokenizer, load_model
-from trainer.evaluate import (
-    EXACT_CATEGORIES,
-    Metric,
-    Question,
-    answer_metrics,
-    ask,
-    chat_records,
-    is_right,
-    likelihood_metrics,
-    preference_metrics,
-    score,
-    score_pairs,
-    text_records,
-)
+from trainer.evaluate import Evaluation, Metric
 from trainer.runtime import choose_device, seed_everything
-
-SCORE_BATCH = 32
-"""Rows scored at one time."""
-GENERAL_ANSWERS = 100
-"""Answers generated for the category `general`, which has no exact measure but whether they end."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,9 @@ def build_parser() -> Parser:
     parser.add_argument("--reference", type=Path, metavar="PATH", help="DPO: weights it started from DPO 的参考权重")
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
     parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
-    parser.add_argument("--results_file", type=Path, metavar="FILE", help="where the line goes (tf_dir/eval_results.jsonl)")
+    parser.add_argument(
+        "--results_file", type=Path, metavar="FILE", help="where the line goes (tf_dir/eval_results.jsonl)"
+    )
     parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
     parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")
     parser.add_argument("--max_samples", type=int, metavar="N", help="records a category; 0: all 每类最多条数")
@@ -107,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.eval()
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
     if manifest["stage"] != stage:
-        raise UserError(f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint.")
+        raise UserError(
+            f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint."
+        )
     heldout = read_heldout(data_path, manifest, settings["max_samples"], seed)
     names = (profile.mix.name, profile.mix.author)
     evaluation = Evaluation(model, tokenizer, names, settings, manifest["settings"]["train"]["max_seq_len"])
@@ -118,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = evaluation.of_chats(heldout.records)
     else:
         reference = arguments.reference or reference_path(path, manifest)
-        metrics = evaluation.of_pairs(heldout.records, reference, manifest)
+        start, _ = load_model(reference, device=device)
+        metrics = evaluation.of_pairs(heldout.records, start.eval(), manifest["settings"]["train"]["beta"])
         chats = arguments.sft_data_path or sibling(heldout.path)
         if chats is not None:
             metrics |= evaluation.of_chats(read_heldout(chats, manifest, settings["max_samples"], seed).records)
@@ -143,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     append_line(results, line)
     print_table(stage, heldout, metrics)
-    evaluation.print_samples()
+    for asked, said, verdict in evaluation.samples:
+        print(f"  问: {asked}\n  答: {said.text}{'' if said.ended else ' …'} {verdict}".rstrip())
     print(f"-> {display(results)}")
     return 0
 
@@ -206,90 +192,6 @@ def sibling(path: Path) -> Path | None:
     """The held-out chats beside held-out pairs, to see what preference training did to the answers."""
     chats = path.with_name(path.name.replace("dpo", "sft"))
     return chats if chats != path and chats.exists() else None
-
-
-class Evaluation:
-    """The metrics of one model; remembers three answers to show."""
-
-    def __init__(
-        self,
-        model: MiniLLM,
-        tokenizer: RustBPETokenizer,
-        names: tuple[str, str],
-        settings: dict[str, int],
-        length: int,
-    ) -> None:
-        self.model, self.tokenizer, self.names, self.settings, self.length = model, tokenizer, names, settings, length
-        self.samples: list[tuple[str, Answer, str]] = []
-
-    def of_texts(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
-        """Loss, perplexity and bits per byte of raw texts."""
-        texts = text_records(self.tokenizer, (record["text"] for record in records))
-        questions = [Question([{"role": "user", "content": r["text"][:16]}], "", "text") for r in records[:3]]
-        self._remember_texts([question.messages[0]["content"] for question in questions])
-        scored = score(self.model, texts, length=self.length, batch_size=SCORE_BATCH, label="likelihood")
-        return likelihood_metrics(scored)
-
-    def of_chats(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
-        """The same over what the assistant says, and the accuracy of greedy answers."""
-        conversations = [record["conversations"] for record in records]
-        scored = score(
-            self.model, chat_records(self.tokenizer, conversations),
-            length=self.length, batch_size=SCORE_BATCH, label="likelihood",
-        )  # fmt: skip
-        questions = [question_of(record) for record in records]
-        general = [q for q in questions if q.category not in EXACT_CATEGORIES][:GENERAL_ANSWERS]
-        questions = [q for q in questions if q.category in EXACT_CATEGORIES] + general
-        answers = ask(
-            self.model, self.tokenizer, questions,
-            batch_size=self.settings["batch_size"], max_new_tokens=self.settings["max_new_tokens"],
-        )  # fmt: skip
-        self._remember(questions, answers)
-        return likelihood_metrics(scored) | answer_metrics(questions, answers, self.names)
-
-    def of_pairs(self, records: list[dict[str, Any]], reference: Path, manifest: dict[str, Any]) -> dict[str, Metric]:
-        """How often the better answer of a pair is preferred, and by how much."""
-        pairs = [(record["chosen"], record["rejected"]) for record in records]
-        start, _ = load_model(reference, device=self.model.output_weight.device)
-        start.eval()
-        policy_scores, reference_scores = (
-            score_pairs(
-                model, self.tokenizer, pairs, length=self.length, batch_size=SCORE_BATCH, label=label
-            )
-            for model, label in ((self.model, "policy"), (start, "reference"))
-        )
-        return preference_metrics(policy_scores, reference_scores, manifest["settings"]["train"]["beta"])
-
-    def _remember_texts(self, openings: list[str]) -> None:
-        from model.generate import Sampling, answer
-
-        prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
-        said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
-        self.samples = [(opening, one, "") for opening, one in zip(openings, said, strict=True)]
-
-    def _remember(self, questions: list[Question], answers: list[Answer]) -> None:
-        """One answer of each of three categories, right or wrong as it comes."""
-        seen: set[str] = set()
-        for question, said in zip(questions, answers, strict=True):
-            if question.category not in seen and len(seen) < 3:
-                seen.add(question.category)
-                mark = ""
-                if question.category in EXACT_CATEGORIES:
-                    mark = "✓" if is_right(question, said.text, self.names) else f"✗ ({question.expected})"
-                self.samples.append((str(question.messages[-1]["content"]), said, mark))
-
-    def print_samples(self) -> None:
-        """Show the remembered answers."""
-        for asked, said, mark in self.samples:
-            print(f"  问: {asked}\n  答: {said.text}{'' if said.ended else ' …'} {mark}")
-
-
-def question_of(record: dict[str, Any]) -> Question:
-    """The last question of a conversation, and what was answered."""
-    messages = record["conversations"]
-    return Question(
-        messages[:-1], str(messages[-1]["content"]), record.get("category", "general"), str(record.get("kind", ""))
-    )
 
 
 def print_table(stage: str, heldout: Heldout, metrics: dict[str, Metric]) -> None:

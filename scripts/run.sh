@@ -177,7 +177,7 @@ create_venv() {
 
 install_requirements() { # torch first where its CPU build serves: the ordinary one brings 4.5 GB for NVIDIA GPUs
   local index torch
-  torch=$(grep -E '^torch\b' "$ROOT/requirements.txt")
+  torch=$(grep -E '^torch[^a-z]' "$ROOT/requirements.txt")
   index=$(torch_index)
   if [[ -n $index ]]; then
     if "$VENV_PYTHON" "$ROOT/scripts/doctor.py" --probe "$index"; then

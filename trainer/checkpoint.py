@@ -53,7 +53,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     """
     content = read_checkpoint(path, "Train that stage again, or give another path.")
     if not {"model", "config", "manifest"} <= content.keys():
-        raise UserError(f"{display(path)}: not a MiniLLM checkpoint (keys {sorted(map(str, content))}). Give another path.")
+        raise UserError(
+            f"{display(path)}: not a MiniLLM checkpoint (keys {sorted(map(str, content))}). Give another path."
+        )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config, content["manifest"]
 

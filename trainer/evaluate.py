@@ -20,11 +20,17 @@ from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer, Sampling, answer
 from model.model_minillm import MiniLLM
+from trainer.losses import IGNORE
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
 EXACT_CATEGORIES = ("identity", "knowledge", "math")
-IGNORE = -100
+SCORE_BATCH = 32
+"""Rows scored at one time."""
+GENERAL_ANSWERS = 100
+"""Answers generated for the category `general`, which has no exact measure but whether they end."""
+OPENING_CHARACTERS = 16
+"""Characters of a held-out text that a pretrained model is shown to go on from."""
 
 
 @dataclass(frozen=True)
@@ -292,9 +298,7 @@ def score_pairs(
             rows.append(next(windows(ids[: length + 1], mask[: length + 1], length)))
     nats = row_nats(model, rows, batch_size, label)
     tokens = [sum(token != IGNORE for token in labels) for _, labels in rows]
-    return [
-        PairScore(-nats[i], -nats[i + 1], max(1, tokens[i]), max(1, tokens[i + 1])) for i in range(0, len(rows), 2)
-    ]
+    return [PairScore(-nats[i], -nats[i + 1], max(1, tokens[i]), max(1, tokens[i + 1])) for i in range(0, len(rows), 2)]
 
 
 def preference_metrics(policy: Sequence[PairScore], reference: Sequence[PairScore], beta: float) -> dict[str, Metric]:
@@ -325,3 +329,79 @@ def preference_metrics(policy: Sequence[PairScore], reference: Sequence[PairScor
         "preference_accuracy_longer_answer": share(p.chosen_tokens > p.rejected_tokens for p in policy),
         "reward_margin": mean(margins),
     }
+
+
+# --- a whole stage ----------------------------------------------------------------------------------------------
+
+
+class Evaluation:
+    """The metrics of one model; remembers three answers to show."""
+
+    def __init__(
+        self,
+        model: MiniLLM,
+        tokenizer: RustBPETokenizer,
+        names: tuple[str, str],
+        settings: dict[str, int],
+        length: int,
+    ) -> None:
+        self.model, self.tokenizer, self.names, self.settings, self.length = model, tokenizer, names, settings, length
+        self.samples: list[tuple[str, Answer, str]] = []
+
+    def of_texts(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
+        """Loss, perplexity and bits per byte of raw texts."""
+        texts = text_records(self.tokenizer, (record["text"] for record in records))
+        prose = [record for record in records if record.get("category") == "corpus"] or records
+        self._remember_texts([record["text"][:OPENING_CHARACTERS] for record in prose[:3]])
+        scored = score(self.model, texts, length=self.length, batch_size=SCORE_BATCH, label="likelihood")
+        return likelihood_metrics(scored)
+
+    def of_chats(self, records: list[dict[str, Any]]) -> dict[str, Metric]:
+        """The same over what the assistant says, and the accuracy of greedy answers."""
+        conversations = [record["conversations"] for record in records]
+        scored = score(
+            self.model, chat_records(self.tokenizer, conversations),
+            length=self.length, batch_size=SCORE_BATCH, label="likelihood",
+        )  # fmt: skip
+        questions = [question_of(record) for record in records]
+        general = [q for q in questions if q.category not in EXACT_CATEGORIES][:GENERAL_ANSWERS]
+        questions = [q for q in questions if q.category in EXACT_CATEGORIES] + general
+        answers = ask(
+            self.model, self.tokenizer, questions,
+            batch_size=self.settings["batch_size"], max_new_tokens=self.settings["max_new_tokens"],
+        )  # fmt: skip
+        self._remember(questions, answers)
+        return likelihood_metrics(scored) | answer_metrics(questions, answers, self.names)
+
+    def of_pairs(self, records: list[dict[str, Any]], reference: MiniLLM, beta: float) -> dict[str, Metric]:
+        """How often the better answer of a pair is preferred over the reference's taste, and by how much."""
+        pairs = [(record["chosen"], record["rejected"]) for record in records]
+        policy_scores, reference_scores = (
+            score_pairs(model, self.tokenizer, pairs, length=self.length, batch_size=SCORE_BATCH, label=label)
+            for model, label in ((self.model, "policy"), (reference, "reference"))
+        )
+        return preference_metrics(policy_scores, reference_scores, beta)
+
+    def _remember_texts(self, openings: list[str]) -> None:
+        prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
+        said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
+        self.samples = [(opening, one, "") for opening, one in zip(openings, said, strict=True)]
+
+    def _remember(self, questions: list[Question], answers: list[Answer]) -> None:
+        """One answer of each of three categories, right or wrong as it comes."""
+        seen: set[str] = set()
+        for question, said in zip(questions, answers, strict=True):
+            if question.category not in seen and len(seen) < 3:
+                seen.add(question.category)
+                mark = ""
+                if question.category in EXACT_CATEGORIES:
+                    mark = "✓" if is_right(question, said.text, self.names) else f"✗ ({question.expected})"
+                self.samples.append((str(question.messages[-1]["content"]), said, mark))
+
+
+def question_of(record: dict[str, Any]) -> Question:
+    """The last question of a conversation, and what was answered."""
+    messages = record["conversations"]
+    return Question(
+        messages[:-1], str(messages[-1]["content"]), record.get("category", "general"), str(record.get("kind", ""))
+    )

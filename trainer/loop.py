@@ -32,6 +32,7 @@ class Rows(Protocol):
         """The rows of these numbers as tensors."""
         ...
 
+
 class Objective(Protocol):
     """What a recipe minimises."""
 
@@ -135,7 +136,9 @@ def train(
             run.scaler.step(optimizer)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        run.after_step(step + 1, model, optimizer, loss=total.item(), lr=lr, grad_norm=grad_norm.item(), tokens=counts[1])
+        run.after_step(
+            step + 1, model, optimizer, loss=total.item(), lr=lr, grad_norm=grad_norm.item(), tokens=counts[1]
+        )
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
@@ -233,7 +236,13 @@ class Run:
                 **{key.replace("validation_loss", "val"): f"{value:.3f}" for key, value in self.last_validation.items()},
             )  # fmt: skip
             if step % self.config.log_interval == 0 or last:
-                values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": self.tokens, "tokens_per_second": speed}
+                values = {
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "tokens": self.tokens,
+                    "tokens_per_second": speed,
+                }
                 self.metrics.log(step, {key: value for key, value in values.items() if math.isfinite(value)})
                 self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
         if step in self.eval_steps and self.validate is not None:

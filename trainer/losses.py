@@ -69,7 +69,7 @@ def lm_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def _apply(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)
     return loss
 
 

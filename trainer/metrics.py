@@ -74,7 +74,7 @@ def _tensorboard(folder: Path, first_step: int) -> Any | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None  # optional: pip install "minillm[tensorboard]"
-    return SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def _tracker(name: str, settings: dict[str, Any]) -> Any:

@@ -98,7 +98,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: 
 
     A router is a classifier over few experts, where an orthogonal update has no meaning, so it is AdamW's.
     """
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden_matrix = parameter.dim() >= 2 and not name.endswith(("embed_tokens.weight", "mlp.gate.weight"))
         (matrices if hidden_matrix else rest).append(parameter)

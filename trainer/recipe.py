@@ -94,7 +94,9 @@ class Stage:
     def _check_data(self) -> None:
         manifest, where = self.data_manifest, display(self.tensors_path)
         if manifest["stage"] != self.run.stage:
-            raise UserError(f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path.")
+            raise UserError(
+                f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path."
+            )
         if manifest["tokenizer_sha256"] != self.tokenizer.sha256:
             raise UserError(
                 f"{where}: made with another tokenizer ({manifest['tokenizer_sha256'][:8]}) than "
@@ -138,7 +140,9 @@ class Stage:
         flag = self.run.shape_flags.get("vocab_size")
         size = self.tokenizer.get_vocab_size()
         if flag is not None and flag < size:
-            raise UserError(f"--vocab_size {flag}: the tokenizer has {size} tokens. Give {size} or more, or leave it out.")
+            raise UserError(
+                f"--vocab_size {flag}: the tokenizer has {size} tokens. Give {size} or more, or leave it out."
+            )
         return flag or size
 
     def manifest(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """DPO: prefer the better of two answers, measured against the model that SFT left.
 
-    python trainer/train_dpo.py --profile cpu
-    python trainer/train_dpo.py --data_path my_pairs.jsonl --from_weight full_sft --beta 0.1
+python trainer/train_dpo.py --profile cpu
+python trainer/train_dpo.py --data_path my_pairs.jsonl --from_weight full_sft --beta 0.1
 """
 
 import sys

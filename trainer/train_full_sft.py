@@ -1,7 +1,7 @@
 """SFT: learn to answer, every assistant turn supervised and nothing else.
 
-    python trainer/train_full_sft.py --profile cpu
-    python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretrain
+python trainer/train_full_sft.py --profile cpu
+python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretrain
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Pretrain: predict the next token of raw text.
 
-    python trainer/train_pretrain.py --profile cpu
-    python trainer/train_pretrain.py --data_path my_text.jsonl --epochs 2 --hidden_size 512
+python trainer/train_pretrain.py --profile cpu
+python trainer/train_pretrain.py --data_path my_text.jsonl --epochs 2 --hidden_size 512
 """
 
 import sys

@@ -133,7 +133,7 @@ def records() -> Iterator[dict[str, Any]]:
         for turns in conversations:
             asked = {normalised(question) for question, _ in turns}
             whole = "|".join(normalised(question) for question, _ in turns)
-            if whole in taken or asked & asked_in_training and side == HELDOUT:
+            if whole in taken or (asked & asked_in_training and side == HELDOUT):
                 continue
             taken.add(whole)
             if side == TRAINING:

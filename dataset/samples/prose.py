@@ -11,7 +11,6 @@ A grammar file holds word tables and scenes:
     - 一句话，{f}[很/真]甜。            the next sentence of the story
     | 另一种说法。                      ... another phrasing of it
     ? 可有可无的一句。                   ... a sentence that half of the stories leave out
-    *2                                 two of the following "+" lines, in any order
 
 A line "same 赶紧/连忙" lists words of one meaning: each time one of them comes up, any of them may stand there; a word
 after "~" is only put in, never replaced.
@@ -31,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SEED = 20_240
-TARGET_BYTES = 3_200_000
+TARGET_BYTES = 3_150_000
 MIN_CHARS, MAX_CHARS = 80, 600
 MAX_REPEATS = 6  # how often one sentence of LONG_SENTENCE characters or more may stand in the whole text
 LONG_SENTENCE = 8  # without quotation marks: a sentence of ten with them is counted too
@@ -56,10 +55,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Step:
-    """One stretch of a story: `take` of the entries, in any order; an entry is a tuple of phrasings."""
+    """One stretch of a story, mostly a sentence: the phrasings to choose from."""
 
-    entries: tuple[tuple[str, ...], ...]
-    take: int
+    phrasings: tuple[str, ...]
     optional: bool
 
 
@@ -103,9 +101,9 @@ def parse_grammar(source: str) -> Grammar:
     columns: dict[str, tuple[str, ...]] = {}
     rows: dict[str, list[Row]] = {}
     picks: dict[str, list[tuple[str, str]]] = {}
-    steps: dict[str, list[tuple[list[list[str]], int, bool]]] = {}  # entries, take, optional
+    steps: dict[str, list[tuple[list[str], bool]]] = {}  # phrasings, optional
     synonyms: dict[str, tuple[str, ...]] = {}
-    table, scene, pool = "", "", False
+    table, scene = "", ""
     for number, line in enumerate(source.splitlines(), start=1):
         mark, _, rest = line.partition(" ")
         if not line.strip() or line.startswith("#"):
@@ -116,7 +114,7 @@ def parse_grammar(source: str) -> Grammar:
             columns[table] = tuple(header.split()) or ("name",)
             rows[table] = []
         elif mark == "scene":
-            table, scene, pool = "", rest.strip(), False
+            table, scene = "", rest.strip()
             if scene in steps:
                 raise ValueError(f"grammar line {number}: scene {scene} is defined twice")
             picks[scene], steps[scene] = [], []
@@ -133,22 +131,16 @@ def parse_grammar(source: str) -> Grammar:
             rows[table].append(dict(zip(columns[table], cells, strict=True)))
         elif scene and mark.startswith("@"):
             picks[scene].append((mark[1:], rest))
-        elif scene and mark.startswith("*"):
-            steps[scene].append(([], int(mark[1:]), False))
-            pool = True
         elif scene and mark in ("-", "?"):
-            steps[scene].append(([[rest]], 1, mark == "?"))
-            pool = False
-        elif scene and mark == "+" and pool:
-            steps[scene][-1][0].append([rest])
+            steps[scene].append(([rest], mark == "?"))
         elif scene and mark == "|" and steps[scene]:
-            steps[scene][-1][0][-1].append(rest)
+            steps[scene][-1][0].append(rest)
         else:
             raise ValueError(f"grammar line {number}: fits no rule here: {line}")
     return Grammar(
         {name: Table(columns[name], tuple(rows[name])) for name in columns},
         tuple(
-            Scene(name, tuple(picks[name]), tuple(Step(tuple(map(tuple, e)), take, opt) for e, take, opt in steps[name]))
+            Scene(name, tuple(picks[name]), tuple(Step(tuple(texts), optional) for texts, optional in steps[name]))
             for name in steps
         ),
         synonyms,
@@ -181,16 +173,15 @@ class Story:
         for step in scene.steps:
             if step.optional and self._rng.random() >= OPTIONAL_SHARE:
                 continue
-            for entry in self._rng.sample(step.entries, step.take):
-                for _ in range(REDRAWS):
-                    self._named_here = set()
-                    text = self._vary(self.expand(self._rng.choice(entry))).replace("¶", "\n")
-                    if accepts(text):
-                        break
-                else:
-                    return None
-                parts.append(text)
-                self._named_before = self._named_here
+            for _ in range(REDRAWS):
+                self._named_here = set()
+                text = self._vary(self.expand(self._rng.choice(step.phrasings))).replace("¶", "\n")
+                if accepts(text):
+                    break
+            else:
+                return None
+            parts.append(text)
+            self._named_before = self._named_here
         return "".join(parts)
 
     def expand(self, template: str) -> str:

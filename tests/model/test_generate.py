@@ -65,5 +65,3 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
 def test_sampling_out_of_range_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         Sampling(**values)  # type: ignore[arg-type]
-
-

@@ -11,7 +11,12 @@ from configs.schema import ModelConfig, UserError
 from model.model_minillm import KeyValueCache, MiniLLM
 
 TINY = ModelConfig(
-    vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=64,
 )
 TINY_MOE = ModelConfig(
     vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -12,7 +12,9 @@ from trainer.losses import IGNORE, PairLogps, dpo_loss, lm_loss_sum, sequence_lo
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1024])
-def test_chunked_cross_entropy_and_its_gradients_equal_the_plain_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_cross_entropy_and_its_gradients_equal_the_plain_one(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(3, 9, 16, dtype=torch.float64, requires_grad=True)
@@ -20,7 +22,9 @@ def test_chunked_cross_entropy_and_its_gradients_equal_the_plain_one(chunk: int,
     labels = torch.randint(0, 50, (3, 9))
     labels[:, ::3] = IGNORE
 
-    plain = F.cross_entropy((hidden @ weight.T).reshape(-1, 50), labels.reshape(-1), ignore_index=IGNORE, reduction="sum")
+    plain = F.cross_entropy(
+        (hidden @ weight.T).reshape(-1, 50), labels.reshape(-1), ignore_index=IGNORE, reduction="sum"
+    )
     wanted = torch.autograd.grad(plain / 7, (hidden, weight))
     ours = lm_loss_sum(hidden, weight, labels)
     assert_close(ours.double(), plain, atol=1e-4, rtol=1e-5)

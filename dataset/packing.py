@@ -1,0 +1,319 @@
+"""Token sequences to rows, and rows to .npy files.
+
+    pretrain  one stream of documents, cut into rows
+    sft       rows of whole conversations, filled so that at least 98% of the tokens are real
+    dpo       the sides of all pairs end to end, without padding
+
+Shapes: T tokens, S sequences (documents, conversations, or answers), R rows, L tokens in a row.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.artifacts import sha256_file
+from dataset.encoding import IGNORE, Sequences, token_dtype
+from dataset.tokenizer import RustBPETokenizer
+
+ROW_BLOCK_TOKENS = 1 << 20
+"""Tokens of rows that are put together at one time."""
+
+
+class ArrayFile:
+    """A .npy file that grows: its header, which states the number of rows, is written again at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.row_shape = path, np.dtype(dtype), row_shape
+        self.num_rows = 0
+        self.file = path.open("wb")
+        self._write_header()
+        self.data_start = self.file.tell()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows at the end."""
+        assert rows.shape[1:] == self.row_shape
+        self.file.write(np.ascontiguousarray(rows, self.dtype).data)
+        self.num_rows += len(rows)
+
+    def finish(self) -> dict[str, Any]:
+        """Complete the file on the disk. Returns: what the manifest says about it."""
+        self.file.seek(0)
+        self._write_header()
+        assert self.file.tell() == self.data_start  # numpy leaves room for the first axis to grow
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {
+            "dtype": str(self.dtype),
+            "shape": [self.num_rows, *self.row_shape],
+            "bytes": self.path.stat().st_size,
+            "sha256": sha256_file(self.path),
+        }
+
+    def _write_header(self) -> None:
+        shape = (self.num_rows, *self.row_shape)
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        np.lib.format.write_array_header_1_0(self.file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+class TensorWriter:
+    """The arrays of one stage. A subclass says which they are and how sequences are laid into them."""
+
+    def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
+        self.folder, self.length = folder, length
+        self.dtype = token_dtype(tokenizer)
+        self.pad_id = tokenizer.end_of_text_id
+        self.files: dict[str, ArrayFile] = {}
+        self.num_rows = 0
+        """Rows, or pairs."""
+        self.num_tokens = 0
+        """Tokens written that are not padding."""
+
+    def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            with suppress(OSError):  # a full disk was reported where it was met
+                file.file.close()
+
+    def create(self, name: str, dtype: np.dtype | type, *row_shape: int) -> None:
+        """Start an array."""
+        self.files[name] = ArrayFile(self.folder / f"{name}.npy", np.dtype(dtype), row_shape)
+
+    def add(self, sequences: Sequences) -> None:
+        """Take the next sequences."""
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Write what is still held back and complete the files. Returns: name -> dtype, shape, bytes, sha256."""
+        return {name: file.finish() for name, file in self.files.items()}
+
+
+class PackedRows(TensorWriter):
+    """Rows of `length` tokens that several documents share."""
+
+    def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
+        super().__init__(folder, length, tokenizer)
+        self.create("input_ids", self.dtype, self.length)
+        self.create("labels", self.dtype, self.length)
+        self.create("document_ids", np.int16 if self.length <= np.iinfo(np.int16).max else np.int32, self.length)
+
+    def write_rows(self, ids: np.ndarray, labels: np.ndarray, document_ids: np.ndarray) -> None:
+        """Write finished rows, each (R, L)."""
+        self.files["input_ids"].append(ids)
+        self.files["labels"].append(labels)
+        self.files["document_ids"].append(document_ids)
+        self.num_rows += len(ids)
+        self.num_tokens += int(np.count_nonzero(document_ids >= 0))
+
+
+class DocumentRows(PackedRows):
+    """Pretraining: the documents form one stream, and rows are windows of it.
+
+    A document that goes on in the next row repeats its last token there, so that this token's label, which had no place
+    in the row before, has one: every token but a document's first is predicted exactly once.
+    """
+
+    def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
+        super().__init__(folder, length, tokenizer)
+        self.ids = np.empty(0, self.dtype)
+        self.labels = np.empty(0, self.dtype)
+        self.starts = np.empty(0, np.bool_)
+        """The stream from the start of the next row on, and where documents start in it: at most `length` tokens."""
+
+    def add(self, sequences: Sequences) -> None:
+        starts = np.zeros(len(sequences.ids), np.bool_)
+        starts[sequences.starts] = True
+        self.ids = np.concatenate([self.ids, sequences.ids])
+        self.labels = np.concatenate([self.labels, sequences.labels])
+        self.starts = np.concatenate([self.starts, starts])
+        places = []
+        place = 0
+        while place + self.length < len(self.ids):
+            places.append(place)
+            place += self.length if self.starts[place + self.length] else self.length - 1
+        documents = np.cumsum(self.starts, dtype=np.int64)
+        rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
+        for first in range(0, len(places), rows_at_once):
+            window = np.array(places[first : first + rows_at_once])[:, None] + np.arange(self.length)  # (R, L)
+            labels = self.labels[window]
+            labels[:, -1] = IGNORE  # what it predicts stands in the next row
+            document_ids = documents[window]
+            self.write_rows(self.ids[window], labels, document_ids - document_ids[:, :1])
+        self.ids, self.labels, self.starts = self.ids[place:], self.labels[place:], self.starts[place:]
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        if len(self.ids):
+            padding = (0, self.length - len(self.ids))
+            documents = np.cumsum(self.starts, dtype=np.int64)
+            self.write_rows(
+                np.pad(self.ids, padding, constant_values=self.pad_id)[None],
+                np.pad(self.labels, padding, constant_values=IGNORE)[None],
+                np.pad(documents - documents[0], padding, constant_values=-1)[None],
+            )
+        return super().finish()
+
+
+class ConversationRows(PackedRows):
+    """SFT: rows of whole conversations, filled by `fill_rows`.
+
+    Conversations are collected up to HELD_TOKENS and packed together. Rows that stay too empty then are taken apart
+    again and wait for the next collection, as long as they are few.
+    """
+
+    HELD_TOKENS = 1 << 22
+    MAX_WAITING_SHARE = 0.25
+    """Share of HELD_TOKENS that may wait for the next collection."""
+    FULL_SHARE = 0.98
+    """A row filled to this share is written at once."""
+
+    def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
+        super().__init__(folder, length, tokenizer)
+        self.create("loss_mask", np.bool_, self.length)
+        self.held: list[Sequences] = []
+        self.num_held_tokens = 0
+
+    def add(self, sequences: Sequences) -> None:
+        self.held.append(sequences)
+        self.num_held_tokens += len(sequences.ids)
+        if self.num_held_tokens >= self.HELD_TOKENS:
+            self._pack(int(self.MAX_WAITING_SHARE * self.HELD_TOKENS) // self.length)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        self._pack(0)
+        return super().finish()
+
+    def _pack(self, max_waiting: int) -> None:
+        """Lay all that is held into rows and write them, but keep up to `max_waiting` of the emptiest."""
+        if not self.held:
+            return
+        held = Sequences(
+            np.concatenate([part.ids for part in self.held]),
+            np.concatenate([part.labels for part in self.held]),
+            np.concatenate([part.lengths for part in self.held]),
+        )
+        rows = fill_rows(held.lengths.tolist(), self.length)
+        used = [int(held.lengths[row].sum()) for row in rows]
+        too_empty = [number for number in range(len(rows)) if used[number] < self.FULL_SHARE * self.length]
+        waiting = set(sorted(too_empty, key=lambda number: used[number])[:max_waiting])
+        self._write(held, [row for number, row in enumerate(rows) if number not in waiting])
+        rest = sorted(chain.from_iterable(rows[number] for number in waiting))
+        tokens = _tokens_of(held, rest)
+        self.held = [Sequences(held.ids[tokens], held.labels[tokens], held.lengths[rest])] if rest else []
+        self.num_held_tokens = len(tokens)
+
+    def _write(self, held: Sequences, rows: Sequence[Sequence[int]]) -> None:
+        """Write rows, each given by the numbers of its sequences."""
+        rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
+        for first in range(0, len(rows), rows_at_once):
+            block = rows[first : first + rows_at_once]
+            numbers = list(chain.from_iterable(block))
+            documents = np.concatenate([np.arange(len(row)) for row in block])
+            tokens = _tokens_of(held, numbers)
+            used = np.array([held.lengths[row].sum() for row in block])
+            real = np.arange(self.length) < used[:, None]  # (R, L)
+            ids = np.full(real.shape, self.pad_id, self.dtype)
+            labels = np.full(real.shape, IGNORE, self.dtype)
+            document_ids = np.full(real.shape, -1, self.files["document_ids"].dtype)
+            ids[real] = held.ids[tokens]
+            labels[real] = held.labels[tokens]
+            document_ids[real] = np.repeat(documents, held.lengths[numbers])
+            self.write_rows(ids, labels, document_ids)
+            self.files["loss_mask"].append(labels != IGNORE)
+
+
+def _tokens_of(sequences: Sequences, numbers: Sequence[int]) -> np.ndarray:
+    """Places of the tokens of the sequences with these numbers, one sequence after the other."""
+    chosen = np.array(numbers, np.int64)
+    lengths = sequences.lengths[chosen]
+    shifts = sequences.starts[chosen] - (np.cumsum(lengths) - lengths)
+    return np.repeat(shifts, lengths) + np.arange(lengths.sum())
+
+
+def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Lay sequences of 1 to `row_length` tokens into rows. Returns: for each row the numbers of its sequences.
+
+    Each row begins with the longest sequence left, which must go somewhere; others, the longest first, fill what room
+    it leaves. A row may lack 1 in 128 of its tokens: to fill it to the last would use up the short sequences, without
+    which later rows can't be filled at all. Of sequences of one length the first comes first, so the result depends on
+    the order of `lengths` alone.
+    """
+    slack = row_length // 128
+    waiting: list[list[int]] = [[] for _ in range(row_length + 1)]  # length -> numbers, the first at the end
+    for number in reversed(range(len(lengths))):
+        waiting[lengths[number]].append(number)
+    sizes = [size for size in range(1, row_length + 1) if waiting[size]]
+    rows = []
+    while sizes:
+        longest = sizes[-1]
+        row = [waiting[longest].pop()]
+        room = row_length - longest
+        shorter = reversed(sizes[: bisect_right(sizes, room)])
+        on_offer = (size for size in shorter for _ in range(min(len(waiting[size]), room // size)))
+        chosen = fill(room, on_offer, slack)
+        row += [waiting[size].pop() for size in chosen]
+        for size in {longest, *chosen}:
+            if not waiting[size]:
+                sizes.remove(size)
+        rows.append(row)
+    return rows
+
+
+def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
+    """Those of `sizes` that together fill `room` up to `slack`, using as few of the later ones as possible.
+
+    Where none do, those that come closest. Subset sums as the bits of an integer: adding a size to all is one shift.
+    """
+    reach = 1  # bit n: some of the sizes so far fill n
+    within = (2 << room) - 1
+    enough = max(1, room - slack)
+    tried = []  # sizes, and what could be reached without them
+    for size in sizes:
+        tried.append((size, reach))
+        reach = (reach | reach << size) & within
+        if reach >> enough:
+            break
+    chosen = []
+    filled = reach.bit_length() - 1
+    for size, before in reversed(tried):
+        if not before >> filled & 1:
+            chosen.append(size)
+            filled -= size
+    return chosen
+
+
+class PairArrays(TensorWriter):
+    """DPO: the sides of all pairs end to end, without padding, and where each begins."""
+
+    SIDES = ("chosen", "rejected")
+
+    def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
+        super().__init__(folder, length, tokenizer)
+        self.ends = dict.fromkeys(self.SIDES, 0)
+        for side in self.SIDES:
+            self.create(f"{side}_input_ids", self.dtype)
+            self.create(f"{side}_labels", self.dtype)
+            self.create(f"{side}_offsets", np.int64)
+            self.files[f"{side}_offsets"].append(np.zeros(1, np.int64))
+
+    def add(self, sequences: Sequences) -> None:
+        is_rejected = np.repeat(np.arange(len(sequences.lengths)) % 2 == 1, sequences.lengths)  # (T,)
+        for number, side in enumerate(self.SIDES):
+            mine = is_rejected == bool(number)
+            ends = self.ends[side] + np.cumsum(sequences.lengths[number::2])
+            self.files[f"{side}_input_ids"].append(sequences.ids[mine])
+            self.files[f"{side}_labels"].append(sequences.labels[mine])
+            self.files[f"{side}_offsets"].append(ends)
+            self.ends[side] += int(np.count_nonzero(mine))
+        self.num_rows += len(sequences.lengths) // 2
+        self.num_tokens += len(sequences.ids)
+
+
+WRITERS: dict[str, type[TensorWriter]] = {"pretrain": DocumentRows, "sft": ConversationRows, "dpo": PairArrays}
