@@ -288,9 +288,7 @@ class _Worker:
     """
 
     def __init__(self, encoder: RecordEncoder) -> None:
-        program = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dataset.encoding import serve_batches; serve_batches()"
-        )
+        program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dataset.encoding import serve_batches; serve_batches()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from configs.cli import Parser, run
 from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, display, find_dataset
-from configs.schema import STAGES, UserError
+from configs.schema import STAGES, UserError, as_dict
 from dataset.records import read_records
 from dataset.tokenizer import RustBPETokenizer
 from trainer.checkpoint import check_tokenizer, load_model
@@ -67,12 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     arguments = build_parser().parse_args(argv)
     stage, profile = arguments.stage, load_profile(arguments.profile)
-    settings = {
-        "max_samples": profile.evaluate.max_samples if arguments.max_samples is None else arguments.max_samples,
-        "batch_size": arguments.batch_size or profile.evaluate.batch_size,
-        "max_new_tokens": profile.evaluate.max_new_tokens,
-    }
-    seed = profile.evaluate.seed if arguments.seed is None else arguments.seed
+    flags = {name: getattr(arguments, name) for name in ("max_samples", "batch_size", "seed")}
+    settings = as_dict(replace(profile.evaluate, **{name: n for name, n in flags.items() if n is not None}))
+    seed = settings.pop("seed")
     out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
     results = arguments.results_file or env_path("TF_DIR", TF_DIR) / "eval_results.jsonl"
     if arguments.run_id and already_recorded(results, arguments.run_id, stage):

@@ -7,10 +7,10 @@ python scripts/export_embeddings.py pretrain --input my_texts.jsonl --output my_
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def resolve_job(arguments: Any) -> TensorJob:
+def resolve_job(arguments: Namespace) -> TensorJob:
     """Flags over profile over defaults. Raises: UserError."""
     stage, data_dir = arguments.stage, env_path("DATA_DIR", DATA_DIR)
     source = arguments.input or data_dir / f"{stage}_chinese.jsonl"
@@ -151,34 +151,35 @@ def inspect(job: TensorJob, count: int, *, show_ids: bool) -> None:
         (f"{GREEN}learnt 参与训练{PLAIN}", f"{GREY}given 仅作输入{PLAIN}") if coloured else ("[learnt]", "given")
     )
     print(f"\nlegend 图例: {learnt}·{given}")
-    samples = pair_samples(job, count) if job.stage == "dpo" else row_samples(job, count)
-    for sample in samples:
+    arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
+    for sample in pair_samples(arrays, count) if job.stage == "dpo" else row_samples(arrays, count):
         print(f"\n{sample.title}: {len(sample.ids)} tokens, {sum(sample.learnt)} learnt")
         print(render(sample, job.tokenizer, coloured=coloured, show_ids=show_ids))
 
 
-def row_samples(job: TensorJob, count: int) -> Iterator[Sample]:
-    """Single documents out of rows that are evenly spread over the tensors."""
-    arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
-    num_rows = len(arrays["input_ids"])
-    for number, row in enumerate(np.linspace(0, num_rows - 1, min(count, num_rows)).round().astype(int)):
+def row_samples(arrays: dict[str, np.ndarray], count: int) -> Iterator[Sample]:
+    """Single documents, each out of another row."""
+    for number, row in enumerate(spread(count, len(arrays["input_ids"]))):
         documents = arrays["document_ids"][row]
         document = number % (documents.max() + 1)
         places = np.flatnonzero(documents == document)
-        yield sample_of(
-            f"row {row:,}, document {document}", arrays["input_ids"][row, places], arrays["labels"][row, places]
-        )
+        ids, labels = arrays["input_ids"][row, places], arrays["labels"][row, places]
+        yield sample_of(f"row {row:,}, document {document}", ids, labels)
 
 
-def pair_samples(job: TensorJob, count: int) -> Iterator[Sample]:
-    """Both sides of pairs that are evenly spread over the tensors."""
-    arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
-    num_pairs = len(arrays["chosen_offsets"]) - 1
-    for pair in np.linspace(0, num_pairs - 1, min(count, num_pairs)).round().astype(int):
+def pair_samples(arrays: dict[str, np.ndarray], count: int) -> Iterator[Sample]:
+    """Both sides of pairs."""
+    for pair in spread(count, len(arrays["chosen_offsets"]) - 1):
         for side in ("chosen", "rejected"):
             start, end = arrays[f"{side}_offsets"][pair : pair + 2]
             ids, labels = arrays[f"{side}_input_ids"][start:end], arrays[f"{side}_labels"][start:end]
             yield sample_of(f"pair {pair:,}, {side}", ids, labels)
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Up to `count` numbers from 0 to total - 1, evenly spread."""
+    numbers: list[int] = np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    return numbers
 
 
 def sample_of(title: str, ids: np.ndarray, labels: np.ndarray) -> Sample:

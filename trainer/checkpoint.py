@@ -52,7 +52,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     Raises: UserError when it is missing, damaged, or not a MiniLLM checkpoint.
     """
     content = read_checkpoint(path, "Train that stage again, or give another path.")
-    if not {"model", "config", "manifest"} <= content.keys():
+    if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
         raise UserError(
             f"{display(path)}: not a MiniLLM checkpoint (keys {sorted(map(str, content))}). Give another path."
         )

@@ -216,13 +216,15 @@ def is_right(question: Question, said: str, names: tuple[str, str]) -> bool:
     """Whether an answer is right.
 
     Knowledge: equal to the expected one after removing punctuation and spaces. Mathematics: the same last number.
-    Identity: names the model where the expected answer does, and its maker where the expected answer does.
+    Identity: names the model where the expected answer does, and its maker where the expected answer does; where it
+    names neither, the same as knowledge.
     """
     if question.category == "math":
         return last_number(said) is not None and last_number(said) == last_number(question.expected)
     if question.category == "identity":
         wanted = [normalize(name) for name in names if normalize(name) in normalize(question.expected)]
-        return bool(wanted) and all(name in normalize(said) for name in wanted)
+        if wanted:
+            return all(name in normalize(said) for name in wanted)
     return bool(normalize(said)) and normalize(said) == normalize(question.expected)
 
 

@@ -15,7 +15,7 @@ from dataset.lm_dataset import rows_of_step
 from trainer.checkpoint import ResumeState
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
-from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_state, set_rng_state
+from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
 """Steps in a row without a finite loss or gradient after which a run gives up."""
@@ -78,13 +78,13 @@ class BatchStream:
         return min(by_epochs, self.config.max_steps) if self.config.max_steps else by_epochs
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Rows of this process in a step: (accumulation_steps * batch_size,)."""
-        numbers = rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
-        return numbers[self.runtime.rank :: self.runtime.world_size]
+        """Rows of all processes in a step: (rows_per_step,)."""
+        return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of this process in a step, on the device."""
-        parts = self.row_numbers(step).reshape(self.config.accumulation_steps, self.config.batch_size)
+        mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
+        parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
         return [self.to_device(self.rows.batch(part)) for part in parts]
 
     def to_device(self, batch: Batch) -> Batch:
@@ -184,7 +184,7 @@ class Run:
         model.load_state_dict(self.resume["model"], strict=True)
         optimizer.load_state_dict(self.resume["optimizer"])
         self.scaler.load_state_dict(self.resume["scaler"])
-        set_rng_state(self.resume["rng"], self.runtime.device)
+        set_rng_states(self.resume["rng"], self.runtime)
         self.tokens = self.tokens_at_clock = self.resume["tokens"]
         self.skipped = self.resume["skipped"]
         step: int = self.resume["step"]
@@ -196,16 +196,15 @@ class Run:
 
         Raises: TrainingDiverged after five such steps in a row.
         """
-        if self.scaler.is_enabled() and torch.isfinite(loss):
-            return True  # float16: the scaler itself skips a step whose gradients overflowed, and halves the scale
-        if torch.isfinite(loss) and torch.isfinite(grad_norm):
+        # float16: the scaler itself skips a step whose gradients overflowed, and halves the scale
+        if torch.isfinite(loss) and (self.scaler.is_enabled() or torch.isfinite(grad_norm)):
             self.skipped = 0
             return True
         self.skipped += 1
-        rows = ", ".join(str(row) for row in stream.row_numbers(step)[:16])
+        rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step)))
         self.say(
             f"step {step + 1}: loss {loss.item():.4g}, gradient norm {grad_norm.item():.4g}: step skipped. "
-            f"Rows of process {self.runtime.rank}: {rows}"
+            f"Its rows: {rows}"
         )
         if self.skipped >= MAX_SKIPPED_STEPS:
             raise TrainingDiverged(
@@ -261,6 +260,7 @@ class Run:
 
     def save(self, step: int, model: nn.Module, optimizer: MuonAdamW) -> None:
         """Write the resume state."""
+        rng = rng_states(self.runtime)  # asks all processes, so it stands before the main one's part
         if self.runtime.is_main:
             self.state.save(
                 {
@@ -268,7 +268,7 @@ class Run:
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
-                    "rng": rng_state(self.runtime.device),
+                    "rng": rng,
                     "tokens": self.tokens,
                     "skipped": self.skipped,
                     "choices": choices(self.runtime),

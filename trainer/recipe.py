@@ -192,7 +192,6 @@ class Stage:
         if self.config.use_compile:
             for block in model.model.layers:
                 block.compile()
-        seed_everything(self.config.seed + self.runtime.rank)  # dropout differs between processes
         return model
 
     def _repeat_choices(self, chosen: dict[str, Any]) -> None:
@@ -225,6 +224,8 @@ class Stage:
         )  # fmt: skip
         self.resume = None
         self._watch_signals()
+        # Dropout differs between processes. Seeded here, it depends on nothing that was drawn on the way.
+        seed_everything(self.config.seed + self.runtime.rank)
         started = time.perf_counter()
         try:
             train(self.config, model, stream, objective, run)

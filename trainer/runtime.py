@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.hardware import cpu_has_bf16
-from configs.schema import UserError
+from configs.schema import DEVICES, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
@@ -24,7 +24,10 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name}: unknown. Use one of {', '.join(DEVICES)}, or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU. "
@@ -126,19 +129,24 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """State of torch's generators, as tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def rng_states(runtime: Runtime) -> dict[str, Tensor]:
+    """State of torch's generators in every process, each (processes, bytes)."""
+    states = {"cpu": torch.get_rng_state()}
+    if runtime.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(runtime.device)
+    gathered = {}
+    for name, state in states.items():
+        rows = torch.zeros(runtime.world_size, len(state), dtype=torch.uint8, device=runtime.device)
+        rows[runtime.rank] = state
+        gathered[name] = runtime.sum_over_ranks(rows).cpu()
+    return gathered
 
 
-def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put the generators back where `rng_state` saw them."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
+    """Put this process's generators back where `rng_states` saw them."""
+    torch.set_rng_state(states["cpu"][runtime.rank])
+    if runtime.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"][runtime.rank], runtime.device)
 
 
 class ParentWatch:

@@ -1,10 +1,9 @@
-"""dataset/tensors.py: exact labels, full rows, equal files from any number of workers, nothing half-written trusted."""
+"""dataset/tensors.py: exact labels, equal files from any number of workers, nothing half-written trusted."""
 
 import errno
 import fcntl
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,11 +15,10 @@ import pytest
 
 from configs.paths import ROOT
 from configs.schema import UserError
-from dataset import tensors
+from dataset import encoding, packing
 from dataset.tensors import (
     IGNORE,
     TensorJob,
-    best_fit,
     build_tensors,
     current_tensors,
     ensure_tensors,
@@ -106,7 +104,7 @@ def test_documents_that_share_a_row_are_numbered_and_never_predict_each_other(tm
 def test_every_token_but_the_first_of_a_document_is_predicted_exactly_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_length: int, batch_bytes: int
 ) -> None:
-    monkeypatch.setattr(tensors, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", batch_bytes)
     arrays = arrays_of(job("pretrain", documents(tmp_path / "a.jsonl"), max_length=max_length))
     labels = arrays["labels"]
     assert labels[labels != IGNORE].tolist() == [token for text in TEXTS for token in [*ids(text), EOS]]
@@ -197,38 +195,6 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped
     assert "1 of 3 records (33.3%) were left out: no answer within 16 tokens" in warning
 
 
-@pytest.mark.parametrize("max_length", [256, 2048])
-def test_from_100_rows_on_98_percent_of_the_tokens_are_real(tmp_path: Path, max_length: int) -> None:
-    draw = random.Random(1)
-    sizes = [min(400, max(1, int(draw.lognormvariate(4.4, 0.8)))) for _ in range(100 * max_length // 100)]
-    manifest = build_tensors(
-        job("sft", chats(tmp_path / "a.jsonl", [[("q", "a" * size)] for size in sizes]), max_length=max_length)
-    )
-    assert manifest["rows"] >= 100
-    assert manifest["num_tokens"] >= 0.98 * manifest["rows"] * max_length
-
-
-def test_packing_by_parts_stays_as_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors.ConversationRows, "HELD_TOKENS", 4096)
-    monkeypatch.setattr(tensors, "BATCH_BYTES", 4096)
-    draw = random.Random(2)
-    turns = [[("q", "a" * draw.randint(10, 300))] for _ in range(500)]
-    task = job("sft", chats(tmp_path / "a.jsonl", turns), max_length=256)
-    manifest = build_tensors(task)
-    arrays = {name: tensor.numpy() for name, tensor in open_tensors(task.output).items()}
-    assert manifest["num_tokens"] >= 0.95 * manifest["rows"] * 256
-    assert int((arrays["document_ids"] >= 0).sum()) == sum(min(256, len(turn[0][1]) + 6) for turn in turns)
-
-
-def test_best_fit_fills_the_smallest_gap() -> None:
-    sizes = [6, 5, 4, 3, 2]
-    empty = np.empty(0, np.int16)
-    sequences = [(np.zeros(size, np.int16), empty) for size in sizes]
-    rows = best_fit(sequences, 10)
-    assert [[len(ids) for ids, _ in row] for _, row in rows] == [[6, 4], [5, 3, 2]]
-    assert [free for free, _ in rows] == [0, 0]
-
-
 # --- DPO --------------------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +214,7 @@ def test_pairs_are_stored_without_padding_and_only_the_last_answer_is_learnt(tmp
 
 
 def test_offsets_go_on_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "BATCH_BYTES", 1)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 1)
     source = pairs(tmp_path / "a.jsonl", [("q", "yes", "no"), ("r", "1", "234"), ("s", "左", "右边")])
     arrays = arrays_of(job("dpo", source, max_length=64))
     assert np.diff(arrays["chosen_offsets"]).tolist() == [6 + 3, 6 + 1, 6 + 3]
@@ -279,8 +245,8 @@ def test_files_do_not_depend_on_the_number_of_workers(
         "dpo": pairs(tmp_path / "p.jsonl", [("q", "a" * n, "b") for n in range(2, 60)]),
     }
     one = build_tensors(job(stage, sources[stage], output=tmp_path / "one"))
-    monkeypatch.setattr(tensors, "BATCH_BYTES", 500)
-    monkeypatch.setattr(tensors, "BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    monkeypatch.setattr(encoding, "BYTES_PER_WORKER", 1)
     three = build_tensors(job(stage, sources[stage], output=tmp_path / "three", num_workers=3))
     assert one == three
 
@@ -322,8 +288,8 @@ def test_a_bad_line_is_named_and_leaves_nothing_behind(
     count = len(source.read_bytes().splitlines())
     with source.open("ab") as file:
         file.write(line + b"\n" + line + b"\n")
-    monkeypatch.setattr(tensors, "BATCH_BYTES", 100)
-    monkeypatch.setattr(tensors, "BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 100)
+    monkeypatch.setattr(encoding, "BYTES_PER_WORKER", 1)
     with pytest.raises(UserError, match=rf"a\.jsonl:{count + 1}: {reason}"):
         build_tensors(job(stage, source, num_workers=num_workers, max_length=200))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -451,24 +417,17 @@ def test_writing_into_an_opened_tensor_leaves_the_file_alone(tmp_path: Path) -> 
     assert open_tensors(task.output)["input_ids"][0, 0] == BOS
 
 
-def test_large_vocabularies_get_wider_integers() -> None:
-    ranks = {bytes([byte]): byte for byte in range(NUM_BYTES)}
-    ranks |= {number.to_bytes(3, "big"): NUM_BYTES + number for number in range(33_000)}
-    assert tensors.token_dtype(RustBPETokenizer(QWEN2_PATTERN, ranks)) == np.int32
-    assert tensors.token_dtype(tokenizer) == np.int16
-
-
 BUILD = """
 import os, signal, sys
 from pathlib import Path
-from dataset import tensors
+from dataset import packing, tensors
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 source, output, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if moment:
     owner, name = moment.split(".")
-    setattr(tensors if owner == "tensors" else getattr(tensors, owner), name, die)
+    setattr(tensors if owner == "tensors" else getattr(packing, owner), name, die)
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(256)})
 tensors.ensure_tensors("pretrain", source, output, tokenizer, max_length=16, num_workers=1, progress=False)
 print("torch" in sys.modules)
@@ -508,7 +467,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_the_old_tensors(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensors.ArrayFile, "append", full)
+        patch.setattr(packing.ArrayFile, "append", full)
         with pytest.raises(UserError, match=r"can't be written \(No space left on device\)"):
             build_tensors(job("pretrain", task.source, max_length=32))
     assert current_tensors(task) == manifest
@@ -551,20 +510,20 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = documents(tmp_path / "a.jsonl")
-    real = tensors.DocumentRows.finish
+    real = packing.DocumentRows.finish
 
-    def meddle(writer: tensors.DocumentRows) -> Any:
+    def meddle(writer: packing.DocumentRows) -> Any:
         documents(source, ["other"])
         return real(writer)
 
-    monkeypatch.setattr(tensors.DocumentRows, "finish", meddle)
+    monkeypatch.setattr(packing.DocumentRows, "finish", meddle)
     with pytest.raises(UserError, match="changed while it was read"):
         build_tensors(job("pretrain", source))
 
 
 def test_a_worker_that_dies_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "BYTES_PER_WORKER", 1)
-    monkeypatch.setattr(tensors.sys, "executable", "/bin/false")
+    monkeypatch.setattr(encoding, "BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="a process that encodes text ended"):
         build_tensors(job("pretrain", documents(tmp_path / "a.jsonl"), num_workers=2))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

@@ -1,0 +1,44 @@
+"""What tests of several folders share: one thread, a tokenizer, and the records and weights of a tiny run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataset.tokenizer import RustBPETokenizer
+from tests.tiny_run import TinyRun, shipped_tokenizer, write_records
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_folders_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of the pipeline that calls the tests must not reach them."""
+    for name in ("DATA_DIR", "OUT_DIR", "TF_DIR", "MINILLM_PARENT_PID", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> RustBPETokenizer:
+    """The tokenizer that ships."""
+    return shipped_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The three stages trained once. Tests only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_records(folder / "data")
+    run = TinyRun(folder / "data", folder / "out")
+    for stage in ("pretrain", "sft", "dpo"):
+        assert run.train(stage) == 0
+    return run
+
+
+@pytest.fixture
+def tiny(trained: TinyRun, tmp_path: Path) -> TinyRun:
+    """A copy of the records, their tensors and the weights, to do with as a test likes."""
+    shutil.copytree(trained.data, tmp_path / "data")
+    shutil.copytree(trained.out, tmp_path / "out")
+    return TinyRun(tmp_path / "data", tmp_path / "out")

@@ -1,0 +1,136 @@
+"""dataset/encoding.py: what a record becomes, token by token, here and in other processes."""
+
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.schema import UserError
+from dataset import encoding
+from dataset.chat import BOS
+from dataset.encoding import IGNORE, Encoded, RecordEncoder, encode_records, token_dtype
+from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+
+tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
+
+
+def encoder(stage: str, source: Path = Path("a.jsonl"), **settings: Any) -> RecordEncoder:
+    defaults = {"max_length": 64, "bos_token": BOS, "append_eos": stage == "pretrain", "split": ""}
+    return RecordEncoder(stage, source, tokenizer, **(defaults | settings))
+
+
+def encode(stage: str, *records: Any, **settings: Any) -> Encoded:
+    batch = [(number, json.dumps(record).encode()) for number, record in enumerate(records, start=1)]
+    return encoder(stage, **settings).encode(batch)
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_labels_are_the_next_token_and_never_of_another_sequence() -> None:
+    sequences = encode("pretrain", {"text": "ab"}, {"text": "c"}).sequences
+    bos, eos = tokenizer.get_bos_token_id(), tokenizer.end_of_text_id
+    assert sequences.ids.tolist() == [bos, *b"ab", eos, bos, *b"c", eos]
+    assert sequences.labels.tolist() == [*b"ab", eos, IGNORE, *b"c", eos, IGNORE]
+    assert sequences.lengths.tolist() == [4, 3]
+    assert sequences.starts.tolist() == [0, 4]
+
+
+def test_targets_and_their_bytes_are_counted() -> None:
+    counts = encode("sft", {"conversations": chat("你好", "好的")}).counts
+    assert counts["num_bytes"] == len("好的".encode())
+    assert counts["num_targets"] == counts["num_bytes"] + 1  # the end of the turn is learnt, and has no bytes
+
+
+def test_both_sides_of_a_pair_follow_each_other() -> None:
+    encoded = encode("dpo", {"chosen": chat("q", "yes"), "rejected": chat("q", "no")})
+    assert encoded.sequences.lengths.tolist() == [6 + 3, 6 + 2]
+    assert encoded.counts["num_targets"] == 3 + 1 + 2 + 1
+
+
+def test_sides_that_answer_different_questions_are_an_error_that_names_the_line() -> None:
+    good, bad = ({"chosen": chat("q", "a"), "rejected": chat(question, "b")} for question in "qr")
+    error = encode("dpo", good, bad).error
+    assert error == "a.jsonl:2: chosen and rejected answer different questions. Mend or remove that line."
+
+
+def test_records_of_another_split_are_passed_over() -> None:
+    records = [{"text": "a", "split": "test"}, {"text": "b", "split": "validation"}, {"text": "c"}]
+    encoded = encode("pretrain", *records, split="validation")
+    assert encoded.counts["records"] == 1
+    assert encoded.sequences.ids.tolist()[1] == ord("b")
+
+
+def test_a_batch_without_records_has_no_tokens() -> None:
+    sequences = encode("pretrain").sequences
+    assert (len(sequences.ids), len(sequences.labels), len(sequences.lengths)) == (0, 0, 0)
+
+
+def test_an_encoder_is_the_same_in_another_process() -> None:
+    batch = [(1, '{"text": "你好"}'.encode())]
+    mine = encoder("pretrain")
+    before = mine.encode(batch)
+    copy = pickle.loads(pickle.dumps(mine))
+    assert np.array_equal(copy.encode(batch).sequences.ids, before.sequences.ids)
+
+
+def test_large_vocabularies_get_wider_integers() -> None:
+    ranks = {bytes([byte]): byte for byte in range(NUM_BYTES)}
+    ranks |= {number.to_bytes(3, "big"): NUM_BYTES + number for number in range(33_000)}
+    assert token_dtype(RustBPETokenizer(QWEN2_PATTERN, ranks)) == np.int32
+    assert token_dtype(tokenizer) == np.int16
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of many small batches."""
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 100)
+    monkeypatch.setattr(encoding, "BYTES_PER_WORKER", 1)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": str(number)}) + "\n" for number in range(300)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_give_the_records_in_the_order_of_the_file(source: Path, num_workers: int) -> None:
+    stream = encode_records(encoder("pretrain", source, bos_token=None), num_workers, progress=False)
+    ids = [token for encoded in stream for token in encoded.sequences.ids.tolist()]
+    texts = bytes(token if token != tokenizer.end_of_text_id else ord(" ") for token in ids).decode()
+    assert texts.split() == [str(number) for number in range(300)]
+
+
+def test_workers_end_when_nobody_wants_their_answers_any_more(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = encoding._Worker.__init__
+
+    def remember(worker: encoding._Worker, mine: RecordEncoder) -> None:
+        start(worker, mine)
+        started.append(worker)
+
+    monkeypatch.setattr(encoding._Worker, "__init__", remember)
+    stream = encode_records(encoder("pretrain", source), 2, progress=False)
+    next(stream)
+    stream.close()
+    assert len(started) == 2
+    assert all(worker.process.returncode is not None for worker in started)
+
+
+def test_a_worker_that_is_killed_is_one_clear_message(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = encoding._Worker.__init__
+
+    def start_and_kill(worker: encoding._Worker, mine: RecordEncoder) -> None:
+        start(worker, mine)
+        os.kill(worker.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(encoding._Worker, "__init__", start_and_kill)
+    with pytest.raises(UserError, match=r"ended \(exit code -9\), often for lack of memory"):
+        list(encode_records(encoder("pretrain", source), 2, progress=False))

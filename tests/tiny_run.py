@@ -1,0 +1,153 @@
+"""A training run so small that a test can afford several: 16 wide, one block, rows of 32 tokens."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from configs.paths import TOKENIZER_DIR
+from dataset.tokenizer import RustBPETokenizer
+from model.model_minillm import MiniLLM
+from trainer import train_dpo, train_full_sft, train_pretrain
+from trainer.checkpoint import read_weights
+from trainer.loop import Run
+
+TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
+    "pretrain": train_pretrain.main,
+    "sft": train_full_sft.main,
+    "dpo": train_dpo.main,
+}
+WEIGHTS = {"pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth"}
+SHAPE = (
+    "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --num_key_value_heads 1 --intermediate_size 32"
+).split()
+LOOP = (
+    "--profile smoke --max_seq_len 32 --batch_size 2 --accumulation_steps 2 --max_steps 6 --save_interval 2 "
+    "--num_workers 1 --log_interval 1"
+).split()
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    """A conversation of two turns."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def sum_record(a: int, b: int, **fields: str) -> dict[str, Any]:
+    """A sum as a chat record."""
+    return {"conversations": chat(f"{a}+{b}等于多少？", f"{a}+{b}={a + b}。"), "category": "math", **fields}
+
+
+def pair_record(a: int, b: int, **fields: str) -> dict[str, Any]:
+    """A sum, right and wrong."""
+    question = f"{a}+{b}等于多少？"
+    return {
+        "chosen": chat(question, f"{a + b}。"), "rejected": chat(question, f"不知道，也许{a + b + 1}吧。"), **fields
+    }  # fmt: skip
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Write records, a line each."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_records(folder: Path) -> None:
+    """`STAGE.jsonl` and `STAGE_heldout.jsonl` of the three stages, half of the held-out records for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = [{"split": "validation"}, {"split": "test"}]
+    texts = [f"第{number}天，小明读了{number * 7}页书，{'很高兴' if number % 2 else '有点累'}。" for number in range(60)]
+    write_jsonl(folder / "pretrain.jsonl", [{"text": text} for text in texts])
+    write_jsonl(folder / "pretrain_heldout.jsonl", [{"text": f"新的一天{n}。", **halves[n % 2]} for n in range(10)])
+    write_jsonl(folder / "sft.jsonl", [sum_record(n, n % 7) for n in range(60)])
+    write_jsonl(folder / "sft_heldout.jsonl", [sum_record(n, 9, **halves[n % 2]) for n in range(10)])
+    write_jsonl(folder / "dpo.jsonl", [pair_record(n, n % 7) for n in range(40)])
+    write_jsonl(folder / "dpo_heldout.jsonl", [pair_record(n, 9, **halves[n % 2]) for n in range(10)])
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing catches it, and nothing is saved on the way out."""
+
+
+@contextmanager
+def killed_in_step(number: int) -> Iterator[None]:
+    """Let the trainer inside die when it has computed this step (1 is the first), before it logs or saves it."""
+    after_step = Run.after_step
+
+    def dying(self: Run, step: int, *arguments: Any, **named: Any) -> None:
+        if step == number:
+            raise Killed
+        after_step(self, step, *arguments, **named)
+
+    with mock.patch.object(Run, "after_step", dying):
+        try:
+            yield
+        except Killed:
+            return
+    raise AssertionError(f"the run ended before step {number}")
+
+
+class TinyRun:
+    """Trainers called in this process, on the records of one folder, writing to another."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.data, self.out, self.tf_dir = data, out, out / "tf"
+
+    def flags(self, stage: str, *words: str) -> list[str]:
+        """A trainer's command line; a flag given in `words` comes last, so it counts."""
+        return [
+            *LOOP, *(SHAPE if stage == "pretrain" else ()), "--data_path", str(self.data / f"{stage}.jsonl"),
+            "--tokenizer_dir", str(TOKENIZER_DIR), "--out_dir", str(self.out), "--tf_dir", str(self.tf_dir), *words,
+        ]  # fmt: skip
+
+    def train(self, stage: str, *words: str) -> int:
+        """Run a trainer; its signal handlers do not outlive it."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return TRAINERS[stage](self.flags(stage, *words))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def path(self, stage: str) -> Path:
+        """A stage's weight file."""
+        return self.out / WEIGHTS[stage]
+
+    def weights(self, stage: str) -> dict[str, Tensor]:
+        """A stage's weights."""
+        return read_weights(self.path(stage))[0]
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """A stage's manifest."""
+        return read_weights(self.path(stage))[2]
+
+    def metric(self, stage: str, name: str = "loss") -> dict[int, float]:
+        """Step -> value, of the newest metrics file of a stage."""
+        files = (self.tf_dir / "metrics").glob(f"{stage}_*.jsonl")
+        newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+        lines = [json.loads(line) for line in newest.read_text().splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two sets of weights agree in every bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def lively(model: MiniLLM) -> MiniLLM:
+    """Weights far from their careful start, so that every part of the network matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def shipped_tokenizer() -> RustBPETokenizer:
+    """The tokenizer in `model/`."""
+    return RustBPETokenizer.from_directory(TOKENIZER_DIR)

@@ -1,0 +1,155 @@
+"""The loop: splits of a step agree, a stopped run ends as an unbroken one, rows that break the arithmetic are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from configs.schema import TrainConfig, UserError
+from tests.tiny_run import TinyRun, killed_in_step, same
+from trainer.loop import eval_steps
+from trainer.objectives import NextToken
+
+STAGES = ("pretrain", "sft", "dpo")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulation_splits_agree(tiny: TinyRun, stage: str) -> None:
+    results = []
+    for size, parts in ((1, 8), (8, 1), (2, 4)):
+        split = ["--batch_size", str(size), "--accumulation_steps", str(parts), "--optimizer", "adamw"]
+        assert tiny.train(stage, *split) == 0
+        results.append((tiny.weights(stage), tiny.metric(stage)))
+    for weights, losses in results[1:]:
+        assert_close(losses, results[0][1], rtol=1e-5, atol=1e-6)
+        assert_close(weights, results[0][0], rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_splits_of_a_mixture_of_experts_agree(tiny: TinyRun) -> None:
+    losses = []
+    for size, parts in ((1, 4), (4, 1)):
+        split = ["--batch_size", str(size), "--accumulation_steps", str(parts), "--moe_intermediate_size", "24"]
+        assert tiny.train("pretrain", "--use_moe", *split) == 0
+        losses.append(tiny.metric("pretrain"))
+    assert (tiny.out / "pretrain_16_moe.pth").exists()
+    assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.2"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_in_any_step_ends_bit_for_bit_as_an_unbroken_one(
+    tiny: TinyRun, stage: str, dropout: str
+) -> None:
+    words = ["--dropout", dropout, "--seed", "5"]
+    assert tiny.train(stage, *words) == 0
+    unbroken, losses = tiny.weights(stage), tiny.metric(stage)
+    for step in (1, 3, 4, 6):  # nothing saved yet; one step lost; killed before a save was due; in the last step
+        tiny.path(stage).unlink()
+        with killed_in_step(step):
+            tiny.train(stage, *words)
+        assert not tiny.path(stage).exists()
+        assert tiny.train(stage, *words) == 0
+        assert same(tiny.weights(stage), unbroken), f"killed in step {step}"
+        assert tiny.metric(stage) == losses
+    assert not (tiny.out / "checkpoints" / stage).exists()
+
+
+def test_a_run_may_be_killed_again_and_again(tiny: TinyRun) -> None:
+    words = ["--dropout", "0.1", "--save_interval", "1"]
+    assert tiny.train("sft", *words) == 0
+    unbroken = tiny.weights("sft")
+    tiny.path("sft").unlink()
+    for step in (2, 3, 5):
+        with killed_in_step(step):
+            tiny.train("sft", *words)
+    assert tiny.train("sft", *words) == 0
+    assert same(tiny.weights("sft"), unbroken)
+
+
+def test_dropout_and_the_seed_reach_the_weights(tiny: TinyRun) -> None:
+    assert tiny.train("sft", "--seed", "5") == 0
+    plain = tiny.weights("sft")
+    assert tiny.train("sft", "--seed", "5", "--dropout", "0.2") == 0
+    assert not same(tiny.weights("sft"), plain)
+    assert tiny.train("sft", "--seed", "6") == 0
+    assert not same(tiny.weights("sft"), plain)
+
+
+class Broken:
+    """Makes the loss of chosen rows, and of those alone, not a number."""
+
+    def __init__(self, tiny: TinyRun, rows: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        from dataset.lm_dataset import PretrainDataset
+
+        batch, loss_sum = PretrainDataset.batch, NextToken.loss_sum
+
+        def marked(data: PretrainDataset, indices: object) -> dict[str, torch.Tensor]:
+            bad = torch.tensor([int(row) in rows for row in indices])  # type: ignore[attr-defined]
+            return batch(data, indices) | {"bad": bad}  # type: ignore[arg-type]
+
+        def loss(objective: NextToken, model: torch.nn.Module, rows_: dict[str, torch.Tensor]) -> torch.Tensor:
+            value = loss_sum(objective, model, rows_)
+            return value * float("nan") if model.training and rows_["bad"].any() else value
+
+        monkeypatch.setattr(PretrainDataset, "batch", marked)
+        monkeypatch.setattr(NextToken, "loss_sum", loss)
+
+
+def test_a_row_that_gives_nan_is_skipped_and_its_number_is_printed(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Broken(tiny, {7}, monkeypatch)
+    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "4") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "step skipped" in line]
+    assert len(said) == 1
+    assert "loss nan" in said[0]
+    assert "7" in said[0].split("Its rows: ")[1].split(", ")
+    assert all(tensor.isfinite().all() for tensor in tiny.weights("pretrain").values())
+    assert len(tiny.metric("pretrain")) == 3
+
+
+def test_all_rows_of_a_skipped_step_are_printed(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Broken(tiny, {0}, monkeypatch)
+    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "1", "--batch_size", "30") == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if "step skipped" in line)
+    assert len(said.split("Its rows: ")[1].split(", ")) == 60
+
+
+def test_five_such_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    Broken(tiny, set(range(1000)), monkeypatch)
+    before = tiny.weights("pretrain")
+    with pytest.raises(UserError, match="5 steps in a row without a finite loss .* Lower --learning_rate"):
+        tiny.train("pretrain", "--seed", "3")
+    assert same(tiny.weights("pretrain"), before)
+
+
+def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
+    assert list(eval_steps(100, 0)) == [20, 40, 60, 80, 100]
+    assert list(eval_steps(10, 4)) == [4, 8, 10]
+    assert list(eval_steps(8, 4)) == [4, 8]
+
+
+def test_steps_of_a_run_come_from_epochs_unless_max_steps_is_less(tiny: TinyRun) -> None:
+    from dataset.lm_dataset import DPODataset
+    from trainer.loop import BatchStream
+    from trainer.runtime import Runtime
+
+    pairs, runtime = DPODataset(tiny.data / "dpo_dpo_tokens"), Runtime(torch.device("cpu"), torch.float32)
+    for config, steps in (
+        (TrainConfig(epochs=3, batch_size=4, accumulation_steps=2), 15),
+        (TrainConfig(epochs=1, batch_size=7, accumulation_steps=1), 6),
+        (TrainConfig(epochs=1, batch_size=7, accumulation_steps=1, max_steps=4), 4),
+        (TrainConfig(epochs=1, batch_size=7, accumulation_steps=1, max_steps=99), 6),
+        (TrainConfig(epochs=1, batch_size=500, accumulation_steps=1), 1),
+    ):
+        assert BatchStream(pairs, config, runtime).num_steps() == steps
+
+
+def test_a_second_epoch_of_a_jsonl_tokenizes_nothing_again(tiny: TinyRun, tmp_path: Path) -> None:
+    tensors = tiny.data / "sft_sft_tokens" / "input_ids.npy"
+    before = tensors.stat().st_mtime_ns
+    assert tiny.train("sft", "--epochs", "2", "--max_steps", "0", "--batch_size", "8") == 0
+    assert tensors.stat().st_mtime_ns == before
