@@ -1,5 +1,6 @@
 """Artefacts on disk: written whole or not at all, with fingerprints and a manifest of what they were made from."""
 
+import errno
 import hashlib
 import json
 import os
@@ -83,6 +84,19 @@ def write_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: can't be written ({reason}). Free disk space or check the folder's permissions, rerun.")
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder, and find out now instead of after hours of work that no file can be made in it.
+
+    Raises: UserError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     with atomic_write(path) as file:
@@ -101,13 +115,18 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that no reader and no kill ever sees half a line."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    """Append one JSON line in a single write, so that no reader and no kill ever sees half a line.
+
+    What a full disk took of a line is removed again. Raises: UserError when the file can't be written.
+    """
+    line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(descriptor, line.encode("utf-8"))
+            if (written := os.write(descriptor, line)) < len(line):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

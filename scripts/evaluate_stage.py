@@ -17,7 +17,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.artifacts import append_line, fingerprint, sha256_file
+from configs.artifacts import append_line, fingerprint, require_writable, sha256_file
 from configs.cli import Parser, run
 from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.run_id and already_recorded(results, arguments.run_id, stage):
         print(f"{display(results)}: run {arguments.run_id} has its {stage} line already")
         return 0
+    require_writable(results.parent)
     path = find_dataset(arguments.checkpoint) if arguments.checkpoint else latest_weights(WEIGHT_NAMES[stage], out_dir)
     data_path = arguments.data_path or env_path("DATA_DIR", DATA_DIR) / f"{stage}_chinese_heldout.jsonl"
     device = choose_device(arguments.device)

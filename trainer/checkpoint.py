@@ -21,8 +21,18 @@ STATE_FILE = "state.pt"
 def save_weights(path: Path, model: MiniLLM, manifest: dict[str, Any]) -> None:
     """Write `{"model", "config", "manifest"}` in full precision, atomically."""
     state = {name: tensor.detach().to("cpu").clone() for name, tensor in model.state_dict().items()}
+    _save(path, {"model": state, "config": as_dict(model.config), "manifest": manifest})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save`, atomically. Raises: UserError when the disk is full."""
     with atomic_write(path, "wb") as file:
-        torch.save({"model": state, "config": as_dict(model.config), "manifest": manifest}, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch complains about an archive without an end, after the failed write
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
@@ -39,7 +49,7 @@ def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
             f"{display(path)}: holds more than tensors and plain data, or is damaged; it was not executed. {remedy}"
         ) from None
     except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise UserError(f"{display(path)}: damaged or cut short ({reason}). {remedy}") from None
     if not isinstance(content, dict):
         raise UserError(f"{display(path)}: not a MiniLLM file. {remedy}")
@@ -53,8 +63,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     """
     content = read_checkpoint(path, "Train that stage again, or give another path.")
     if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
+        keys = ", ".join(sorted(map(str, content))[:3])
         raise UserError(
-            f"{display(path)}: not a MiniLLM checkpoint (keys {sorted(map(str, content))}). Give another path."
+            f"{display(path)}: not a MiniLLM checkpoint (it has {len(content)} keys: {keys} ...). Give another path."
         )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config, content["manifest"]
@@ -106,8 +117,7 @@ class ResumeState:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state atomically."""
-        with atomic_write(self.path, "wb") as file:
-            torch.save({"fingerprint": self.fingerprint, **state}, file)
+        _save(self.path, {"fingerprint": self.fingerprint, **state})
 
     def load(self) -> dict[str, Any] | None:
         """The state of this very run, or None when there is none or it belongs to other settings or data.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.artifacts import fingerprint
+from configs.artifacts import fingerprint, require_writable
 from configs.flags import TrainRun, latest_weights, run_settings, weight_file
 from configs.paths import display, find_dataset
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
@@ -179,6 +179,8 @@ class Stage:
 
     def build_model(self) -> MiniLLM:
         """The model to train, on the device: fresh, from the stage before, or as the interrupted run left it."""
+        for folder in (self.run.out_dir, self.run.tf_dir):
+            require_writable(folder)
         seed_everything(self.config.seed)
         self.resume = self.state.load() if self.run.from_resume else None
         if self.resume is not None:

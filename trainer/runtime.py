@@ -144,9 +144,10 @@ def rng_states(runtime: Runtime) -> dict[str, Tensor]:
 
 def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
     """Put this process's generators back where `rng_states` saw them."""
-    torch.set_rng_state(states["cpu"][runtime.rank])
+    # torch reads a state from the start of its memory, which for a row of several is another row's: hence the copies
+    torch.set_rng_state(states["cpu"][runtime.rank].clone())
     if runtime.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][runtime.rank], runtime.device)
+        torch.cuda.set_rng_state(states["cuda"][runtime.rank].clone(), runtime.device)
 
 
 class ParentWatch:

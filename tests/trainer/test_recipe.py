@@ -1,0 +1,275 @@
+"""A trainer's whole call: flags, data, what is done already, and the ways it is started and stopped."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.testing import assert_close
+
+from configs.paths import ROOT
+from configs.schema import UserError
+from tests.tiny_run import SHAPE, TRAINERS, TinyRun, same, sum_record, write_jsonl
+from trainer.checkpoint import read_weights
+
+STAGES = ("pretrain", "sft", "dpo")
+FILES = {"pretrain": "train_pretrain", "sft": "train_full_sft", "dpo": "train_dpo"}
+
+
+# --- done, or to be done again --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rerun_of_what_is_done_returns_without_training(
+    tiny: TinyRun, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny.path(stage).stat().st_mtime_ns
+    assert tiny.train(stage) == 0
+    assert "is already the result of these settings, data and starting weights" in capsys.readouterr().err
+    assert tiny.path(stage).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("words", [["--log_interval", "3"], ["--save_interval", "5"], ["--device", "auto"]])
+def test_what_changes_no_weight_trains_nothing_again(tiny: TinyRun, words: list[str]) -> None:
+    before = tiny.path("sft").stat().st_mtime_ns
+    assert tiny.train("sft", *words) == 0
+    assert tiny.path("sft").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "words", [["--learning_rate", "0.02"], ["--seed", "7"], ["--max_steps", "5"], ["--dropout", "0.1"]]
+)
+def test_a_changed_setting_trains_again(tiny: TinyRun, words: list[str]) -> None:
+    before = tiny.weights("sft")
+    assert tiny.train("sft", *words) == 0
+    assert not same(tiny.weights("sft"), before)
+
+
+def test_changed_data_trains_again(tiny: TinyRun) -> None:
+    before = tiny.manifest("sft")["fingerprint"]
+    write_jsonl(tiny.data / "sft.jsonl", [sum_record(n, 5) for n in range(60)])
+    assert tiny.train("sft") == 0
+    assert tiny.manifest("sft")["fingerprint"] != before
+
+
+def test_changed_starting_weights_train_again_but_their_name_does_not_matter(tiny: TinyRun) -> None:
+    before = tiny.manifest("sft")["fingerprint"]
+    tiny.path("pretrain").rename(tiny.out / "mine.pth")
+    assert tiny.train("sft", "--from_weight", str(tiny.out / "mine.pth")) == 0
+    assert tiny.manifest("sft")["fingerprint"] == before
+    assert tiny.train("pretrain", "--seed", "7") == 0
+    assert tiny.train("sft") == 0
+    assert tiny.manifest("sft")["fingerprint"] != before
+
+
+def test_from_resume_0_trains_again_to_the_same_end(tiny: TinyRun) -> None:
+    before, written = tiny.weights("dpo"), tiny.path("dpo").stat().st_mtime_ns
+    assert tiny.train("dpo", "--from_resume", "0") == 0
+    assert tiny.path("dpo").stat().st_mtime_ns != written
+    assert same(tiny.weights("dpo"), before)
+
+
+def test_damaged_weights_are_trained_again(tiny: TinyRun) -> None:
+    before = tiny.weights("sft")
+    tiny.path("sft").write_bytes(tiny.path("sft").read_bytes()[:500])
+    assert tiny.train("sft") == 0
+    assert same(tiny.weights("sft"), before)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_jsonl_is_not_needed_once_its_tensors_exist(tiny: TinyRun, stage: str) -> None:
+    (tiny.data / f"{stage}.jsonl").unlink()
+    (tiny.data / f"{stage}_heldout.jsonl").unlink()
+    assert tiny.train(stage, "--seed", "11") == 0
+    assert tiny.metric(stage, "validation_loss")
+
+
+def test_a_tensor_folder_may_be_given_in_place_of_the_jsonl(tiny: TinyRun) -> None:
+    before = tiny.weights("sft")
+    assert tiny.train("sft", "--from_resume", "0", "--data_path", str(tiny.data / "sft_sft_tokens")) == 0
+    assert same(tiny.weights("sft"), before)
+
+
+def test_data_that_is_nowhere_or_of_another_stage_is_refused(tiny: TinyRun) -> None:
+    with pytest.raises(UserError, match=r"nothing\.jsonl: no such file"):
+        tiny.train("sft", "--data_path", "nothing.jsonl")
+    with pytest.raises(UserError, match="tensors of stage dpo, not sft"):
+        tiny.train("sft", "--data_path", str(tiny.data / "dpo_dpo_tokens"))
+    with pytest.raises(UserError, match="rows of 32 tokens, but --max_seq_len is 16"):
+        tiny.train("sft", "--data_path", str(tiny.data / "sft_sft_tokens"), "--max_seq_len", "16")
+
+
+def test_dpo_needs_weights_to_start_from(tiny: TinyRun) -> None:
+    with pytest.raises(UserError, match="this stage needs weights to start from"):
+        tiny.train("dpo", *SHAPE, "--from_weight", "none")
+
+
+def test_sft_may_start_from_nothing(tiny: TinyRun) -> None:
+    assert tiny.train("sft", *SHAPE, "--from_weight", "none") == 0
+    assert tiny.manifest("sft")["start"] is None
+
+
+def test_a_mixture_of_experts_trains_and_its_weights_say_so(tiny: TinyRun) -> None:
+    moe = ["--use_moe", "1", "--num_experts", "4", "--moe_intermediate_size", "24", "--max_steps", "1"]
+    assert tiny.train("pretrain", *moe) == 0
+    _, config, _ = read_weights(tiny.out / "pretrain_16_moe.pth")
+    assert (config.use_moe, config.num_experts) == (True, 4)
+    assert tiny.train("sft", "--use_moe", "--max_steps", "1") == 0
+    assert (tiny.out / "full_sft_16_moe.pth").exists()
+
+
+# --- how it is started ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_speaks_both_languages(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        TRAINERS[stage](["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--batch_size" in shown
+    flags = re.split(r"\n  (?=--)", shown)[1:]
+    without = [flag.split()[0] for flag in flags if not re.search("[一-鿿]", flag)]
+    assert not without, "flags without a Chinese help text"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_unknown_flag_exits_with_2(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        TRAINERS[stage](["--no_such_flag", "1"])
+    assert stop.value.code == 2
+    assert "--no_such_flag" in capsys.readouterr().err
+
+
+def test_hyphens_and_the_forms_of_a_switch_reach_the_trainer(tiny: TinyRun) -> None:
+    before = tiny.path("pretrain").stat().st_mtime_ns
+    for words in (["--batch-size", "2"], ["--batch_size=2"], ["--no-use_moe"], ["--use_moe", "0"]):
+        assert tiny.train("pretrain", *words) == 0
+        assert tiny.path("pretrain").stat().st_mtime_ns == before, words
+    assert tiny.train("pretrain", "--batch-size", "3") == 0
+    assert tiny.path("pretrain").stat().st_mtime_ns != before
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Our environment, with one thread and no hint where the repository is."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return kept | {"OMP_NUM_THREADS": "1"} | changes
+
+
+@pytest.mark.parametrize(
+    ("stage", "place", "words"),
+    [
+        ("pretrain", ".", ["trainer/train_pretrain.py"]),
+        ("sft", "trainer", ["train_full_sft.py"]),
+        ("dpo", ".", ["-m", "trainer.train_dpo"]),
+    ],
+)
+def test_a_trainer_runs_from_the_root_from_its_folder_and_as_a_module(
+    tiny: TinyRun, stage: str, place: str, words: list[str]
+) -> None:
+    shown = subprocess.run(
+        [sys.executable, *words, *tiny.flags(stage)], cwd=ROOT / place, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "is already the result" in shown.stderr
+
+
+def test_an_error_is_one_line_and_exit_code_1(tiny: TinyRun) -> None:
+    flags = tiny.flags("sft", "--from_weight", "missing")
+    shown = subprocess.run(
+        [sys.executable, "trainer/train_full_sft.py", *flags], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: ")
+    assert shown.stderr.count("\n") == 1
+
+
+# --- how it is stopped ----------------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_ends_the_same(tiny: TinyRun) -> None:
+    words = ["--max_steps", "400", "--dropout", "0.1", "--save_interval", "1000"]
+    metrics = tiny.tf_dir / "metrics"
+    for file in metrics.glob("*"):
+        file.unlink()
+    process = subprocess.Popen(
+        [sys.executable, "trainer/train_pretrain.py", *tiny.flags("pretrain", *words)],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not any(file.stat().st_size for file in metrics.glob("*.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert "stopped (SIGTERM); the state is saved" in said
+    assert (tiny.out / "checkpoints" / "pretrain" / "state.pt").exists()
+    assert tiny.train("pretrain", *words) == 0
+    resumed = tiny.weights("pretrain")
+    assert tiny.train("pretrain", *words, "--from_resume", "0") == 0
+    assert same(tiny.weights("pretrain"), resumed)
+
+
+def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    unbroken = tiny.weights("sft")
+    tiny.path("sft").unlink()
+    monkeypatch.setenv("MINILLM_PARENT_PID", str(gone.pid))
+    assert tiny.train("sft") == 143
+    assert (tiny.out / "checkpoints" / "sft" / "state.pt").exists()
+    assert not tiny.path("sft").exists()
+    monkeypatch.setenv("MINILLM_PARENT_PID", str(os.getpid()))
+    assert tiny.train("sft") == 0
+    assert same(tiny.weights("sft"), unbroken)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def torchrun(script: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes, as a user does."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*launcher, str(script), *words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(tiny: TinyRun) -> None:
+    moe = ["--use_moe", "--num_experts", "4", "--moe_intermediate_size", "24", "--optimizer", "adamw"]
+    assert tiny.train("pretrain", *moe, "--accumulation_steps", "4") == 0
+    losses, validation = tiny.metric("pretrain"), tiny.metric("pretrain", "validation_loss")
+    shown = torchrun("trainer/train_pretrain.py", *tiny.flags("pretrain", *moe, "--accumulation_steps", "2"))
+    assert shown.returncode == 0, shown.stderr
+    assert_close(tiny.metric("pretrain"), losses, rtol=1e-4, atol=1e-5)
+    assert_close(tiny.metric("pretrain", "validation_loss"), validation, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: TinyRun, tmp_path: Path) -> None:
+    script = tmp_path / "killed_and_resumed.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.tiny_run import TRAINERS, killed_in_step\n"
+        "dpo = TRAINERS['dpo']\n"
+        "with killed_in_step(4):\n"
+        "    dpo(sys.argv[1:])\n"
+        "sys.exit(dpo(sys.argv[1:]))\n"
+    )
+    flags = tiny.flags("dpo", "--dropout", "0.3", "--batch_size", "1")
+    shown = torchrun(script, *flags)
+    assert shown.returncode == 0, shown.stderr
+    assert "resuming after step 2 of 6" in shown.stderr
+    resumed, losses = tiny.weights("dpo"), tiny.metric("dpo")
+    shown = torchrun("trainer/train_dpo.py", *flags, "--from_resume", "0")
+    assert shown.returncode == 0, shown.stderr
+    assert same(tiny.weights("dpo"), resumed)
+    assert tiny.metric("dpo") == losses
