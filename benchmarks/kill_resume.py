@@ -193,7 +193,7 @@ class Tormentor:
         """The kills in the order in which the pipeline meets them."""
         return [
             lambda: self.in_command("mix", "build_chinese_mix.py"),
-            lambda: self.in_command("export", "export_embeddings.py"),
+            self.during_export,
             lambda: self.after_save("pretrain"),
             lambda: self.during_save("pretrain"),
             lambda: self.after_save("pretrain"),
@@ -212,6 +212,14 @@ class Tormentor:
         run.wait_for(lambda: script in run.text().partition(f"stage {stage}: start")[2], f"{script} of stage {stage}")
         time.sleep(self.rng.uniform(0.05, 0.75) * self.took[f"{stage} {script}"])
         self.kill(stage, f"in {script}")
+
+    def during_export(self) -> None:
+        """While the tensors of one of the stages are being written."""
+        stage = self.rng.choice(STAGES)
+        folder = self.folders.data / f".{stage}_tokens.tmp"
+        self.pipeline.wait_for(folder.exists, f"unfinished tensors of {stage}")
+        time.sleep(self.rng.uniform(0, 0.1))
+        self.kill("export", f"while {stage} tensors are written")
 
     def after_save(self, stage: str) -> None:
         """Between two saves, after one to three of them in this run."""

@@ -155,7 +155,7 @@ class TrainConfig:
             raise UserError(f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.")
 
 
-RESULT_NEUTRAL = frozenset({"log_interval", "save_interval", "num_workers", "use_wandb", "device"})
+RESULT_NEUTRAL = frozenset({"log_interval", "save_interval", "eval_interval", "num_workers", "use_wandb", "device"})
 """Fields of TrainConfig that change what is printed or where it runs, but not what is learnt: they redo no stage."""
 
 

@@ -29,6 +29,12 @@ from trainer.checkpoint import check_tokenizer, load_model
 from trainer.evaluate import Evaluation, Metric
 from trainer.runtime import choose_device, seed_everything
 
+HALVES = {
+    "test": "the half that no training choice has seen",
+    "validation": "the half that settings may have been chosen by; no test half in this file",
+}
+"""Value of `split` -> what is said about it; the first that a file has is evaluated on."""
+
 
 @dataclass(frozen=True)
 class Heldout:
@@ -160,9 +166,10 @@ def read_heldout(path: Path, manifest: dict[str, Any], max_samples: int, seed: i
                 "Give a held-out file."
             )
     records = list(read_records(path))
-    split = "test" if any(record.get("split") == "test" for record in records) else "all"
-    if split == "test":
-        records = [record for record in records if record.get("split") == "test"]
+    marked = {record.get("split") for record in records}
+    split = next((name for name in HALVES if name in marked), "all")
+    if split != "all":
+        records = [record for record in records if record.get("split") == split]
     if not records:
         raise UserError(f"{display(path)}: no record to evaluate on. Give another --data_path.")
     if max_samples:
@@ -194,8 +201,7 @@ def sibling(path: Path) -> Path | None:
 
 def print_table(stage: str, heldout: Heldout, metrics: dict[str, Metric]) -> None:
     """A small table for people."""
-    half = "the half that no training choice has seen" if heldout.split == "test" else "all records"
-    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({half})")
+    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
     width = max(len(name) for name in metrics)
     for name, metric in metrics.items():
         share = name.startswith(("accuracy", "ended", "preference", "name_in"))

@@ -24,13 +24,14 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "dpo": train_dpo.main,
 }
 WEIGHTS = {"pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth"}
-SHAPE = (
-    "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --num_key_value_heads 1 --intermediate_size 32"
-).split()
-LOOP = (
-    "--profile smoke --max_seq_len 32 --batch_size 2 --accumulation_steps 2 --max_steps 6 --save_interval 2 "
-    "--num_workers 1 --log_interval 1"
-).split()
+SHAPE = [
+    "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--num_key_value_heads=1",
+    "--intermediate_size=32",
+]  # fmt: skip
+LOOP = [
+    "--profile=smoke", "--max_seq_len=32", "--batch_size=2", "--accumulation_steps=2", "--max_steps=6",
+    "--save_interval=2", "--num_workers=1", "--log_interval=1",
+]  # fmt: skip
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:
@@ -61,7 +62,9 @@ def write_records(folder: Path) -> None:
     """`STAGE.jsonl` and `STAGE_heldout.jsonl` of the three stages, half of the held-out records for validation."""
     folder.mkdir(parents=True, exist_ok=True)
     halves = [{"split": "validation"}, {"split": "test"}]
-    texts = [f"第{number}天，小明读了{number * 7}页书，{'很高兴' if number % 2 else '有点累'}。" for number in range(60)]
+    texts = [
+        f"第{number}天，小明读了{number * 7}页书，{'很高兴' if number % 2 else '有点累'}。" for number in range(60)
+    ]
     write_jsonl(folder / "pretrain.jsonl", [{"text": text} for text in texts])
     write_jsonl(folder / "pretrain_heldout.jsonl", [{"text": f"新的一天{n}。", **halves[n % 2]} for n in range(10)])
     write_jsonl(folder / "sft.jsonl", [sum_record(n, n % 7) for n in range(60)])

@@ -37,8 +37,14 @@ class Metrics:
         self.tracker = _tracker(name, settings) if use_wandb else None
 
     def _keep_until(self, step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
+        kept = []
+        if step and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except ValueError:
+                    break  # torn by a power cut: what follows is written again
         with atomic_write(self.path) as file:
             file.writelines(line + "\n" for line in kept)
 

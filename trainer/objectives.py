@@ -6,6 +6,7 @@ Shapes: B rows or pairs, T tokens.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ def reference_logps(stage: "Stage", parts: Mapping[str, "Rows"]) -> dict[str, Pa
     try:
         with np.load(path, allow_pickle=False) as saved:
             return {name: PairLogps(*(torch.from_numpy(saved[f"{name}_{side}"]) for side in SIDES)) for name in parts}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}). Delete it and rerun; it is computed anew.") from None
 
 

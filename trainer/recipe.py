@@ -17,6 +17,7 @@ from configs.artifacts import fingerprint, require_writable
 from configs.flags import TrainRun, latest_weights, run_settings, weight_file
 from configs.paths import display, find_dataset
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
+from dataset.records import bare_name
 from dataset.tensors import ensure_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
@@ -305,7 +306,7 @@ class Stage:
 
 def tensors_beside(records: Path, stage: str) -> Path:
     """The tensor folder of a record file that was given in place of one."""
-    return records.with_name(f"{records.name.split('.')[0]}_{stage}_tokens")
+    return records.with_name(f"{Path(bare_name(records)).stem}_{stage}_tokens")
 
 
 def already_done(stage: Stage) -> bool:

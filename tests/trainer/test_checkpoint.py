@@ -111,7 +111,7 @@ def test_weights_of_another_tokenizer_are_refused(tiny: TinyRun) -> None:
 def test_tensors_of_another_tokenizer_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
     RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "bytes")
     tensors = str(tiny.data / "pretrain_pretrain_tokens")
-    with pytest.raises(UserError, match="made with another tokenizer .* or pass --tokenizer_dir"):
+    with pytest.raises(UserError, match=r"made with another tokenizer .* or pass --tokenizer_dir"):
         tiny.train("pretrain", "--data_path", tensors, "--tokenizer_dir", str(tmp_path / "bytes"))
 
 

@@ -40,9 +40,7 @@ def test_accumulation_splits_of_a_mixture_of_experts_agree(tiny: TinyRun) -> Non
 
 @pytest.mark.parametrize("dropout", ["0", "0.2"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_in_any_step_ends_bit_for_bit_as_an_unbroken_one(
-    tiny: TinyRun, stage: str, dropout: str
-) -> None:
+def test_a_run_killed_in_any_step_ends_bit_for_bit_as_an_unbroken_one(tiny: TinyRun, stage: str, dropout: str) -> None:
     words = ["--dropout", dropout, "--seed", "5"]
     assert tiny.train(stage, *words) == 0
     unbroken, losses = tiny.weights(stage), tiny.metric(stage)
@@ -120,7 +118,7 @@ def test_all_rows_of_a_skipped_step_are_printed(
 def test_five_such_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     break_rows(set(range(1000)), monkeypatch)
     before = tiny.weights("pretrain")
-    with pytest.raises(UserError, match="5 steps in a row without a finite loss .* Lower --learning_rate"):
+    with pytest.raises(UserError, match=r"5 steps in a row without a finite loss .* Lower --learning_rate"):
         tiny.train("pretrain", "--seed", "3")
     assert same(tiny.weights("pretrain"), before)
 

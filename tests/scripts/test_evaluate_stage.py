@@ -1,0 +1,192 @@
+"""scripts/evaluate_stage.py: one line of results, on held-out records that the weights have never seen."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.artifacts import sha256_file
+from configs.paths import ROOT, TOKENIZER_DIR
+from configs.schema import UserError
+from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from scripts import evaluate_stage
+from tests.tiny_run import TinyRun, sum_record, write_jsonl
+
+KEYS = [
+    "run_id", "stage", "profile", "checkpoint", "checkpoint_sha256", "tokenizer_sha256", "data_path", "data_sha256",
+    "split", "seed", "device", "dtype", "settings", "time", "seconds", "metrics",
+]  # fmt: skip
+LIKELIHOOD = {"loss", "perplexity", "bits_per_byte"}
+CHAT = LIKELIHOOD | {"accuracy_math", "ended", "name_in_other_answers"}
+PREFERENCE = {
+    "preference_accuracy", "preference_accuracy_no_reference", "preference_accuracy_length_normalized", "reward_margin",
+}  # fmt: skip
+
+
+def evaluate(run: TinyRun, results: Path, stage: str, *words: str) -> int:
+    """Evaluate a stage of a tiny run; a flag given in `words` comes last, so it counts."""
+    return evaluate_stage.main([
+        "--stage", stage, "--profile", "smoke", "--device", "cpu", "--tokenizer_dir", str(TOKENIZER_DIR),
+        "--checkpoint", str(run.path(stage)), "--data_path", str(run.data / f"{stage}_heldout.jsonl"),
+        "--results_file", str(results), *words,
+    ])  # fmt: skip
+
+
+def lines_of(results: Path) -> list[dict[str, Any]]:
+    """The results file."""
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("stage", "metrics"), [("pretrain", LIKELIHOOD), ("sft", CHAT), ("dpo", PREFERENCE | CHAT)])
+def test_a_stage_appends_exactly_one_line_with_exactly_the_documented_keys(
+    trained: TinyRun, tmp_path: Path, stage: str, metrics: set[str]
+) -> None:
+    results = tmp_path / "deep" / "results.jsonl"
+    assert evaluate(trained, results, stage, "--seed", "3") == 0
+    (line,) = lines_of(results)
+    assert list(line) == KEYS
+    assert (line["stage"], line["profile"], line["split"], line["seed"]) == (stage, "smoke", "test", 3)
+    assert (line["device"], line["dtype"]) == ("cpu", "float32")
+    assert line["checkpoint_sha256"] == sha256_file(trained.path(stage))
+    assert line["data_sha256"] == sha256_file(trained.data / f"{stage}_heldout.jsonl")
+    assert line["tokenizer_sha256"] == trained.manifest(stage)["tokenizer_sha256"]
+    assert metrics <= line["metrics"].keys()
+    for metric in line["metrics"].values():
+        assert metric.keys() == {"value", "n", "ci95"}
+        assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
+        assert metric["n"] > 0
+    assert evaluate(trained, results, stage) == 0
+    assert len(lines_of(results)) == 2
+
+
+def test_the_same_run_and_stage_is_recorded_once(trained: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    for stage, run_id in (("sft", "a"), ("sft", "a"), ("sft", "b"), ("pretrain", "a"), ("pretrain", "a")):
+        assert evaluate(trained, results, stage, "--run_id", run_id) == 0
+    assert [(line["stage"], line["run_id"]) for line in lines_of(results)] == [
+        ("sft", "a"), ("sft", "b"), ("pretrain", "a"),
+    ]  # fmt: skip
+
+
+def test_two_evaluations_of_one_checkpoint_give_the_same_numbers(trained: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    for size in ("1", "64"):
+        assert evaluate(trained, results, "dpo", "--batch_size", size) == 0
+    first, second = (line["metrics"] for line in lines_of(results))
+    assert first == {
+        name: {
+            "value": pytest.approx(metric["value"], rel=1e-4), "n": metric["n"],
+            "ci95": pytest.approx(metric["ci95"], rel=1e-4),
+        }
+        for name, metric in second.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_training_data_is_refused(tiny: TinyRun, tmp_path: Path, stage: str) -> None:
+    for seen in ("pretrain", "sft", "dpo")[: ("pretrain", "sft", "dpo").index(stage) + 1]:
+        copy = tmp_path / f"copy_of_{seen}.jsonl"
+        shutil.copy(tiny.data / f"{seen}.jsonl", copy)
+        with pytest.raises(UserError, match=r"copy_of_.*\.jsonl: this checkpoint was trained on this very file"):
+            evaluate(tiny, tmp_path / "results.jsonl", stage, "--data_path", str(copy))
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(("halves", "split", "count"), [("ttv", "test", 2), ("vv", "validation", 2), ("   ", "all", 3)])
+def test_the_test_half_is_evaluated_where_there_is_one_and_the_line_says_which(
+    trained: TinyRun, tmp_path: Path, halves: str, split: str, count: int
+) -> None:
+    fields = {"t": {"split": "test"}, "v": {"split": "validation"}, " ": {}}
+    records = [sum_record(n, 8, **fields[half]) for n, half in enumerate(halves)]
+    heldout = write_jsonl(tmp_path / "mine.jsonl", records)
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout))
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["split"] == split
+    assert line["metrics"]["accuracy_math"]["n"] == count
+
+
+def test_max_samples_bounds_each_category_and_the_seed_decides_which(trained: TinyRun, tmp_path: Path) -> None:
+    records = [sum_record(n, 8) for n in range(20)] + [sum_record(n, 8) | {"category": "general"} for n in range(5)]
+    heldout, results = write_jsonl(tmp_path / "mine.jsonl", records), tmp_path / "results.jsonl"
+    for words in (["3"], ["3"], ["3", "--seed", "1"], ["0"]):
+        evaluate(trained, results, "sft", "--data_path", str(heldout), "--max_samples", *words)
+    first, again, other, whole = lines_of(results)
+    assert first["metrics"]["accuracy_math"]["n"] == 3
+    assert first["metrics"]["ended"]["n"] == 6
+    assert first["settings"]["max_samples"] == 3
+    assert again["metrics"] == first["metrics"]
+    assert other["metrics"]["loss"]["value"] != first["metrics"]["loss"]["value"]
+    assert whole["metrics"]["accuracy_math"]["n"] == 20
+
+
+def test_another_tokenizer_is_refused(trained: TinyRun, tmp_path: Path) -> None:
+    RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "bytes")
+    with pytest.raises(UserError, match=r"full_sft_16\.pth: made with another tokenizer"):
+        evaluate(trained, tmp_path / "results.jsonl", "sft", "--tokenizer_dir", str(tmp_path / "bytes"))
+
+
+def test_weights_of_another_stage_are_refused(trained: TinyRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weights of stage pretrain, not sft"):
+        evaluate(trained, tmp_path / "results.jsonl", "sft", "--checkpoint", str(trained.path("pretrain")))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--max_samples", "-1"], "max_samples = -1"),
+        (["--batch_size", "0"], "batch_size = 0"),
+        (["--device", "gpu"], "device gpu: unknown"),
+        (["--data_path", "none.jsonl"], r"none\.jsonl: no such file"),
+        (["--checkpoint", "none.pth"], r"none\.pth: no such file"),
+    ],
+)
+def test_flags_out_of_range_are_refused(trained: TinyRun, tmp_path: Path, words: list[str], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        evaluate(trained, tmp_path / "results.jsonl", "sft", *words)
+
+
+def test_dpo_is_measured_against_the_very_weights_it_started_from(tiny: TinyRun, tmp_path: Path) -> None:
+    start = tiny.path("sft").rename(tmp_path / "kept.pth")
+    with pytest.raises(UserError, match=r"full_sft_16\.pth: not the sft weights that .* Give them with --reference"):
+        evaluate(tiny, tmp_path / "results.jsonl", "dpo")
+    assert evaluate(tiny, tmp_path / "results.jsonl", "dpo", "--reference", str(start)) == 0
+
+
+def test_a_torn_results_file_is_named_with_its_line(trained: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text('{"run_id": "x", "stage": "sft"}\n{"run\n')
+    with pytest.raises(UserError, match=r"results\.jsonl:2: not a JSON line"):
+        evaluate(trained, results, "sft", "--run_id", "a")
+
+
+def test_defaults_come_from_the_folders_of_the_pipeline(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("sft", "dpo"):
+        (tiny.data / f"{stage}_heldout.jsonl").rename(tiny.data / f"{stage}_chinese_heldout.jsonl")
+    for name, folder in (("DATA_DIR", tiny.data), ("OUT_DIR", tiny.out), ("TF_DIR", tmp_path / "tf")):
+        monkeypatch.setenv(name, str(folder))
+    assert evaluate_stage.main(["--stage", "dpo", "--profile", "smoke"]) == 0
+    (line,) = lines_of(tmp_path / "tf" / "eval_results.jsonl")
+    assert line["checkpoint"].endswith("rlhf_16.pth")
+    assert "accuracy_math" in line["metrics"]
+    shown = capsys.readouterr().out
+    assert "split test (the half that no training choice has seen)" in shown
+    assert "preference_accuracy" in shown
+
+
+def test_it_runs_from_its_own_folder_and_help_speaks_both_languages() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shown = subprocess.run(
+        [sys.executable, "evaluate_stage.py", "--help"], cwd=ROOT / "scripts", env=clean,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert "--max_samples" in shown.stdout
+    assert re.search("[一-鿿]", shown.stdout)

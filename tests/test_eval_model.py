@@ -1,0 +1,149 @@
+"""eval_model.py: the answer alone on stdout, the same one that an evaluation judges."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import eval_model
+from configs.paths import ROOT, TOKENIZER_DIR
+from configs.schema import UserError
+from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from tests.tiny_run import TinyRun, lively
+from trainer.checkpoint import load_model, save_weights
+from trainer.evaluate import Question, ask
+
+Say = Callable[..., str]
+PROMPT = "你是谁？"
+
+
+@pytest.fixture(scope="module")
+def talkative(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of three stages that say something different to everything."""
+    folder = tmp_path_factory.mktemp("talkative")
+    for stage in ("pretrain", "sft", "dpo"):
+        model, manifest = load_model(trained.path(stage))
+        save_weights(folder / trained.path(stage).name, lively(model), manifest)
+    return folder
+
+
+@pytest.fixture
+def say(talkative: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    """A function that gives what stands on stdout."""
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+        assert eval_model.main([*flags, "--max_new_tokens", "20", *words]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_answer_alone_stands_on_stdout_and_is_the_one_that_an_evaluation_judges(
+    say: Say, talkative: Path, tokenizer: RustBPETokenizer
+) -> None:
+    for mode, name in (("1", "full_sft_16.pth"), ("2", "rlhf_16.pth")):
+        model, _ = load_model(talkative / name)
+        questions = [Question([{"role": "user", "content": text}], "", "general") for text in (PROMPT, "3+4=？")]
+        answers = ask(model.eval(), tokenizer, questions, batch_size=2, max_new_tokens=20)
+        for question, wanted in zip(questions, answers, strict=True):
+            prompt = question.messages[0]["content"]
+            assert say("--model_mode", mode, "--prompt", prompt, "--temperature", "0") == wanted.text + "\n"
+
+
+def test_all_else_stands_on_stderr(talkative: Path) -> None:
+    flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT_DIR")}
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "eval_model.py"), *flags, "--prompt", PROMPT, "--temperature", "0"],
+        cwd=talkative, env=clean, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "full_sft_16.pth: 104,768 parameters, cpu" in shown.stderr
+    model, _ = load_model(talkative / "full_sft_16.pth")
+    tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    question = Question([{"role": "user", "content": PROMPT}], "", "general")
+    (wanted,) = ask(model.eval(), tokenizer, [question], batch_size=1, max_new_tokens=512)
+    assert shown.stdout == wanted.text + "\n"
+
+
+def test_temperature_0_is_deterministic_and_a_seed_decides_above_it(say: Say) -> None:
+    assert say("--prompt", PROMPT, "--temperature", "0") == say("--prompt", PROMPT, "--temperature", "0", "--seed", "1")
+    warm = ["--prompt", PROMPT, "--temperature", "2", "--top_p", "1"]
+    assert say(*warm, "--seed", "1") == say(*warm, "--seed", "1") != say(*warm, "--seed", "2")
+
+
+def test_max_new_tokens_bounds_the_answer(say: Say, tokenizer: RustBPETokenizer) -> None:
+    long = say("--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "10")
+    short = say("--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "2")
+    assert 0 < len(short) < len(long)
+
+
+def test_each_mode_and_a_path_take_their_weights(say: Say, talkative: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    greedy = ["--prompt", PROMPT, "--temperature", "0"]
+    by_mode = [say("--model_mode", mode, *greedy) for mode in ("0", "1", "2")]
+    assert len(set(by_mode)) >= 2
+    assert say("--weight", str(talkative / "rlhf_16.pth"), *greedy) == by_mode[2]
+    with pytest.raises(UserError, match=r"reason_\*\.pth: no such weights"):
+        say("--model_mode", "3", *greedy)
+    with pytest.raises(UserError, match=r"full_sft_64\.pth: no such weights"):
+        say("--hidden_size", "64", *greedy)
+
+
+def test_a_pretrained_model_goes_on_with_the_text(talkative: Path, tokenizer: RustBPETokenizer) -> None:
+    messages = [{"role": "user", "content": "春天"}]
+    bos = tokenizer.get_bos_token_id()
+    assert eval_model.prompt_ids(tokenizer, messages, completes=True) == [bos, *tokenizer.encode("春天")]
+    assert eval_model.prompt_ids(tokenizer, messages, completes=False) == tokenizer.render_for_completion(messages)
+
+
+def test_a_conversation_remembers_its_turns_until_new(
+    say: Say, monkeypatch: pytest.MonkeyPatch, talkative: Path, tokenizer: RustBPETokenizer
+) -> None:
+    turns: Iterator[str] = iter(["一", "", "二", "/new", "二", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda shown: next(turns))
+    answers = [line.removeprefix("模型: ") for line in say("--temperature", "0").split("模型: ")[1:]]
+    model, _ = load_model(talkative / "full_sft_16.pth")
+    first, last = (
+        ask(model.eval(), tokenizer, [Question([{"role": "user", "content": text}], "", "")],
+            batch_size=1, max_new_tokens=20)[0].text
+        for text in ("一", "二")
+    )  # fmt: skip
+    assert answers[0] == first + "\n"
+    assert answers[2] == last + "\n"
+    assert len(answers) == 3
+
+
+def test_the_end_of_the_input_ends_the_conversation(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(shown: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nothing)
+    assert say() == ""
+
+
+def test_another_tokenizer_is_refused(say: Say, tmp_path: Path) -> None:
+    RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "bytes")
+    with pytest.raises(UserError, match=r"full_sft_16\.pth: made with another tokenizer"):
+        say("--prompt", PROMPT, "--tokenizer_dir", str(tmp_path / "bytes"))
+
+
+@pytest.mark.parametrize("words", [["--temperature", "-1"], ["--top_p", "0"], ["--max_new_tokens", "0"]])
+def test_flags_out_of_range_are_refused(say: Say, words: list[str]) -> None:
+    with pytest.raises(UserError, match=words[0].removeprefix("--")):
+        say("--prompt", PROMPT, *words)
+
+
+def test_help_speaks_both_languages_and_an_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in ((["--help"], 0), (["--no_such_flag"], 2), (["--model_mode", "9"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            eval_model.main(words)
+        assert stop.value.code == code
+    with pytest.raises(SystemExit):
+        eval_model.main(["--help"])
+    assert re.search("[一-鿿]", capsys.readouterr().out)

@@ -1,0 +1,91 @@
+"""The tree: imports point one way, settings need no torch, and no helper is homeless."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.paths import ROOT
+
+MAY_IMPORT = {
+    "configs": set(),
+    "dataset": {"configs"},
+    "model": {"configs"},
+    "trainer": {"configs", "dataset", "model"},
+    "scripts": {"configs", "dataset", "model", "trainer"},
+    "eval_model.py": {"configs", "dataset", "model", "trainer"},
+}
+"""Folder or file -> what else of ours it may import."""
+
+
+def files_of(name: str) -> list[Path]:
+    """The Python files of a folder, or the file itself."""
+    path = ROOT / name
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def modules_imported(path: Path) -> set[str]:
+    """All modules that a file imports anywhere, submodules named by `from package import module` included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import breaks when the file is run from its folder"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports_point_one_way(name: str) -> None:
+    ours = {entry.removesuffix(".py") for entry in MAY_IMPORT}
+    assert files_of(name)
+    for path in files_of(name):
+        others = {module.split(".")[0] for module in modules_imported(path)} & ours - {name.removesuffix(".py")}
+        assert others <= MAY_IMPORT[name], path
+
+
+def test_nothing_imports_a_recipe_or_a_script() -> None:
+    for name in MAY_IMPORT:
+        for path in files_of(name):
+            for module in modules_imported(path):
+                assert not module.startswith("trainer.train_"), path
+                assert name == "scripts" or not module.startswith("scripts"), path
+
+
+def test_the_settings_import_no_torch() -> None:
+    for path in files_of("configs"):
+        assert not {module.split(".")[0] for module in modules_imported(path)} & {"torch", "numpy"}, path
+
+
+def test_asking_what_is_done_loads_no_torch() -> None:
+    program = "import sys, configs.stages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_helper_lives_in_a_file_or_folder_named_utils() -> None:
+    for name in MAY_IMPORT:
+        for path in files_of(name):
+            assert not {"utils", "util", "helpers", "common"} & {path.stem, *path.relative_to(ROOT).parts}, path
+
+
+@pytest.mark.parametrize("module", ["scripts.stage", "scripts.doctor", "dataset.mix"])
+def test_what_the_pipeline_asks_often_loads_no_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_entry_file_bears_the_name_of_a_standard_module() -> None:
+    for folder in ("scripts", "trainer"):
+        assert not {path.stem for path in (ROOT / folder).glob("*.py")} & sys.stdlib_module_names
+
+
+def test_pyproject_and_requirements_state_the_same_core() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[[^\n]*\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
+    assert block
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert re.findall(r'"(.+?)"', block[1]) == [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,127 @@
+"""What the recipes minimise, against plain definitions on tiny models."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from configs.schema import ModelConfig, UserError
+from model.model_minillm import MiniLLM
+from tests.tiny_run import TinyRun, killed_in_step, lively
+from trainer.losses import IGNORE, PairLogps
+from trainer.objectives import NextToken, Preference, WithReference, validation_rows
+
+SHAPE = ModelConfig(
+    vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    intermediate_size=32,
+)  # fmt: skip
+
+
+def random_rows() -> dict[str, torch.Tensor]:
+    """Three rows, each of two documents and two tokens of padding; each document's first token is no target."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, 40, (3, 10), generator=generator)
+    documents = torch.tensor([[0] * 4 + [1] * 4 + [-1] * 2]).expand(3, -1)
+    labels = ids.roll(-1, dims=1).masked_fill(documents != documents.roll(-1, dims=1), IGNORE)
+    return {"input_ids": ids, "labels": labels.masked_fill(documents < 0, IGNORE), "document_ids": documents}
+
+
+def test_next_token_loss_is_that_of_each_document_alone() -> None:
+    model, rows, objective = lively(MiniLLM(SHAPE)), random_rows(), NextToken()
+    alone = torch.zeros(())
+    for row in rows["input_ids"]:
+        for document in (row[:4], row[4:8]):
+            alone = alone + F.cross_entropy(model(document[None, :-1])[0], document[1:], reduction="sum")
+    assert_close(objective.loss_sum(model, rows), alone, rtol=1e-5, atol=1e-4)
+    assert objective.num_targets(rows) == 3 * 2 * 3
+    assert objective.num_tokens(rows) == 3 * 8
+
+
+def test_the_balance_loss_of_experts_counts_in_training_alone_and_by_the_targets_of_its_row() -> None:
+    config = replace(SHAPE, use_moe=True, num_experts=4, moe_intermediate_size=16, router_aux_loss_coef=0.5)
+    model, rows = lively(MiniLLM(config)), random_rows()
+    plain = NextToken().loss_sum(model, rows)
+    _, balance = model.hidden_states(rows["input_ids"], document_ids=rows["document_ids"])
+    assert balance is not None
+    assert_close(NextToken().loss_sum(model.train(), rows), plain + 0.5 * 6 * balance.sum())
+
+
+def random_pairs() -> dict[str, torch.Tensor]:
+    """Two pairs, chosen rows first, with the log-probabilities of a reference."""
+    labels = torch.full((4, 6), IGNORE)
+    labels[0, 2:5], labels[1, 3:4], labels[2, 2:4], labels[3, 3:6] = 7, 8, 9, 10
+    ids = torch.randint(0, 40, (4, 6), generator=torch.Generator().manual_seed(4))
+    reference = {"reference_chosen": torch.tensor([-9.0, -3.0]), "reference_rejected": torch.tensor([-8.0, -12.0])}
+    return {"input_ids": ids, "labels": labels, **reference}
+
+
+def logps_of(model: MiniLLM, batch: dict[str, torch.Tensor]) -> list[float]:
+    """Log-probability of the labels of each row, the slow way."""
+    logps = model(batch["input_ids"]).detach().log_softmax(dim=-1)
+    return [
+        sum(float(logps[row, place, label]) for place, label in enumerate(labels) if label != IGNORE)
+        for row, labels in enumerate(batch["labels"].tolist())
+    ]
+
+
+def test_preference_loss_is_dpos_with_the_chosen_answers_own_loss_where_wanted() -> None:
+    model, batch = lively(MiniLLM(SHAPE)).train(), random_pairs()
+    a, b, c, d = logps_of(model, batch)
+    margins = [(a + 9.0) - (c + 8.0), (b + 3.0) - (d + 12.0)]
+    wanted = sum(math.log1p(math.exp(-0.3 * margin)) for margin in margins)
+    objective = Preference(beta=0.3, sft_loss_weight=0.0)
+    assert objective.loss_sum(model, batch).item() == pytest.approx(wanted, rel=1e-4)
+    assert (objective.num_targets(batch), objective.num_tokens(batch)) == (2, 6 + 5 + 5 + 7)
+    with_sft = Preference(beta=0.3, sft_loss_weight=0.5)
+    assert with_sft.loss_sum(model, batch).item() == pytest.approx(wanted - 0.5 * (a / 3 + b / 1), rel=1e-4)
+    assert with_sft.loss_sum(model.eval(), batch).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_padding_at_the_end_changes_no_pair() -> None:
+    model, batch = lively(MiniLLM(SHAPE)), random_pairs()
+    padded = batch | {
+        "input_ids": F.pad(batch["input_ids"], (0, 5), value=1),
+        "labels": F.pad(batch["labels"], (0, 5), value=IGNORE),
+    }
+    objective = Preference(beta=0.3, sft_loss_weight=0.0)
+    assert_close(objective.loss_sum(model, padded), objective.loss_sum(model, batch))
+
+
+def test_each_pair_keeps_its_own_reference() -> None:
+    class Pairs:
+        def __len__(self) -> int:
+            return 3
+
+        def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+            return {"input_ids": torch.tensor(indices)}
+
+    rows = WithReference(Pairs(), PairLogps(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])))
+    batch = rows.batch(np.array([2, 0]))
+    assert batch["input_ids"].tolist() == [2, 0]
+    assert batch["reference_chosen"].tolist() == [3.0, 1.0]
+    assert batch["reference_rejected"].tolist() == [6.0, 4.0]
+    assert len(rows) == 3
+
+
+def test_the_reference_is_read_once_and_a_damaged_file_of_it_is_named(tiny: TinyRun) -> None:
+    with killed_in_step(3):
+        tiny.train("dpo", "--seed", "9")
+    (saved,) = (tiny.out / "checkpoints" / "dpo").glob("reference_*.npz")
+    before = saved.stat().st_mtime_ns
+    with killed_in_step(5):
+        tiny.train("dpo", "--seed", "9")
+    assert saved.stat().st_mtime_ns == before
+    saved.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"reference_.*\.npz: damaged .*Delete it and rerun"):
+        tiny.train("dpo", "--seed", "9")
+
+
+def test_without_validation_tensors_there_are_no_validation_rows(tiny: TinyRun) -> None:
+    def never(path: object) -> None:
+        raise AssertionError(path)
+
+    assert validation_rows(never, tiny.data) is None  # type: ignore[type-var]

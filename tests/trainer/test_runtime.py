@@ -1,0 +1,73 @@
+"""Device, dtype, generators, and the pipeline's process that a trainer watches."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs.schema import UserError
+from trainer import runtime
+from trainer.runtime import ParentWatch, Runtime, choose_device, choose_dtype, dtype_name, rng_states, set_rng_states
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+
+
+def test_a_device_that_is_not_there_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"sees no CUDA GPU. Run scripts/doctor\.py"):
+        choose_device("cuda")
+    with pytest.raises(UserError, match="no MPS"):
+        choose_device("mps")
+    with pytest.raises(UserError, match="device gpu: unknown"):
+        choose_device("gpu")
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_bfloat16_is_taken_on_a_cpu_only_where_it_is_real(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: real)
+    wanted = torch.bfloat16 if real else torch.float32
+    assert choose_dtype("auto", torch.device("cpu")) == wanted
+    assert choose_dtype("float16", torch.device("cpu")) == torch.float16
+    assert dtype_name(wanted) == ("bfloat16" if real else "float32")
+
+
+def test_autocast_is_on_only_below_float32() -> None:
+    a = torch.ones(2, 2)
+    with CPU.autocast():
+        assert (a @ a).dtype == torch.float32
+    with replace(CPU, dtype=torch.bfloat16).autocast():
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_generators_go_on_where_they_were_each_process_with_its_own() -> None:
+    torch.manual_seed(1)
+    states = rng_states(CPU)
+    wanted = torch.rand(5)
+    torch.manual_seed(2)
+    other = rng_states(CPU)
+    both = {name: torch.cat((other[name], states[name])) for name in states}
+    set_rng_states(both, replace(CPU, rank=1, world_size=2))
+    assert torch.equal(torch.rand(5), wanted)
+
+
+def test_the_pipelines_process_is_watched_only_where_its_id_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not ParentWatch().is_gone()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid, gone in ((os.getppid(), False), (os.getpid(), False), (ended.pid, True)):
+        monkeypatch.setenv("MINILLM_PARENT_PID", str(pid))
+        assert ParentWatch().is_gone() is gone
+
+
+def test_a_trainer_whose_parent_ended_notices_though_another_process_adopts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINILLM_PARENT_PID", str(os.getppid()))
+    watch = ParentWatch()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert watch.is_gone()
