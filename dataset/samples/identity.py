@@ -48,9 +48,9 @@ _FRAMES = {
 }
 _BARE = {"wh": "{}？", "yn": "{}？", "do": "{}。"}
 _FRAMES_A_CLAUSE = {TRAINING: 4, HELDOUT: 3}
-_BRANDED = {TRAINING: 70, HELDOUT: 32}
+_BRANDED = {TRAINING: 150, HELDOUT: 32}
 """Questions for each topic about another model or a company."""
-ABOUT_MAKER = frozenset({"maker", "company", "who", "intro"})
+ABOUT_MAKER = frozenset({"maker", "company", "other", "who", "what", "intro"})
 """Topics whose answer names the maker."""
 # Topics that follow one another naturally; "那" ties a later question to the answer before it.
 _CHAINS = (
