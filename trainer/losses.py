@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 IGNORE = -100
 """Label of a token that is not supervised."""
-CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at one time: 1,024 x 6,400 float32 are 26 MB, which a CPU's cache likes."""
+CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 4096
+"""Tokens whose logits exist at one time. 256 x 6,400 float32 are 6.6 MB, which a CPU's cache holds (1,024 made a whole
+step at 192 x 4 17% slower); a GPU wants larger products."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -29,8 +30,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = torch.empty(labels.shape[0], device=hidden.device, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        for start in range(0, labels.shape[0], CHUNK_TOKENS):
-            rows = slice(start, start + CHUNK_TOKENS)
+        chunk = CPU_CHUNK_TOKENS if hidden.device.type == "cpu" else GPU_CHUNK_TOKENS
+        for start in range(0, labels.shape[0], chunk):
+            rows = slice(start, start + chunk)
             logits = (hidden[rows] @ weight.T).float()  # (chunk, V)
             top = labels[rows, None]
             log_total = logits.logsumexp(dim=-1, keepdim=True)

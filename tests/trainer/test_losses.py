@@ -15,7 +15,7 @@ from trainer.losses import IGNORE, PairLogps, dpo_loss, lm_loss_sum, sequence_lo
 def test_chunked_cross_entropy_and_its_gradients_equal_the_plain_one(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(losses, "CPU_CHUNK_TOKENS", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(3, 9, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
