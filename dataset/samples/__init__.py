@@ -10,13 +10,13 @@ from typing import Any
 from configs.artifacts import atomic_write, sha256_file, write_json
 
 GENERATORS = {
-    "general": "dialogue",
-    "knowledge": "knowledge",
-    "math": "arithmetic",
-    "preference": "preference",
-    "corpus": "prose",
+    "general": ("dialogue", "medley"),
+    "knowledge": ("knowledge",),
+    "math": ("arithmetic",),
+    "preference": ("preference",),
+    "corpus": ("prose",),
 }
-"""Category -> module of this package. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
+"""Category -> modules of this package. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
 MANIFEST = "samples_manifest.json"
 
 
@@ -33,9 +33,10 @@ def write_samples(directory: Path, categories: Collection[str] = tuple(GENERATOR
         path = directory / f"{category}_cn_sample.jsonl"
         made = manifest.get(path.name, {})
         if made.get("generators") != sources or not path.is_file() or made.get("sha256") != sha256_file(path):
-            generator = importlib.import_module(f"dataset.samples.{GENERATORS[category]}")
+            generators = [importlib.import_module(f"dataset.samples.{name}") for name in GENERATORS[category]]
             with atomic_write(path) as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in generator.records())
+                for generator in generators:
+                    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in generator.records())
             manifest[path.name] = {"generators": sources, "sha256": sha256_file(path)}
             write_json(manifest_path, manifest)
         paths[category] = path
