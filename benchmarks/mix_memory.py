@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| step | input GB | seconds | MB/s | peak RSS of a process, MB | peak of the tree, MB |")
     print("|---|---|---|---|---|---|", flush=True)
     for size in arguments.sizes:
+        if arguments.work_dir:
+            arguments.work_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="minillm-bench-", dir=arguments.work_dir))
         try:
             for line in measure_size(folder, size, sentences, arguments.steps):
