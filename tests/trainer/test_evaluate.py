@@ -206,7 +206,7 @@ def held_out(category: str) -> Iterator[dict[str, Any]]:
         )
         records: Iterator[dict[str, Any]] = (json.loads(line) for line in lines.splitlines())
     else:
-        records = importlib.import_module(f"dataset.samples.{GENERATORS[category]}").records()
+        records = importlib.import_module(f"dataset.samples.{GENERATORS[category][0]}").records()
     return (record | {"category": category} for record in records if record.get("split"))
 
 
