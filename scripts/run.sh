@@ -38,7 +38,7 @@ make_tokenizer() { # train one with the Rust crate (ENABLE_RUSTBPE=1), or take t
     return
   fi
   [[ -f $ROOT/rustbpe/Cargo.toml && -f $ROOT/scripts/train_rustbpe_tokenizer.py ]] ||
-    die "ENABLE_RUSTBPE=1: this copy has no rustbpe crate. Run without it to take the tokenizer in model/."
+    die "ENABLE_RUSTBPE=1: scripts/train_rustbpe_tokenizer.py or the rustbpe crate is missing here. Run without it to take the tokenizer in model/."
   command -v cargo >/dev/null ||
     die "ENABLE_RUSTBPE=1: cargo, which builds the tokenizer's crate, is missing. Install Rust from https://rustup.rs, rerun."
   run env VIRTUAL_ENV="$VENV_DIR" "$VENV_DIR/bin/maturin" develop --release --manifest-path "$ROOT/rustbpe/Cargo.toml"

@@ -1,0 +1,153 @@
+//! Counting equal pieces of a stream of text. Memory grows with the distinct pieces, not with the text.
+
+use crate::error::{Error, Result};
+use crate::split::{Splitter, cap_han_runs};
+use hashbrown::HashTable;
+use rayon::prelude::*;
+use rustc_hash::FxHasher;
+use std::hash::Hasher;
+
+/// A text above this size is counted on its own, piece by piece, so that one huge record needs no memory per piece.
+const LARGE_TEXT_BYTES: usize = 4 << 20;
+
+/// Training addresses the bytes of a piece by 32 bits.
+const MAX_PIECE_BYTES: usize = 1 << 31;
+
+/// Counts the pieces of texts. The counts are the same for any order of texts, any batches and any number of threads.
+#[derive(Debug)]
+pub struct PieceCounter {
+    splitter: Splitter,
+    max_han_run: Option<usize>,
+    shards: Vec<PieceShard>,
+}
+
+/// The pieces whose hash falls to one shard: each is counted by one thread, without locks.
+#[derive(Debug, Default)]
+pub(crate) struct PieceShard {
+    table: HashTable<Entry>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    start: usize,
+    len: u32,
+    hash: u32,
+    count: u64,
+}
+
+impl PieceCounter {
+    /// A counter without pieces. With `max_han_run`, runs of Han are cut after that many characters.
+    pub fn new(splitter: Splitter, max_han_run: Option<usize>) -> Result<Self> {
+        if max_han_run == Some(0) {
+            return Err(Error::Setting { name: "max_han_run", reason: "must be at least 1, or None for no cap" });
+        }
+        let shards = (0..rayon::current_num_threads()).map(|_| PieceShard::default()).collect();
+        Ok(Self { splitter, max_han_run, shards })
+    }
+
+    /// Count the pieces of `texts`, in parallel.
+    pub fn add<S: AsRef<str> + Sync>(&mut self, texts: &[S]) -> Result<()> {
+        let Self { splitter, max_han_run, shards } = self;
+        let num_shards = shards.len();
+        let is_large = |text: &&S| text.as_ref().len() > LARGE_TEXT_BYTES;
+        let chunk = texts.len().div_ceil(num_shards * 4).max(1);
+        let parts: Vec<Vec<Vec<(u32, &str)>>> = texts
+            .par_chunks(chunk)
+            .map(|texts| {
+                let mut by_shard = vec![Vec::new(); num_shards];
+                for text in texts.iter().filter(|text| !is_large(text)) {
+                    for_each_part(splitter, *max_han_run, text.as_ref(), |part| {
+                        let hash = hash_piece(part);
+                        by_shard[shard_of(hash, num_shards)].push((hash, part));
+                    })?;
+                }
+                Ok(by_shard)
+            })
+            .collect::<Result<_>>()?;
+        shards.par_iter_mut().enumerate().for_each(|(index, shard)| {
+            for &(hash, piece) in parts.iter().flat_map(|part| &part[index]) {
+                shard.add(hash, piece);
+            }
+        });
+        drop(parts);
+        for text in texts.iter().filter(is_large) {
+            let mut too_long = None;
+            for_each_part(splitter, *max_han_run, text.as_ref(), |part| {
+                if part.len() > MAX_PIECE_BYTES {
+                    too_long = Some(part.len());
+                    return;
+                }
+                let hash = hash_piece(part);
+                shards[shard_of(hash, num_shards)].add(hash, part);
+            })?;
+            if let Some(len) = too_long {
+                return Err(Error::PieceTooLong(len));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of distinct pieces so far.
+    pub fn num_pieces(&self) -> usize {
+        self.shards.iter().map(|shard| shard.table.len()).sum()
+    }
+
+    /// What was counted, a shard a thread.
+    pub(crate) fn into_shards(self) -> Vec<PieceShard> {
+        self.shards
+    }
+}
+
+impl PieceShard {
+    fn add(&mut self, hash: u32, piece: &str) {
+        let Self { table, bytes } = self;
+        let is_piece = |entry: &Entry| {
+            entry.hash == hash && &bytes[entry.start..entry.start + entry.len as usize] == piece.as_bytes()
+        };
+        if let Some(entry) = table.find_mut(spread(hash), is_piece) {
+            entry.count += 1;
+            return;
+        }
+        let entry = Entry { start: bytes.len(), len: piece.len() as u32, hash, count: 1 };
+        bytes.extend_from_slice(piece.as_bytes());
+        table.insert_unique(spread(hash), entry, |entry| spread(entry.hash));
+    }
+
+    /// The pieces and their counts, the most frequent first.
+    pub(crate) fn sorted(&self) -> Vec<(&[u8], u64)> {
+        let mut pieces: Vec<_> =
+            self.table.iter().map(|entry| (entry.start, entry.len as usize, entry.count)).collect();
+        pieces.sort_unstable_by_key(|&(start, _, count)| (std::cmp::Reverse(count), start));
+        pieces.into_iter().map(|(start, len, count)| (&self.bytes[start..start + len], count)).collect()
+    }
+}
+
+fn for_each_part<'t>(
+    splitter: &Splitter,
+    max_han_run: Option<usize>,
+    text: &'t str,
+    mut visit: impl FnMut(&'t str),
+) -> Result<()> {
+    match max_han_run {
+        None => splitter.for_each(text, visit),
+        Some(max_han) => splitter.for_each(text, |piece| cap_han_runs(piece, max_han, &mut visit)),
+    }
+}
+
+fn hash_piece(piece: &str) -> u32 {
+    let mut hasher = FxHasher::default();
+    hasher.write(piece.as_bytes());
+    let hash = hasher.finish();
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// The high bits choose the shard, so that all of a hash still tells the pieces of one shard apart.
+fn shard_of(hash: u32, num_shards: usize) -> usize {
+    ((u64::from(hash) * num_shards as u64) >> 32) as usize
+}
+
+/// A table looks at the highest and lowest bits of 64; the multiplication gives all of them something of the 32.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
