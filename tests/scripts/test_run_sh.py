@@ -463,4 +463,4 @@ def test_the_cn_pipeline_says_how_to_get_uv(bare: FakeRepository) -> None:
 def test_training_a_tokenizer_needs_the_crate(fresh: FakeRepository) -> None:
     result = fresh.run(ENABLE_RUSTBPE="1")
     assert result.code == 1
-    assert "this copy has no rustbpe crate" in result.errors
+    assert "the rustbpe crate is missing here" in result.errors
