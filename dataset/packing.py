@@ -8,6 +8,7 @@ Shapes: T tokens, S sequences (documents, conversations, or answers), R rows, L 
 """
 
 import os
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -62,7 +63,7 @@ class ArrayFile:
         np.lib.format.write_array_header_1_0(self.file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
-class TensorWriter:
+class TensorWriter(ABC):
     """The arrays of one stage. A subclass says which they are and how sequences are laid into them."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
@@ -87,9 +88,9 @@ class TensorWriter:
         """Start an array."""
         self.files[name] = ArrayFile(self.folder / f"{name}.npy", np.dtype(dtype), row_shape)
 
+    @abstractmethod
     def add(self, sequences: Sequences) -> None:
         """Take the next sequences."""
-        raise NotImplementedError
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Write what is still held back and complete the files. Returns: name -> dtype, shape, bytes, sha256."""

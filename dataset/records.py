@@ -380,6 +380,8 @@ def _options(fields: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(listed, dict):
         options = dict(listed)
     elif listed is not None:
+        if len(listed) > len(_LETTERS):
+            raise BadRecord("multiple choice with more options than letters")
         options = dict(zip(_LETTERS, listed, strict=False))
     else:
         options = {letter: fields[letter] for letter in _LETTERS if fields.get(letter) not in (None, "")}
