@@ -1,5 +1,6 @@
 """What the CPU can do, read without torch."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -46,6 +47,11 @@ def cpu_name() -> str:
         if shown.returncode == 0:
             return shown.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_instructions() -> list[str]:

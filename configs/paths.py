@@ -12,6 +12,10 @@ DATA_DIR = ROOT / "data" / "processed"
 OUT_DIR = ROOT / "out"
 TF_DIR = ROOT / "tf_dir"
 TOKENIZER_DIR = ROOT / "model"
+IDENTITY_SOURCE = "identity_conversations.jsonl"
+"""The user's identity file in SOURCE_DIR; the mix creates it from IDENTITY_SAMPLE when it is missing."""
+IDENTITY_MARK = ".identity_conversations.sha256"
+"""Beside it: its hash as the mix wrote it, which tells whether somebody has edited it since."""
 IDENTITY_SAMPLE = ROOT / "dataset" / "identity_cn_sample.jsonl"
 
 

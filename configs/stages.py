@@ -29,7 +29,18 @@ from configs.flags import (
     weight_file,
 )
 from configs.load import load_file_categories, load_profile
-from configs.paths import DATA_DIR, IDENTITY_SAMPLE, OUT_DIR, ROOT, SOURCE_DIR, TF_DIR, display, find_dataset
+from configs.paths import (
+    DATA_DIR,
+    IDENTITY_MARK,
+    IDENTITY_SAMPLE,
+    IDENTITY_SOURCE,
+    OUT_DIR,
+    ROOT,
+    SOURCE_DIR,
+    TF_DIR,
+    display,
+    find_dataset,
+)
 from configs.schema import RESULT_NEUTRAL, STAGES, Profile, UserError, as_dict
 
 PIPELINE = ("mix", "tokenizer", "export", *STAGES)
@@ -44,10 +55,6 @@ OWN_FLAGS = {
     "tokenizer_dir": "ENABLE_RUSTBPE=1 (or leave it out)",
 }
 """Trainer flags that belong to the whole run, and what to use in their place."""
-IDENTITY_SOURCE = "identity_conversations.jsonl"
-"""The source that the mix creates from the bundled sample when it is missing."""
-IDENTITY_MARK = ".identity_conversations.sha256"
-"""Beside it: its hash as the mix wrote it."""
 MIX_OUTPUTS = (
     *(f"{stage}_chinese{kind}.jsonl" for stage in STAGES for kind in ("", "_heldout")),
     "rejects.jsonl",
@@ -80,6 +87,10 @@ class Pipeline:
     def tokens(self, stage: str) -> Path:
         """The tensors that a trainer reads by default."""
         return self.data_dir / f"{stage}_tokens"
+
+    def texts(self) -> list[Path]:
+        """The mixed training records of all stages."""
+        return [self.data_dir / f"{stage}_chinese.jsonl" for stage in STAGES]
 
     def heldout(self, stage: str) -> Path:
         """The held-out records of a stage."""
@@ -250,7 +261,7 @@ class StageBook:
         if stage == "tokenizer":
             if not pipeline.train_tokenizer:
                 return "given", [tokenizer]
-            return pipeline.profile.model.vocab_size, [pipeline.data_dir / "pretrain_chinese.jsonl"]
+            return pipeline.profile.model.vocab_size, [*pipeline.texts(), *map(pipeline.heldout, STAGES)]
         if stage == "export":
             lengths = [pipeline.runs[other].train.max_seq_len for other in STAGES]
             texts = [pipeline.data_dir / name for name in MIX_OUTPUTS if name.endswith("jsonl") and "_chinese" in name]
@@ -461,7 +472,7 @@ def tokenizer_command(pipeline: Pipeline) -> list[str]:
     """Mixed text -> tokenizer folder."""
     return [
         str(ROOT / "scripts" / "train_rustbpe_tokenizer.py"),
-        *("--input", str(pipeline.data_dir / "pretrain_chinese.jsonl")),
+        *("--input", *map(str, pipeline.texts())),
         *("--output", str(pipeline.tokenizer_dir)),
         *("--vocab_size", str(pipeline.profile.model.vocab_size)),
     ]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from configs.hardware import num_cores
 from configs.paths import ROOT, display
 from configs.schema import UserError
 from dataset.chat import Message
@@ -226,7 +227,7 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
     Raises: UserError at the first bad record of the file.
     """
     num_bytes = encoder.source.stat().st_size
-    num_workers = min(num_workers or _num_cores(), -(-num_bytes // BYTES_PER_WORKER))
+    num_workers = min(num_workers or num_cores(), -(-num_bytes // BYTES_PER_WORKER))
     label = f"{encoder.stage} tokens" + (f" ({encoder.split})" if encoder.split else "")
     with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=label, disable=not progress) as bar:
         batches = _batches(encoder.source, bar)
@@ -235,11 +236,6 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
             if encoded.error:
                 raise UserError(encoded.error)
             yield encoded
-
-
-def _num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _batches(source: Path, bar: "tqdm[Any]") -> Iterator[Batch]:

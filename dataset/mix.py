@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from configs.artifacts import atomic_write, fingerprint, sha256_file, write_error, write_json
-from configs.paths import CONFIG_DIR, IDENTITY_SAMPLE, display
+from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_SOURCE, display
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
 from dataset.records import (
     BadRecord,
@@ -46,9 +46,6 @@ from dataset.records import (
 )
 from dataset.samples import write_samples
 
-IDENTITY_FILE = "identity_conversations.jsonl"
-IDENTITY_MARK = ".identity_conversations.sha256"
-"""Beside IDENTITY_FILE: its hash as the mix wrote it, which tells whether somebody has edited it since."""
 MANIFEST_FILE = "mix_manifest.json"
 REJECTS_FILE = "rejects.jsonl"
 OUTPUTS = {
@@ -137,7 +134,7 @@ def _is_wanted(category: str, config: MixConfig) -> bool:
 
 def _identity_source(source_dir: Path) -> Source:
     """The folder's identity file, made from the bundled one where it is missing, and renewed while nobody edited it."""
-    path, mark = source_dir / IDENTITY_FILE, source_dir / IDENTITY_MARK
+    path, mark = source_dir / IDENTITY_SOURCE, source_dir / IDENTITY_MARK
     bundled = sha256_file(IDENTITY_SAMPLE)
     if path.exists():
         current = sha256_file(path)

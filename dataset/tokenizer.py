@@ -6,9 +6,8 @@ Everything that encodes text goes through `RustBPETokenizer`, so that training, 
 import codecs
 import io
 import json
-import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ import regex
 import tiktoken
 
 from configs.artifacts import atomic_write, fingerprint, read_json, write_json
+from configs.hardware import num_cores
 from configs.schema import ModelConfig, UserError
 from dataset import chat
 from dataset.chat import ASSISTANT_END, BOS, CHAT_TEMPLATE, END_OF_TEXT, SPECIAL_TOKENS
@@ -37,6 +37,7 @@ NAMED_PATTERNS = {
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer_meta.json", "tokenizer.pkl")
 NUM_BYTES = 256
+SMALLEST_VOCABULARY = NUM_BYTES + len(SPECIAL_TOKENS)
 SPACE_WINDOW = 50_000
 """Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row; runs that fill an
 aligned window of this size take the other path."""
@@ -121,7 +122,7 @@ class RustBPETokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
         """Ids of each text, in order, on several threads (0: one a core)."""
-        num_threads = num_threads or _num_cores()
+        num_threads = num_threads or num_cores()
         if num_threads == 1 or len(texts) < 2:
             return [self.encode(text) for text in texts]
         size = max(1, len(texts) // (num_threads * _BATCH_TASKS_PER_THREAD))
@@ -214,6 +215,43 @@ class RustBPETokenizer:
     def assistant_end_id(self) -> int:
         """Id of `<|assistant_end|>`, with which an answer ends."""
         return self.special_tokens[ASSISTANT_END]
+
+    # Training
+
+    @classmethod
+    def train_from_iterator(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = QWEN2_PATTERN,
+        max_han_run: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> "RustBPETokenizer":
+        """Learn a vocabulary with the crate `rustbpe`, on all cores; the texts are read once, as a stream.
+
+        Args: vocab_size: tokens, special ones included; a text too small for it gives a smaller vocabulary and a
+        UserWarning. max_han_run: cut runs of Han after so many characters, in training only. progress: called now
+        and then with the merges learnt and the merges wanted.
+        Raises: UserError when the crate is not built, there is no text, or a setting can't be.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(
+                f"a vocabulary of {vocab_size}: must be {SMALLEST_VOCABULARY} or more "
+                f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens)."
+            )
+        trainer = _rust_trainer()
+        try:
+            trainer.train_from_iterator(
+                iter(texts),
+                vocab_size - len(SPECIAL_TOKENS),
+                pattern=pattern,
+                max_han_run=max_han_run,
+                progress=progress,
+            )
+        except ValueError as error:
+            raise UserError(f"the tokenizer can't be trained: {error}.") from None
+        return cls(pattern, dict(trainer.get_mergeable_ranks()))
 
     # Files
 
@@ -366,9 +404,18 @@ def from_byte_alphabet(text: str) -> bytes:
 # Checks and limits
 
 
-def _num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _rust_trainer() -> Any:
+    """A trainer of the crate. Raises: UserError when it is not built, or another package has its name."""
+    try:
+        from rustbpe import Tokenizer
+    except ImportError:  # without the crate Python takes the folder of its sources for an empty package
+        Tokenizer = None
+    if not hasattr(Tokenizer, "train_from_files"):  # the package of this name on PyPI has no such method
+        raise UserError(
+            "the crate rustbpe is not in this Python environment. Build it with: "
+            "maturin develop --release --manifest-path rustbpe/Cargo.toml (or ENABLE_RUSTBPE=1 bash scripts/run.sh)."
+        )
+    return Tokenizer()
 
 
 def _has_endless_space(text: str) -> bool:
@@ -429,41 +476,3 @@ def _read_plain_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) != {"pattern", "mergeable_ranks", "special_tokens"}:
         raise UserError(f"{path}: must hold pattern, mergeable_ranks and special_tokens, nothing else. {_REMEDY}")
     return data
-
-
-# Statistics
-
-_HAN = regex.compile(r"\p{Han}")
-NUM_LONGEST = 30
-
-
-def measure_vocabulary(
-    tokenizer: RustBPETokenizer, heldout_texts: Iterable[str], training_texts: Iterable[str]
-) -> dict[str, Any]:
-    """How well a vocabulary serves: density on text it was not trained on, and what it is made of.
-
-    `characters_per_token` and `bytes_per_token` are of the held-out texts; `unused_tokens` are those that neither
-    they nor the training texts need.
-    """
-    num_characters = num_bytes = num_tokens = 0
-    used: set[int] = set()
-    for text in heldout_texts:
-        ids = tokenizer.encode(text)
-        used.update(ids)
-        num_characters += len(text)
-        num_bytes += len(text.encode("utf-8", "replace"))
-        num_tokens += len(ids)
-    for text in training_texts:
-        used.update(tokenizer.encode(text))
-    words = {token_id: tokenizer.id_to_token(token_id) for token_id in range(len(tokenizer.mergeable_ranks))}
-    whole = [token_id for token_id, word in words.items() if "\\x" not in word]  # torn characters would look long
-    longest = sorted(whole, key=lambda token_id: (-len(words[token_id]), token_id))[:NUM_LONGEST]
-    unused = [token_id for token_id in words if token_id not in used]
-    return {
-        "heldout": {"characters": num_characters, "bytes": num_bytes, "tokens": num_tokens},
-        "characters_per_token": round(num_characters / num_tokens, 4) if num_tokens else None,
-        "bytes_per_token": round(num_bytes / num_tokens, 4) if num_tokens else None,
-        "share_of_han_tokens": round(sum(bool(_HAN.search(word)) for word in words.values()) / len(words), 4),
-        "longest_tokens": [words[token_id] for token_id in longest],
-        "unused_tokens": {"count": len(unused), "tokens": [words[token_id] for token_id in unused[:NUM_LONGEST]]},
-    }

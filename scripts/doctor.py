@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.hardware import NOTED_FLAGS, cpu_flags, cpu_has_bf16, cpu_name
+from configs.hardware import NOTED_FLAGS, cpu_flags, cpu_has_bf16, cpu_name, num_cores
 from configs.paths import ROOT
 
 PROBE_SECONDS = 5.0
@@ -128,11 +128,6 @@ def verdict(gpus: Gpus, torch: Torch) -> str:
         f"torch {torch.version} can't use the GPU ({gpus.names[0]}): {torch.problem}. {remedy}; "
         "to train on the CPU on purpose, set CUDA_VISIBLE_DEVICES to nothing."
     )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_gb() -> tuple[float, float]:

@@ -37,11 +37,6 @@ make_tokenizer() { # train one with the Rust crate (ENABLE_RUSTBPE=1), or take t
     log "taking the tokenizer that is there; ENABLE_RUSTBPE=1 trains one on your data"
     return
   fi
-  [[ -f $ROOT/rustbpe/Cargo.toml && -f $ROOT/scripts/train_rustbpe_tokenizer.py ]] ||
-    die "ENABLE_RUSTBPE=1: scripts/train_rustbpe_tokenizer.py or the rustbpe crate is missing here. Run without it to take the tokenizer in model/."
-  command -v cargo >/dev/null ||
-    die "ENABLE_RUSTBPE=1: cargo, which builds the tokenizer's crate, is missing. Install Rust from https://rustup.rs, rerun."
-  run env VIRTUAL_ENV="$VENV_DIR" "$VENV_DIR/bin/maturin" develop --release --manifest-path "$ROOT/rustbpe/Cargo.toml"
   planned tokenizer
 }
 
@@ -114,13 +109,15 @@ preflight() { # once, before the first stage that has work to do
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
-stage_env() { # VENV_DIR with requirements.txt installed; the mark is written last, so an interrupted one does not count
-  local started=$SECONDS mark=$VENV_DIR/.deps_installed
+stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it is asked for
+  local started=$SECONDS
+  DEPS_MARK=$VENV_DIR/.deps_installed
+  CRATE_MARK=$VENV_DIR/.rustbpe_built
   if [[ $from_stage == env ]]; then
-    rm -f "$mark"
+    rm -f "$DEPS_MARK" "$CRATE_MARK"
     from_stage=mix
   fi
-  if venv_works && [[ -f $mark && $(<"$mark") == "$(requirements_mark)" ]]; then
+  if venv_works && is_marked "$DEPS_MARK" requirements_mark && crate_is_ready; then
     log "stage env: up to date"
     end_if_last env
     return
@@ -128,11 +125,16 @@ stage_env() { # VENV_DIR with requirements.txt installed; the mark is written la
   log "stage env: start"
   exec 7<"$ROOT/requirements.txt"
   lock_folder 7 "$VENV_DIR"
-  rm -f "$mark"
-  if ! venv_works; then create_venv; fi
-  install_requirements
-  { requirements_mark >"$mark.tmp" && mv "$mark.tmp" "$mark"; } ||
-    die "$mark: can't be written. Check disk space and permissions, rerun."
+  if ! { venv_works && is_marked "$DEPS_MARK" requirements_mark; }; then
+    rm -f "$DEPS_MARK"
+    if ! venv_works; then create_venv; fi
+    install_requirements
+    mark "$DEPS_MARK" requirements_mark
+  fi
+  if ! crate_is_ready; then
+    build_crate
+    mark "$CRATE_MARK" crate_mark
+  fi
   exec 7<&-
   log "stage env: done in $((SECONDS - started)) s"
   end_if_last env
@@ -148,6 +150,32 @@ find_python() { # the environment's Python where there is one already, else PYTH
 }
 
 venv_works() { [[ -x $VENV_PYTHON ]] && "$VENV_PYTHON" --version >/dev/null 2>&1; }
+
+is_marked() { # is_marked FILE COMMAND: whether the file holds what the command says today
+  [[ -f $1 && $(<"$1") == "$("$2")" ]]
+}
+
+mark() { # mark FILE COMMAND: written last, so an interrupted installation does not count
+  { "$2" >"$1.tmp" && mv "$1.tmp" "$1"; } || die "$1: can't be written. Check disk space and permissions, rerun."
+}
+
+crate_is_ready() { [[ $ENABLE_RUSTBPE == 0 ]] || is_marked "$CRATE_MARK" crate_mark; }
+
+crate_mark() { # what the crate was built from, word for word
+  cat "$ROOT"/rustbpe/{Cargo.toml,Cargo.lock,pyproject.toml} "$ROOT"/rustbpe/src/*.rs
+  "$VENV_PYTHON" --version 2>&1
+}
+
+build_crate() { # the Rust crate that trains tokenizers, as a module of the environment's Python
+  local cargo_bin=${CARGO_HOME:-$HOME/.cargo}/bin options=(develop --release --manifest-path "$ROOT/rustbpe/Cargo.toml")
+  if ! command -v cargo >/dev/null && [[ -x $cargo_bin/cargo ]]; then PATH=$PATH:$cargo_bin; fi # a shell older than Rust
+  command -v cargo >/dev/null ||
+    die "cargo: not found, and ENABLE_RUSTBPE=1 builds the tokenizer's crate with it. Install Rust 1.88 or later from https://rustup.rs, rerun; without Rust, scripts/train_tokenizer.py trains a tokenizer too."
+  if [[ $ENV_TOOL == uv ]]; then options+=(--uv); fi
+  log "building the crate rustbpe"
+  attempt env -u CONDA_PREFIX VIRTUAL_ENV="$VENV_DIR" "$VENV_DIR/bin/maturin" "${options[@]}" ||
+    die "rustbpe: the crate can't be built (exit $?). Look at the messages above; Rust 1.88 or later is needed (rustup update)."
+}
 
 requirements_mark() { # what the environment was made from, word for word
   cat "$ROOT/requirements.txt"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs.artifacts import sha256_file
-from configs.paths import IDENTITY_SAMPLE
+from configs.paths import IDENTITY_MARK, IDENTITY_SAMPLE
 from configs.schema import MixConfig, UserError
 from dataset import mix
 from dataset.mix import Source, Sources, build_mix, find_sources
@@ -523,7 +523,7 @@ def test_the_identity_file_is_created_renewed_while_unedited_and_then_left_alone
     assert path.read_bytes() == IDENTITY_SAMPLE.read_bytes()
     older = b'{"text": "an older sample"}\n'
     path.write_bytes(older)
-    (bundled / mix.IDENTITY_MARK).write_text(sha256_file(path))
+    (bundled / IDENTITY_MARK).write_text(sha256_file(path))
     assert identity().is_sample
     assert path.read_bytes() == IDENTITY_SAMPLE.read_bytes()
     path.write_bytes(older + b"edited")

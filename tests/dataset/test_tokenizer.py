@@ -24,7 +24,6 @@ from dataset.tokenizer import (
     TOKENIZER_FILES,
     RustBPETokenizer,
     from_byte_alphabet,
-    measure_vocabulary,
     merge_bytes,
     to_byte_alphabet,
 )
@@ -199,16 +198,6 @@ def test_tokens_are_shown_as_text_or_as_the_bytes_of_a_cut_character() -> None:
     assert shipped.id_to_token(ord("a")) == "a"
     assert shipped.id_to_token(0xE4) == "\\xe4"
     assert shipped.id_to_token(6384) == "<|bos|>"
-
-
-def test_statistics_count_the_held_out_text() -> None:
-    tokenizer = tokenizer_with(QWEN2_PATTERN, "ab", "abab")
-    statistics = measure_vocabulary(tokenizer, ["ababab", "c"], ["ab"])
-    assert statistics["heldout"] == {"characters": 7, "bytes": 7, "tokens": 3}
-    assert statistics["characters_per_token"] == 2.3333
-    assert statistics["longest_tokens"][:2] == ["abab", "ab"]
-    assert statistics["unused_tokens"]["count"] == NUM_BYTES - 1
-    assert measure_vocabulary(tokenizer, [], [])["characters_per_token"] is None
 
 
 # Equal to Hugging Face tokenizers and transformers

@@ -57,6 +57,18 @@ for stage in ("pretrain", "sft", "dpo"):
 (out / "mix_manifest.json").write_text("{}\\n")
 """
 )
+TOKENIZER = (
+    COMMON
+    + """
+out = Path(flags["output"])
+out.mkdir(parents=True, exist_ok=True)
+(out / "tokenizer.pkl").write_text("trained on " + Path(flags["input"]).read_text())
+"""
+)
+MATURIN = """#!/bin/sh
+printf '%s in %s\\n' "$*" "$VIRTUAL_ENV" >>"${FAKE_LOG}.maturin"
+exit ${FAKE_MATURIN_EXIT:-0}
+"""
 EXPORT = (
     COMMON
     + """
@@ -197,6 +209,15 @@ class FakeRepository:
             ).stdout
             (self.venv / "pyvenv.cfg").touch()
             (self.venv / ".deps_installed").write_text("torch>=2.9\ntqdm\n" + version)
+
+    def with_rust(self) -> str:
+        """A crate, a cargo and a maturin that notes what it is asked to build; returns the PATH to run with."""
+        for name in ("Cargo.toml", "Cargo.lock", "pyproject.toml", "src/lib.rs"):
+            self.write(f"rustbpe/{name}", f"# {name}")
+        self.write("scripts/train_rustbpe_tokenizer.py", TOKENIZER)
+        self.executable("bin/cargo", "#!/bin/sh\n")
+        self.executable("venv/bin/maturin", MATURIN)
+        return f"{self.folder}/bin:{os.environ['PATH']}"
 
     def take_results_of(self, other: "FakeRepository") -> None:
         """Start where another repository's run has ended."""

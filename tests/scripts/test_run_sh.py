@@ -460,7 +460,71 @@ def test_the_cn_pipeline_says_how_to_get_uv(bare: FakeRepository) -> None:
     assert "error: uv: not found. Install it with 'pip install uv'" in result.errors
 
 
-def test_training_a_tokenizer_needs_the_crate(fresh: FakeRepository) -> None:
-    result = fresh.run(ENABLE_RUSTBPE="1")
+def maturin_calls(repository: FakeRepository) -> list[str]:
+    path = Path(f"{repository.log}.maturin")
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def test_the_crate_is_built_once_and_again_where_its_sources_changed(fresh: FakeRepository) -> None:
+    path = fresh.with_rust()
+    assert fresh.run("--until-stage", "env", PATH=path).stages() == ["env: up to date"]
+    assert fresh.run("--until-stage", "env", ENABLE_RUSTBPE="1", PATH=path).started() == ["env"]
+    assert maturin_calls(fresh) == [
+        f"develop --release --manifest-path {fresh.root}/rustbpe/Cargo.toml in {fresh.venv}"
+    ]
+    assert fresh.run("--until-stage", "env", ENABLE_RUSTBPE="1", PATH=path).stages() == ["env: up to date"]
+    assert maturin_calls(fresh) == []
+    fresh.write("rustbpe/src/lib.rs", "// changed")
+    assert fresh.run("--until-stage", "env", ENABLE_RUSTBPE="1", PATH=path).started() == ["env"]
+    assert len(maturin_calls(fresh)) == 1
+    assert fresh.installations() == []
+
+
+def test_a_crate_whose_build_failed_is_built_again(fresh: FakeRepository) -> None:
+    path = fresh.with_rust()
+    result = fresh.run(ENABLE_RUSTBPE="1", PATH=path, FAKE_MATURIN_EXIT="1")
     assert result.code == 1
-    assert "the rustbpe crate is missing here" in result.errors
+    assert "error: rustbpe: the crate can't be built (exit 1)" in result.errors
+    assert fresh.run("--until-stage", "env", ENABLE_RUSTBPE="1", PATH=path).started() == ["env"]
+
+
+def test_a_trained_tokenizer_serves_every_later_stage_until_it_is_switched_off(fresh: FakeRepository) -> None:
+    path = fresh.with_rust()
+    assert fresh.run(ENABLE_RUSTBPE="1", PATH=path).started() == ["env", *ALL]
+    trained = str(fresh.root / "out" / "tokenizer")
+    calls = fresh.calls()
+    assert calls[1]["name"] == "train_rustbpe_tokenizer"
+    data = fresh.root / "data" / "processed"
+    texts = [str(data / f"{stage}_chinese.jsonl") for stage in ("pretrain", "sft", "dpo")]
+    assert calls[1]["argv"] == ["--input", *texts, "--output", trained, "--vocab_size", "6400"]
+    later = [call["argv"] for call in calls[2:]]
+    assert len(later) == 9
+    assert all(words[words.index("--tokenizer_dir") + 1] == trained for words in later)
+    assert fresh.run(ENABLE_RUSTBPE="1", PATH=path).stages() == UP_TO_DATE
+    assert fresh.run(PATH=path).started() == ["tokenizer", "export", "pretrain", "sft", "dpo"]
+    later = [call["argv"] for call in fresh.calls()]
+    assert all(words[words.index("--tokenizer_dir") + 1] == str(fresh.root / "model") for words in later)
+
+
+def test_with_uv_the_crate_is_installed_with_uv(fresh: FakeRepository) -> None:
+    path = fresh.with_rust()
+    fresh.executable("bin/uv", "#!/bin/sh\nexit 0\n")
+    result = fresh.run("--until-stage", "env", script="run_cn_pipeline.sh", ENABLE_RUSTBPE="1", PATH=path)
+    assert result.started() == ["env"]
+    assert maturin_calls(fresh)[0].endswith(f"/rustbpe/Cargo.toml --uv in {fresh.venv}")
+
+
+def test_without_cargo_it_says_what_is_missing_and_how_to_get_it(fresh: FakeRepository) -> None:
+    fresh.with_rust()
+    tools = fresh.folder / "tools"
+    tools.mkdir()
+    for name in ("bash", "sh", "dirname", "mkdir", "cat", "rm", "mv", "cmp"):
+        found = next(Path(folder, name) for folder in os.environ["PATH"].split(":") if Path(folder, name).exists())
+        (tools / name).symlink_to(found)
+    result = fresh.run(ENABLE_RUSTBPE="1", PATH=str(tools), HOME=str(tools), CARGO_HOME=str(tools))
+    assert result.code == 1
+    assert "error: cargo: not found" in result.errors
+    assert "https://rustup.rs" in result.errors
+    assert fresh.names() == []  # told before any work is done

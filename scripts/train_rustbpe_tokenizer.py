@@ -1,0 +1,63 @@
+"""Train a byte-level BPE tokenizer on your text with the Rust crate `rustbpe`. 用 Rust 在自己的文本上训练分词器。
+
+    python scripts/train_rustbpe_tokenizer.py                        # on data/processed, data/chinese or the samples
+    python scripts/train_rustbpe_tokenizer.py --input my.jsonl --vocab-size 6400 --output out/tokenizer
+
+Writes tokenizer.pkl, tokenizer_meta.json, tokenizer.json and tokenizer_config.json. The crate is built once:
+maturin develop --release --manifest-path rustbpe/Cargo.toml
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from configs.cli import run
+from configs.schema import UserError
+from dataset.tokenizer import RustBPETokenizer
+from dataset.tokenizer_training import build_parser, train_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, learn, measure, write."""
+    parser = build_parser(__doc__)
+    parser.add_argument(
+        "--max-han-run",
+        type=int,
+        default=0,
+        metavar="N",
+        help="cut runs of Han after N characters, in training only: fewer long tokens, faster on huge texts; "
+        "0: no cap 训练时连续汉字的最大长度，0 为不限 (%(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if args.max_han_run < 0:
+        raise UserError(f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more.")
+
+    def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
+        bars: list[tqdm[Any]] = []
+
+        def show(done: int, wanted: int) -> None:
+            if not bars:  # not before the reading, which has a bar of its own, is over
+                bars.append(tqdm(desc="merging 合并", total=wanted, unit=" merges"))
+            bars[0].update(done - bars[0].n)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the text has no more pairs", UserWarning)  # told by train_folder
+            tokenizer = RustBPETokenizer.train_from_iterator(
+                texts, vocab_size, pattern=pattern, max_han_run=args.max_han_run or None, progress=show
+            )
+        for bar in bars:
+            bar.close()
+        return tokenizer
+
+    return train_folder(args, learn, {"trainer": "rustbpe", "max_han_run": args.max_han_run})
+
+
+if __name__ == "__main__":
+    run(main)
