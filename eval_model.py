@@ -42,6 +42,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, help="longest answer, in tokens 最长回答 (%(default)s)"
     )
+    parser.add_argument(
+        "--rope_scaling_factor", type=float, default=1.0, metavar="F",
+        help="YaRN: read F times as much text as the rows of the training held 上下文扩展倍数 (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="seed of the sampling 随机种子 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
     return parser
@@ -62,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
-    model, manifest = load_model(path, device=choose_device(arguments.device))
+    model, manifest = load_model(
+        path, device=choose_device(arguments.device), rope_scaling_factor=arguments.rope_scaling_factor
+    )
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
     model.eval()
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)

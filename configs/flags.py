@@ -10,7 +10,18 @@ from typing import Any
 from configs.cli import Parser, add_switch
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, TOKENIZER_DIR
-from configs.schema import DEVICES, DTYPES, OPTIMIZERS, SCHEDULES, ModelConfig, TrainConfig, UserError, as_dict
+from configs.schema import (
+    DEVICES,
+    DTYPES,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULES,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    as_dict,
+    preset,
+)
 
 WEIGHT_NAMES = {"pretrain": "pretrain", "sft": "full_sft", "dpo": "rlhf"}
 """Stage -> file stem of its weights: `out/full_sft_512.pth`."""
@@ -57,6 +68,9 @@ def env_path(variable: str, default: Path) -> Path:
 def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the model's shape."""
     shape = parser.add_argument_group("model shape 模型结构 (default: the profile 默认取自配置)")
+    shape.add_argument(
+        "--preset", metavar="NAME", help=f"{', '.join(PRESETS)}, or WIDTHxDEPTH; flags change it further 预设结构"
+    )
     shape.add_argument("--vocab_size", type=int, metavar="N", help="tokens in the vocabulary 词表大小")
     shape.add_argument("--hidden_size", type=int, metavar="N", help="width of the network 隐藏层宽度")
     shape.add_argument("--num_hidden_layers", type=int, metavar="N", help="number of blocks 层数")
@@ -129,6 +143,11 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     loop.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)} or cuda:N 设备")
     loop.add_argument("--dtype", choices=DTYPES, help="arithmetic of the products 计算精度")
     add_switch(loop, "--use_compile", help="torch.compile the step 编译训练步")
+    add_switch(
+        loop,
+        "--gradient_checkpointing",
+        help="keep less and compute it again: less memory, slower 重算激活以节省显存",
+    )
     loop.add_argument("--num_workers", type=int, metavar="N", help="processes that tokenize; 0: one a core 分词进程数")
     log = parser.add_argument_group("log and save 日志与保存")
     log.add_argument("--log_interval", type=int, metavar="N", help="steps between log lines 日志间隔")
@@ -141,14 +160,18 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
     """Flags over profile over schema. Raises: UserError on a value out of range."""
     profile = load_profile(arguments.profile or "default")
     given = {key: value for key, value in vars(arguments).items() if value is not None}
-    shape_flags = {f.name: given[f.name] for f in fields(ModelConfig) if f.name in given}
+    shape, shape_flags = profile.model, {}
+    if arguments.preset is not None:
+        shape = replace(shape, head_dim=0, intermediate_size=0)  # widths that follow from those of the preset
+        shape_flags = preset(arguments.preset)
+    shape_flags |= {f.name: given[f.name] for f in fields(ModelConfig) if f.name in given}
     loop_flags = {f.name: given[f.name] for f in fields(TrainConfig) if f.name in given}
     out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
     data_dir = env_path("DATA_DIR", DATA_DIR)
     return TrainRun(
         stage=stage,
         profile=profile.profile,
-        model=replace(profile.model, **shape_flags).resolve(),
+        model=replace(shape, **shape_flags).resolve(),
         shape_flags=shape_flags,
         train=replace(profile.stage(stage), **loop_flags),
         data_path=arguments.data_path or data_dir / f"{stage}_tokens",

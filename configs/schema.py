@@ -3,6 +3,7 @@
 A default lives here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
 """
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -46,6 +47,10 @@ class ModelConfig:
     """Width of the SwiGLU; 0: 8/3 of hidden_size, rounded up to 64."""
     max_position_embeddings: int = 32768
     rope_theta: float = 1.0e6
+    rope_scaling_factor: float = 1.0
+    """YaRN (arXiv:2309.00071), at inference only: contexts this many times as long as the original; 1: plain RoPE."""
+    original_max_position_embeddings: int = 2048
+    """Longest row seen in training, from which YaRN stretches."""
     rms_norm_eps: float = 1.0e-6
     initializer_range: float = 0.02
     """Standard deviation of the initial embedding."""
@@ -76,10 +81,23 @@ class ModelConfig:
             )
         if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
             raise UserError("head_dim must be even, since RoPE turns pairs of numbers: change num_attention_heads.")
-        if self.use_moe and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise UserError(
-                f"num_experts_per_tok = {self.num_experts_per_tok}: must be 1 to num_experts = {self.num_experts}."
-            )
+        _at_least(self, 1, "rope_scaling_factor", "original_max_position_embeddings")
+        if self.use_moe:
+            if not 1 <= self.num_experts_per_tok <= self.num_experts:
+                raise UserError(
+                    f"num_experts_per_tok = {self.num_experts_per_tok}: must be 1 to num_experts = {self.num_experts}."
+                )
+            for name in ("hidden_size", "moe_intermediate_size"):
+                if getattr(self, name) % 8 or getattr(self, name) < 8:
+                    raise UserError(
+                        f"{name} = {getattr(self, name)}: must be a multiple of 8 in a mixture of experts, "
+                        "whose grouped products read 16 bytes at one time."
+                    )
+
+    @property
+    def norm_topk_prob(self) -> bool:
+        """Whether the weights of a token's experts are made to sum to one; a single one would always be 1."""
+        return self.num_experts_per_tok > 1
 
     def resolve(self) -> "ModelConfig":
         """A copy in which the widths given as 0 are filled in; this is what a checkpoint stores."""
@@ -88,6 +106,43 @@ class ModelConfig:
             head_dim=self.head_dim or self.hidden_size // self.num_attention_heads,
             intermediate_size=self.intermediate_size or -(-int(self.hidden_size * 8 / 3) // 64) * 64,
         )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "minillm-26m": {
+        "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "use_moe": False,
+    },
+    "minillm-104m": {
+        "hidden_size": 768, "num_hidden_layers": 16, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "use_moe": False,
+    },
+    "minillm-moe-145m": {
+        "hidden_size": 640, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "use_moe": True, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1088,
+    },
+}  # fmt: skip
+"""Shapes by name: fields of ModelConfig. The vocabulary's size is the tokenizer's."""
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Fields of ModelConfig by name, or by width x depth, such as `256x4`: dense, heads of 32 below width 512.
+
+    Raises: UserError on anything else.
+    """
+    if name in PRESETS:
+        return dict(PRESETS[name])
+    size = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if size is None:
+        raise UserError(f"preset {name!r}: must be one of {', '.join(PRESETS)}, or width x depth, such as 256x4.")
+    width, depth = int(size[1]), int(size[2])
+    if width % 32:
+        raise UserError(f"preset {name!r}: the width must be a multiple of 32.")
+    heads = 8 if width >= 512 else width // 32
+    return {
+        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "num_key_value_heads": 1 if heads % 2 else 2, "use_moe": False,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +181,8 @@ class TrainConfig:
     device: str = "auto"
     dtype: str = "auto"
     use_compile: bool = False
+    gradient_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a third slower."""
     num_workers: int = 0
     """Worker processes that build tensors when a JSONL file is given; 0: one a core."""
     eval_interval: int = 0
@@ -155,7 +212,9 @@ class TrainConfig:
             raise UserError(f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.")
 
 
-RESULT_NEUTRAL = frozenset({"log_interval", "save_interval", "eval_interval", "num_workers", "use_wandb", "device"})
+RESULT_NEUTRAL = frozenset(
+    {"log_interval", "save_interval", "eval_interval", "num_workers", "use_wandb", "device", "gradient_checkpointing"}
+)
 """Fields of TrainConfig that change what is printed or where it runs, but not what is learnt: they redo no stage."""
 
 

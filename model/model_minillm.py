@@ -1,9 +1,10 @@
 """The network, whole: Qwen3 (dense) and Qwen3-MoE, in the parameter names of transformers.
 
 Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads, D head size,
-I width of the SwiGLU, E experts, V vocabulary.
+I width of the SwiGLU, E experts, k experts a token, N tokens of all rows, V vocabulary.
 Sources: Qwen3 technical report (arXiv:2505.09388); RMSNorm arXiv:1910.07467; RoPE arXiv:2104.09864;
-grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202; Mixtral-style routing arXiv:2401.04088.
+YaRN arXiv:2309.00071; grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202; Mixtral-style routing
+arXiv:2401.04088.
 """
 
 import math
@@ -12,8 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, UserError
+from model.attention import blocked_attention
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in: the autocast dtype where one is active, else its own."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
 class RMSNorm(nn.Module):
@@ -29,11 +38,37 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE for the given positions (..., T), each (..., T, D/2), in float32."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angles = positions[..., None].float() * frequencies
-    return angles.cos(), angles.sin()
+def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """Radians by which each pair of a head turns from one position to the next, (D/2,) float32.
+
+    YaRN (arXiv:2309.00071, section 3.2) divides by the factor where a pair turns less than once in the original
+    length, leaves it where it turns more than 32 times, and goes linearly from one to the other in between.
+    """
+    head_dim, theta, factor = config.head_dim, config.rope_theta, config.rope_scaling_factor
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    if factor == 1.0:
+        return frequencies
+
+    def pair_that_turns(times: float) -> float:
+        """Index of the pair, a fraction, that turns so often in the original length."""
+        length = config.original_max_position_embeddings
+        return head_dim * math.log(length / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = max(math.floor(pair_that_turns(32)), 0), min(math.ceil(pair_that_turns(1)), head_dim - 1)
+    pairs = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
+    stretched = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # share of the stretched frequency
+    return frequencies * (1 - stretched) + frequencies / factor * stretched
+
+
+def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE for the given positions (..., T), each (..., T, D/2), in float32.
+
+    With YaRN they are larger by 0.1 ln(factor) + 1: that sharpens the attention over the longer context
+    (arXiv:2309.00071, eq. 22).
+    """
+    angles = positions[..., None].float() * rope_frequencies(config, positions.device)
+    scale = 0.1 * math.log(config.rope_scaling_factor) + 1.0
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,19 +101,25 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
-class AttentionContext:
+class Context:
     """What all layers share in one forward pass."""
 
     cos: Tensor
     """(B or 1, 1, T, D/2)."""
     sin: Tensor
     mask: Tensor | None
-    """(B, 1, T, S) boolean, true where a query may look; None: causal."""
+    """(B or 1, 1, T, S), added to the attention scores: 0 where a query may look, else -inf. None: causal."""
+    real: Tensor | None = None
+    """(B, T) boolean, false for padding. None: every token is real."""
     cache: KeyValueCache | None = None
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RMSNorm on queries and keys; no biases."""
+    """Grouped-query attention with RMSNorm on queries and keys; no biases.
+
+    On a CPU whole rows go through `blocked_attention`; all else through PyTorch's product, which takes its flash kernel
+    where there is one. Both read each key and value for all the queries of its group, so that neither is copied.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -92,7 +133,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
@@ -101,9 +142,11 @@ class Attention(nn.Module):
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(
-            q.to(v.dtype), k.to(v.dtype), v, attn_mask=context.mask, is_causal=context.mask is None, enable_gqa=True
-        )  # (B, H, T, D)
+        q, k, mask = q.to(v.dtype), k.to(v.dtype), context.mask
+        if x.device.type == "cpu" and mask is not None and context.cache is None:
+            y = blocked_attention(q, k, v, mask)  # (B, H, T, D)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 
 
@@ -116,18 +159,43 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) -> (B, T, C), and no balance loss."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+GROUPED_MM = getattr(F, "grouped_mm", None) or torch._grouped_mm  # the name that it had before torch 2.10
+EAGER_GROUPED_MM = torch.compiler.disable(GROUPED_MM)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each group of rows times a matrix of its own: (rows, in), (E, out, in), where groups end (E,) -> (rows, out).
+
+    Groups may have any size, 0 too. One kernel on a GPU in bfloat16, elsewhere one product a group, without Python.
+    """
+    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code for this one call
+    compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()
+    return (GROUPED_MM if compilable else EAGER_GROUPED_MM)(x, weight.transpose(1, 2), offs=ends)
 
 
 class Experts(nn.Module):
-    """The weights of all experts, stacked."""
+    """The SwiGLUs of all experts, their weights stacked."""
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))  # (E, 2I, C)
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))  # (E, C, I)
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Sum of each token's experts: x (N, C), their numbers and weights (N, k) -> (N, C). No token is dropped."""
+        (N, k), dtype = chosen.shape, compute_dtype(x)
+        order = chosen.flatten().argsort(stable=True)  # (N k): expert by expert, the places of its choices
+        ends = F.one_hot(chosen, len(self.down_proj)).sum(dim=(0, 1)).cumsum(0, dtype=torch.int32)  # (E,)
+        sorted_x = x.to(dtype)[order // k]  # (N k, C)
+        gate, up = grouped_linear(sorted_x, self.gate_up_proj.to(dtype), ends).chunk(2, dim=-1)  # (N k, I)
+        y = grouped_linear(F.silu(gate) * up, self.down_proj.to(dtype), ends)  # (N k, C)
+        y = y[order.argsort()].view(N, k, -1)  # back in the order of the tokens
+        return (y * weights[..., None].to(dtype)).sum(dim=1)
 
 
 class MoE(nn.Module):
@@ -140,30 +208,29 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
+        self.normalize = config.norm_topk_prob
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, C) -> (B, T, C), and the balance loss of each row (B,): 1 when all experts are used alike.
 
         The loss is E * sum over experts of (share of the row's choices) * (mean probability), Switch Transformer
-        (arXiv:2101.03961, eq. 4), taken per row so that no split of a batch changes it.
+        (arXiv:2101.03961, eq. 4), over the real tokens (B, T) of one row, so that no split of a batch changes it.
         """
         B, T, C = x.shape
-        probabilities = F.linear(x.float(), self.gate.weight.float()).softmax(dim=-1)  # (B, T, E)
+        with torch.autocast(x.device.type, enabled=False):  # a rounding here would send a token to another expert
+            probabilities = F.linear(x.float(), self.gate.weight.float()).softmax(dim=-1)  # (B, T, E)
         weights, chosen = probabilities.topk(self.top_k, dim=-1)  # (B, T, k)
-        if self.top_k > 1:
+        if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        flat, y = x.reshape(B * T, C), torch.zeros(B * T, C, dtype=x.dtype, device=x.device)
-        for expert in range(self.num_experts):
-            token, slot = (chosen.view(B * T, self.top_k) == expert).nonzero(as_tuple=True)
-            gate, up = F.linear(flat[token], self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
-            out = F.linear(F.silu(gate) * up, self.experts.down_proj[expert])
-            out = out * weights.view(B * T, self.top_k)[token, slot, None].to(out.dtype)
-            y = y.index_add(0, token, out.to(y.dtype))
-        share = F.one_hot(chosen, self.num_experts).float().mean(dim=(1, 2))  # (B, E)
-        balance = self.num_experts * (share * probabilities.mean(dim=1)).sum(dim=-1)  # (B,)
-        return y.view(B, T, C), balance
+        y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1))
+        choices = F.one_hot(chosen, self.num_experts).sum(dim=2).float()  # (B, T, E)
+        counted = torch.ones(B, T, 1, device=x.device) if real is None else real[..., None].float()
+        num_tokens = counted.sum(dim=1).clamp(min=1)  # (B, 1)
+        share = (choices * counted).sum(dim=1) / (self.top_k * num_tokens)  # (B, E)
+        mean_probability = (probabilities * counted).sum(dim=1) / num_tokens  # (B, E)
+        return y.view(B, T, C), self.num_experts * (share * mean_probability).sum(dim=-1)
 
 
 class Block(nn.Module):
@@ -177,10 +244,11 @@ class Block(nn.Module):
         self.mlp = MoE(config) if config.use_moe else MLP(config.hidden_size, config.intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and the balance loss of a MoE block (B,)."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), context))
-        y, balance = self.mlp(self.post_attention_layernorm(x))
+        hidden = self.post_attention_layernorm(x)
+        y, balance = self.mlp(hidden, context.real) if isinstance(self.mlp, MoE) else (self.mlp(hidden), None)
         return x + self.dropout(y), balance
 
 
@@ -200,6 +268,9 @@ class MiniLLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config.resolve()
+        self.gradient_checkpointing = False
+        """Keep of each block only its input, and compute the rest again in the backward pass: less memory, about a
+        third more time, the same gradients."""
         self.model = Backbone(self.config)
         self.initialize()
 
@@ -239,10 +310,18 @@ class MiniLLM(nn.Module):
         """Normalised output of the last block.
 
         Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own document.
-        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S): given outright,
-        instead of document_ids.
-        Returns: (B, T, C), and for MoE the mean balance loss of each row (B,).
+        Negative ids are padding, which a MoE's balance loss does not count.
+        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S) boolean, true where
+        a token may look: given outright, instead of document_ids.
+        Returns: (B, T, C), and for MoE the mean balance loss of each row over its blocks (B,).
+        Raises: UserError when a model with YaRN is trained.
         """
+        learning = self.training and torch.is_grad_enabled()
+        if learning and self.config.rope_scaling_factor != 1.0:
+            raise UserError(
+                f"rope_scaling_factor = {self.config.rope_scaling_factor:g}: longer contexts are for inference. "
+                "Train with 1, and set it when the weights are used."
+            )
         T, device = input_ids.shape[1], input_ids.device
         start = cache.length if cache is not None else 0
         if positions is None:
@@ -250,14 +329,20 @@ class MiniLLM(nn.Module):
         if document_ids is not None:
             same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
             mask = (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
-        elif mask is None and start > 0:
+        elif mask is None and (start > 0 or (cache is None and device.type == "cpu")):
             mask = torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
-        context = AttentionContext(cos[:, None], sin[:, None], mask, cache)
         x = self.model.embed_tokens(input_ids)  # (B, T, C)
+        if mask is not None:  # added to the scores; a boolean one would be turned into this again in every block
+            mask = torch.zeros(mask.shape, dtype=compute_dtype(x), device=device).masked_fill_(~mask, -math.inf)
+        cos, sin = rope_tables(positions, self.config)
+        real = document_ids >= 0 if document_ids is not None else None
+        context = Context(cos[:, None], sin[:, None], mask, real, cache)
         balances = []
         for block in self.model.layers:
-            x, balance = block(x, context)
+            if self.gradient_checkpointing and learning:
+                x, balance = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x, balance = block(x, context)
             if balance is not None:
                 balances.append(balance)
         if cache is not None:

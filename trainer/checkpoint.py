@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -71,10 +72,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     return content["model"], config, content["manifest"]
 
 
-def load_model(path: Path, *, device: torch.device | str = "cpu") -> tuple[MiniLLM, dict[str, Any]]:
-    """The model of a weight file, and its manifest. Raises: UserError, also when tensors do not fit the shape."""
+def load_model(
+    path: Path, *, device: torch.device | str = "cpu", rope_scaling_factor: float = 1.0
+) -> tuple[MiniLLM, dict[str, Any]]:
+    """The model of a weight file, and its manifest; with a factor above 1 YaRN stretches the context it can read.
+
+    Raises: UserError, also when tensors do not fit the shape.
+    """
     state, config, manifest = read_weights(path)
-    model = MiniLLM(config)
+    model = MiniLLM(replace(config, rope_scaling_factor=rope_scaling_factor))
     load_strict(model, state, path)
     return model.to(device), manifest
 

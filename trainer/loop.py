@@ -172,7 +172,7 @@ class Run:
         self.parent = ParentWatch()
         self.skipped = 0
         self.tokens = 0.0
-        self.clock = time.perf_counter()
+        self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
         self.eval_steps = set(eval_steps(num_steps, config.eval_interval))
         self.last_validation: dict[str, float] = {}
@@ -241,6 +241,7 @@ class Run:
                     "grad_norm": grad_norm,
                     "tokens": self.tokens,
                     "tokens_per_second": speed,
+                    "seconds": time.perf_counter() - self.started,
                 }
                 self.metrics.log(step, {key: value for key, value in values.items() if math.isfinite(value)})
                 self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens

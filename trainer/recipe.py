@@ -127,7 +127,9 @@ class Stage:
     def _shape(self) -> Any:
         """The shape: that of the starting weights, which no flag may contradict, else the one asked for."""
         if self.start_path is None:
-            return replace(self.run.model, vocab_size=self._vocab_size()).resolve()
+            longest = self.config.max_seq_len
+            shape = replace(self.run.model, vocab_size=self._vocab_size(), original_max_position_embeddings=longest)
+            return shape.resolve()
         _, config, _ = read_weights(self.start_path)
         for key, value in self.run.shape_flags.items():
             if key != "dropout" and getattr(config, key) != value:
@@ -192,6 +194,7 @@ class Stage:
             check_tokenizer(self.start_path, manifest, self.tokenizer.sha256, display(self.tensors_path))
             load_strict(model, state, self.start_path)
         model.to(self.runtime.device)
+        model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.use_compile:
             for block in model.model.layers:
                 block.compile()

@@ -22,6 +22,22 @@ def test_a_flag_beats_the_profile_and_the_profile_beats_the_schema() -> None:
     assert run.shape_flags == {"hidden_size": 96}
 
 
+def test_a_preset_beats_the_profile_and_a_flag_beats_the_preset(tmp_path: Path) -> None:
+    profile = tmp_path / "wide.yaml"
+    profile.write_text("model: {hidden_size: 128, head_dim: 64, intermediate_size: 640}\n")
+    words = ["--profile", str(profile), "--preset", "minillm-moe-145m", "--num_experts", "4"]
+    run = parse_run("pretrain", "", words)
+    model = run.model
+    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads) == (640, 8, 8)
+    assert (model.use_moe, model.num_experts, model.moe_intermediate_size) == (True, 4, 1088)
+    assert run.shape_flags["hidden_size"] == 640  # what a later stage compares with the weights it starts from
+    assert weight_file("pretrain", model) == "pretrain_640_moe.pth"
+    narrow = parse_run("pretrain", "", ["--profile", str(profile), "--preset", "256x4"]).model
+    assert (narrow.head_dim, narrow.intermediate_size) == (32, 704)  # they follow from the width
+    with pytest.raises(UserError, match="minillm-104m"):
+        parse_run("pretrain", "", ["--preset", "huge"])
+
+
 def test_a_hyphen_is_an_underscore() -> None:
     assert parse_run("sft", "", ["--max-seq-len=64"]).train.max_seq_len == 64
     assert parse_run("sft", "", ["--save-dir", "a-b"]).out_dir == Path("a-b")

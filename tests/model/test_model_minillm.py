@@ -1,14 +1,21 @@
 """The network: causal, exact against transformers, the same with and without its cache."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.schema import ModelConfig, UserError
-from model.model_minillm import KeyValueCache, MiniLLM
+from configs.schema import PRESETS, ModelConfig, UserError
+from model import model_minillm
+from model.model_minillm import Experts, KeyValueCache, MiniLLM, MoE
+from trainer.objectives import NextToken
 
 TINY = ModelConfig(
     vocab_size=97,
@@ -33,26 +40,39 @@ def busy_model(config: ModelConfig) -> MiniLLM:
     return model
 
 
-@pytest.mark.parametrize("width", [64, 192, 512, 768])
-def test_untrained_loss_is_within_two_percent_of_ln_vocabulary(width: int) -> None:
+class Operations(TorchDispatchMode):
+    """Notes what Python and its backward pass ask torch for: names, and shapes of the tensors given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((func.__name__, [value.shape for value in args if isinstance(value, Tensor)]))
+        return func(*args, **kwargs or {})
+
+
+def gradients(model: MiniLLM) -> Tensor:
+    """All gradients in one vector."""
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("shape", [*PRESETS.values(), {"hidden_size": 192}, {"hidden_size": 64}])
+def test_untrained_loss_is_within_two_percent_of_ln_vocabulary(shape: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = MiniLLM(ModelConfig(hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
+    model = MiniLLM(ModelConfig(**shape | {"num_hidden_layers": 2}))  # each block starts as the identity
     ids = torch.randint(0, 6400, (4, 64))
     loss = F.cross_entropy(model(ids)[:, :-1].reshape(-1, 6400), ids[:, 1:].reshape(-1))
     assert abs(loss.item() - math.log(6400)) < 0.02 * math.log(6400)
 
 
 @pytest.mark.parametrize(
-    ("config", "millions"),
-    [
-        (ModelConfig(), 25.8),
-        (ModelConfig(hidden_size=768, num_hidden_layers=16), 104.0),
-        (ModelConfig(hidden_size=640, use_moe=True), 146.0),
-    ],
+    ("name", "parameters"),
+    [("minillm-26m", 25_830_912), ("minillm-104m", 104_034_048), ("minillm-moe-145m", 146_034_560)],
 )
-def test_presets_have_the_parameters_they_are_named_after(config: ModelConfig, millions: float) -> None:
+def test_presets_have_the_parameters_they_are_named_after(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        assert MiniLLM(config).num_parameters() / 1e6 == pytest.approx(millions, rel=0.005)
+        assert MiniLLM(ModelConfig(**PRESETS[name])).num_parameters() == parameters
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
@@ -73,6 +93,28 @@ def test_a_document_reads_the_same_alone_and_packed_behind_another() -> None:
     assert_close(model(packed, document_ids=document_ids)[:, 5:], model(second), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_on_a_cpu_have_the_gradients_of_pytorchs_attention(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: bool
+) -> None:
+    model = busy_model(TINY)
+    ids = torch.randint(0, 97, (2, 12))
+    document_ids = torch.tensor([[0] * 5 + [1] * 7] * 2) if packed else None
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), Operations() as operations:
+        model(ids, document_ids=document_ids).float().square().sum().backward()
+    assert not [name for name, _ in operations.calls if "attention" in name]  # blocked, by matrix products
+    ours = gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(
+        model_minillm,
+        "blocked_attention",
+        lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
+    )
+    model(ids, document_ids=document_ids).square().sum().backward()
+    assert F.cosine_similarity(ours, gradients(model), dim=0) > (0.999 if dtype == torch.bfloat16 else 1 - 1e-6)
+
+
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
 def test_cached_and_full_forward_agree(config: ModelConfig) -> None:
     model = busy_model(config)
@@ -82,36 +124,147 @@ def test_cached_and_full_forward_agree(config: ModelConfig) -> None:
     assert_close(torch.cat(parts, dim=1), model.hidden_states(ids)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_logits_equal_those_of_transformers_qwen3() -> None:
+def as_in_transformers(config: ModelConfig) -> dict[str, Any]:
+    """A shape as keyword arguments of transformers' Qwen3Config and Qwen3MoeConfig."""
+    shape = config.resolve()
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    if shape.rope_scaling_factor != 1.0:
+        rope |= {
+            "rope_type": "yarn", "factor": shape.rope_scaling_factor,
+            "original_max_position_embeddings": shape.original_max_position_embeddings,
+        }  # fmt: skip
+    names = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "num_experts",
+        "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
+    )  # fmt: skip
+    return {name: getattr(shape, name) for name in names} | {
+        "rope_parameters": rope, "rope_scaling": rope, "tie_word_embeddings": True, "attention_bias": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, rope_scaling_factor=4.0, original_max_position_embeddings=16)],
+    ids=["plain", "yarn"],
+)
+def test_logits_equal_those_of_transformers_qwen3(config: ModelConfig) -> None:
     transformers = pytest.importorskip("transformers")
-    model = busy_model(TINY)
-    shape = model.config
-    theirs = transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            head_dim=shape.head_dim, intermediate_size=64, rope_theta=shape.rope_theta,
-            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-            rms_norm_eps=shape.rms_norm_eps, tie_word_embeddings=True, attention_bias=False,
-        )
-    ).eval()  # fmt: skip
+    model = busy_model(config)
+    theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**as_in_transformers(config))).eval()
     missing, unexpected = theirs.load_state_dict(model.state_dict(), strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     theirs.tie_weights()
+    ids = torch.randint(0, 97, (2, 64))  # with YaRN: four times as long as the original
+    assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_logits_equal_those_of_transformers_qwen3_moe_read_from_a_folder(top_k: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import save_file  # comes with transformers
+
+    config = replace(TINY_MOE, num_experts_per_tok=top_k)
+    model = busy_model(config)
+    tensors = {}
+    for name, tensor in model.state_dict().items():  # in the files each expert has its own three matrices
+        place, _, matrix = name.rpartition(".experts.")
+        for number, of_expert in enumerate(tensor if place else []):
+            parts = of_expert.chunk(2) if matrix == "gate_up_proj" else (of_expert,)
+            names = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else ("down_proj",)
+            for part_name, part in zip(names, parts, strict=True):
+                tensors[f"{place}.experts.{number}.{part_name}.weight"] = part.contiguous()
+        if not place:
+            tensors[name] = tensor
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    transformers.Qwen3MoeConfig(**as_in_transformers(config)).save_pretrained(tmp_path)
+    theirs = transformers.Qwen3MoeForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(0, 97, (2, 16))
     assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_every_expert_and_the_router_receive_gradient_at_top_one_too() -> None:
+def test_a_longer_context_is_refused_while_training_and_only_then() -> None:
+    model = MiniLLM(replace(TINY, rope_scaling_factor=4.0))
+    ids = torch.randint(0, 97, (1, 8))
+    with pytest.raises(UserError, match="rope_scaling_factor = 4"):
+        model.train()(ids)
+    model.eval()(ids)
+    with torch.no_grad():
+        model.train()(ids)
+
+
+def one_expert_after_the_other(experts: Experts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What the experts compute, the slow way."""
+    y = torch.zeros_like(x)
+    for token, slot in ((token, slot) for token in range(len(x)) for slot in range(chosen.shape[1])):
+        expert = chosen[token, slot]
+        gate, up = (experts.gate_up_proj[expert] @ x[token]).chunk(2)
+        y[token] += weights[token, slot] * (experts.down_proj[expert] @ (F.silu(gate) * up))
+    return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chosen", [[[0, 1], [2, 3], [1, 0]], [[2, 0], [2, 0], [2, 0]]], ids=["spread", "two of four"])
+def test_grouped_experts_equal_one_expert_after_the_other(chosen: list[list[int]], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        use_moe=True, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=48,
-    )  # fmt: skip
-    model = busy_model(config)
-    model(torch.randint(0, 97, (4, 32))).square().sum().backward()
-    mlp = model.model.layers[0].mlp
-    assert mlp.gate.weight.grad.abs().sum() > 0
-    assert all(gradient.abs().sum() > 0 for gradient in mlp.experts.down_proj.grad)
+    experts = Experts(4, 32, 48)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, weights = torch.randn(3, 32, requires_grad=True), torch.rand(3, 2, requires_grad=True)
+    inputs = (x, weights, *experts.parameters())
+    slow = one_expert_after_the_other(experts, x, torch.tensor(chosen), weights)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        fast = experts(x, torch.tensor(chosen), weights)
+    assert fast.dtype == dtype
+    tolerance = {"atol": 0.05, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    assert_close(fast.float(), slow, **tolerance)
+    direction = torch.randn(3, 32)
+    for ours, theirs in zip(
+        torch.autograd.grad((fast.float() * direction).sum(), inputs),
+        torch.autograd.grad((slow * direction).sum(), inputs),
+        strict=True,
+    ):
+        assert_close(ours, theirs, **tolerance)
+
+
+def test_more_experts_are_no_more_operations() -> None:
+    counts = []
+    for num_experts in (4, 32):
+        model = busy_model(replace(TINY_MOE, num_experts=num_experts))
+        with Operations() as operations:
+            model(torch.randint(0, 97, (2, 16))).sum().backward()
+        counts.append(len(operations.calls))
+    assert counts[0] == counts[1]
+
+
+def test_every_expert_and_the_router_receive_gradient_at_top_one_too() -> None:
+    model = busy_model(replace(TINY_MOE, num_experts_per_tok=1))
+    model(torch.randint(0, 97, (4, 32))).square().sum().backward()  # without the balance loss
+    for block in model.model.layers:
+        assert block.mlp.gate.weight.grad.abs().sum() > 0
+        assert all(gradient.abs().sum() > 0 for gradient in block.mlp.experts.down_proj.grad)
+
+
+def test_the_router_decides_in_float32_under_autocast() -> None:
+    moe = MoE(TINY_MOE)
+    torch.nn.init.normal_(moe.gate.weight)
+    seen = []
+    moe.experts.forward = lambda x, chosen, weights: seen.append(weights) or x  # type: ignore[method-assign]
+    x = torch.randn(1, 8, 32)
+    moe(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        moe(x)
+    assert torch.equal(*seen)
+
+
+def test_balance_loss_is_one_where_no_expert_is_preferred_and_more_where_one_is() -> None:
+    moe = MoE(TINY_MOE)
+    moe.experts.forward = lambda x, chosen, weights: x  # type: ignore[method-assign]
+    x = torch.ones(2, 6, 32)
+    torch.nn.init.zeros_(moe.gate.weight)
+    assert_close(moe(x)[1], torch.ones(2))
+    moe.gate.weight.data[0] = 10.0  # everyone's first choice, with all the probability; another one is the second
+    assert_close(moe(x)[1], torch.full((2,), TINY_MOE.num_experts / TINY_MOE.num_experts_per_tok))
 
 
 def test_balance_loss_of_a_row_does_not_depend_on_the_other_rows() -> None:
@@ -122,6 +275,79 @@ def test_balance_loss_of_a_row_does_not_depend_on_the_other_rows() -> None:
     assert_close(together, alone)
 
 
+def test_balance_loss_does_not_count_padding() -> None:
+    model = busy_model(TINY_MOE)
+    ids = torch.randint(0, 97, (1, 20))
+    document_ids = torch.tensor([[0] * 13 + [-1] * 7])
+    padded = model.hidden_states(ids, document_ids=document_ids)[1]
+    assert_close(padded, model.hidden_states(ids[:, :13])[1])
+    assert_close(model.hidden_states(ids, document_ids=torch.full((1, 20), -1))[1], torch.zeros(1))
+
+
+def test_one_batch_of_eight_rows_and_eight_of_one_learn_the_same() -> None:
+    model = busy_model(replace(TINY_MOE, router_aux_loss_coef=1.0)).train()
+    document_ids = torch.tensor([[0] * 9 + [1] * 7] * 5 + [[0] * (16 - row) + [-1] * row for row in range(3)])
+    labels = torch.randint(0, 97, (8, 16)).masked_fill(document_ids < 0, -100)
+    labels[2:4, :11] = -100
+    batch = {"input_ids": torch.randint(0, 97, (8, 16)), "labels": labels, "document_ids": document_ids}
+    objective = NextToken()
+    found = []
+    for size in (8, 1):
+        model.zero_grad()
+        total = torch.zeros(())
+        for start in range(0, 8, size):
+            part = {name: tensor[start : start + size] for name, tensor in batch.items()}
+            loss = objective.loss_sum(model, part) / objective.num_targets(batch)
+            loss.backward()
+            total += loss.detach()
+        found.append((total, gradients(model)))
+    assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointing_keeps_less_and_changes_no_gradient_nor_dropout(config: ModelConfig, dtype: torch.dtype) -> None:
+    model = busy_model(replace(config, dropout=0.3)).train()
+    ids, document_ids = torch.randint(0, 97, (2, 12)), torch.tensor([[0] * 5 + [1] * 7] * 2)
+    found, kept = [], []
+    for checkpointing in (False, True):
+        model.gradient_checkpointing = checkpointing
+        model.zero_grad()
+        torch.manual_seed(5)
+        saved: list[Tensor] = []
+
+        def keep(tensor: Tensor, saved: list[Tensor] = saved) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            hidden, balance = model.hidden_states(ids, document_ids=document_ids)
+        loss = hidden.float().square().sum() + (balance.sum() if balance is not None else 0.0)
+        loss.backward()
+        found.append(gradients(model))
+        kept.append(sum(tensor.numel() for tensor in saved))
+    assert torch.equal(found[0], found[1])
+    assert kept[1] < kept[0] / 4
+
+
+def test_dropout_follows_the_seed_and_is_off_outside_training() -> None:
+    model = busy_model(replace(TINY, dropout=0.5))
+    ids = torch.randint(0, 97, (2, 8))
+    without = model(ids)
+    assert torch.equal(without, model(ids))
+    model.train()
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(model(ids))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], drawn[2])
+    assert not torch.allclose(drawn[0], without)
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
     [
@@ -130,6 +356,8 @@ def test_balance_loss_of_a_row_does_not_depend_on_the_other_rows() -> None:
         ({"use_moe": True, "num_experts": 2, "num_experts_per_tok": 3}, "num_experts"),
         ({"dropout": 1.0}, "dropout"),
         ({"vocab_size": 0}, "vocab_size"),
+        ({"use_moe": True, "moe_intermediate_size": 100}, "moe_intermediate_size = 100: must be a multiple of 8"),
+        ({"rope_scaling_factor": 0.5}, "rope_scaling_factor"),
     ],
 )
 def test_an_impossible_shape_is_refused_with_the_field_named(values: dict[str, object], word: str) -> None:
