@@ -1,0 +1,317 @@
+"""How fast this machine does a training step's matrix products alone, and how much of its peak that is.
+
+Counted: in each block the products of attention and SwiGLU with their weights, at the end that of the supervised tokens
+with the output matrix, each forward and twice backward; and attention's two products forward and four backward, over
+the pairs of query and key that the mask lets through. Not counted: norms, RoPE, softmax, activations, the loss, the
+optimizer with its Newton-Schulz products, memory being allocated. So no training step is faster.
+
+Shapes: M tokens of a micro-batch, C hidden size, H query heads, K key/value heads, D head size, I width of the SwiGLU,
+V vocabulary, P pieces of n tokens, S keys.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs.hardware import cpu_has_bf16, cpu_name
+from configs.schema import ModelConfig
+from trainer.runtime import DTYPES
+
+CPU_REPLAY_TOKENS = 4096
+"""On a CPU no more tokens than these are replayed, which takes a second or two; larger products are no faster."""
+TILES = {"cpu": (512, 2048), "cuda": (8192,)}
+"""Tokens that a product may take at one time, tried besides all of them."""
+SQUARE = {"cpu": 4096, "cuda": 8192}
+"""Side of the product that a peak is measured on."""
+
+TERA = 1e12
+GPU_PEAKS = {
+    r"B200": 2250, r"H200 NVL": 835, r"H200": 989.4, r"H100 NVL": 835, r"H100 PCIe": 756, r"G?H[12]00.*": 989.4,
+    r"H800 PCIe": 756, r"H800": 989.4, r"H20": 148, r"A[18]00.*": 312, r"A30": 165, r"A40": 149.7, r"A10G": 70,
+    r"A10": 125, r"L40S": 362, r"L40": 181, r"L20": 119.5, r"L4": 121, r"RTX A6000": 154.8, r"RTX A5000": 111.1,
+    r"RTX 6000 Ada.*": 364.2, r"GeForce RTX 5090": 209.5, r"GeForce RTX 4090": 165.2, r"GeForce RTX 4080": 97.5,
+    r"GeForce RTX 3090 Ti": 80, r"GeForce RTX 3090": 71, r"GeForce RTX 3080": 59.5,
+}  # fmt: skip
+"""Name without the maker -> dense bfloat16 peak with float32 sums, in TFLOP/s, from the makers' data sheets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one micro-batch of an arm computes."""
+
+    shape: ModelConfig
+    tokens: int
+    """M; padding is computed too."""
+    target_share: float
+    """Share of them that is supervised, and so meets the output matrix."""
+    mean_keys: float
+    """Keys that a query looks at, itself included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to do a step's products."""
+
+    dtype: str
+    tile: int
+    """Tokens that a product takes at one time."""
+    fused: bool = True
+    """Whether queries, keys and values are one product, and gate and up another."""
+    flash: bool = False
+    """Whether PyTorch's attention stands for attention's products; it computes its softmax as well."""
+
+    def __str__(self) -> str:
+        joined = "joined" if self.fused else "single"
+        return f"{self.dtype}, {self.tile} tokens at a time, {joined} projections, {'SDPA' if self.flash else 'bmm'}"
+
+
+def mean_keys(document_ids: np.ndarray) -> float:
+    """Mean number of keys that the tokens of packed rows look at: the place of each in its document's part of the row.
+
+    Args: document_ids (R, L), -1 for padding, which does not count.
+    """
+    starts = np.ones(document_ids.shape, np.bool_)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    places = np.arange(document_ids.shape[1])
+    first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+    return float((places - first + 1)[document_ids >= 0].mean())
+
+
+def active_parameters(shape: ModelConfig) -> int:
+    """N: parameters that a token meets, the output matrix once, which is the embedding too."""
+    C, D = shape.hidden_size, shape.head_dim
+    attention = C * D * 2 * (shape.num_attention_heads + shape.num_key_value_heads) + 2 * D
+    if shape.use_moe:
+        mlp = 3 * C * shape.moe_intermediate_size * shape.num_experts_per_tok + C * shape.num_experts
+    else:
+        mlp = 3 * C * shape.intermediate_size
+    return shape.vocab_size * C + shape.num_hidden_layers * (attention + mlp + 2 * C) + C
+
+
+def training_flops(shape: ModelConfig, row_tokens: int) -> int:
+    """Operations of a token that is trained on, by 6 N + 12 L d T."""
+    attention = 12 * shape.num_hidden_layers * shape.hidden_size * row_tokens
+    return 6 * active_parameters(shape) + attention
+
+
+# --- peaks ------------------------------------------------------------------------------------------------------------
+
+
+def listed_peak(name: str) -> float | None:
+    """Dense bfloat16 peak of a GPU in FLOP/s, by the name that the driver gives it; None for one not listed."""
+    bare = re.sub(r"^NVIDIA |[ -]\d+GB.*", "", name)
+    return next((tflops * TERA for pattern, tflops in GPU_PEAKS.items() if re.fullmatch(pattern, bare)), None)
+
+
+def machine_peak(device: torch.device) -> tuple[float, str]:
+    """FLOP/s, and where the figure is from: a data sheet, or a large square product measured now."""
+    if device.type == "cuda" and (peak := listed_peak(torch.cuda.get_device_name(device))):
+        return peak, f"{torch.cuda.get_device_name(device)}, dense bfloat16, data sheet"
+    best, where = 0.0, ""
+    side = SQUARE[device.type]
+    for dtype in usable_dtypes(device):
+        a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
+        out = torch.empty_like(a)
+        seconds = min(timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 5))  # type: ignore[misc]
+        if (flops := 2 * side**3 / seconds) > best:
+            best, where = flops, f"measured: {dtype} product of {side} x {side}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return best, f"{name}, {where}"
+
+
+def usable_dtypes(device: torch.device) -> list[str]:
+    """float32, and bfloat16 where its products are real."""
+    real = cpu_has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
+    return ["float32", "bfloat16"] if real else ["float32"]
+
+
+def timed(work: Callable[[], object], device: torch.device, repeat: int) -> list[float]:
+    """Seconds of each repetition, after one that is not counted."""
+    found = []
+    for _ in range(repeat + 1):
+        _finish(device)
+        start = time.perf_counter()
+        work()
+        _finish(device)
+        found.append(time.perf_counter() - start)
+    return found[1:]
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- the replay -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Tokens times a weight: (rows, wide) by (out, wide)."""
+
+    rows: int
+    wide: int
+    out: int
+
+
+def block_products(step: Step, *, fused: bool) -> list[Product]:
+    """The products of one block with its weights."""
+    shape, rows, C = step.shape, step.tokens, step.shape.hidden_size
+    q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    into = [q + 2 * kv] if fused else [q, kv, kv]
+    products = [Product(rows, C, width) for width in into] + [Product(rows, q, C)]
+    copies, width = 1, shape.intermediate_size
+    if shape.use_moe:
+        products.append(Product(rows, C, shape.num_experts))
+        copies, width = shape.num_experts, shape.moe_intermediate_size
+        rows = max(1, rows * shape.num_experts_per_tok // copies)
+    up = [2 * width] if fused else [width, width]
+    return products + copies * ([Product(rows, C, part) for part in up] + [Product(rows, width, C)])
+
+
+def step_flops(step: Step) -> float:
+    """Operations that a replay does."""
+    shape = step.shape
+    weights = sum(product.rows * product.wide * product.out for product in block_products(step, fused=True))
+    attention = 2 * step.tokens * step.mean_keys * shape.num_attention_heads * shape.head_dim
+    output = step.tokens * step.target_share * shape.hidden_size * shape.vocab_size
+    return 6 * (shape.num_hidden_layers * (weights + attention) + output)
+
+
+class Replay:
+    """A step's products with random numbers: each block with weights and inputs of its own, in the order of a step.
+
+    Results go where the last ones went, so nothing is allocated while the clock runs.
+    """
+
+    def __init__(self, step: Step, plan: Plan, device: torch.device) -> None:
+        self.step, self.plan, self.device = step, plan, device
+        self.dtype = DTYPES[plan.dtype]
+        self.results: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        shape = step.shape
+        layers = range(shape.num_hidden_layers)
+        self.blocks = [[self._operands(p) for p in block_products(step, fused=plan.fused)] for _ in layers]
+        targets = max(1, round(step.tokens * step.target_share))
+        self.output = self._operands(Product(targets, shape.hidden_size, shape.vocab_size), hold_result=False)
+        S = max(1, round(step.mean_keys))
+        n = min(max(1, round(2 * step.mean_keys) - 1), step.tokens)  # a causal piece of n tokens has these keys a query
+        P = max(1, round(step.tokens / n))
+        H, K, D = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+        if plan.flash:
+            self.q = self._random(P, H, n, D).requires_grad_()
+            self.k, self.v = (self._random(P, K, n, D).requires_grad_() for _ in range(2))
+            self.do = self._random(P, H, n, D)
+        else:
+            self.q, self.do = (self._random(P * K, H // K * n, D) for _ in range(2))
+            self.k, self.v = (self._random(P * K, S, D) for _ in range(2))
+            self.scores = self._random(P * K, H // K * n, S)
+
+    def _random(self, *size: int) -> Tensor:
+        return (torch.randn(size, device=self.device) * 0.1).to(self.dtype)
+
+    def _operands(self, product: Product, *, hold_result: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Input (rows, wide), weight (out, wide), and the gradient of the result (rows, out), at most a tile of it."""
+        rows = product.rows if hold_result else min(product.rows, self.plan.tile)
+        gradient = self._shared("gradient", rows, product.out)
+        return self._random(product.rows, product.wide), self._random(product.out, product.wide), gradient
+
+    def _shared(self, kind: str, *size: int) -> Tensor:
+        """A tensor that all products of that kind and size write to."""
+        if (kind, size) not in self.results:
+            self.results[kind, size] = self._random(*size)
+        return self.results[kind, size]
+
+    def run(self) -> None:
+        """Once forward and backward."""
+        for block in self.blocks:
+            for x, weight, gradient in block:
+                self._forward(x, weight, gradient)
+            if not self.plan.flash:
+                torch.bmm(self.q, self.k.mT, out=self.scores)
+                torch.bmm(self.scores, self.v, out=self._shared("queries", *self.q.shape))
+        self._output()
+        for block in reversed(self.blocks):
+            for x, weight, gradient in reversed(block):
+                self._backward(x, weight, gradient)
+            if self.plan.flash:
+                shown = F.scaled_dot_product_attention(self.q, self.k, self.v, is_causal=True, enable_gqa=True)
+                torch.autograd.grad(shown, (self.q, self.k, self.v), self.do)
+            else:
+                torch.bmm(self.do, self.v.mT, out=self.scores)
+                torch.bmm(self.scores, self.k, out=self._shared("queries", *self.q.shape))
+                for rows in (self.q, self.do):
+                    torch.bmm(self.scores.mT, rows, out=self._shared("keys", *self.k.shape))
+
+    def _forward(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+        for start in range(0, len(x), self.plan.tile):
+            rows = slice(start, start + self.plan.tile)
+            torch.mm(x[rows], weight.T, out=result[rows])
+
+    def _backward(self, x: Tensor, weight: Tensor, gradient: Tensor) -> None:
+        of_input, of_weight = self._shared("input", *x.shape), self._shared("weight", *weight.shape)
+        for start in range(0, len(x), self.plan.tile):
+            rows = slice(start, start + self.plan.tile)
+            torch.mm(gradient[rows], weight, out=of_input[rows])
+            if start:
+                of_weight.addmm_(gradient[rows].T, x[rows])
+            else:
+                torch.mm(gradient[rows].T, x[rows], out=of_weight)
+
+    def _output(self) -> None:
+        """A tile of logits at a time, forward and backward, as a loss does that never holds all of them."""
+        x, weight, logits = self.output
+        for start in range(0, len(x), self.plan.tile):
+            part = x[start : start + self.plan.tile]
+            self._forward(part, weight, logits[: len(part)])
+            self._backward(part, weight, logits[: len(part)])
+
+
+class Bound:
+    """The rate of a step's products, measured as often as wanted between other measurements."""
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        most = CPU_REPLAY_TOKENS if device.type == "cpu" else step.tokens
+        self.step, self.device = replace(step, tokens=min(step.tokens, most)), device
+        self.seconds: list[float] = []
+        self.plan = self._best_plan()
+
+    def _best_plan(self) -> Plan:
+        """The fastest way to do the products: its parts are varied one after the other, and the best is kept."""
+        tokens = self.step.tokens
+        plans = [Plan(dtype, tokens) for dtype in usable_dtypes(self.device)]
+        best = min(plans, key=self._try)
+        choices: Sequence[dict[str, int | bool]] = [
+            *({"tile": tile} for tile in TILES[self.device.type] if tile < tokens), {"fused": False}, {"flash": True}
+        ]  # fmt: skip
+        seconds = self._try(best)
+        for choice in choices:
+            plan = replace(best, **choice)  # type: ignore[arg-type]
+            if (other := self._try(plan)) < seconds:
+                best, seconds = plan, other
+        return best
+
+    def _try(self, plan: Plan) -> float:
+        return min(timed(Replay(self.step, plan, self.device).run, self.device, 2))
+
+    def measure(self, repeat: int = 3) -> None:
+        """Replay again."""
+        self.seconds += timed(Replay(self.step, self.plan, self.device).run, self.device, repeat)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """By the median of all replays."""
+        return self.step.tokens / median(self.seconds)
+
+    @property
+    def flops_per_second(self) -> float:
+        """The same in operations."""
+        return step_flops(self.step) / median(self.seconds)

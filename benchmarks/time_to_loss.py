@@ -1,0 +1,385 @@
+"""How soon our trainer predicts held-out text as well as a tutorial's loop does in the end.
+
+    python benchmarks/time_to_loss.py --model 512x8 --text pretrain.jsonl.xz --work_dir DIR --minutes 20 --json FILE
+    python benchmarks/time_to_loss.py --from_json FILE
+
+The clock starts with the process, tokens on the disk, nothing compiled, and ends with it, the weights written; scoring
+comes after. A learning rate falls until the end of its run, so a point of a curve is a run of its own with its own
+budget. Bits per byte count every byte of the same held-out documents in windows of 340 tokens, for both arms.
+
+The baseline (benchmarks/baseline.py) is the best of its learning rates and batch sizes: each is tried for a share of
+--minutes, the best then has all of them. Where --epochs is given, it has so many passes over its documents instead.
+Ours needs its number of steps beforehand: a first run, outside the clock, shows how long its start and a step take.
+Needs an otherwise idle machine.
+"""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
+
+import torch
+from torch import Tensor
+
+from benchmarks.arms import (
+    Bench,
+    add_flags,
+    find_metrics,
+    keep,
+    measure_speed,
+    read_lines,
+    start_bench,
+    started,
+    targets_of,
+)
+from benchmarks.baseline import SAVE_SECONDS, build_model
+from benchmarks.corpus import WINDOW_TOKENS
+from benchmarks.plots import line_chart
+from benchmarks.scoring import bits_per_byte
+from configs.artifacts import read_json
+from configs.cli import Parser, run
+from configs.hardware import cpu_has_bf16
+from configs.paths import display
+from configs.schema import UserError
+from trainer.checkpoint import load_model
+
+OUR_SHARES = (0.1, 0.2, 0.35)
+"""Budgets of ours as shares of --minutes."""
+TIMES_FASTER = {True: 5.0, False: 20 / 7}
+"""What the baseline reaches in 20 minutes, ours shall reach in 4, or in 7 without bfloat16 instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished run."""
+
+    seconds: float
+    """From the start of the process to its end."""
+    tokens: int
+    """Real tokens learnt."""
+    heldout_bpb: float
+    bytes_scored: int
+    steps: int
+    peak_rss_mb: float
+
+
+def tell(what: str, run: Run) -> Run:
+    """Say on stderr how a run ended."""
+    print(
+        f"{what}: {run.heldout_bpb:.4f} bits per byte after {run.seconds:.1f} s, {run.steps} steps, {run.tokens:,} tokens",
+        file=sys.stderr,
+        flush=True,
+    )
+    return run
+
+
+def finished(
+    bench: Bench,
+    make_command: Callable[[Path], Sequence[str]],
+    load: Callable[[Path], torch.nn.Module],
+    target_share: float,
+) -> Run:
+    """Run a command to its end, then score the weights that it left in its folder, as `load` reads them."""
+    with started(bench, make_command) as (program, folder):
+        program.wait()
+        program.check()
+        last = read_lines(find_metrics(folder))[-1]
+        model = load(folder).eval()
+    model.to(bench.device)
+
+    def logits(ids: Tensor) -> Tensor:
+        shown = model(ids)
+        return shown if isinstance(shown, Tensor) else shown.logits
+
+    texts = bench.corpus.heldout_texts()
+    bpb, num_bytes = bits_per_byte(logits, bench.tokenizer, texts, length=WINDOW_TOKENS, device=bench.device)
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Run(
+        seconds=round(program.seconds, 2),
+        tokens=round(targets_of(last, target_share)),
+        heldout_bpb=round(bpb, 5),
+        bytes_scored=num_bytes,
+        steps=int(last["step"]),
+        peak_rss_mb=round(program.peak_rss_mb, 1),
+    )
+
+
+# --- the baseline -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Settings of the baseline to choose from."""
+
+    learning_rate: float
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"baseline, rate {self.learning_rate:g}, batches of {self.batch_size}"
+
+
+def baseline_run(bench: Bench, candidate: Candidate, seed: int, share: float) -> Run:
+    """One run of the baseline with a share of its budget."""
+    args = bench.args
+
+    def command(folder: Path) -> list[str]:
+        if args.epochs:
+            steps = max(1, round(share * args.epochs * len(bench.documents) / candidate.batch_size))
+            budget = ["--max_steps", str(steps)]
+        else:
+            budget = ["--seconds", str(share * args.minutes * 60), "--started", str(time.time())]
+        return bench.baseline_command(folder, seed, candidate.learning_rate, candidate.batch_size, *budget)
+
+    def load(folder: Path) -> torch.nn.Module:
+        model = build_model(bench.shape)
+        model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        return model
+
+    return tell(f"{candidate}, {share:.0%} of the budget", finished(bench, command, load, 1.0))
+
+
+def baseline_arm(bench: Bench) -> dict[str, Any]:
+    """Choose the baseline's settings, run it in full. Returns: its object of the JSON."""
+    candidates = list(itertools.starmap(Candidate, itertools.product(bench.args.learning_rates, bench.batch_sizes)))
+    share, seeds = bench.args.search_share, bench.args.seeds
+    tried = {}
+    if len(candidates) > 1 or share == 1:
+        tried = {candidate: baseline_run(bench, candidate, seeds[0], share) for candidate in candidates}
+    best = min(tried, key=lambda candidate: tried[candidate].heldout_bpb) if tried else candidates[0]
+    if at_edge(best.learning_rate, bench.args.learning_rates):
+        print(
+            f"warning: the best rate, {best.learning_rate:g}, is the first or last of --learning_rates: try more",
+            file=sys.stderr,
+            flush=True,
+        )
+    curve = [point([tried[best]])] if tried and share < 1 else []
+    full = [tried[best]] if share == 1 else [baseline_run(bench, best, seeds[0], 1.0)]
+    full += [baseline_run(bench, best, seed, 1.0) for seed in seeds[1:]]
+    return {
+        "arm": "baseline",
+        "dtype": bench.baseline_dtype,
+        "curve": [*curve, point(full)],
+        "learning_rate": best.learning_rate,
+        "batch_size": best.batch_size,
+        "epochs": bench.args.epochs,
+        "search_share": share,
+        "candidates": [asdict(candidate) | asdict(found) for candidate, found in tried.items()],
+    }
+
+
+def at_edge(value: float, choices: Sequence[float]) -> bool:
+    """Whether a better value may lie beyond those tried."""
+    return len(choices) > 2 and value in (min(choices), max(choices))
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def steps_within(seconds: float, startup_seconds: float, step_seconds: float) -> int:
+    """Steps that fit a budget: start-up and the weights' writing taken off."""
+    return max(1, math.floor((seconds - startup_seconds - SAVE_SECONDS) / step_seconds))
+
+
+def our_run(bench: Bench, seed: int, steps: int) -> Run:
+    """One run of our trainer."""
+    return finished(
+        bench,
+        lambda folder: bench.our_command(folder, seed, "--max_steps", str(steps)),
+        lambda folder: load_model(bench.our_weights(folder))[0],
+        bench.target_share,
+    )
+
+
+def our_arm(bench: Bench) -> dict[str, Any]:
+    """A run a budget and seed. Returns: our object of the JSON."""
+    args = bench.args
+    budgets = sorted(60 * minutes for minutes in args.budgets or (share * args.minutes for share in OUR_SHARES))
+    speed = measure_speed(
+        bench,
+        lambda folder: bench.our_command(folder, args.seeds[0]),
+        seconds=60 * args.calibrate_minutes,
+        target_share=bench.target_share,
+        dtype=bench.run.train.dtype,
+    )
+    startup, step = speed.startup_seconds, speed.step_seconds
+    print(f"minillm: {startup:.1f} s to start, {step:.3f} s a step", file=sys.stderr, flush=True)
+    curve = []
+    for budget in budgets:
+        steps = steps_within(budget, startup, step)
+        if budget < startup + step:
+            print(f"warning: {budget:.0f} s are over before the first step", file=sys.stderr, flush=True)
+        runs = [tell(f"minillm, budget {budget:.0f} s", our_run(bench, seed, steps)) for seed in args.seeds]
+        curve.append(point(runs) | {"budget_seconds": budget})
+        if steps > 10:  # enough to correct the first estimate
+            step = max(mean(run.seconds for run in runs) - startup - SAVE_SECONDS, 1e-3) / steps
+    return {
+        "arm": "minillm",
+        "dtype": speed.dtype,
+        "curve": curve,
+        "flags": list(bench.words),
+        "startup_seconds": startup,
+        "calibration": asdict(speed),
+    }
+
+
+def point(runs: Sequence[Run]) -> dict[str, Any]:
+    """A point of a curve: means over the seeds."""
+    return {
+        "seconds": round(mean(run.seconds for run in runs), 2),
+        "tokens": round(mean(run.tokens for run in runs)),
+        "heldout_bpb": round(mean(run.heldout_bpb for run in runs), 5),
+        "bytes_scored": runs[0].bytes_scored,
+        "steps": runs[0].steps,
+        "bpb_of_seeds": [run.heldout_bpb for run in runs],
+        "peak_rss_mb": max(run.peak_rss_mb for run in runs),
+    }
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def seconds_to(curve: Sequence[dict[str, Any]], level: float) -> tuple[float, bool] | None:
+    """When a curve reaches so few bits per byte, and whether that is exact.
+
+    Between two points the curve is taken as straight over the logarithm of time. Where the first point is there
+    already, its time is an upper bound: not exact. None: never.
+    """
+    points = sorted((p["seconds"], p["heldout_bpb"]) for p in curve)
+    for number, (seconds, bpb) in enumerate(points):
+        if bpb <= level:
+            if number == 0:
+                return seconds, bpb == level
+            before, above = points[number - 1]
+            part = (above - level) / (above - bpb)
+            return before * (seconds / before) ** part, True
+    return None
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    first = results[0]
+    scored = first["curve"][0]["bytes_scored"]
+    lines = [
+        f"{first['model']} on {first['device']}, {first['threads']} threads; {scored:,} held-out bytes, windows of "
+        f"{WINDOW_TOKENS} tokens",
+        "",
+        "| arm | dtype | seconds | steps | tokens | bits per byte | by seed | peak RSS, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for p in result["curve"]:
+            by_seed = ", ".join(f"{value:.4f}" for value in p["bpb_of_seeds"])
+            lines.append(
+                f"| {result['arm']} | {result['dtype']} | {p['seconds']:.1f} | {p['steps']} | {p['tokens']:,} | "
+                f"{p['heldout_bpb']:.4f} | {by_seed} | {p['peak_rss_mb']:,.0f} |"
+            )
+    for result in results:
+        if result.get("candidates"):
+            share = result["search_share"]
+            lines += ["", f"baseline's candidates, {share:.0%} of the budget each:", ""]
+            lines += [
+                "| learning rate | batch | seconds | steps | tokens | bits per byte |",
+                "|---|---|---|---|---|---|",
+            ]
+            lines += [
+                f"| {c['learning_rate']:g} | {c['batch_size']} | {c['seconds']:.1f} | {c['steps']} | {c['tokens']:,} | "
+                f"{c['heldout_bpb']:.4f} |"
+                for c in result["candidates"]
+            ]
+    return lines
+
+
+def targets(results: Sequence[dict[str, Any]]) -> list[str]:
+    """How much sooner ours is where the baseline ends. The target is set for 512x8 and 20 minutes on a CPU."""
+    arms = {result["arm"]: result for result in results}
+    if len(arms) < 2:
+        return []
+    end = min(arms["baseline"]["curve"], key=lambda p: p["heldout_bpb"])
+    level, seconds = end["heldout_bpb"], end["seconds"]
+    reached = seconds_to(arms["minillm"]["curve"], level)
+    if reached is None:
+        best = min(p["heldout_bpb"] for p in arms["minillm"]["curve"])
+        return [f"- the baseline's {level:.4f} bits per byte ({seconds:.0f} s): NOT met, ours has {best:.4f} at best"]
+    ours, exact = reached
+    wanted = TIMES_FASTER[arms["minillm"]["has_bf16"]]
+    times = seconds / ours
+    met = "" if arms["minillm"]["on_gpu"] else f" (target {wanted:.2f}x): {'met' if times >= wanted else 'NOT met'}"
+    return [
+        f"- the baseline's {level:.4f} bits per byte, which it has after {seconds:.0f} s, ours has after "
+        f"{'' if exact else 'at most '}{ours:.0f} s: {times:.2f}x sooner{met}"
+    ]
+
+
+def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Both curves, and the baseline's end as a level."""
+    series = {r["arm"]: [(p["seconds"], p["heldout_bpb"]) for p in r["curve"]] for r in results}
+    level = min((y for _, y in series["baseline"]), default=None) if "baseline" in series else None
+    title = f"Held-out bits per byte: {results[0]['model']}, {results[0]['device']}"
+    line_chart(path, title, "seconds from the start of the process", "bits per byte", series, level=level)
+
+
+def show(results: Sequence[dict[str, Any]], plot: Path | None) -> None:
+    """Tables, target and plot."""
+    print(*table(results), "", *targets(results), sep="\n", flush=True)
+    if plot:
+        draw(plot, results)
+        print(f"drawn: {display(plot)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run both arms, score them, print a table, draw it."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, minutes=20.0, minutes_help="budget of the baseline 基线总分钟数")
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        metavar="M",
+        help="minutes of ours, a run each 我们的分钟数 (10%% 20%% 35%% of --minutes)",
+    )
+    parser.add_argument("--epochs", type=int, default=0, metavar="N", help="budget of the baseline instead 基线轮数")
+    parser.add_argument(
+        "--search_share",
+        type=float,
+        default=0.25,
+        metavar="P",
+        help="of the budget, for each of the baseline's candidates; 1: each in full 搜索所用比例 (%(default)s)",
+    )
+    parser.add_argument(
+        "--calibrate_minutes", type=float, default=0.5, metavar="M", help="to learn our speed 测速分钟数 (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.from_json:
+        show(read_json(args.from_json, "Make it with --json."), args.from_json.with_suffix(".svg"))
+        return 0
+    if not 0 < args.search_share <= 1:
+        raise UserError(f"--search_share {args.search_share}: must be above 0, and 1 at most.")
+    bench = start_bench(args)
+    if bench is None:
+        return 0
+    common = bench.facts() | {
+        "minutes": args.minutes,
+        "has_bf16": cpu_has_bf16() if bench.device.type == "cpu" else True,
+        "on_gpu": bench.device.type == "cuda",
+    }
+    results: list[dict[str, Any]] = []
+    for arm, measure in (("baseline", baseline_arm), ("minillm", our_arm)):
+        if arm in args.arms:
+            results.append(measure(bench) | common)
+            kept = keep(args.json, results)
+    show(kept, args.json.with_suffix(".svg") if args.json else None)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

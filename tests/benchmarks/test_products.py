@@ -1,0 +1,100 @@
+"""The bound and MFU: what is counted, and against which peak."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.products import (
+    Bound,
+    Plan,
+    Replay,
+    Step,
+    active_parameters,
+    listed_peak,
+    mean_keys,
+    step_flops,
+    training_flops,
+)
+from configs.schema import ModelConfig
+from model.model_minillm import MiniLLM
+
+CPU = torch.device("cpu")
+DENSE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+).resolve()
+MOE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+).resolve()  # fmt: skip
+
+
+def test_a_query_looks_at_the_tokens_of_its_document_before_it_and_itself() -> None:
+    rows = np.array([[0, 0, 0, 1, 1], [0, 0, -1, -1, -1], [0, 0, 0, 0, 0]])
+    keys = [1, 2, 3, 1, 2, 1, 2, 1, 2, 3, 4, 5]
+    assert mean_keys(rows) == pytest.approx(sum(keys) / len(keys))
+
+
+def test_active_parameters_are_all_of_a_dense_model() -> None:
+    assert active_parameters(DENSE) == MiniLLM(DENSE).num_parameters()
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_does_not_meet() -> None:
+    idle = (MOE.num_experts - MOE.num_experts_per_tok) * 3 * 32 * 24 * MOE.num_hidden_layers
+    assert active_parameters(MOE) == MiniLLM(MOE).num_parameters() - idle
+
+
+def test_mfu_counts_6n_and_12ldt_a_token() -> None:
+    assert training_flops(DENSE, 128) == 6 * active_parameters(DENSE) + 12 * 2 * 32 * 128
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("shape", [DENSE, MOE])
+def test_a_replay_does_the_operations_that_the_bound_states(shape: ModelConfig, fused: bool) -> None:
+    step = Step(shape, tokens=60, target_share=0.8, mean_keys=8)  # pieces of 15 tokens, 8 keys a query
+    replay = Replay(step, Plan("float32", 60, fused=fused), CPU)
+    with FlopCounterMode(display=False) as counter:
+        replay.run()
+    assert counter.get_total_flops() == step_flops(step)
+
+
+def test_a_products_operations_are_two_a_parameter_and_direction() -> None:
+    matrices = active_parameters(DENSE) - sum(p.numel() for p in MiniLLM(DENSE).parameters() if p.dim() == 1)
+    step = Step(DENSE, tokens=10, target_share=1.0, mean_keys=0.0)
+    assert step_flops(step) == 6 * 10 * matrices
+
+
+def test_tiles_and_joined_projections_leave_the_gradient_of_a_weight_the_same() -> None:
+    whole = Replay(Step(DENSE, 60, 1.0, 8), Plan("float32", 60), CPU)
+    tiled = Replay(Step(DENSE, 60, 1.0, 8), Plan("float32", 16), CPU)
+    x, weight, gradient = torch.randn(60, 32), torch.randn(48, 32), torch.randn(60, 48)
+    found = []
+    for replay in (whole, tiled):
+        replay._backward(x, weight, gradient)
+        found.append(replay._shared("weight", 48, 32).clone())
+    torch.testing.assert_close(found[0], gradient.T @ x)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_bound_is_the_median_of_its_replays() -> None:
+    bound = object.__new__(Bound)
+    bound.step, bound.seconds = Step(DENSE, 60, 0.8, 8), [1.0, 4.0, 2.0]
+    assert bound.tokens_per_second == 30
+    assert bound.flops_per_second == step_flops(bound.step) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989.4), ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100-PCIE-40GB", 312), ("NVIDIA A10", 125), ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 3090", 71),
+    ],
+)  # fmt: skip
+def test_a_gpus_peak_is_found_by_its_name(name: str, tflops: float) -> None:
+    assert listed_peak(name) == pytest.approx(tflops * 1e12)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "Tesla T4", ""])
+def test_a_gpu_that_only_resembles_a_listed_one_has_no_peak(name: str) -> None:
+    assert listed_peak(name) is None
