@@ -2,13 +2,19 @@
 
 use crate::error::{Error, Result};
 use crate::split::{Splitter, cap_han_runs};
+use crate::stop::Stop;
 use hashbrown::HashTable;
 use rayon::prelude::*;
 use rustc_hash::FxHasher;
 use std::hash::Hasher;
+use std::sync::Arc;
 
-/// A text above this size is counted on its own, piece by piece, so that one huge record needs no memory per piece.
-const LARGE_TEXT_BYTES: usize = 4 << 20;
+/// Texts are cut into parts of about this size, where their pattern allows, so that one huge text is work for all threads.
+const PART_BYTES: usize = 64 << 10;
+/// So much text is counted at once, unless there is less.
+const BATCH_BYTES: usize = 8 << 20;
+/// A part above this size is counted on its own, piece by piece.
+const LARGE_PART_BYTES: usize = 4 << 20;
 
 /// Training addresses the bytes of a piece by 32 bits.
 const MAX_PIECE_BYTES: usize = 1 << 31;
@@ -16,7 +22,7 @@ const MAX_PIECE_BYTES: usize = 1 << 31;
 /// Counts the pieces of texts. The counts are the same for any order of texts, any batches and any number of threads.
 #[derive(Debug)]
 pub struct PieceCounter {
-    splitter: Splitter,
+    splitter: Arc<Splitter>,
     max_han_run: Option<usize>,
     shards: Vec<PieceShard>,
 }
@@ -38,54 +44,39 @@ struct Entry {
 
 impl PieceCounter {
     /// A counter without pieces. With `max_han_run`, runs of Han are cut after that many characters.
-    pub fn new(splitter: Splitter, max_han_run: Option<usize>) -> Result<Self> {
+    pub fn new(splitter: impl Into<Arc<Splitter>>, max_han_run: Option<usize>) -> Result<Self> {
         if max_han_run == Some(0) {
             return Err(Error::Setting { name: "max_han_run", reason: "must be at least 1, or None for no cap" });
         }
         let shards = (0..rayon::current_num_threads()).map(|_| PieceShard::default()).collect();
-        Ok(Self { splitter, max_han_run, shards })
+        Ok(Self { splitter: splitter.into(), max_han_run, shards })
     }
 
     /// Count the pieces of `texts`, in parallel.
-    pub fn add<S: AsRef<str> + Sync>(&mut self, texts: &[S]) -> Result<()> {
-        let Self { splitter, max_han_run, shards } = self;
-        let num_shards = shards.len();
-        let is_large = |text: &&S| text.as_ref().len() > LARGE_TEXT_BYTES;
-        let chunk = texts.len().div_ceil(num_shards * 4).max(1);
-        let parts: Vec<Vec<Vec<(u32, &str)>>> = texts
-            .par_chunks(chunk)
-            .map(|texts| {
-                let mut by_shard = vec![Vec::new(); num_shards];
-                for text in texts.iter().filter(|text| !is_large(text)) {
-                    for_each_part(splitter, *max_han_run, text.as_ref(), |part| {
-                        let hash = hash_piece(part);
-                        by_shard[shard_of(hash, num_shards)].push((hash, part));
-                    })?;
+    pub fn add<S: AsRef<str> + Sync>(&mut self, texts: &[S], stop: &Stop) -> Result<()> {
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for text in texts {
+            for part in self.splitter.parts(text.as_ref(), PART_BYTES) {
+                if part.len() > LARGE_PART_BYTES {
+                    count_large_part(&self.splitter, self.max_han_run, part, &mut self.shards, stop)?;
+                    continue;
                 }
-                Ok(by_shard)
-            })
-            .collect::<Result<_>>()?;
-        shards.par_iter_mut().enumerate().for_each(|(index, shard)| {
-            for &(hash, piece) in parts.iter().flat_map(|part| &part[index]) {
-                shard.add(hash, piece);
-            }
-        });
-        drop(parts);
-        for text in texts.iter().filter(is_large) {
-            let mut too_long = None;
-            for_each_part(splitter, *max_han_run, text.as_ref(), |part| {
-                if part.len() > MAX_PIECE_BYTES {
-                    too_long = Some(part.len());
-                    return;
+                batch_bytes += part.len();
+                batch.push(part);
+                if batch_bytes >= BATCH_BYTES {
+                    count_batch(&self.splitter, self.max_han_run, &batch, &mut self.shards, stop)?;
+                    batch.clear();
+                    batch_bytes = 0;
                 }
-                let hash = hash_piece(part);
-                shards[shard_of(hash, num_shards)].add(hash, part);
-            })?;
-            if let Some(len) = too_long {
-                return Err(Error::PieceTooLong(len));
             }
         }
-        Ok(())
+        count_batch(&self.splitter, self.max_han_run, &batch, &mut self.shards, stop)
+    }
+
+    /// What cuts the texts into pieces.
+    pub fn splitter(&self) -> &Arc<Splitter> {
+        &self.splitter
     }
 
     /// The number of distinct pieces so far.
@@ -123,12 +114,66 @@ impl PieceShard {
     }
 }
 
-fn for_each_part<'t>(
+/// Count the pieces of `texts` in two steps that need no locks: list the pieces of some texts by shard, count a shard.
+fn count_batch(
+    splitter: &Splitter,
+    max_han_run: Option<usize>,
+    texts: &[&str],
+    shards: &mut [PieceShard],
+    stop: &Stop,
+) -> Result<()> {
+    let num_shards = shards.len();
+    let lists: Vec<Vec<Vec<(u32, &str)>>> = texts
+        .par_chunks(texts.len().div_ceil(num_shards * 4).max(1))
+        .map(|texts| {
+            let mut by_shard = vec![Vec::new(); num_shards];
+            for text in texts {
+                for_each_piece(splitter, max_han_run, text, stop, |piece| {
+                    let hash = hash_piece(piece);
+                    by_shard[shard_of(hash, num_shards)].push((hash, piece));
+                    Ok(())
+                })?;
+            }
+            Ok(by_shard)
+        })
+        .collect::<Result<_>>()?;
+    shards.par_iter_mut().enumerate().for_each(|(index, shard)| {
+        for &(hash, piece) in lists.iter().flat_map(|list| &list[index]) {
+            shard.add(hash, piece);
+        }
+    });
+    Ok(())
+}
+
+/// Count the pieces of a text that can't be cut beforehand, one by one: a list of them might need a lot of memory.
+fn count_large_part(
+    splitter: &Splitter,
+    max_han_run: Option<usize>,
+    text: &str,
+    shards: &mut [PieceShard],
+    stop: &Stop,
+) -> Result<()> {
+    for_each_piece(splitter, max_han_run, text, stop, |piece| {
+        if piece.len() > MAX_PIECE_BYTES {
+            return Err(Error::PieceTooLong(piece.len()));
+        }
+        let hash = hash_piece(piece);
+        shards[shard_of(hash, shards.len())].add(hash, piece);
+        Ok(())
+    })
+}
+
+fn for_each_piece<'t>(
     splitter: &Splitter,
     max_han_run: Option<usize>,
     text: &'t str,
-    mut visit: impl FnMut(&'t str),
+    stop: &Stop,
+    mut visit: impl FnMut(&'t str) -> Result<()>,
 ) -> Result<()> {
+    let mut visit = |piece| {
+        stop.check()?;
+        visit(piece)
+    };
     match max_han_run {
         None => splitter.for_each(text, visit),
         Some(max_han) => splitter.for_each(text, |piece| cap_han_runs(piece, max_han, &mut visit)),

@@ -12,16 +12,21 @@ pub enum Error {
     /// The input holds no text at all.
     EmptyInput,
     /// The vocabulary must hold the 256 bytes, and its ids must fit 32 bits.
-    VocabSize(usize),
+    VocabSize(i128),
     /// The split pattern is no regular expression.
     Pattern {
-        /// The pattern as it was given.
+        /// The beginning of the pattern.
         pattern: String,
         /// What the regular expression compiler says about it.
         reason: String,
     },
-    /// The split pattern gave up on a text, because it needs too many steps.
-    PatternTooSlow(String),
+    /// The split pattern gave up on a text, because it needs too many steps or too much memory.
+    PatternTooSlow {
+        /// The beginning of the text where it gave up.
+        text: String,
+        /// What the regular expression engine says about it.
+        reason: String,
+    },
     /// A setting that makes no sense, such as a cap of zero.
     Setting {
         /// The setting's name.
@@ -33,6 +38,15 @@ pub enum Error {
     PieceTooLong(usize),
     /// An id that the vocabulary does not have.
     UnknownToken(u32),
+    /// A merge that training can't have learnt: of tokens that come after it, or of a pair that is merged before.
+    Merge {
+        /// The left token.
+        left: u32,
+        /// The right token.
+        right: u32,
+    },
+    /// Bytes that can't be written with the tokens, as the merges are not those of a training.
+    NoTokens,
     /// A file cannot be read.
     Read {
         /// The file.
@@ -49,13 +63,17 @@ impl fmt::Display for Error {
         match self {
             Self::EmptyInput => write!(f, "the input holds no text; give at least one string that is not empty"),
             Self::VocabSize(size) => {
-                write!(f, "vocab_size is {size}; it must be at least 256 (one token a byte) and below 2^32 - 2")
+                write!(f, "vocab_size is {size}; it must be at least 256 (one token a byte) and below {}", u32::MAX - 1)
             }
             Self::Pattern { pattern, reason } => {
                 write!(f, "the split pattern {pattern:?} is not a valid regular expression: {reason}")
             }
-            Self::PatternTooSlow(reason) => {
-                write!(f, "the split pattern gave up on a text: {reason}; choose a pattern that backtracks less")
+            Self::PatternTooSlow { text, reason } => {
+                write!(
+                    f,
+                    "the split pattern gave up at {text:?}: {reason}; choose a pattern that backtracks less (possessive \
+                     `++` and `*+` do not), or a named one"
+                )
             }
             Self::Setting { name, reason } => write!(f, "{name} {reason}"),
             Self::PieceTooLong(bytes) => {
@@ -65,6 +83,10 @@ impl fmt::Display for Error {
                 )
             }
             Self::UnknownToken(id) => write!(f, "token {id} is not in the vocabulary"),
+            Self::Merge { left, right } => {
+                write!(f, "the merge ({left}, {right}) comes twice, or before its tokens; give merges as training does")
+            }
+            Self::NoTokens => write!(f, "the merges leave no way to write a text; give merges as training does"),
             Self::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             Self::Interrupted => write!(f, "interrupted"),
         }

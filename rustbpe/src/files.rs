@@ -2,62 +2,66 @@
 
 use crate::count::PieceCounter;
 use crate::error::{Error, Result};
+use crate::stop::Stop;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// So much is read at a time, and handed on in texts of at least the other size: work for several threads.
+/// So much is read at a time.
 const READ_BYTES: u64 = 8 << 20;
-const TEXT_BYTES: usize = 64 << 10;
 
 /// Count the pieces of the UTF-8 file at `path`; returns the number of bytes skipped because they are no UTF-8.
 ///
-/// A file is cut into texts after line ends that visible text follows: the named patterns end a piece there anyway. A
-/// file without such places is one text. `poll` is called now and then, and stops the reading by returning an error.
-pub fn count_file(pieces: &mut PieceCounter, path: &Path, mut poll: impl FnMut() -> Result<()>) -> Result<u64> {
+/// What stands before and after such bytes are two texts. For a named pattern the result is otherwise that of the whole
+/// text. For any other one, each line that begins with visible text begins a new text, so that memory does not grow
+/// with the file.
+pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result<u64> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read_error)?;
-    let (mut buffer, mut skipped) = (Vec::new(), 0);
+    let mut bytes = Vec::new(); // read but not decoded; from one read to the next at most the beginning of a character
+    let mut text = String::new(); // decoded but not counted; from one read to the next there is no place to cut in it
+    let mut skipped = 0;
     loop {
-        poll()?;
-        let num_read = (&mut file).take(READ_BYTES).read_to_end(&mut buffer).map_err(read_error)?;
-        let cuts = cuts(&buffer, num_read == 0);
-        let mut texts = Vec::new();
-        let mut start = 0;
-        for end in cuts {
-            for chunk in buffer[start..end].utf8_chunks() {
-                if !chunk.valid().is_empty() {
-                    texts.push(chunk.valid());
-                }
-                skipped += chunk.invalid().len() as u64;
+        stop.check()?;
+        let num_read = (&mut file).take(READ_BYTES).read_to_end(&mut bytes).map_err(read_error)?;
+        let is_end = num_read == 0;
+        let mut ends = Vec::new(); // of the texts in `text`
+        let mut searched = text.len();
+        let mut num_used = 0;
+        for chunk in bytes.utf8_chunks() {
+            let (valid, invalid) = (chunk.valid(), chunk.invalid());
+            text.push_str(valid);
+            num_used += valid.len();
+            if !is_end && num_used + invalid.len() == bytes.len() && is_start_of_character(invalid) {
+                break;
             }
-            start = end;
+            if !invalid.is_empty() {
+                num_used += invalid.len();
+                skipped += invalid.len() as u64;
+                ends.push(text.len());
+                searched = text.len();
+            }
         }
-        pieces.add(&texts)?;
-        if num_read == 0 {
+        bytes.drain(..num_used);
+        if is_end {
+            ends.push(text.len());
+        } else {
+            let start = ends.last().copied().unwrap_or(0);
+            let from = (searched - start).saturating_sub(1); // the last character before may be followed by a cut now
+            ends.extend(pieces.splitter().last_cut(&text[start..], from).map(|cut| start + cut));
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let texts = starts.zip(&ends).map(|(start, &end)| &text[start..end]);
+        let texts: Vec<&str> = texts.flat_map(|text| pieces.splitter().stream_parts(text)).collect();
+        pieces.add(&texts, stop)?;
+        if is_end {
             return Ok(skipped);
         }
-        buffer.drain(..start);
+        text.drain(..ends.last().copied().unwrap_or(0));
     }
 }
 
-/// Where to cut `buffer` into texts; at its end only if nothing comes after it.
-fn cuts(buffer: &[u8], is_last: bool) -> Vec<usize> {
-    let mut cuts = Vec::new();
-    let mut start = 0;
-    while let Some(cut) = next_cut(buffer, start + TEXT_BYTES) {
-        cuts.push(cut);
-        start = cut;
-    }
-    if is_last && start < buffer.len() {
-        cuts.push(buffer.len());
-    }
-    cuts
-}
-
-/// The first place from `from` on that lies between a line end and a character that is surely no white space.
-fn next_cut(buffer: &[u8], from: usize) -> Option<usize> {
-    let is_visible = |byte: u8| byte.is_ascii_graphic() || byte >= 0xe4; // ideographs, and what comes after them
-    let rest = buffer.get(from..)?;
-    rest.windows(2).position(|pair| pair[0] == b'\n' && is_visible(pair[1])).map(|at| from + at + 1)
+/// Whether more bytes may make `bytes`, which are no UTF-8, a character.
+fn is_start_of_character(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

@@ -15,10 +15,12 @@ pub mod files;
 #[cfg(feature = "python")]
 mod py;
 pub mod split;
+pub mod stop;
 pub mod train;
 
 pub use count::PieceCounter;
 pub use encode::Encoder;
 pub use error::{Error, Result};
 pub use split::Splitter;
+pub use stop::Stop;
 pub use train::{Pair, learn_merges, token_bytes};

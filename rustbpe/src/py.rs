@@ -1,28 +1,47 @@
-//! The Python interface. It converts, releases the interpreter's lock around the work, and maps errors to exceptions.
+//! The Python interface. It converts, runs the work on other threads without the interpreter's lock, and maps errors to
+//! exceptions.
 
 use crate::count::PieceCounter;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::files::count_file;
 use crate::split::{GPT4_PATTERN, NANOCHAT_PATTERN, QWEN2_PATTERN, Splitter};
-use crate::train::{learn_merges, token_bytes};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyUserWarning, PyValueError};
+use crate::stop::Stop;
+use crate::train::{NUM_BYTES, check_vocab_size, learn_merges};
+use pyo3::exceptions::{
+    PyKeyboardInterrupt, PyOSError, PyTypeError, PyUnicodeEncodeError, PyUserWarning, PyValueError,
+};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyInt, PyList, PyString};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::ffi::CString;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// A buffer is handed on when it has this many bytes, even if it has fewer texts than asked for.
-const BUFFER_BYTES: usize = 16 << 20;
-/// How often the training looks for Ctrl-C and reports progress.
+/// A buffer of texts is handed on when it has this many bytes, even if it has fewer texts than asked for; and not
+/// before it has the lower number of bytes, since to hand on takes time.
+const MAX_BUFFER_BYTES: usize = 16 << 20;
+const MIN_BUFFER_BYTES: usize = 64 << 10;
+/// Less text than this, for a named pattern, is encoded by the calling thread: it takes a millisecond or two.
+const SHORT_BYTES: usize = 32 << 10;
+/// How often a waiting thread looks for Ctrl-C and reports progress.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-const NUM_BYTES: usize = 256;
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         match error {
-            Error::Read { .. } => PyOSError::new_err(error.to_string()),
+            // With these three Python makes it a FileNotFoundError, a PermissionError and so on.
+            Error::Read { path, source } => match source.raw_os_error() {
+                Some(code) => {
+                    let reason = source.to_string().replace(&format!(" (os error {code})"), "");
+                    PyOSError::new_err((code, reason, path.into_os_string()))
+                }
+                None => PyOSError::new_err(Error::Read { path, source }.to_string()),
+            },
             Error::Interrupted => PyKeyboardInterrupt::new_err(()),
             _ => PyValueError::new_err(error.to_string()),
         }
@@ -34,23 +53,28 @@ impl From<Error> for PyErr {
 /// 字节级 BPE 分词器：在文本上训练，再用学到的合并规则编码。
 #[pyclass(module = "rustbpe")]
 struct Tokenizer {
-    splitter: Splitter,
-    encoder: Encoder,
+    splitter: Arc<Splitter>,
+    encoder: Arc<Encoder>,
+    /// The ids as Python's numbers. Lists of ids share them: to make new ones for each takes about as long as to encode.
+    numbers: Vec<Py<PyInt>>,
 }
 
 #[pymethods]
 impl Tokenizer {
     #[new]
-    fn new() -> Result<Self> {
-        Ok(Self { splitter: Splitter::new(GPT4_PATTERN)?, encoder: Encoder::new(token_bytes(&[])) })
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let encoder = Encoder::new(Vec::new())?;
+        let numbers = numbers(py, &encoder)?;
+        Ok(Self { splitter: Arc::new(Splitter::new(GPT4_PATTERN)?), encoder: Arc::new(encoder), numbers })
     }
 
-    /// Train on an iterable of strings, which is read as a stream, `buffer_size` texts at a time.
+    /// Train on an iterable of strings, which is read as a stream, about `buffer_size` texts at a time.
     ///
     /// `pattern` cuts text into pieces (default: GPT-4's). `max_han_run` cuts runs of Han after that many characters,
     /// in training only. `progress(done, wanted)` is called now and then while merges are learnt. Of pairs with equal
     /// counts the lowest `(left id, right id)` is merged first, so the result depends neither on the order of the texts
-    /// nor on the number of threads. A text too small for the vocabulary gives a smaller one, and a warning.
+    /// nor on the number of threads. A text too small for the vocabulary gives a smaller one, and a warning. Half of a
+    /// surrogate pair counts as U+FFFD.
     ///
     /// 在字符串迭代器上训练。max_han_run 只在训练时限制连续汉字的长度；计数相同时先合并编号较小的一对。
     #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, *, max_han_run=None, progress=None))]
@@ -59,67 +83,69 @@ impl Tokenizer {
         &mut self,
         py: Python<'_>,
         iterator: &Bound<'_, PyAny>,
-        vocab_size: usize,
-        buffer_size: usize,
+        vocab_size: i64,
+        buffer_size: i64,
         pattern: Option<&str>,
-        max_han_run: Option<usize>,
+        max_han_run: Option<i64>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
-        if buffer_size == 0 {
-            return Err(Error::Setting { name: "buffer_size", reason: "must be at least 1" }.into());
+        let settings = Settings::new(vocab_size, pattern, max_han_run)?;
+        let buffer_size = at_least_1("buffer_size", buffer_size)?;
+        if iterator.is_instance_of::<PyString>() {
+            return Err(PyTypeError::new_err("iterator is one string; give an iterable of strings, such as [text]"));
         }
-        let mut pieces = new_counter(vocab_size, pattern, max_han_run)?;
+        // Python reads the texts of one buffer while those of the buffer before are counted.
+        let mut counting = settings.start(py)?;
         let mut buffer = Vec::new();
         let mut bytes = 0;
         for item in iterator.try_iter()? {
-            let text = item?.cast_into::<PyString>()?;
-            let text: String = text.to_cow()?.into_owned();
-            bytes += text.len();
+            let text = to_utf8(&item?.cast_into::<PyString>()?)?;
+            bytes += text.len() + 1; // an empty one takes memory too
             buffer.push(text);
-            if buffer.len() >= buffer_size || bytes >= BUFFER_BYTES {
+            if bytes >= MAX_BUFFER_BYTES || bytes >= MIN_BUFFER_BYTES && buffer.len() >= buffer_size {
                 py.check_signals()?;
-                py.detach(|| pieces.add(&buffer))?;
-                buffer.clear();
+                counting = count_texts(py, counting.wait(py, |_| Ok(()))?, std::mem::take(&mut buffer))?;
                 bytes = 0;
             }
         }
-        py.detach(|| pieces.add(&buffer))?;
-        drop(buffer);
-        self.learn(py, pieces, vocab_size, pattern, progress)
+        counting = count_texts(py, counting.wait(py, |_| Ok(()))?, buffer)?;
+        let pieces = counting.wait(py, |_| Ok(()))?;
+        self.learn(py, pieces, &settings, progress)
     }
 
-    /// The same on UTF-8 text files, read as a stream. Bytes that are no UTF-8 are skipped, and a warning counts them.
+    /// Train on UTF-8 text files, which are read as a stream; for the rest see `train_from_iterator`.
     ///
-    /// 在 UTF-8 文本文件上训练；跳过无效字节并给出警告。
+    /// Bytes that are no UTF-8 are skipped, with a warning that counts them. For a pattern that is not one of the named
+    /// ones each line that begins with visible text is a text of its own.
+    ///
+    /// 在 UTF-8 文本文件上训练，其余同 train_from_iterator。
     #[pyo3(signature = (paths, vocab_size, pattern=None, *, max_han_run=None, progress=None))]
     fn train_from_files(
         &mut self,
         py: Python<'_>,
         paths: Vec<PathBuf>,
-        vocab_size: usize,
+        vocab_size: i64,
         pattern: Option<&str>,
-        max_han_run: Option<usize>,
+        max_han_run: Option<i64>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
-        let mut pieces = new_counter(vocab_size, pattern, max_han_run)?;
-        for path in &paths {
-            let mut raised = None;
-            let poll = || {
-                Python::attach(|py| py.check_signals()).map_err(|error| {
-                    raised = Some(error);
-                    Error::Interrupted
-                })
+        let settings = Settings::new(vocab_size, pattern, max_han_run)?;
+        let mut pieces = settings.start(py)?.wait(py, |_| Ok(()))?;
+        for path in paths {
+            let counting = {
+                let path = path.clone();
+                Job::start(py, move |stop| {
+                    let skipped = count_file(&mut pieces, &path, stop)?;
+                    Ok((pieces, skipped))
+                })?
             };
-            let skipped = py.detach(|| count_file(&mut pieces, path, poll));
-            if let Some(error) = raised {
-                return Err(error);
-            }
-            let skipped = skipped?;
+            let skipped;
+            (pieces, skipped) = counting.wait(py, |_| Ok(()))?;
             if skipped > 0 {
                 warn(py, &format!("{}: skipped {skipped} bytes that are not UTF-8", path.display()))?;
             }
         }
-        self.learn(py, pieces, vocab_size, pattern, progress)
+        self.learn(py, pieces, &settings, progress)
     }
 
     /// The pattern that cuts text into pieces.
@@ -129,7 +155,7 @@ impl Tokenizer {
 
     /// The vocabulary as a list of (bytes, rank), by rank: what `tiktoken.Encoding` takes, as a dict.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
-        self.encoder.tokens().iter().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
+        self.encoder.tokens().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
     }
 
     /// The number of tokens: 256 bytes and the merges.
@@ -139,13 +165,27 @@ impl Tokenizer {
     }
 
     /// The tokens of a text: the same as tiktoken's for this vocabulary and pattern.
-    fn encode(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
-        Ok(py.detach(|| self.encoder.encode(&self.splitter, text))?)
+    fn encode<'py>(&self, py: Python<'py>, text: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyList>> {
+        let text = to_utf8(text)?;
+        if text.len() < SHORT_BYTES && self.splitter.is_named() {
+            let ids = py.detach(|| self.encoder.encode(&self.splitter, &text, &Stop::default()))?;
+            return self.to_list(py, &ids);
+        }
+        let (splitter, encoder) = (Arc::clone(&self.splitter), Arc::clone(&self.encoder));
+        let encoding = Job::start(py, move |stop| encoder.encode(&splitter, &text, stop))?;
+        self.to_list(py, &encoding.wait(py, |_| Ok(()))?)
     }
 
     /// The tokens of each of a list of texts, in parallel.
-    fn batch_encode(&self, py: Python<'_>, texts: Vec<String>) -> PyResult<Vec<Vec<u32>>> {
-        Ok(py.detach(|| self.encoder.encode_batch(&self.splitter, &texts))?)
+    fn batch_encode<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+    ) -> PyResult<Vec<Bound<'py, PyList>>> {
+        let texts: Vec<String> = texts.iter().map(to_utf8).collect::<PyResult<_>>()?;
+        let (splitter, encoder) = (Arc::clone(&self.splitter), Arc::clone(&self.encoder));
+        let encoding = Job::start(py, move |stop| encoder.encode_batch(&splitter, &texts, stop))?;
+        encoding.wait(py, |_| Ok(()))?.into_iter().map(|ids| self.to_list(py, &ids)).collect()
     }
 
     /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
@@ -155,69 +195,173 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
+    fn to_list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, ids.iter().map(|&id| self.numbers[id as usize].bind(py)))
+    }
+
     fn learn(
         &mut self,
         py: Python<'_>,
         pieces: PieceCounter,
-        vocab_size: usize,
-        pattern: Option<&str>,
+        settings: &Settings,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         if pieces.num_pieces() == 0 {
             return Err(Error::EmptyInput.into());
         }
-        let splitter = new_splitter(pattern)?;
-        let mut raised = None;
-        let mut last_poll = Instant::now();
-        let mut poll = |done: usize| {
-            if last_poll.elapsed() < POLL_EVERY {
-                return Ok(());
-            }
-            last_poll = Instant::now();
-            Python::attach(|py| {
-                py.check_signals()?;
-                progress.as_ref().map_or(Ok(()), |call| call.call1(py, (done, vocab_size - NUM_BYTES)).map(drop))
-            })
-            .map_err(|error| {
-                raised = Some(error);
-                Error::Interrupted
-            })
+        let splitter = Arc::clone(pieces.splitter());
+        let vocab_size = settings.vocab_size;
+        let report = |py: Python<'_>, done: usize| match &progress {
+            Some(call) => call.call1(py, (done, vocab_size - NUM_BYTES)).map(drop),
+            None => Ok(()),
         };
-        let learnt = py.detach(|| {
-            let merges = learn_merges(pieces, vocab_size, &mut poll)?;
-            Ok::<_, Error>(Encoder::new(token_bytes(&merges)))
-        });
-        if let Some(error) = raised {
-            return Err(error);
-        }
-        self.encoder = learnt?;
-        self.splitter = splitter;
-        let reached = self.encoder.vocab_size();
-        if let Some(call) = progress {
-            call.call1(py, (reached - NUM_BYTES, vocab_size - NUM_BYTES))?;
-        }
+        let num_merges = Arc::new(AtomicUsize::new(0));
+        let num_learnt = Arc::clone(&num_merges);
+        let learning = Job::start(py, move |stop| {
+            let merges = learn_merges(pieces, vocab_size, |done| {
+                num_learnt.store(done, Ordering::Relaxed);
+                stop.check()
+            });
+            Encoder::new(merges?)
+        })?;
+        let encoder = learning.wait(py, |py| report(py, num_merges.load(Ordering::Relaxed)))?;
+        let reached = encoder.vocab_size();
+        report(py, reached - NUM_BYTES)?;
         if reached < vocab_size {
             warn(py, &format!("the text has no more pairs to merge: {reached} tokens instead of {vocab_size}"))?;
         }
+        // After an error of any kind, a warning that counts as one included, the tokenizer is as it was.
+        self.numbers = numbers(py, &encoder)?;
+        (self.splitter, self.encoder) = (splitter, Arc::new(encoder));
         Ok(())
     }
 }
 
-fn new_splitter(pattern: Option<&str>) -> Result<Splitter> {
-    Splitter::new(pattern.unwrap_or(GPT4_PATTERN))
+/// The settings of a training, checked before anything is read.
+#[derive(Clone)]
+struct Settings {
+    vocab_size: usize,
+    pattern: String,
+    max_han_run: Option<usize>,
 }
 
-/// What can be refused is refused before anything is read.
-fn new_counter(vocab_size: usize, pattern: Option<&str>, max_han_run: Option<usize>) -> Result<PieceCounter> {
-    if vocab_size < NUM_BYTES {
-        return Err(Error::VocabSize(vocab_size));
+impl Settings {
+    fn new(vocab_size: i64, pattern: Option<&str>, max_han_run: Option<i64>) -> Result<Self> {
+        Ok(Self {
+            vocab_size: check_vocab_size(vocab_size.into())?,
+            pattern: pattern.unwrap_or(GPT4_PATTERN).to_owned(),
+            max_han_run: max_han_run.map(|run| at_least_1("max_han_run", run)).transpose()?,
+        })
     }
-    PieceCounter::new(new_splitter(pattern)?, max_han_run)
+
+    /// A counter without pieces, made by the threads that will count: it depends on their number.
+    fn start(&self, py: Python<'_>) -> PyResult<Job<PieceCounter>> {
+        let Self { pattern, max_han_run, .. } = self.clone();
+        Job::start(py, move |_| PieceCounter::new(Splitter::new(&pattern)?, max_han_run))
+    }
+}
+
+fn at_least_1(name: &'static str, value: i64) -> Result<usize> {
+    let error = Error::Setting { name, reason: "must be at least 1" };
+    usize::try_from(value).ok().filter(|&value| value > 0).ok_or(error)
+}
+
+fn count_texts(py: Python<'_>, mut pieces: PieceCounter, texts: Vec<String>) -> PyResult<Job<PieceCounter>> {
+    Job::start(py, move |stop| {
+        pieces.add(&texts, stop)?;
+        Ok(pieces)
+    })
+}
+
+/// Work on other threads. Without one who waits for it, it stops soon.
+struct Job<T> {
+    result: Receiver<Result<T>>,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Job<T> {
+    fn start(py: Python<'_>, work: impl FnOnce(&Stop) -> Result<T> + Send + 'static) -> PyResult<Self> {
+        let pool = pool(py)?;
+        let stop = Arc::new(Stop::default());
+        let (sender, result) = sync_channel(1);
+        let asked = Arc::clone(&stop);
+        let run = move || {
+            // Nobody may be there to take the result.
+            let _ = sender.send(pool.install(|| work(&asked)));
+        };
+        let thread = std::thread::Builder::new().name("rustbpe".to_owned()).spawn(run)?;
+        Ok(Self { result, stop, thread: Some(thread) })
+    }
+
+    /// Wait for the result. Ctrl-C ends the waiting at once, and so does an error of `poll`, which is called now and
+    /// then; the work follows.
+    fn wait(mut self, py: Python<'_>, poll: impl Fn(Python<'_>) -> PyResult<()>) -> PyResult<T> {
+        loop {
+            let result = &mut self.result;
+            match py.detach(move || result.recv_timeout(POLL_EVERY)) {
+                Ok(result) => return Ok(result?),
+                Err(RecvTimeoutError::Timeout) => {
+                    py.check_signals()?;
+                    poll(py)?;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let panic = self.thread.take().and_then(|thread| thread.join().err());
+                    std::panic::resume_unwind(panic.unwrap_or_else(|| Box::new("a thread ended without a result")));
+                }
+            }
+        }
+    }
+}
+
+impl<T> Drop for Job<T> {
+    fn drop(&mut self) {
+        self.stop.set();
+    }
+}
+
+/// The threads that do the work of this process. A forked process has none of its parent's threads: it gets new ones.
+fn pool(_: Python<'_>) -> PyResult<Arc<ThreadPool>> {
+    static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
+    // Python forks with its lock held, and this mutex is only held together with that one: so it is free in a child.
+    let mut of_process = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let process = std::process::id();
+    if let Some((owner, pool)) = &*of_process
+        && *owner == process
+    {
+        return Ok(Arc::clone(pool));
+    }
+    let pool = ThreadPoolBuilder::new().build().map_err(|error| PyOSError::new_err(error.to_string()))?;
+    let pool = Arc::new(pool);
+    if let Some((_, of_parent)) = of_process.replace((process, Arc::clone(&pool))) {
+        std::mem::forget(of_parent); // its threads are not there to be ended
+    }
+    Ok(pool)
+}
+
+fn numbers(py: Python<'_>, encoder: &Encoder) -> PyResult<Vec<Py<PyInt>>> {
+    (0..encoder.vocab_size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect()
+}
+
+/// A copy of a text as UTF-8. Half of a surrogate pair, which is no character, becomes U+FFFD, and two that belong
+/// together become theirs.
+fn to_utf8(text: &Bound<'_, PyString>) -> PyResult<String> {
+    // Python would keep the UTF-8 of a text for which it is asked without a copy as long as the text.
+    let utf8 = match text.encode_utf8() {
+        Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
+            let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
+            let replaced = utf16.call_method1("decode", ("utf-16-le", "replace"))?;
+            replaced.cast_into::<PyString>()?.encode_utf8()?
+        }
+        utf8 => utf8?,
+    };
+    let utf8 = std::str::from_utf8(utf8.as_bytes()).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(utf8.to_owned())
 }
 
 fn warn(py: Python<'_>, message: &str) -> PyResult<()> {
     let message = CString::new(message)?;
-    PyErr::warn(py, &py.get_type::<PyUserWarning>(), &message, 2)
+    PyErr::warn(py, &py.get_type::<PyUserWarning>(), &message, 1)
 }
 
 #[pymodule]

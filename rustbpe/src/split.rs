@@ -19,8 +19,12 @@ pub const NANOCHAT_PATTERN: &str =
 pub const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How many steps a pattern of the user's may take from one place before it is given up: seconds, not hours.
-const BACKTRACK_LIMIT: usize = 100_000_000;
+/// How many steps a pattern of the user's may take from one place before it is given up: about half a second's.
+const BACKTRACK_LIMIT: usize = 10_000_000;
+/// How many instructions a pattern of the user's may have: one that calls itself would have them without end.
+const MAX_INSTRUCTIONS: usize = 1_000_000;
+/// So much of a pattern or text is shown in an error.
+const SHOWN_CHARS: usize = 60;
 
 /// Cuts text into pieces, as its pattern says.
 #[derive(Debug)]
@@ -52,8 +56,9 @@ impl Splitter {
     pub fn from_regex(pattern: &str) -> Result<Self> {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(BACKTRACK_LIMIT)
+            .max_prog_size(MAX_INSTRUCTIONS)
             .build()
-            .map_err(|error| Error::Pattern { pattern: pattern.to_owned(), reason: error.to_string() })?;
+            .map_err(|error| Error::Pattern { pattern: excerpt(pattern), reason: error.to_string() })?;
         Ok(Self { pattern: pattern.to_owned(), engine: Engine::Regex(Box::new(regex)) })
     }
 
@@ -66,41 +71,128 @@ impl Splitter {
         &self.pattern
     }
 
-    /// Call `visit` with each piece of `text`, in order; joined they are `text`.
-    pub fn for_each<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t str)) -> Result<()> {
+    /// Call `visit` with each piece of `text`, in order; joined they are `text`. An error of `visit` ends it.
+    pub fn for_each<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t str) -> Result<()>) -> Result<()> {
         match &self.engine {
             Engine::Named { max_digits } => {
                 let mut rest = text;
                 while !rest.is_empty() {
                     let (piece, after) = rest.split_at(named_piece_len(rest, *max_digits));
-                    visit(piece);
+                    visit(piece)?;
                     rest = after;
                 }
             }
             Engine::Regex(regex) => {
                 let mut end_of_last = 0;
                 for found in regex.find_iter(text) {
-                    let found = found.map_err(|error| Error::PatternTooSlow(error.to_string()))?;
-                    if found.start() > end_of_last {
-                        visit(&text[end_of_last..found.start()]);
+                    let found = found.map_err(|error| Error::PatternTooSlow {
+                        text: excerpt(&text[end_of_last..]),
+                        reason: error.to_string(),
+                    })?;
+                    // With `\K` in a look-around a match may end before it starts, or start before the last one ended.
+                    let start = found.start().max(end_of_last);
+                    let end = found.end().max(start);
+                    if start > end_of_last {
+                        visit(&text[end_of_last..start])?;
                     }
-                    if found.end() > found.start() {
-                        visit(found.as_str());
+                    if end > start {
+                        visit(&text[start..end])?;
                     }
-                    end_of_last = found.end();
+                    end_of_last = end;
                 }
                 if end_of_last < text.len() {
-                    visit(&text[end_of_last..]);
+                    visit(&text[end_of_last..])?;
                 }
             }
         }
         Ok(())
     }
+
+    /// `text` in parts of at least `num_bytes` bytes whose pieces are those of `text`. A part may be much longer where the
+    /// pattern leaves no place to cut; nothing is known about patterns other than the named ones, so then it is one part.
+    pub fn parts<'t>(&self, text: &'t str, num_bytes: usize) -> impl Iterator<Item = &'t str> {
+        let num_bytes = if self.is_named() { num_bytes } else { text.len() };
+        parts_at(text, num_bytes, is_letter_end)
+    }
+
+    /// Whether the pattern is one of the named ones, so that time grows with the length of a text and no faster.
+    pub fn is_named(&self) -> bool {
+        matches!(self.engine, Engine::Named { .. })
+    }
+
+    /// The parts in which a stream of text is split. For a named pattern the last part goes on with the stream and all
+    /// others are one; their pieces are those of the stream. For any other pattern text is cut at line ends.
+    pub(crate) fn stream_parts<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let (num_bytes, is_cut): (_, CutRule) =
+            if self.is_named() { (text.len(), is_letter_end) } else { (0, is_line_end) };
+        parts_at(text, num_bytes, is_cut)
+    }
+
+    /// The last place of `text` after `from` where a stream of text may be cut, if there is one.
+    pub(crate) fn last_cut(&self, text: &str, from: usize) -> Option<usize> {
+        let is_cut: CutRule = if self.is_named() { is_letter_end } else { is_line_end };
+        let mut after = text.chars().next_back()?;
+        let mut at = text.len() - after.len_utf8();
+        while at > from {
+            let before = text[..at].chars().next_back()?;
+            if is_cut(before, after) {
+                return Some(at);
+            }
+            after = before;
+            at -= before.len_utf8();
+        }
+        None
+    }
+}
+
+/// The beginning of a text, for people to read.
+fn excerpt(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
+    if shown.len() < text.len() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+/// Whether a text may be cut between two characters.
+type CutRule = fn(char, char) -> bool;
+
+/// Whether a named pattern ends a piece there, whatever stands around it: after a letter, only letters go on.
+fn is_letter_end(before: char, after: char) -> bool {
+    CLASSES.of(before) == CharClass::Letter && CLASSES.of(after) != CharClass::Letter
+}
+
+/// Whether a line ends there, and the next one does not begin with white space.
+fn is_line_end(before: char, after: char) -> bool {
+    before == '\n' && !after.is_whitespace()
+}
+
+/// `text` in parts of at least `num_bytes` bytes, or of one character, that end where they may.
+fn parts_at(text: &str, num_bytes: usize, is_cut: CutRule) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (part, after) = rest.split_at(next_cut(rest, num_bytes, is_cut));
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// The first place after `from` where `text` may be cut, else its end.
+fn next_cut(text: &str, from: usize, is_cut: CutRule) -> usize {
+    let Some(start) = (from..text.len()).find(|&at| text.is_char_boundary(at)) else { return text.len() };
+    let mut before = None;
+    for (at, c) in text[start..].char_indices() {
+        if before.is_some_and(|before| is_cut(before, c)) {
+            return start + at;
+        }
+        before = Some(c);
+    }
+    text.len()
 }
 
 /// Call `visit` with `piece` cut so that no part has more than `max_han` Han characters in a row. What stands before a
-/// run, such as a mark or a letter, stays with the run's first characters.
-pub fn cap_han_runs<'t>(piece: &'t str, max_han: usize, mut visit: impl FnMut(&'t str)) {
+/// run, such as a mark or a letter, stays with the run's first characters. An error of `visit` ends it.
+pub fn cap_han_runs<'t>(piece: &'t str, max_han: usize, mut visit: impl FnMut(&'t str) -> Result<()>) -> Result<()> {
     let (mut start, mut run) = (0, 0);
     for (at, c) in piece.char_indices() {
         if !is_han(c) {
@@ -108,12 +200,12 @@ pub fn cap_han_runs<'t>(piece: &'t str, max_han: usize, mut visit: impl FnMut(&'
             continue;
         }
         if run == max_han {
-            visit(&piece[start..at]);
+            visit(&piece[start..at])?;
             (start, run) = (at, 0);
         }
         run += 1;
     }
-    visit(&piece[start..]);
+    visit(&piece[start..])
 }
 
 /// The classes that the named patterns tell apart; every character is in exactly one.

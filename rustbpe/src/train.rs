@@ -19,7 +19,7 @@ use std::collections::BinaryHeap;
 pub type Pair = (u32, u32);
 
 /// Ids of single bytes; merged tokens come after them.
-const NUM_BYTES: usize = 256;
+pub(crate) const NUM_BYTES: usize = 256;
 /// Stands between two pieces.
 const SEPARATOR: u32 = u32::MAX;
 /// Stands where a token began before it was merged with the one to its left.
@@ -47,9 +47,7 @@ pub fn learn_merges(
     vocab_size: usize,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Pair>> {
-    if !(NUM_BYTES..HOLE as usize).contains(&vocab_size) {
-        return Err(Error::VocabSize(vocab_size));
-    }
+    check_vocab_size(vocab_size as i128)?;
     let num_merges = vocab_size - NUM_BYTES;
     let mut merges = Vec::new();
     progress(0)?;
@@ -67,6 +65,14 @@ pub fn learn_merges(
         merges.push(pair);
     }
     Ok(merges)
+}
+
+/// The size of a vocabulary, if there can be one of this size.
+pub(crate) fn check_vocab_size(vocab_size: i128) -> Result<usize> {
+    match usize::try_from(vocab_size) {
+        Ok(size) if (NUM_BYTES..HOLE as usize).contains(&size) => Ok(size),
+        _ => Err(Error::VocabSize(vocab_size)),
+    }
 }
 
 /// The bytes of every token, in the order of the ids: 256 single bytes, then one token a merge.

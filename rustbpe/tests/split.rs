@@ -2,27 +2,30 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
+mod reference;
+
 use proptest::prelude::*;
+use reference::pieces;
 use rustbpe::Splitter;
 use rustbpe::split::{GPT4_PATTERN, NANOCHAT_PATTERN, QWEN2_PATTERN, cap_han_runs};
+use std::sync::LazyLock;
 
 const PATTERNS: [&str; 3] = [GPT4_PATTERN, NANOCHAT_PATTERN, QWEN2_PATTERN];
 
-fn pieces<'t>(splitter: &Splitter, text: &'t str) -> Vec<&'t str> {
-    let mut pieces = Vec::new();
-    splitter.for_each(text, |piece| pieces.push(piece)).unwrap();
-    pieces
-}
-
 fn capped(piece: &str, max_han: usize) -> Vec<&str> {
     let mut parts = Vec::new();
-    cap_han_runs(piece, max_han, |part| parts.push(part));
+    cap_han_runs(piece, max_han, |part| {
+        parts.push(part);
+        Ok(())
+    })
+    .unwrap();
     parts
 }
 
-fn both(pattern: &str) -> (Splitter, Splitter) {
-    (Splitter::new(pattern).unwrap(), Splitter::from_regex(pattern).unwrap())
-}
+/// Each named pattern twice: as hand-written code, and as a regular expression.
+static BOTH: LazyLock<Vec<[Splitter; 2]>> = LazyLock::new(|| {
+    PATTERNS.iter().map(|pattern| [Splitter::new(pattern).unwrap(), Splitter::from_regex(pattern).unwrap()]).collect()
+});
 
 /// Text in which the alternatives of the patterns meet: any character, and often those that the patterns name.
 fn text() -> impl Strategy<Value = String> {
@@ -40,18 +43,27 @@ proptest! {
 
     #[test]
     fn named_patterns_split_like_their_regular_expressions(text in text()) {
-        for pattern in PATTERNS {
-            let (named, regex) = both(pattern);
-            prop_assert_eq!(pieces(&named, &text), pieces(&regex, &text));
+        for [named, regex] in &*BOTH {
+            prop_assert_eq!(pieces(named, &text), pieces(regex, &text));
         }
     }
 
     #[test]
-    fn pieces_joined_are_the_text_for_any_pattern(text in text(), pattern in prop::sample::select(vec!["", "x*", "[a-z]+", r"\d(?=\d)", "中", r"\b"])) {
+    fn pieces_joined_are_the_text_for_any_pattern(text in text(), pattern in prop::sample::select(vec!["", "a*", "(?=a)", "[a-z]+", r"\d(?=\d)", "中", r"\b", r"(?=1.\K)", r" \K.", r"\z|$"])) {
         let splitter = Splitter::new(pattern).unwrap();
         let pieces = pieces(&splitter, &text);
         prop_assert_eq!(pieces.concat(), text.as_str());
         prop_assert!(pieces.iter().all(|piece| !piece.is_empty()));
+    }
+
+    #[test]
+    fn the_pieces_of_the_parts_of_a_text_are_its_pieces(text in text(), num_bytes in 0_usize..20) {
+        for splitter in PATTERNS.iter().chain([&"[a-z]+|1."]).map(|pattern| Splitter::new(pattern).unwrap()) {
+            let parts: Vec<&str> = splitter.parts(&text, num_bytes).collect();
+            prop_assert!(parts.iter().rev().skip(1).all(|part| part.len() >= num_bytes));
+            let of_parts: Vec<&str> = parts.iter().flat_map(|part| pieces(&splitter, part)).collect();
+            prop_assert_eq!(of_parts, pieces(&splitter, &text));
+        }
     }
 
     #[test]
@@ -65,13 +77,12 @@ fn every_code_point_is_split_as_by_the_regular_expression() {
     // What stands before and after makes every alternative and every class visible.
     let contexts =
         [("", ""), ("'", "e"), ("'", ""), ("a", "b"), (" ", " "), ("1", "1"), ("!", "\n"), ("\n", "\n"), (" ", "a")];
-    for pattern in PATTERNS {
-        let (named, regex) = both(pattern);
+    for [named, regex] in &*BOTH {
         let all: Vec<char> = ('\0'..=char::MAX).collect();
         for (before, after) in contexts {
             for some in all.chunks(4_096) {
                 let text: String = some.iter().map(|c| format!("{before}{c}{after}")).collect();
-                assert!(pieces(&named, &text) == pieces(&regex, &text), "U+{:04X} {before:?}", some[0] as u32);
+                assert!(pieces(named, &text) == pieces(regex, &text), "U+{:04X} {before:?}", some[0] as u32);
             }
         }
     }

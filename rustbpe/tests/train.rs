@@ -2,52 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
+mod reference;
+
 use proptest::prelude::*;
+use reference::train_slowly;
 use rustbpe::split::{GPT4_PATTERN, QWEN2_PATTERN};
-use rustbpe::{Error, Pair, PieceCounter, Splitter, learn_merges, token_bytes};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use rustbpe::{Error, Pair, PieceCounter, Splitter, Stop, learn_merges, token_bytes};
 
 fn train(texts: &[&str], pattern: &str, vocab_size: usize, max_han_run: Option<usize>) -> Vec<Pair> {
     let mut pieces = PieceCounter::new(Splitter::new(pattern).unwrap(), max_han_run).unwrap();
     for batch in texts.chunks(3) {
-        pieces.add(batch).unwrap();
+        pieces.add(batch, &Stop::default()).unwrap();
     }
     learn_merges(pieces, vocab_size, |_| Ok(())).unwrap()
-}
-
-/// Count all pairs of all pieces anew for each merge.
-fn train_slowly(texts: &[&str], pattern: &str, vocab_size: usize) -> Vec<Pair> {
-    let splitter = Splitter::from_regex(pattern).unwrap();
-    let mut pieces: BTreeMap<Vec<u32>, u64> = BTreeMap::new();
-    for text in texts {
-        splitter
-            .for_each(text, |piece| *pieces.entry(piece.bytes().map(u32::from).collect()).or_default() += 1)
-            .unwrap();
-    }
-    let mut merges = Vec::new();
-    for new in 256..vocab_size as u32 {
-        let mut counts: HashMap<Pair, u64> = HashMap::new();
-        for (piece, count) in &pieces {
-            for pair in piece.windows(2) {
-                *counts.entry((pair[0], pair[1])).or_default() += count;
-            }
-        }
-        let Some((&pair, _)) = counts.iter().max_by_key(|&(&pair, &count)| (count, Reverse(pair))) else { break };
-        let mut merged: BTreeMap<Vec<u32>, u64> = BTreeMap::new();
-        for (piece, count) in pieces {
-            let (mut ids, mut at) = (Vec::new(), 0);
-            while at < piece.len() {
-                let is_pair = piece.get(at..at + 2).is_some_and(|ids| ids == [pair.0, pair.1]);
-                ids.push(if is_pair { new } else { piece[at] });
-                at += if is_pair { 2 } else { 1 };
-            }
-            *merged.entry(ids).or_default() += count;
-        }
-        pieces = merged;
-        merges.push(pair);
-    }
-    merges
 }
 
 proptest! {
@@ -60,7 +27,7 @@ proptest! {
     ) {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for pattern in [GPT4_PATTERN, QWEN2_PATTERN, "(?s).+"] {
-            let expected = train_slowly(&texts, pattern, 256 + num_merges);
+            let expected = train_slowly(&texts, &Splitter::from_regex(pattern).unwrap(), 256 + num_merges);
             prop_assert_eq!(train(&texts, pattern, 256 + num_merges, None), expected);
         }
     }
@@ -87,7 +54,10 @@ fn long_text(num_words: usize) -> String {
 #[test]
 fn a_longer_text_with_several_indexes_gives_the_merges_of_a_slow_trainer() {
     let text = long_text(4_000);
-    assert_eq!(train(&[&text], GPT4_PATTERN, 556, None), train_slowly(&[&text], GPT4_PATTERN, 556));
+    assert_eq!(
+        train(&[&text], GPT4_PATTERN, 556, None),
+        train_slowly(&[&text], &Splitter::from_regex(GPT4_PATTERN).unwrap(), 556)
+    );
 }
 
 #[test]
@@ -141,21 +111,78 @@ fn settings_without_sense_are_refused() {
 #[test]
 fn training_stops_when_the_caller_asks() {
     let mut pieces = PieceCounter::new(Splitter::new(GPT4_PATTERN).unwrap(), None).unwrap();
-    pieces.add(&[long_text(100)]).unwrap();
+    pieces.add(&[long_text(100)], &Stop::default()).unwrap();
+    let asked = Stop::default();
+    asked.set();
+    assert!(matches!(pieces.add(&["more"], &asked), Err(Error::Interrupted)));
     let stop = |done| if done < 5 { Ok(()) } else { Err(Error::Interrupted) };
     assert!(matches!(learn_merges(pieces, 1_000, stop), Err(Error::Interrupted)));
 }
 
+/// The pieces of a file with these bytes, as merges, and the number of bytes skipped.
+fn train_file(name: &str, bytes: &[u8], pattern: &str, vocab_size: usize) -> (Vec<Pair>, u64) {
+    let path = std::env::temp_dir().join(format!("rustbpe_test_{}_{name}.txt", std::process::id()));
+    std::fs::write(&path, bytes).unwrap();
+    let mut pieces = PieceCounter::new(Splitter::new(pattern).unwrap(), None).unwrap();
+    let skipped = rustbpe::files::count_file(&mut pieces, &path, &Stop::default());
+    std::fs::remove_file(&path).unwrap();
+    (learn_merges(pieces, vocab_size, |_| Ok(())).unwrap(), skipped.unwrap())
+}
+
+/// So much is read of a file at a time.
+const READ_BYTES: usize = 8 << 20;
+
 #[test]
 fn a_file_counts_like_its_text_and_bytes_that_are_no_utf8_are_skipped() {
     let text = format!("{}\n\n{}\n  indented\n", long_text(20_000), long_text(30_000)).replace(" aa", "\naa");
-    let path = std::env::temp_dir().join(format!("rustbpe_test_{}.txt", std::process::id()));
     let mut bytes = text.clone().into_bytes();
     bytes.extend_from_slice(b"\xff\xfe");
-    std::fs::write(&path, bytes).unwrap();
-    let mut pieces = PieceCounter::new(Splitter::new(GPT4_PATTERN).unwrap(), None).unwrap();
-    let skipped = rustbpe::files::count_file(&mut pieces, &path, || Ok(()));
-    std::fs::remove_file(&path).unwrap();
-    assert_eq!(skipped.unwrap(), 2);
-    assert_eq!(learn_merges(pieces, 1_000, |_| Ok(())).unwrap(), train(&[&text], GPT4_PATTERN, 1_000, None));
+    for pattern in [GPT4_PATTERN, "[a-z]+|."] {
+        let (merges, skipped) = train_file("text", &bytes, pattern, 1_000);
+        assert_eq!(skipped, 2);
+        assert_eq!(merges, train(&[&text], pattern, 1_000, None));
+    }
+}
+
+#[test]
+fn characters_and_invalid_bytes_across_the_border_of_a_read_count_like_others() {
+    let filler = long_text(10_000);
+    let filler = &filler.repeat(READ_BYTES / filler.len() + 1)[..READ_BYTES - 1];
+    // A character of three bytes, of which the first is read at the end of one read and the others with the next one.
+    let text = format!("{filler}天天天");
+    let (merges, skipped) = train_file("split", text.as_bytes(), GPT4_PATTERN, 400);
+    assert_eq!((merges, skipped), (train(&[&text], GPT4_PATTERN, 400, None), 0));
+    // Its first two bytes, which nothing makes a character: two texts.
+    let bytes = [filler.as_bytes(), b"\xe5\xa4", b"ab\xff\xfeab\xe5"].concat();
+    let (merges, skipped) = train_file("invalid", &bytes, GPT4_PATTERN, 400);
+    assert_eq!((merges, skipped), (train(&[filler, "ab", "ab"], GPT4_PATTERN, 400, None), 5));
+}
+
+#[test]
+fn a_file_without_line_ends_or_without_any_break_is_read() {
+    let words = long_text(10_000).repeat(2 * READ_BYTES / 60_000);
+    assert!(words.len() > READ_BYTES);
+    for pattern in [GPT4_PATTERN, "[a-z]+| "] {
+        assert!(train_file("words", words.as_bytes(), pattern, 400) == (train(&[&words], pattern, 400, None), 0));
+    }
+    let one_piece = "天".repeat(READ_BYTES / 3 + 9);
+    let expected = (train(&[&one_piece], GPT4_PATTERN, 260, None), 0);
+    assert_eq!(train_file("piece", one_piece.as_bytes(), GPT4_PATTERN, 260), expected);
+}
+
+#[test]
+fn a_file_of_bytes_that_are_no_text_is_skipped() {
+    let (merges, skipped) = train_file("noise", &b"\xff\xfe\x80a".repeat(300_000), GPT4_PATTERN, 300);
+    assert_eq!((merges, skipped), (vec![], 900_000));
+    assert_eq!(train_file("empty", b"", GPT4_PATTERN, 300), (vec![], 0));
+}
+
+#[test]
+fn a_text_of_several_batches_gives_the_merges_of_its_words() {
+    let text = long_text(10_000).repeat(200);
+    assert!(text.len() > 10 << 20);
+    let mut starts: Vec<usize> = text.match_indices(' ').map(|(at, _)| at).step_by(1_000).collect();
+    starts.push(text.len());
+    let words: Vec<&str> = starts.windows(2).map(|ends| &text[ends[0]..ends[1]]).collect();
+    assert_eq!(train(&[&text], GPT4_PATTERN, 500, None), train(&words, GPT4_PATTERN, 500, None));
 }
