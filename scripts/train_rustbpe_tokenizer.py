@@ -23,6 +23,10 @@ from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_training import build_parser, train_folder
 
+DEFAULT_MAX_HAN_RUN = 2
+"""Characters. Without a cap a small text, whose sentences are alike, gives tokens of whole phrases, and a model that
+knows no other wording; a large one is about as well off with it (docs/lab_log.md)."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, learn, measure, write."""
@@ -30,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-han-run",
         type=int,
-        default=0,
+        default=DEFAULT_MAX_HAN_RUN,
         metavar="N",
-        help="cut runs of Han after N characters, in training only: fewer long tokens, faster on huge texts; "
-        "0: no cap 训练时连续汉字的最大长度，0 为不限 (%(default)s)",
+        help="cut runs of Han after N characters, in training only; 0: no cap, denser on much varied text "
+        "训练时连续汉字的最大长度；0 为不限，适合量大而多样的文本 (%(default)s)",
     )
     args = parser.parse_args(argv)
     if args.max_han_run < 0:
