@@ -96,6 +96,10 @@ class RustBPETokenizer:
         )
         """Fingerprint of all that decides the ids; tensors and weights carry it."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it makes a Rust encoder of its own."""
+        return {key: value for key, value in vars(self).items() if key != "_rust_encoder"}
+
     # Text to ids
 
     @cached_property
@@ -120,8 +124,26 @@ class RustBPETokenizer:
             ids += self._piece_bpe.encode_ordinary(piece)
         return ids
 
+    @cached_property
+    def _rust_encoder(self) -> Any | None:
+        """The crate's encoder, which is three times as fast, where it is built and sure to give the same ids.
+
+        It merges pairs of ids, tiktoken whatever neighbours make a token. That is the same where each token has two
+        parts (`_merges`), and so does not come about in any other way; and where the pattern is split by both alike.
+        """
+        merges = [(self.mergeable_ranks[left], self.mergeable_ranks[right]) for left, right in self._merges()]
+        if not self._gapless or len(merges) != len(self.mergeable_ranks) - NUM_BYTES:
+            return None
+        try:
+            return _rust_class().from_merges(merges, self.pattern)
+        except UserError:
+            return None
+
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
-        """Ids of each text, in order, on several threads (0: one a core)."""
+        """Ids of each text, in order, on several threads (0: one a core); by the crate where it is built."""
+        if num_threads == 0 and (encoder := self._rust_encoder) is not None:
+            ids: list[list[int]] = encoder.batch_encode(list(texts))
+            return ids
         num_threads = num_threads or num_cores()
         if num_threads == 1 or len(texts) < 2:
             return [self.encode(text) for text in texts]
@@ -240,7 +262,7 @@ class RustBPETokenizer:
                 f"a vocabulary of {vocab_size}: must be {SMALLEST_VOCABULARY} or more "
                 f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens)."
             )
-        trainer = _rust_trainer()
+        trainer = _rust_class()()
         try:
             trainer.train_from_iterator(
                 iter(texts),
@@ -404,18 +426,18 @@ def from_byte_alphabet(text: str) -> bytes:
 # Checks and limits
 
 
-def _rust_trainer() -> Any:
-    """A trainer of the crate. Raises: UserError when it is not built, or another package has its name."""
+def _rust_class() -> Any:
+    """The crate's Tokenizer. Raises: UserError when it is not built, or another package has its name."""
     try:
         from rustbpe import Tokenizer
     except ImportError:  # without the crate Python takes the folder of its sources for an empty package
         Tokenizer = None
-    if not hasattr(Tokenizer, "train_from_files"):  # the package of this name on PyPI has no such method
+    if not hasattr(Tokenizer, "from_merges"):  # the package of this name on PyPI has no such method
         raise UserError(
             "the crate rustbpe is not in this Python environment. Build it with: "
             "maturin develop --release --manifest-path rustbpe/Cargo.toml (or ENABLE_RUSTBPE=1 bash scripts/run.sh)."
         )
-    return Tokenizer()
+    return Tokenizer
 
 
 def _has_endless_space(text: str) -> bool:

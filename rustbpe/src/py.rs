@@ -68,6 +68,18 @@ impl Tokenizer {
         Ok(Self { splitter: Arc::new(Splitter::new(GPT4_PATTERN)?), encoder: Arc::new(encoder), numbers })
     }
 
+    /// A tokenizer of merges that were learnt before: pair `i` of `(left id, right id)` makes the token `256 + i`.
+    ///
+    /// 由已有的合并规则建立分词器。
+    #[staticmethod]
+    #[pyo3(signature = (merges, pattern=None))]
+    fn from_merges(py: Python<'_>, merges: Vec<(u32, u32)>, pattern: Option<&str>) -> PyResult<Self> {
+        let encoder = Encoder::new(merges)?;
+        let numbers = numbers(py, &encoder)?;
+        let splitter = Splitter::new(pattern.unwrap_or(GPT4_PATTERN))?;
+        Ok(Self { splitter: Arc::new(splitter), encoder: Arc::new(encoder), numbers })
+    }
+
     /// Train on an iterable of strings, which is read as a stream, about `buffer_size` texts at a time.
     ///
     /// `pattern` cuts text into pieces (default: GPT-4's). `max_han_run` cuts runs of Han after that many characters,

@@ -120,6 +120,12 @@ def test_a_batch_equals_one_by_one(texts: list[str], num_threads: int) -> None:
     assert shipped.encode_batch(texts, num_threads) == [shipped.encode(text) for text in texts]
 
 
+def test_a_vocabulary_whose_tokens_have_no_two_parts_is_left_to_tiktoken() -> None:
+    assert tokenizer_with(QWEN2_PATTERN, "abc")._rust_encoder is None  # no merges lead to it
+    assert tokenizer_with("[a-z]+", "ab")._rust_encoder is None  # a pattern that two engines may read differently
+    assert tokenizer_with(QWEN2_PATTERN, "abc").encode_batch(["abc ab", "x"]) == [[256, 32, 97, 98], [120]]
+
+
 @given(any_text)
 def test_no_text_becomes_a_special_token(text: str) -> None:
     for mark in SPECIAL_TOKENS:

@@ -462,3 +462,22 @@ def test_a_forked_process_trains_and_encodes(tmp_path: Path) -> None:
         print(os.waitpid(child, 0)[1], tokenizer.batch_encode(["今天", "天气"] * 999) == expected)
     """
     assert run_python(code, tmp_path) == "0 True\n"
+
+
+def test_merges_of_an_earlier_training_give_the_same_ids() -> None:
+    trained = train(TEXTS * 3, 400, pattern=rustbpe.QWEN2_PATTERN)
+    tokens = [token for token, _ in trained.get_mergeable_ranks()]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    merges = []
+    for rank in range(256, 400):  # the two parts of a token: its bytes, merged with all that came before it
+        parts = [tokens[rank][i : i + 1] for i in range(len(tokens[rank]))]
+        while len(parts) > 2:
+            _, i = min((ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts)))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        merges.append((ranks[parts[0]], ranks[parts[1]]))
+    again = rustbpe.Tokenizer.from_merges(merges, rustbpe.QWEN2_PATTERN)
+    texts = TEXTS + random_texts(8, 100)
+    assert again.batch_encode(texts) == trained.batch_encode(texts)
+    assert again.get_mergeable_ranks() == trained.get_mergeable_ranks()
+    with pytest.raises(ValueError, match="comes twice, or before its tokens"):
+        rustbpe.Tokenizer.from_merges([(97, 300)])

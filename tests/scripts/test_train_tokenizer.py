@@ -13,7 +13,7 @@ import pytest
 
 from configs.paths import ROOT
 from configs.schema import UserError
-from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, _rust_trainer
+from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, _rust_class
 from scripts import train_rustbpe_tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -33,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def crate_is_built() -> bool:
     try:
-        _rust_trainer()
+        _rust_class()
     except UserError:
         return False
     return True
