@@ -34,8 +34,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape whose last dimension is `size`; returns the same shape and dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        """Any shape whose last dimension is `size`; returns the same shape, in the dtype of the products to come."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:

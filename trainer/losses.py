@@ -33,14 +33,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = CPU_CHUNK_TOKENS if hidden.device.type == "cpu" else GPU_CHUNK_TOKENS
         for start in range(0, labels.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).float()  # (chunk, V)
             top = labels[rows, None]
-            log_total = logits.logsumexp(dim=-1, keepdim=True)
-            nats[rows] = (log_total - logits.gather(1, top))[:, 0]
+            # One kernel from logits to float32 probabilities; one that underflowed is log-likelihood enough at 1e-38.
+            p = (hidden[rows] @ weight.T).softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+            nats[rows] = -p.gather(1, top)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()
             if grad_hidden is not None and grad_weight is not None:
-                grad_logits = logits.sub_(log_total).exp_()
-                grad_logits.scatter_add_(1, top, torch.full_like(top, -1, dtype=grad_logits.dtype))
-                grad_logits = grad_logits.to(hidden.dtype)
+                p.scatter_add_(1, top, torch.full_like(top, -1, dtype=p.dtype))
+                grad_logits = p.to(hidden.dtype)
                 grad_hidden[rows] = grad_logits @ weight
                 grad_weight += grad_logits.T @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)
