@@ -120,7 +120,7 @@ class RustBPETokenizer:
         if self._gapless and not _has_endless_space(text):
             return self._bpe.encode_ordinary(text)
         ids: list[int] = []
-        for piece in self._pieces(_without_surrogates(text)):
+        for piece in self._pieces(without_surrogates(text)):
             ids += self._piece_bpe.encode_ordinary(piece)
         return ids
 
@@ -447,7 +447,7 @@ def _has_endless_space(text: str) -> bool:
     )
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Surrogate pairs joined, single halves replaced by U+FFFD; other text as it is."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 

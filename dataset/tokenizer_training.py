@@ -4,6 +4,7 @@
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,13 @@ from configs.schema import STAGES, ModelConfig, UserError
 from dataset.chat import SPECIAL_TOKENS
 from dataset.records import BOM, open_source
 from dataset.samples import GENERATORS, write_samples
-from dataset.tokenizer import NAMED_PATTERNS, NUM_BYTES, SMALLEST_VOCABULARY, RustBPETokenizer
+from dataset.tokenizer import (
+    NAMED_PATTERNS,
+    NUM_BYTES,
+    SMALLEST_VOCABULARY,
+    RustBPETokenizer,
+    without_surrogates,
+)
 
 LABEL_KEYS = frozenset({"role", "from", "source", "category", "origin", "split", "group", "id", "lang"})
 """Keys whose values say something about a record; all other texts in it are what the model reads and writes."""
@@ -117,7 +124,7 @@ def texts_of(record: Any) -> Iterator[str]:
     """All texts of a record of whatever shape, without its labels; half surrogates as U+FFFD."""
     if isinstance(record, str):
         if record:
-            yield record.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            yield without_surrogates(record)
     elif isinstance(record, list):
         for value in record:
             yield from texts_of(value)
@@ -284,7 +291,7 @@ def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) 
     if first is None:
         _warn_of_unreadable(corpus)
         raise UserError(f"{display(corpus.paths[0])}: no text to train on. Give JSONL files of records that hold text.")
-    tokenizer = learn(_chain(first, texts), args.vocab_size, pattern)
+    tokenizer = learn(itertools.chain([first], texts), args.vocab_size, pattern)
     if corpus.reached_max_chars:
         _log(f"the text after the first {args.max_chars:,} characters is not used (--max-chars)")
     if corpus.num_capped:
@@ -335,11 +342,6 @@ def _corpus(args: argparse.Namespace) -> Corpus:
         doc_cap=args.doc_cap,
         max_chars=args.max_chars,
     )
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _warn_of_unreadable(corpus: Corpus) -> None:

@@ -1,8 +1,8 @@
 """Attention on a CPU, by its batched matrix products.
 
 PyTorch's own CPU kernel for scaled dot products works in small tiles and reaches a tenth of the speed that the same CPU has
-in matrix products. Here queries are taken in blocks, and a block is multiplied only with the keys up to its end: half of
-the work that the mask forbids is never done, and what is done runs at full speed (docs/lab_log.md has the figures).
+in matrix products. Here queries are taken in blocks, and a block is multiplied only with the keys up to its end: most of
+the work that causality forbids is never done, and what is done runs at full speed (docs/lab_log.md has the figures).
 
 Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S queries of a block, E keys up to its end.
 """
