@@ -288,6 +288,11 @@ def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) 
 
     texts = corpus.training_texts("reading 读取")
     first = next(texts, None)
+    if first is None and corpus.leave_out_every:  # a file of one record, say, however long
+        corpus.leave_out_every = 0
+        texts = corpus.training_texts("reading 读取")
+        if (first := next(texts, None)) is not None:
+            _log("too few lines to hold any out: learning from all of them, with none left to measure on")
     if first is None:
         _warn_of_unreadable(corpus)
         raise UserError(f"{display(corpus.paths[0])}: no text to train on. Give JSONL files of records that hold text.")

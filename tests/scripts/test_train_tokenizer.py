@@ -111,6 +111,17 @@ def test_a_text_too_small_for_the_vocabulary_is_warned_about(
     assert f"warning: the text is too small for 6,400 tokens, the vocabulary has {size}" in capsys.readouterr().err
 
 
+def test_a_single_record_is_learnt_rather_than_held_out(
+    trainer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = write_lines(tmp_path / "single.jsonl", [{"text": "你好" * 50}])
+    assert train(trainer, "--input", single, "--output", tmp_path / "t") == 0
+    facts = RustBPETokenizer.from_directory(tmp_path / "t").metadata
+    assert (facts["training_text"]["characters"], facts["training_text"]["leave_out_every"]) == (100, 0)
+    assert facts["vocabulary"]["characters_per_token"] is None
+    assert "too few lines to hold any out" in capsys.readouterr().err
+
+
 def test_lines_that_are_no_json_are_counted_and_skipped(
     trainer: ModuleType, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
