@@ -157,7 +157,7 @@ class Bench:
         """A call of our trainer."""
         where = ["--data_path", str(self.corpus.tensors), "--out_dir", str(folder), "--tf_dir", str(folder)]
         return [
-            sys.executable, str(ROOT / "trainer" / "train_pretrain.py"), *self.words, *where, "--seed", str(seed),
+            sys.executable, str(ROOT / "trainer" / "train_pretrain.py"), *where, *self.words, "--seed", str(seed),
             "--from_resume", "0", "--epochs", str(ENDLESS), *words,
         ]  # fmt: skip
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from configs.artifacts import atomic_write, read_json, require_writable, sha256_file, write_json
+from configs.artifacts import atomic_write, fingerprint, read_json, require_writable, sha256_file, write_json
 from configs.paths import display
 from configs.schema import UserError
-from dataset.encoding import token_dtype
+from dataset.encoding import IGNORE, Sequences, token_dtype
+from dataset.packing import PackedRows
 from dataset.records import read_records
-from dataset.tensors import TensorJob, build_tensors, current_tensors, read_manifest
+from dataset.tensors import MANIFEST_FILE, TensorJob, build_tensors, current_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 
 FORMAT = 1
@@ -178,3 +179,45 @@ def _write_documents(
         "heldout_documents": len(heldout),
         "heldout_bytes": sum(len(document.encode("utf-8", errors="replace")) for document in heldout),
     }
+
+
+class PaddedRows(PackedRows):
+    """Rows of one sequence each, cut or padded."""
+
+    def add(self, sequences: Sequences) -> None:
+        real = np.arange(self.length) < sequences.lengths[:, None]  # (R, L)
+        ids = np.full(real.shape, self.pad_id, self.dtype)
+        labels = np.full(real.shape, IGNORE, self.dtype)
+        kept = np.concatenate([np.arange(length) < self.length for length in sequences.lengths])
+        ids[real], labels[real] = sequences.ids[kept], sequences.labels[kept]
+        self.write_rows(ids, labels, np.where(real, 0, -1))
+
+
+def padded_rows(corpus: Corpus, tokenizer: RustBPETokenizer) -> Path:
+    """The baseline's rows in the format of our tensors, made where they are not there yet."""
+    folder = corpus.folder / f"padded_{WINDOW_TOKENS}"
+    if folder.is_dir():
+        return folder
+    building = folder.with_suffix(".partial")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    ids, offsets = np.load(corpus.folder / IDS), np.load(corpus.folder / OFFSETS)
+    labels = np.append(ids[1:], 0)
+    labels[offsets[1:] - 1] = IGNORE  # what follows is another document
+    with PaddedRows(building, WINDOW_TOKENS, tokenizer) as writer:
+        for start in range(0, len(offsets) - 1, BATCH_TEXTS):
+            ends = offsets[start : start + BATCH_TEXTS + 1]
+            part = slice(ends[0], ends[-1])
+            writer.add(Sequences(ids[part], labels[part], np.diff(ends)))
+        files = writer.finish()
+    manifest = corpus.tensor_facts() | {
+        "max_length": WINDOW_TOKENS,
+        "rows": writer.num_rows,
+        "num_tokens": writer.num_tokens,
+        "num_targets": writer.num_tokens - writer.num_rows,
+        "validation": None,
+        "files": files,
+    }
+    write_json(building / MANIFEST_FILE, manifest | {"fingerprint": fingerprint([manifest])})
+    building.rename(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""How fast this machine does a training step's matrix products alone, and how much of its peak that is.
+"""How fast this machine does a training step's matrix products alone.
 
 Counted: in each block the products of attention and SwiGLU with their weights, at the end that of the supervised tokens
 with the output matrix, each forward and twice backward; and attention's two products forward and four backward, over
@@ -9,9 +9,7 @@ Shapes: M tokens of a micro-batch, C hidden size, H query heads, K key/value hea
 V vocabulary, P pieces of n tokens, S keys.
 """
 
-import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -20,26 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.hardware import cpu_has_bf16, cpu_name
 from configs.schema import ModelConfig
+from trainer.flops import timed, usable_dtypes
 from trainer.runtime import DTYPES
 
 CPU_REPLAY_TOKENS = 4096
 """On a CPU no more tokens than these are replayed, which takes a second or two; larger products are no faster."""
 TILES = {"cpu": (512, 2048), "cuda": (8192,)}
 """Tokens that a product may take at one time, tried besides all of them."""
-SQUARE = {"cpu": 4096, "cuda": 8192}
-"""Side of the product that a peak is measured on."""
-
-TERA = 1e12
-GPU_PEAKS = {
-    r"B200": 2250, r"H200 NVL": 835, r"H200": 989.4, r"H100 NVL": 835, r"H100 PCIe": 756, r"G?H[12]00.*": 989.4,
-    r"H800 PCIe": 756, r"H800": 989.4, r"H20": 148, r"A[18]00.*": 312, r"A30": 165, r"A40": 149.7, r"A10G": 70,
-    r"A10": 125, r"L40S": 362, r"L40": 181, r"L20": 119.5, r"L4": 121, r"RTX A6000": 154.8, r"RTX A5000": 111.1,
-    r"RTX 6000 Ada.*": 364.2, r"GeForce RTX 5090": 209.5, r"GeForce RTX 4090": 165.2, r"GeForce RTX 4080": 97.5,
-    r"GeForce RTX 3090 Ti": 80, r"GeForce RTX 3090": 71, r"GeForce RTX 3080": 59.5,
-}  # fmt: skip
-"""Name without the maker -> dense bfloat16 peak with float32 sums, in TFLOP/s, from the makers' data sheets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,71 +68,6 @@ def mean_keys(document_ids: np.ndarray) -> float:
     places = np.arange(document_ids.shape[1])
     first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
     return float((places - first + 1)[document_ids >= 0].mean())
-
-
-def active_parameters(shape: ModelConfig) -> int:
-    """N: parameters that a token meets, the output matrix once, which is the embedding too."""
-    C, D = shape.hidden_size, shape.head_dim
-    attention = C * D * 2 * (shape.num_attention_heads + shape.num_key_value_heads) + 2 * D
-    if shape.use_moe:
-        mlp = 3 * C * shape.moe_intermediate_size * shape.num_experts_per_tok + C * shape.num_experts
-    else:
-        mlp = 3 * C * shape.intermediate_size
-    return shape.vocab_size * C + shape.num_hidden_layers * (attention + mlp + 2 * C) + C
-
-
-def training_flops(shape: ModelConfig, row_tokens: int) -> int:
-    """Operations of a token that is trained on, by 6 N + 12 L d T."""
-    attention = 12 * shape.num_hidden_layers * shape.hidden_size * row_tokens
-    return 6 * active_parameters(shape) + attention
-
-
-# --- peaks ------------------------------------------------------------------------------------------------------------
-
-
-def listed_peak(name: str) -> float | None:
-    """Dense bfloat16 peak of a GPU in FLOP/s, by the name that the driver gives it; None for one not listed."""
-    bare = re.sub(r"^NVIDIA |[ -]\d+GB.*", "", name)
-    return next((tflops * TERA for pattern, tflops in GPU_PEAKS.items() if re.fullmatch(pattern, bare)), None)
-
-
-def machine_peak(device: torch.device) -> tuple[float, str]:
-    """FLOP/s, and where the figure is from: a data sheet, or a large square product measured now."""
-    if device.type == "cuda" and (peak := listed_peak(torch.cuda.get_device_name(device))):
-        return peak, f"{torch.cuda.get_device_name(device)}, dense bfloat16, data sheet"
-    best, where = 0.0, ""
-    side = SQUARE[device.type]
-    for dtype in usable_dtypes(device):
-        a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
-        out = torch.empty_like(a)
-        seconds = min(timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 5))  # type: ignore[misc]
-        if (flops := 2 * side**3 / seconds) > best:
-            best, where = flops, f"measured: {dtype} product of {side} x {side}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return best, f"{name}, {where}"
-
-
-def usable_dtypes(device: torch.device) -> list[str]:
-    """float32, and bfloat16 where its products are real."""
-    real = cpu_has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
-    return ["float32", "bfloat16"] if real else ["float32"]
-
-
-def timed(work: Callable[[], object], device: torch.device, repeat: int) -> list[float]:
-    """Seconds of each repetition, after one that is not counted."""
-    found = []
-    for _ in range(repeat + 1):
-        _finish(device)
-        start = time.perf_counter()
-        work()
-        _finish(device)
-        found.append(time.perf_counter() - start)
-    return found[1:]
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --- the replay -------------------------------------------------------------------------------------------------------

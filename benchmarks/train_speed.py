@@ -29,11 +29,12 @@ if not __package__:
 from benchmarks.arms import Bench, Speed, add_flags, keep, measure_speed, start_bench, started, verdict
 from benchmarks.corpus import WINDOW_TOKENS
 from benchmarks.plots import Bar, bar_chart
-from benchmarks.products import Bound, machine_peak, training_flops
+from benchmarks.products import Bound
 from configs.artifacts import read_json
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16, cpu_instructions, num_cores
 from configs.paths import display
+from trainer.flops import machine_peak, training_flops
 
 SHARE_OF_BOUND = 0.9
 TIMES_BASELINE = {True: 2.5, False: 1.3}

@@ -123,8 +123,11 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     unit = "pairs 对" if stage == "dpo" else "rows 行"
     loop.add_argument("--epochs", type=int, metavar="N", help="passes over the data 轮数")
     loop.add_argument("--max_steps", type=int, metavar="N", help="stop after N steps; 0: by epochs 最多步数")
-    loop.add_argument("--batch_size", type=int, metavar="N", help=f"{unit} in a micro-batch 微批大小")
-    loop.add_argument("--accumulation_steps", type=int, metavar="N", help="micro-batches in a step 梯度累积")
+    loop.add_argument("--tokens_per_step", type=int, metavar="N", help="tokens in a step; 0: by rule 每步词元数")
+    loop.add_argument("--batch_size", type=int, metavar="N", help=f"{unit} in a micro-batch; 0: by memory 微批大小")
+    loop.add_argument(
+        "--accumulation_steps", type=int, metavar="N", help="micro-batches in a step; 0: by rule 梯度累积"
+    )
     loop.add_argument("--max_seq_len", type=int, metavar="N", help="tokens in a row 序列长度")
     loop.add_argument("--learning_rate", type=float, metavar="LR", help="peak learning rate 峰值学习率")
     loop.add_argument("--optimizer", choices=OPTIMIZERS, help="muon or adamw 优化器")
@@ -142,7 +145,7 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     loop.add_argument("--seed", type=int, metavar="N", help="seed of all randomness 随机种子")
     loop.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)} or cuda:N 设备")
     loop.add_argument("--dtype", choices=DTYPES, help="arithmetic of the products 计算精度")
-    add_switch(loop, "--use_compile", help="torch.compile the step 编译训练步")
+    add_switch(loop, "--use_compile", help="torch.compile the step (default: in long runs) 编译训练步")
     add_switch(
         loop,
         "--gradient_checkpointing",

@@ -37,7 +37,7 @@ def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
 
 
 def _checked(value: Any, current: Any, where: str) -> Any:
-    wanted = type(current)
+    wanted = bool if current is None else type(current)  # a switch that nobody has set yet
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):

@@ -152,15 +152,18 @@ class TrainConfig:
     epochs: int = 1
     max_steps: int = 0
     """Stop after this many steps; 0: as many as the epochs need."""
-    batch_size: int = 8
-    """Rows (pairs in DPO) in one micro-batch of one process."""
-    accumulation_steps: int = 4
-    """Micro-batches in one step."""
+    tokens_per_step: int = 0
+    """Tokens of one step over all processes, where batch_size and accumulation_steps don't say it; 0: from the sizes of
+    model and data, by the rule in trainer/choices.py."""
+    batch_size: int = 0
+    """Rows (pairs in DPO) in one micro-batch of one process; 0: as many as are fast and fit the free memory."""
+    accumulation_steps: int = 0
+    """Micro-batches in one step; 0: as many as its tokens need."""
     max_seq_len: int = 2048
     """Tokens in one row."""
     optimizer: str = "muon"
-    learning_rate: float = 3.0e-3
-    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one rate serves both."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/choices.py."""
     schedule: str = "trapezoid"
     """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
     warmup_ratio: float = 0.03
@@ -180,7 +183,8 @@ class TrainConfig:
     seed: int = 42
     device: str = "auto"
     dtype: str = "auto"
-    use_compile: bool = False
+    use_compile: bool | None = None
+    """Compile the blocks; None: where the run is long enough for it to pay."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a third slower."""
     num_workers: int = 0
@@ -194,11 +198,11 @@ class TrainConfig:
     use_wandb: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval")
+        _at_least(self, 1, "epochs", "log_interval", "save_interval")
         _at_least(self, 2, "max_seq_len")
         _at_least(
-            self, 0, "max_steps", "learning_rate", "weight_decay", "grad_clip", "num_workers", "eval_interval",
-            "sft_loss_weight",
+            self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate", "weight_decay",
+            "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:

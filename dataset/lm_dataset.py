@@ -1,7 +1,7 @@
 """Batches from token tensors. Which rows a step takes depends on the step and the seed alone, so nothing of the order
 has to be saved: a run that goes on at step 1,000 needs no more than that number.
 
-Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch.
+Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch, N supervised tokens of a batch.
 """
 
 from functools import lru_cache
@@ -40,6 +40,15 @@ def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.
     return rows
 
 
+def target_places(labels: Tensor) -> Tensor:
+    """Where the supervised tokens of labels (B, T) stand, b * T + t: int64 (N,), ascending.
+
+    Found while a batch is still on the host: a GPU that looks for them makes the host wait, since nobody knows before
+    how many there are.
+    """
+    return (labels.flatten() != IGNORE).nonzero().flatten()
+
+
 class _Tensors:
     """A tensor folder of one stage, opened. Raises: UserError when it is damaged or of another stage."""
 
@@ -59,15 +68,23 @@ class _Tensors:
         rows: int = self.manifest["rows"]
         return rows
 
+    def largest(self, count: int) -> np.ndarray:
+        """Numbers of `count` rows (or pairs) that need as much memory as any others, (count,)."""
+        return np.arange(count) % len(self)
+
 
 class _PackedRows(_Tensors):
     """Rows that several documents share."""
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Rows by number: input_ids, labels (-100: not learnt), document_ids (-1: padding), each int64 (B, L)."""
+        """Rows by number: input_ids, labels (-100: not learnt), document_ids (-1: padding), each int64 (B, L).
+
+        With them go the `target_places` of the labels (N,).
+        """
         numbers = torch.tensor(indices)
         names = ("input_ids", "labels", "document_ids")
-        return {name: self.arrays[name][numbers].to(torch.int64) for name in names}
+        batch = {name: self.arrays[name][numbers].to(torch.int64) for name in names}
+        return batch | {"target_places": target_places(batch["labels"])}
 
     def num_targets(self, indices: np.ndarray) -> int:
         """Supervised tokens of these rows."""
@@ -95,6 +112,7 @@ class DPODataset(_Tensors):
         """Pairs by number: input_ids and labels, int64 (2B, T): the B chosen sides, then the B rejected ones.
 
         Shorter sequences are padded at the end, where a causal model never looks back from; labels there are -100.
+        With them go the `target_places` of the labels (N,).
         """
         sides = [("chosen", int(i)) for i in indices] + [("rejected", int(i)) for i in indices]
         spans = [self._span(side, number) for side, number in sides]
@@ -104,7 +122,11 @@ class DPODataset(_Tensors):
         for row, ((side, _), (start, end)) in enumerate(zip(sides, spans, strict=True)):
             input_ids[row, : end - start] = self.arrays[f"{side}_input_ids"][start:end]
             labels[row, : end - start] = self.arrays[f"{side}_labels"][start:end]
-        return {"input_ids": input_ids, "labels": labels}
+        return {"input_ids": input_ids, "labels": labels, "target_places": target_places(labels)}
+
+    def largest(self, count: int) -> np.ndarray:
+        lengths = [np.diff(self.arrays[f"{side}_offsets"].numpy()) for side in ("chosen", "rejected")]
+        return np.resize(np.argsort(-np.maximum(*lengths), kind="stable"), count)
 
     def num_targets(self, indices: np.ndarray) -> int:
         """Pairs: DPO's loss is a mean over them."""

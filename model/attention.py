@@ -1,17 +1,31 @@
-"""Attention on a CPU, by its batched matrix products.
+"""Attention of whole rows, three ways; each skips what it can of the scores that no query may look at.
 
-PyTorch's own CPU kernel for scaled dot products works in small tiles and reaches a tenth of the speed that the same CPU has
-in matrix products. Here queries are taken in blocks, and a block is multiplied only with the keys up to its end: most of
-the work that causality forbids is never done, and what is done runs at full speed (docs/lab_log.md has the figures).
+On a CPU, `blocked_attention`: batched matrix products. PyTorch's own CPU kernel for scaled dot products works in small
+tiles and reaches a tenth of the speed that the same CPU has in matrix products. Here queries are taken in blocks, and a
+block is multiplied only with the keys up to its end: most of the work that causality forbids is never done, and what is
+done runs at full speed (docs/lab_log.md has the figures).
 
-Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S queries of a block, E keys up to its end.
+On a GPU, for documents packed in rows, `document_attention`: FlexAttention, one kernel made for this mask. It never holds
+the scores, and passes over each square of them in which no query and key share a document.
+
+On a GPU where that cannot be had, `masked_attention`: PyTorch's memory-efficient kernel with the whole mask.
+
+Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S queries of a block, E keys up to its end,
+N squares along a row.
 """
 
-from collections.abc import Iterator
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+# --- on a CPU -------------------------------------------------------------------------------------------------------
 
 BLOCK_QUERIES = 128
 
@@ -73,3 +87,140 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """
     out: Tensor = _BlockedAttention.apply(q, k, v, bias)
     return out
+
+
+# --- on a GPU, documents packed in rows -----------------------------------------------------------------------------
+
+SQUARE = 128
+"""Queries and keys of one square of scores, which FlexAttention computes or passes over as a whole."""
+
+
+def document_blocks(document_ids: Tensor) -> BlockMask:
+    """What FlexAttention computes: causal, and within one document. Negative numbers are padding, a document of its own.
+
+    PyTorch's `create_block_mask` would ask for every pair of tokens, (B, T, T). The lowest and the highest number in
+    each square's rows and columns tell enough, in a few small operations: nothing to compile, no wait for the device.
+    A square that was listed without need costs time alone, as `visible` still decides each of its pairs; one listed as
+    whole is not asked about. Both lists are exact where a row's numbers never fall, as packing makes them.
+
+    Each token sees itself, padding too, so no row of scores is empty: no softmax over nothing, and no NaN.
+
+    Args: document_ids (B, T), below 2**31 - 2. Returns: the mask of (B, 1, T, T), which holds no tensor of that shape.
+    """
+    T = document_ids.shape[1]
+    beyond = torch.iinfo(torch.int32).max
+    ids = document_ids.to(torch.int32).masked_fill(document_ids < 0, beyond - 1)  # (B, T): padding as the last document
+
+    # The kernel is compiled once for this code; a tensor that the function closes over is an argument to it.
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (ids[batch, query] == ids[batch, key])
+
+    # Places beyond the row have a number that no token has, so a square that reaches there is never whole.
+    squares = F.pad(ids, (0, -T % SQUARE), value=beyond).unflatten(1, (-1, SQUARE))  # (B, N, SQUARE)
+    low, high = squares.amin(dim=-1), squares.amax(dim=-1)  # (B, N)
+    meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])  # (B, N queries, N keys)
+    single = low == high
+    whole = (meet & single[:, :, None] & single[:, None, :]).tril(-1)  # one document, before the diagonal
+    partial = meet.tril() & ~whole
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(whole), BLOCK_SIZE=SQUARE, mask_mod=visible, seq_lengths=(T, T)
+    )
+
+
+def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """How many squares of each row are true, (B, 1, N), and where, those first, (B, 1, N, N)."""
+    order = squares.int().argsort(dim=-1, descending=True, stable=True)
+    return squares.sum(dim=-1, dtype=torch.int32)[:, None], order.int()[:, None]
+
+
+def document_attention(q: Tensor, k: Tensor, v: Tensor, documents: BlockMask) -> Tensor:
+    """Grouped-query attention within documents, with gradients for q, k and v; keys and values are not copied.
+
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. documents: from `document_blocks`. Returns: (B, H, T, D).
+    """
+    if torch.compiler.is_compiling():  # the block around it, which it becomes a part of
+        return flex_attention(q, k, v, block_mask=documents, enable_gqa=True)
+    return _compiled_flex_attention()(q, k, v, block_mask=documents, enable_gqa=True)  # uncompiled it holds all scores
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """FlexAttention as one kernel, which the first call makes; a second one, for rows of any number, when that changes."""
+    return torch.compile(flex_attention)
+
+
+_TRIED: dict[Hashable, bool] = {}
+"""What `flex_works` found out."""
+
+
+def flex_works(
+    device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype, trial: Callable[[], object]
+) -> bool:
+    """Whether `document_attention` can be used; where not, a line on stderr says why, once.
+
+    Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So the first time
+    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with.
+
+    Args: shape (H, K, D). trial: computes attention that way, and its gradients.
+    """
+    if device.type == "cpu":
+        return False  # no backward pass there, and `blocked_attention` is fast
+    key = (device, shape, dtype)
+    if key not in _TRIED:
+        reason = _obstacle(device, head_dim=shape[-1]) or _failure(trial)
+        _TRIED[key] = not reason
+        if reason:
+            _tell(reason)
+    return _TRIED[key]
+
+
+def _obstacle(device: torch.device, *, head_dim: int) -> str:
+    """Why FlexAttention need not be tried; empty where it may work."""
+    if device.type != "cuda":
+        return f"it has no backward pass on {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if head_dim < 16:
+        return f"head_dim {head_dim} is below 16"
+    return ""
+
+
+def _failure(trial: Callable[[], object]) -> str:
+    """How the trial fails; empty where it does not."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            trial()
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernel
+    except Exception as error:  # whatever a compiler may raise
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:200]}"
+    return ""
+
+
+@functools.cache
+def _tell(reason: str) -> None:
+    print(
+        f"FlexAttention cannot be used here ({reason}); packed documents take PyTorch's masked attention, with the same "
+        "results, more slowly and in more memory. / 无法使用 FlexAttention，改用较慢、占用内存较多的实现，结果相同。",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+# --- on a GPU, any mask ---------------------------------------------------------------------------------------------
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Grouped-query attention with an additive mask, (B or 1, 1, T, T).
+
+    Of PyTorch's CUDA kernels flash takes no mask, and the memory-efficient one no groups: asked for both, PyTorch
+    computes and keeps all scores. So keys and values are repeated here, a small price beside that.
+
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. Returns: (B, H, T, D).
+    """
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))  # (B, H, T, D)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -13,10 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig, UserError
-from model.attention import blocked_attention
+from model.attention import (
+    blocked_attention,
+    document_attention,
+    document_blocks,
+    flex_works,
+    masked_attention,
+)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -109,6 +116,8 @@ class Context:
     sin: Tensor
     mask: Tensor | None
     """(B or 1, 1, T, S), added to the attention scores: 0 where a query may look, else -inf. None: causal."""
+    documents: BlockMask | None = None
+    """In place of a mask: causal, and within documents."""
     real: Tensor | None = None
     """(B, T) boolean, false for padding. None: every token is real."""
     cache: KeyValueCache | None = None
@@ -117,8 +126,9 @@ class Context:
 class Attention(nn.Module):
     """Grouped-query attention with RMSNorm on queries and keys; no biases.
 
-    On a CPU whole rows go through `blocked_attention`; all else through PyTorch's product, which takes its flash kernel
-    where there is one. Both read each key and value for all the queries of its group, so that neither is copied.
+    Whole rows with a mask or with documents go through model/attention.py; all else through PyTorch's product, which
+    takes its flash kernel where there is one. Each key and value is read for all the queries of its group, so that
+    neither is copied, but for `masked_attention`.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -143,8 +153,10 @@ class Attention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
         q, k, mask = q.to(v.dtype), k.to(v.dtype), context.mask
-        if x.device.type == "cpu" and mask is not None and context.cache is None:
-            y = blocked_attention(q, k, v, mask)  # (B, H, T, D)
+        if context.documents is not None:
+            y = document_attention(q, k, v, context.documents)  # (B, H, T, D)
+        elif mask is not None and context.cache is None:
+            y = (blocked_attention if x.device.type == "cpu" else masked_attention)(q, k, v, mask)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
@@ -326,17 +338,20 @@ class MiniLLM(nn.Module):
         start = cache.length if cache is not None else 0
         if positions is None:
             positions = torch.arange(start, start + T, device=device)[None]
-        if document_ids is not None:
+        x = self.model.embed_tokens(input_ids)  # (B, T, C)
+        cos, sin = (table[:, None] for table in rope_tables(positions, self.config))  # (B or 1, 1, T, D/2)
+        documents = None
+        if document_ids is not None and cache is None and self._flex_works(x, cos, sin, document_ids):
+            documents = document_blocks(document_ids)
+        elif document_ids is not None:
             same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
             mask = (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
         elif mask is None and (start > 0 or (cache is None and device.type == "cpu")):
             mask = torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
-        x = self.model.embed_tokens(input_ids)  # (B, T, C)
         if mask is not None:  # added to the scores; a boolean one would be turned into this again in every block
             mask = torch.zeros(mask.shape, dtype=compute_dtype(x), device=device).masked_fill_(~mask, -math.inf)
-        cos, sin = rope_tables(positions, self.config)
         real = document_ids >= 0 if document_ids is not None else None
-        context = Context(cos[:, None], sin[:, None], mask, real, cache)
+        context = Context(cos, sin, mask, documents, real, cache)
         balances = []
         for block in self.model.layers:
             if self.gradient_checkpointing and learning:
@@ -349,10 +364,28 @@ class MiniLLM(nn.Module):
             cache.length += T
         return self.model.norm(x), torch.stack(balances).mean(dim=0) if balances else None
 
+    def _flex_works(self, x: Tensor, cos: Tensor, sin: Tensor, document_ids: Tensor) -> bool:
+        """Whether these documents can go through `document_attention`: tried in the first block, on a copy of x."""
+        attention = self.model.layers[0].self_attn
+        assert isinstance(attention, Attention)
+
+        def trial() -> object:  # parameters get no gradient; copies, as a tensor made in inference mode can have none
+            context = Context(cos.clone(), sin.clone(), mask=None, documents=document_blocks(document_ids))
+            start = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(attention(start, context).float().sum(), start)
+
+        shape = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
+        return flex_works(x.device, shape, compute_dtype(x), trial)
+
     def forward(self, input_ids: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) -> logits (B, T, V)."""
         hidden, _ = self.hidden_states(input_ids, document_ids=document_ids)
         return F.linear(hidden, self.output_weight.to(hidden.dtype))
+
+    def compile_blocks(self, wanted: bool = True) -> None:
+        """Let torch.compile make one piece of code for all blocks, from the next forward pass on; or have none again."""
+        for block in self.model.layers:
+            block.compile() if wanted else setattr(block, "_compiled_call_impl", None)  # where compile() puts it
 
     def num_parameters(self) -> int:
         """Trainable parameters; the tied matrix counts once."""

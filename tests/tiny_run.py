@@ -16,7 +16,7 @@ from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
 from trainer import train_dpo, train_full_sft, train_pretrain
 from trainer.checkpoint import read_weights
-from trainer.loop import Run
+from trainer.loop import Outcome, Run
 
 TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": train_pretrain.main,
@@ -82,10 +82,10 @@ def killed_in_step(number: int) -> Iterator[None]:
     """Let the trainer inside die when it has computed this step (1 is the first), before it logs or saves it."""
     after_step = Run.after_step
 
-    def dying(self: Run, step: int, *arguments: Any, **named: Any) -> None:
-        if step == number:
+    def dying(self: Run, outcome: Outcome, *arguments: Any) -> None:
+        if outcome.step == number:
             raise Killed
-        after_step(self, step, *arguments, **named)
+        after_step(self, outcome, *arguments)
 
     with mock.patch.object(Run, "after_step", dying):
         try:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from configs.schema import TrainConfig
 from dataset.lm_dataset import rows_of_step
 from trainer.checkpoint import ResumeState
+from trainer.choices import CHOSEN
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
 from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_states, set_rng_states
@@ -32,6 +34,10 @@ class Rows(Protocol):
         """The rows of these numbers as tensors."""
         ...
 
+    def largest(self, count: int) -> np.ndarray:
+        """Numbers of rows that need as much memory as any others, (count,)."""
+        ...
+
 
 class Objective(Protocol):
     """What a recipe minimises."""
@@ -41,7 +47,7 @@ class Objective(Protocol):
         ...
 
     def num_targets(self, batch: Batch) -> int:
-        """Supervised tokens, or pairs, of a micro-batch."""
+        """Supervised tokens, or pairs, of a micro-batch in the host's memory."""
         ...
 
     def num_tokens(self, batch: Batch) -> int:
@@ -65,11 +71,20 @@ class StopSignal:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """What one process reads in a step."""
+
+    micro: list[Batch]
+    counts: Tensor
+    """Supervised tokens (or pairs) and tokens that are not padding, of all micro-batches: (2,)."""
+
+
 class BatchStream:
     """The micro-batches of each step. Which rows a step takes depends on the step and the seed alone."""
 
-    def __init__(self, rows: Rows, config: TrainConfig, runtime: Runtime) -> None:
-        self.rows, self.config, self.runtime = rows, config, runtime
+    def __init__(self, rows: Rows, objective: Objective, config: TrainConfig, runtime: Runtime) -> None:
+        self.rows, self.objective, self.config, self.runtime = rows, objective, config, runtime
         self.rows_per_step = config.batch_size * config.accumulation_steps * runtime.world_size
 
     def num_steps(self) -> int:
@@ -81,15 +96,27 @@ class BatchStream:
         """Rows of all processes in a step: (rows_per_step,)."""
         return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
-    def step(self, step: int) -> list[Batch]:
-        """The micro-batches of this process in a step, on the device."""
+    def read(self, step: int) -> StepBatches:
+        """The micro-batches of this process in a step, in the host's memory, counted there."""
         mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
         parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
-        return [self.to_device(self.rows.batch(part)) for part in parts]
+        micro = [self.rows.batch(part) for part in parts]
+        targets, tokens = sum(map(self.objective.num_targets, micro)), sum(map(self.objective.num_tokens, micro))
+        counts = {"counts": torch.tensor([float(targets), float(tokens)])}
+        return StepBatches([self.runtime.pinned(batch) for batch in micro], self.runtime.pinned(counts)["counts"])
 
-    def to_device(self, batch: Batch) -> Batch:
-        """Move a batch."""
-        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}
+    def steps(self, first: int, end: int) -> Iterator[StepBatches]:
+        """The batches of each step, on the device; while one step is computed, a thread reads the next."""
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
+            coming = [reader.submit(self.read, step) for step in range(first, min(first + 1, end))]
+            for step in range(first, end):
+                batches = coming.pop().result()
+                if step + 1 < end:
+                    coming.append(reader.submit(self.read, step + 1))
+                yield StepBatches(
+                    [self.runtime.to_device(batch) for batch in batches.micro],
+                    batches.counts.to(self.runtime.device, non_blocking=True),
+                )
 
 
 def train(
@@ -102,43 +129,34 @@ def train(
     """One optimizer update a step over `accumulation_steps` micro-batches.
 
     Losses are summed and divided once by the targets of the whole step (all processes), so that 1 x 8 and 8 x 1
-    accumulation agree, and 1 and N processes.
+    accumulation agree, and 1 and N processes. Nothing in a step waits for a GPU: what it found out is read later.
     Raises: TrainingStopped when asked to end (the state is saved), TrainingDiverged after five steps without a
     finite loss.
     """
     runtime = run.runtime
     optimizer = build_optimizer(model, config, run.newton_schulz_dtype)
     model.train()
-    for step in range(run.restore(model, optimizer), run.num_steps):
+    first_step = run.restore(model, optimizer)
+    for step, batches in enumerate(stream.steps(first_step, run.num_steps), start=first_step):
         lr = lr_at(step, run.num_steps, config)
         set_lr(optimizer, lr)
-        micro = stream.step(step)
-        counts = torch.tensor(
-            [
-                float(sum(objective.num_targets(batch) for batch in micro)),
-                float(sum(objective.num_tokens(batch) for batch in micro)),
-            ],
-            dtype=torch.float64 if runtime.device.type != "mps" else torch.float32,
-            device=runtime.device,
-        )
-        counts = runtime.sum_over_ranks(counts)
+        counts = runtime.sum_over_ranks(batches.counts)
         total = torch.zeros((), device=runtime.device)  # nats per target
-        for batch in micro:
+        for batch in batches.micro:
             with runtime.autocast():
-                loss = objective.loss_sum(model, batch) / counts[0].float()
+                loss = objective.loss_sum(model, batch) / counts[0]
             run.scaler.scale(loss).backward()
             total += loss.detach()
         runtime.sum_gradients(model)
         run.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, config.grad_clip)
         total = runtime.sum_over_ranks(total)
-        if run.is_finite(step, total, grad_norm, stream):
-            run.scaler.step(optimizer)
+        finite = run.is_finite(total, grad_norm)
+        run.scaler.step(optimizer, taken=finite)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        run.after_step(
-            step + 1, model, optimizer, loss=total.item(), lr=lr, grad_norm=grad_norm.item(), tokens=counts[1]
-        )
+        found = torch.stack([finite.float(), total, grad_norm, *counts])
+        run.after_step(Outcome(step + 1, lr, found), model, optimizer, stream)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
@@ -148,6 +166,17 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step found out, perhaps not computed yet."""
+
+    step: int
+    """Steps finished with it."""
+    lr: float
+    found: Tensor
+    """(5,) on the device: finite (1 or 0), loss in nats a target, gradient norm, and the step's targets and tokens."""
 
 
 class Run:
@@ -164,14 +193,18 @@ class Run:
         metrics: Metrics | None,
         validate: Callable[[nn.Module], dict[str, float]] | None,
         stop: StopSignal,
+        token_cost: float = 0.0,
     ) -> None:
+        """`token_cost`: a token's operations as a share of what the machine can do in a second."""
         self.config, self.runtime, self.num_steps = config, runtime, num_steps
         self.state, self.resume, self.metrics, self.validate, self.stop = state, resume, metrics, validate, stop
+        self.token_cost = token_cost
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.newton_schulz_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.parent = ParentWatch()
+        self.unread: list[Outcome] = []
         self.skipped = 0
-        self.tokens = 0.0
+        self.tokens = self.targets = 0.0
         self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
         self.eval_steps = set(eval_steps(num_steps, config.eval_interval))
@@ -186,78 +219,89 @@ class Run:
         self.scaler.load_state_dict(self.resume["scaler"])
         set_rng_states(self.resume["rng"], self.runtime)
         self.tokens = self.tokens_at_clock = self.resume["tokens"]
-        self.skipped = self.resume["skipped"]
+        self.targets, self.skipped = self.resume["targets"], self.resume["skipped"]
         step: int = self.resume["step"]
         self.resume = None  # frees the memory of a second copy of everything
         return step
 
-    def is_finite(self, step: int, loss: Tensor, grad_norm: Tensor, stream: BatchStream) -> bool:
-        """Whether the step can be taken; otherwise says which rows caused it.
-
-        Raises: TrainingDiverged after five such steps in a row.
-        """
+    def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Whether the step can be taken, () boolean."""
         # float16: the scaler itself skips a step whose gradients overflowed, and halves the scale
-        if torch.isfinite(loss) and (self.scaler.is_enabled() or torch.isfinite(grad_norm)):
+        return torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(grad_norm)
+
+    def after_step(self, outcome: "Outcome", model: nn.Module, optimizer: MuonAdamW, stream: BatchStream) -> None:
+        """Read what steps found, log, evaluate and save, each when due.
+
+        A GPU may still be at work on this step, so what the step before found is read now; before anything that needs
+        to be exact, all is read. Raises: TrainingStopped, TrainingDiverged.
+        """
+        step, last = outcome.step, outcome.step == self.num_steps
+        self.unread.append(outcome)
+        evaluating = step in self.eval_steps and self.validate is not None
+        stopping = not last and self.runtime.any_rank(self.stop.exit_code != 0 or self.parent.is_gone())
+        saving = stopping or (step % self.config.save_interval == 0 and not last)
+        behind = 0 if self.runtime.device.type == "cpu" or evaluating or saving or last else 1
+        while len(self.unread) > behind:
+            self.report(self.unread.pop(0), stream)
+        if evaluating:
+            self.evaluate(step, model)
+        if saving:
+            self.save(step, model, optimizer)
+        if stopping:
+            raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
+
+    def report(self, outcome: "Outcome", stream: BatchStream) -> None:
+        """Log a step, or say which rows kept it from being taken. Raises: TrainingDiverged after five such in a row."""
+        finite, loss, grad_norm, targets, tokens = outcome.found.tolist()
+        self.tokens += tokens
+        self.targets += targets
+        if finite:
             self.skipped = 0
-            return True
+        else:
+            self.tell_of_skipped(outcome.step, loss, grad_norm, stream)
+        if self.metrics is None:
+            return
+        seconds = time.perf_counter() - self.clock
+        speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
+        self.metrics.progress(
+            loss=f"{loss:.3f}", lr=f"{outcome.lr:.1e}", tok_s=f"{speed:,.0f}", mfu=f"{speed * self.token_cost:.0%}",
+            **{key.replace("validation_loss", "val"): f"{value:.3f}" for key, value in self.last_validation.items()},
+        )  # fmt: skip
+        if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
+            values = {
+                "loss": loss,
+                "lr": outcome.lr,
+                "grad_norm": grad_norm,
+                "tokens": self.tokens,
+                "targets": self.targets,
+                "tokens_per_second": speed,
+                "mfu": speed * self.token_cost,
+                "seconds": time.perf_counter() - self.started,
+            }
+            self.metrics.log(outcome.step, {key: value for key, value in values.items() if math.isfinite(value)})
+            self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
+
+    def tell_of_skipped(self, step: int, loss: float, grad_norm: float, stream: BatchStream) -> None:
+        """Name the rows of a step that was not taken. Raises: TrainingDiverged after five such steps in a row."""
         self.skipped += 1
-        rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step)))
-        self.say(
-            f"step {step + 1}: loss {loss.item():.4g}, gradient norm {grad_norm.item():.4g}: step skipped. "
-            f"Its rows: {rows}"
-        )
+        rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
+        self.say(f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: step skipped. Its rows: {rows}")
         if self.skipped >= MAX_SKIPPED_STEPS:
             raise TrainingDiverged(
                 f"{self.skipped} steps in a row without a finite loss (last rows: {rows}). "
                 "Lower --learning_rate, or look at the rows with export_embeddings.py --inspect."
             )
-        return False
 
-    def after_step(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizer: MuonAdamW,
-        *,
-        loss: float,
-        lr: float,
-        grad_norm: float,
-        tokens: Tensor,
-    ) -> None:
-        """Log, evaluate and save, each when due. `step` counts the finished steps."""
-        self.tokens += float(tokens)
-        last = step == self.num_steps
+    def evaluate(self, step: int, model: nn.Module) -> None:
+        """Take the validation loss, outside the time that speeds are made of."""
+        assert self.validate is not None
+        started = time.perf_counter()
+        self.last_validation = self.validate(model)
         if self.metrics is not None:
-            seconds = time.perf_counter() - self.clock
-            speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
-            self.metrics.progress(
-                loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:,.0f}",
-                **{key.replace("validation_loss", "val"): f"{value:.3f}" for key, value in self.last_validation.items()},
-            )  # fmt: skip
-            if step % self.config.log_interval == 0 or last:
-                values = {
-                    "loss": loss,
-                    "lr": lr,
-                    "grad_norm": grad_norm,
-                    "tokens": self.tokens,
-                    "tokens_per_second": speed,
-                    "seconds": time.perf_counter() - self.started,
-                }
-                self.metrics.log(step, {key: value for key, value in values.items() if math.isfinite(value)})
-                self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
-        if step in self.eval_steps and self.validate is not None:
-            started = time.perf_counter()
-            self.last_validation = self.validate(model)
-            if self.metrics is not None:
-                self.metrics.log(step, self.last_validation)
-                shown = ", ".join(f"{key} {value:.4f}" for key, value in self.last_validation.items())
-                self.metrics.say(f"step {step}/{self.num_steps}: {shown}")
-            self.clock += time.perf_counter() - started
-        stopping = not last and self.runtime.any_rank(self.stop.exit_code != 0 or self.parent.is_gone())
-        if stopping or (step % self.config.save_interval == 0 and not last):
-            self.save(step, model, optimizer)
-        if stopping:
-            raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
+            self.metrics.log(step, self.last_validation)
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in self.last_validation.items())
+            self.metrics.say(f"step {step}/{self.num_steps}: {shown}")
+        self.clock += time.perf_counter() - started
 
     def save(self, step: int, model: nn.Module, optimizer: MuonAdamW) -> None:
         """Write the resume state."""
@@ -271,8 +315,9 @@ class Run:
                     "scaler": self.scaler.state_dict(),
                     "rng": rng,
                     "tokens": self.tokens,
+                    "targets": self.targets,
                     "skipped": self.skipped,
-                    "choices": choices(self.runtime),
+                    "choices": choices(self.config, self.runtime),
                 }
             )
         self.runtime.barrier()
@@ -283,12 +328,13 @@ class Run:
             self.metrics.say(text)
 
 
-def choices(runtime: Runtime) -> dict[str, Any]:
+def choices(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
     """The automatic choices that a resumed run repeats, so that its arithmetic is the same."""
     return {
         "dtype": dtype_name(runtime.dtype),
         "threads": torch.get_num_threads(),
         "world_size": runtime.world_size,
+        **{name: getattr(config, name) for name in CHOSEN},
     }
 
 

@@ -3,6 +3,7 @@
 Shapes: B rows or pairs, T tokens, N supervised tokens, C hidden size, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,69 +18,104 @@ CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 4096
 step at 192 x 4 17% slower); a GPU wants larger products."""
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of hidden @ weight.T without ever holding all logits.
+class _TargetNats(torch.autograd.Function):
+    """Negative log-likelihood of targets under softmax(hidden @ weight.T), without ever holding all logits.
 
-    The gradient of a chunk is computed while its logits exist, d loss / d logits = softmax - onehot, so the forward
-    pass leaves only the gradients of hidden and weight to be scaled in the backward pass.
+    The gradient with respect to a token's logits is (softmax - onehot) times the number that comes in for the token.
+
+    - summed: one number comes in for all tokens, and may be multiplied in at the end. So the gradients of hidden and
+      weight are computed in the forward pass, while a chunk's logits exist: three products, and nothing else is kept.
+    - not summed: each token has a number of its own, known in the backward pass alone, and weight's gradient adds the
+      tokens up. So the logits are computed again there, a chunk at a time. That fourth product is the price of holding
+      neither all probabilities (N, V) nor a gradient of weight for each row (B, V, C).
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        nats = torch.empty(labels.shape[0], device=hidden.device, dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        chunk = CPU_CHUNK_TOKENS if hidden.device.type == "cpu" else GPU_CHUNK_TOKENS
-        for start in range(0, labels.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            top = labels[rows, None]
-            # One kernel from logits to float32 probabilities; one that underflowed is log-likelihood enough at 1e-38.
-            p = (hidden[rows] @ weight.T).softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
-            nats[rows] = -p.gather(1, top)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()
-            if grad_hidden is not None and grad_weight is not None:
-                p.scatter_add_(1, top, torch.full_like(top, -1, dtype=p.dtype))
-                grad_logits = p.to(hidden.dtype)
-                grad_hidden[rows] = grad_logits @ weight
-                grad_weight += grad_logits.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return nats.sum()
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, summed: bool) -> Tensor:
+        """(N, C), (V, C), (N,) -> nats (N,) float32, or their sum."""
+        ctx.summed = summed
+        if summed and any(ctx.needs_input_grad):
+            nats, grad_hidden, grad_weight = _nats_and_gradients(hidden, weight, targets)
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            return nats.sum()
+        nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+        for rows in _chunks(targets):
+            logps = (hidden[rows] @ weight.T).log_softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+            nats[rows] = -logps.gather(1, targets[rows, None])[:, 0]
+        ctx.save_for_backward(hidden, weight, targets)
+        return nats.sum() if summed else nats
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (scale,) = grad_outputs
+        if ctx.summed:
+            grad_hidden, grad_weight = ctx.saved_tensors
+            return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):  # as in the forward pass
+            _, grad_hidden, grad_weight = _nats_and_gradients(hidden, weight, targets, scale)
+        return grad_hidden, grad_weight, None, None
 
 
-def lm_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood of the supervised tokens, in nats.
+def _chunks(targets: Tensor) -> Iterator[slice]:
+    size = CPU_CHUNK_TOKENS if targets.device.type == "cpu" else GPU_CHUNK_TOKENS
+    return (slice(start, start + size) for start in range(0, len(targets), size))
 
-    Args: hidden (B, T, C). weight (V, C). labels (B, T), -100 where nothing is learnt; only the other tokens are
-    multiplied by the output matrix. The products run in the autocast dtype where one is active.
-    Returns: scalar float32.
-    """
-    kept = labels.reshape(-1) != IGNORE
-    flat, targets = hidden.reshape(-1, hidden.shape[-1])[kept], labels.reshape(-1)[kept]
+
+def _nats_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats (N,), and the gradients of their sum, each token's times its scale (N,), for hidden (N, C), weight (V, C)."""
+    nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    for rows in _chunks(targets):
+        top = targets[rows, None]
+        # One kernel from logits to float32 probabilities; one that underflowed is log-likelihood enough at 1e-38.
+        p = (hidden[rows] @ weight.T).softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+        nats[rows] = -p.gather(1, top)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()
+        p.scatter_add_(1, top, torch.full_like(top, -1, dtype=p.dtype))
+        if scale is not None:
+            p *= scale[rows, None]
+        grad_logits = p.to(hidden.dtype)
+        grad_hidden[rows] = grad_logits @ weight
+        grad_weight += grad_logits.T @ hidden[rows]
+    return nats, grad_hidden, grad_weight
+
+
+def _target_nats(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor, *, summed: bool) -> Tensor:
+    """Nats of the supervised tokens (N,), or their sum. Only these tokens are multiplied by the output matrix."""
+    hidden = hidden.flatten(0, 1).index_select(0, target_places)  # (N, C)
+    targets = labels.flatten().index_select(0, target_places)  # (N,)
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            return _apply(flat.to(dtype), weight.to(dtype), targets)
-    return _apply(flat, weight, targets)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    with torch.autocast(device_type, enabled=False):
+        nats: Tensor = _TargetNats.apply(hidden, weight, targets, summed)
+    return nats
 
 
-def _apply(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)
-    return loss
+def lm_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
+    """Summed negative log-likelihood of the supervised tokens, in nats.
+
+    Args: hidden (B, T, C). weight (V, C). labels (B, T), read at the supervised tokens alone. target_places (N,): where
+    these stand, b * T + t, each once. A batch brings them along: to look for them here would make a GPU wait.
+    The products run in the autocast dtype where one is active, the softmax in float32; no more than a chunk of logits
+    exists at one time.
+    Returns: scalar float32.
+    """
+    return _target_nats(hidden, weight, labels, target_places, summed=True)
 
 
-def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of the supervised tokens of each row, in nats: (B, T, C), (V, C), (B, T) -> (B,) float32."""
-    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
-    logits = F.linear(hidden[rows, columns], weight).float()  # (N, V)
-    logps = -F.cross_entropy(logits, labels[rows, columns], reduction="none")  # (N,)
-    return logps.new_zeros(labels.shape[0]).index_add(0, rows, logps)
+def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
+    """Log-probability of the supervised tokens of each row, in nats.
+
+    Args, products and memory: those of `lm_loss_sum`. Returns: (B,) float32; 0 for a row without supervised tokens.
+    """
+    nats = _target_nats(hidden, weight, labels, target_places, summed=False)  # (N,)
+    placed = nats.new_zeros(labels.numel()).index_copy(0, target_places, nats)  # (B T)
+    return -placed.view_as(labels).sum(dim=1)
 
 
 @dataclass(frozen=True)

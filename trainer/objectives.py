@@ -40,7 +40,7 @@ class NextToken:
         """Nats, summed over the targets; a MoE's balance loss is weighted by the targets of its row."""
         assert isinstance(model, MiniLLM)
         hidden, balance = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
-        loss = lm_loss_sum(hidden, model.output_weight, batch["labels"])
+        loss = lm_loss_sum(hidden, model.output_weight, batch["labels"], batch["target_places"])
         if balance is not None and model.training:
             targets_of_row = (batch["labels"] != IGNORE).sum(dim=1)  # (B,)
             loss = loss + model.config.router_aux_loss_coef * (balance * targets_of_row).sum()
@@ -48,7 +48,7 @@ class NextToken:
 
     def num_targets(self, batch: "Batch") -> int:
         """Supervised tokens."""
-        return int((batch["labels"] != IGNORE).sum())
+        return len(batch["target_places"])
 
     def num_tokens(self, batch: "Batch") -> int:
         """Tokens that belong to a document."""
@@ -65,7 +65,7 @@ class Preference:
         """Nats, summed over the pairs."""
         assert isinstance(model, MiniLLM)
         hidden, _ = model.hidden_states(batch["input_ids"])  # padding stands at the end, where nothing looks at it
-        logps = sequence_logps(hidden, model.output_weight, batch["labels"])  # (2B,)
+        logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (2B,)
         chosen, rejected = logps.chunk(2)
         reference = PairLogps(batch["reference_chosen"], batch["reference_rejected"])
         loss = dpo_loss(PairLogps(chosen, rejected), reference, beta=self.beta)  # (B,)
@@ -93,6 +93,10 @@ class WithReference:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def largest(self, count: int) -> np.ndarray:
+        """Numbers of the longest pairs, (count,)."""
+        return self.pairs.largest(count)
+
     def batch(self, indices: np.ndarray) -> "Batch":
         """The pairs of these numbers; adds reference_chosen and reference_rejected (B,)."""
         numbers = torch.from_numpy(np.ascontiguousarray(indices))
@@ -112,8 +116,8 @@ def pair_logps(model: MiniLLM, pairs: "Rows", stage: "Stage", label: str) -> Pai
         batch = {name: tensor.to(stage.runtime.device) for name, tensor in pairs.batch(numbers).items()}
         with stage.runtime.autocast():
             hidden, _ = model.hidden_states(batch["input_ids"])
-            logps = sequence_logps(hidden, model.output_weight, batch["labels"]).float().cpu()
-        first, second = logps.chunk(2)
+            logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])
+        first, second = logps.cpu().chunk(2)
         chosen.append(first)
         rejected.append(second)
     return PairLogps(torch.cat(chosen), torch.cat(rejected))

@@ -46,52 +46,67 @@ class MuonAdamW(torch.optim.Optimizer):
         self.newton_schulz_dtype = newton_schulz_dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None, *, taken: Tensor | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient.
+
+        Args: taken: whether to take the step, () boolean; where it is false nothing changes, whatever the gradients hold.
+        On a GPU nobody waits to learn which: every change is multiplied by 1 or 0 there.
+        """
         if closure is not None:
             raise ValueError("MuonAdamW takes no closure")
+        share: float | Tensor = 1.0
+        if taken is not None:
+            if taken.device.type != "cpu":
+                share = taken.float()
+            elif not taken:
+                return
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if isinstance(share, Tensor):
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    parameter.grad = torch.where(share > 0, parameter.grad, 0.0)  # NaN times 0 is NaN
             if group["muon"]:
-                self._muon(group, parameters)
+                self._muon(group, parameters, share)
             else:
-                self._adamw(group, parameters)
+                self._adamw(group, parameters, share)
 
-    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
         by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(grad, 1 - group["momentum"])
+            state["momentum"].lerp_(grad, (1 - group["momentum"]) * share)
             by_shape[parameter.shape[-2:]].append((parameter, grad.lerp(state["momentum"], group["momentum"])))
         for (rows, columns), members in by_shape.items():
             stacked = torch.cat([update.reshape(-1, rows, columns) for _, update in members])
             updates = orthogonalize(stacked, self.newton_schulz_dtype)
-            rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+            updates *= group["lr"] * 0.2 * math.sqrt(max(rows, columns)) * share
             offset = 0
             for parameter, _ in members:
                 count = parameter.numel() // (rows * columns)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(updates[offset : offset + count].view_as(parameter), alpha=-rate)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"] * share)
+                parameter.sub_(updates[offset : offset + count].view_as(parameter))
                 offset += count
 
-    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
         beta1, beta2 = group["betas"]
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
             if not state:
-                state["step"] = 0
+                state["step"] = 0.0 * share
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] += 1
-            state["exp_avg"].lerp_(grad, 1 - beta1)
-            state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            scale = math.sqrt(1 - beta2 ** state["step"])
+            state["step"] = state["step"] + share
+            state["exp_avg"].lerp_(grad, (1 - beta1) * share)
+            state["exp_avg_sq"].lerp_(grad.square(), (1 - beta2) * share)
+            scale = (1 - beta2 ** state["step"]) ** 0.5
             denominator = (state["exp_avg_sq"].sqrt() / scale).add_(group["eps"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1 ** state["step"]))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"] * share)
+            rate = group["lr"] * share / (1 - beta1 ** state["step"])
+            parameter.sub_((state["exp_avg"] / denominator).mul_(rate))
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> MuonAdamW:

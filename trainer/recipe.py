@@ -30,6 +30,8 @@ from trainer.checkpoint import (
     save_weights,
     weights_fingerprint,
 )
+from trainer.choices import fill_in, rehearse, repeat, row_length
+from trainer.flops import machine_peak, training_flops
 from trainer.loop import (
     BatchStream,
     Objective,
@@ -164,7 +166,7 @@ class Stage:
             "tensors": self.data_manifest["fingerprint"],
             "training_data": [*inherited, self.data_manifest["source"]],
             "start": {"path": self.start_path.name, "sha256": self.start_sha256} if self.start_path else None,
-            "choices": choices(self.runtime),
+            "choices": choices(self.config, self.runtime),
             "torch": str(torch.__version__),  # a TorchVersion is no plain data
         }
 
@@ -188,6 +190,8 @@ class Stage:
         self.resume = self.state.load() if self.run.from_resume else None
         if self.resume is not None:
             self._repeat_choices(self.resume["choices"])
+        else:
+            self.config = fill_in(self.config, self.run.stage, self._shape(), self.data_manifest, self.runtime)
         model = MiniLLM(self._shape())
         if self.start_path is not None and self.resume is None:
             state, _, manifest = read_weights(self.start_path)
@@ -196,12 +200,12 @@ class Stage:
         model.to(self.runtime.device)
         model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.use_compile:
-            for block in model.model.layers:
-                block.compile()
+            model.compile_blocks()
         return model
 
     def _repeat_choices(self, chosen: dict[str, Any]) -> None:
-        """Take the dtype and the threads of the interrupted run, so that the arithmetic goes on as it began."""
+        """Take what the interrupted run had chosen, so that the arithmetic goes on as it began."""
+        self.config = repeat(self.config, chosen)
         self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
         torch.set_num_threads(chosen["threads"])
 
@@ -214,7 +218,8 @@ class Stage:
 
     def fit(self, model: MiniLLM, rows: Rows, objective: Objective, validation: Rows | None) -> int:
         """Train, write the weights, and return the exit code."""
-        stream = BatchStream(rows, self.config, self.runtime)
+        self._rehearse(model, rows, objective)
+        stream = BatchStream(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         first_step = self.resume["step"] if self.resume else 0
         self._describe(model, stream, num_steps, first_step)
@@ -226,7 +231,7 @@ class Stage:
             )  # fmt: skip
         run = Run(
             self.config, self.runtime, num_steps=num_steps, state=self.state, resume=self.resume, metrics=metrics,
-            validate=self._validator(objective, validation), stop=self.stop,
+            validate=self._validator(objective, validation), stop=self.stop, token_cost=self._token_cost(),
         )  # fmt: skip
         self.resume = None
         self._watch_signals()
@@ -251,6 +256,27 @@ class Stage:
         self.runtime.close()
         return 0
 
+    def _rehearse(self, model: MiniLLM, rows: Rows, objective: Objective) -> None:
+        """Where a compiler or a GPU's memory could fail, find out before the first step."""
+        if not self.config.use_compile and self.runtime.device.type != "cuda":
+            return
+
+        def step(num_rows: int) -> None:
+            batch = rows.batch(rows.largest(num_rows))
+            num_targets = max(1, objective.num_targets(batch))
+            with self.runtime.autocast():
+                loss = objective.loss_sum(model, self.runtime.to_device(batch)) / num_targets
+            loss.backward()
+
+        model.train()
+        chosen_here = self.resume is None and not self.run.train.batch_size
+        self.config = rehearse(self.config, model, step, self.runtime, free_to_choose=chosen_here)
+
+    def _token_cost(self) -> float:
+        """A token's operations as a share of what all devices can do in a second."""
+        peak, _ = machine_peak(self.runtime.device, [self.runtime.dtype], quick=True)
+        return training_flops(self._shape(), row_length(self.data_manifest)) / (peak * self.runtime.world_size)
+
     def _validator(self, objective: Objective, rows: Rows | None) -> Callable[[nn.Module], dict[str, float]] | None:
         """A function that gives the validation loss, and bits per byte where a target is a token."""
         if rows is None or len(rows) == 0:
@@ -265,11 +291,12 @@ class Stage:
             model.eval()
             sums = torch.zeros(2, device=runtime.device)
             mine = numbers[runtime.rank :: runtime.world_size]
-            for start in range(0, len(mine), size):
-                batch = {k: v.to(runtime.device) for k, v in rows.batch(mine[start : start + size]).items()}
-                with runtime.autocast():
-                    sums[0] += objective.loss_sum(model, batch)
-                sums[1] += objective.num_targets(batch)
+            with runtime.uncompiled():
+                for start in range(0, len(mine), size):
+                    batch = rows.batch(mine[start : start + size])
+                    with runtime.autocast():
+                        sums[0] += objective.loss_sum(model, runtime.to_device(batch))
+                    sums[1] += objective.num_targets(batch)
             model.train()
             total, targets = runtime.sum_over_ranks(sums).tolist()
             return {"validation_loss": total / max(targets, 1.0)}
@@ -282,8 +309,10 @@ class Stage:
         self.say(
             f"{self.run.stage}: {model.num_parameters():,} trainable parameters "
             f"(hidden {shape.hidden_size} x {shape.num_hidden_layers} layers, {kind}); {as_dict(config)['optimizer']}, "
-            f"lr {config.learning_rate:g}; {len(stream.rows):,} rows, {stream.rows_per_step} a step, {num_steps} steps; "
+            f"lr {config.learning_rate:g}; {len(stream.rows):,} rows, {stream.rows_per_step} a step "
+            f"({config.accumulation_steps} x {config.batch_size}), {num_steps} steps; "
             f"{self.runtime.device}, {dtype_name(self.runtime.dtype)}, {torch.get_num_threads()} threads"
+            + (", compiled" if config.use_compile else "")
             + (f", {self.runtime.world_size} processes" if self.runtime.world_size > 1 else "")
         )
         if first_step:

@@ -1,8 +1,9 @@
 """Device, dtype, threads and ranks of one training process."""
 
+import ctypes
 import os
 import random
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,23 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt(3)."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what a step frees for the next one; returns whether this C library can.
+
+    By itself it gives every large tensor back to the system and asks for it again, zeroed page by page: 145,000 page
+    faults a step at 512 x 8, a sixteenth of its time (docs/lab_log.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where one process computes, and its place among the others."""
@@ -74,6 +92,8 @@ class Runtime:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+        elif chosen.type == "cpu":
+            keep_freed_memory()
         return cls(chosen, choose_dtype(dtype, chosen), int(os.environ.get("RANK", "0")), world_size)
 
     @property
@@ -86,9 +106,22 @@ class Runtime:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def pinned(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch that the GPU can fetch while it works; elsewhere the batch itself."""
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self.device.type == "cuda" else batch
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move a batch, without waiting for it."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
     def autocast(self) -> AbstractContextManager[object]:
         """Products in `dtype`, everything delicate in float32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Compiled blocks run as they are written, on a CPU: code without gradients would have to be made anew, which a
+        validation's few batches are not worth. A GPU's attention needs its kernel."""
+        return torch.compiler.set_stance("force_eager") if self.device.type == "cpu" else nullcontext()
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import UserError
-from dataset.lm_dataset import DPODataset, PretrainDataset, SFTDataset, epoch_order, rows_of_step
+from dataset.lm_dataset import Batch, DPODataset, PretrainDataset, SFTDataset, epoch_order, rows_of_step, target_places
 from dataset.tensors import IGNORE, TensorJob, build_tensors, open_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 
@@ -32,6 +32,26 @@ def tensors_of(stage: str, folder: Path) -> Path:
     return folder / stage
 
 
+def assert_targets_are_found(batch: Batch) -> None:
+    """Take the places out of a batch and compare them with those found one label at a time."""
+    places = batch.pop("target_places")
+    columns = batch["labels"].shape[1]
+    wanted = [
+        row * columns + column
+        for row, labels in enumerate(batch["labels"].tolist())
+        for column, label in enumerate(labels)
+        if label != IGNORE
+    ]
+    assert places.dtype == torch.int64
+    assert places.tolist() == wanted
+
+
+def test_places_of_targets_count_through_the_rows() -> None:
+    labels = torch.tensor([[IGNORE, 5, 0, IGNORE], [IGNORE] * 4, [7, IGNORE, IGNORE, 8]])
+    assert target_places(labels).tolist() == [1, 2, 8, 11]
+    assert target_places(labels[1:2]).shape == (0,)
+
+
 @pytest.mark.parametrize(("stage", "kind"), [("pretrain", PretrainDataset), ("sft", SFTDataset)])
 def test_a_batch_is_the_rows_as_they_are_stored_in_64_bits(
     tmp_path: Path, stage: str, kind: type[PretrainDataset | SFTDataset]
@@ -40,6 +60,7 @@ def test_a_batch_is_the_rows_as_they_are_stored_in_64_bits(
     rows, arrays = kind(path), open_tensors(path)
     numbers = np.array([3, 0, 3])
     batch = rows.batch(numbers)
+    assert_targets_are_found(batch)
     assert set(batch) == {"input_ids", "labels", "document_ids"}
     for name, tensor in batch.items():
         assert tensor.dtype == torch.int64
@@ -56,6 +77,8 @@ def test_all_targets_of_all_rows_are_those_of_the_manifest(tmp_path: Path) -> No
 def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_path: Path) -> None:
     pairs = DPODataset(tensors_of("dpo", tmp_path))
     batch = pairs.batch(np.array([0, 4]))  # answers of 1 and 5 tokens, rejected ones of 20 and 16
+    assert_targets_are_found(batch)
+    assert set(batch) == {"input_ids", "labels"}
     assert batch["input_ids"].shape == batch["labels"].shape == (4, 6 + 20)
     for row, (text, length) in enumerate([("a", 1), ("a", 5), ("b", 20), ("b", 16)]):
         ids, mask = tokenizer.render_conversation(chat("q", text * length))

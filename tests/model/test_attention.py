@@ -1,21 +1,50 @@
 """model/attention.py: the same values and gradients as PyTorch's own attention, for every shape and mask."""
 
+import importlib.util
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 
 from model import attention
-from model.attention import blocked_attention, blocks
+from model.attention import (
+    SQUARE,
+    blocked_attention,
+    blocks,
+    document_attention,
+    document_blocks,
+    flex_works,
+    masked_attention,
+)
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def causal_mask(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T, T), true where a query may look."""
+    T = documents.shape[1]
+    return (documents[:, :, None] == documents[:, None, :]) & documents.new_ones(T, T, dtype=torch.bool).tril()
 
 
 def causal_bias(documents: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, T) document numbers -> (B, 1, T, T)."""
-    T = documents.shape[1]
-    allowed = (documents[:, :, None] == documents[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -math.inf)[:, None]
+    allowed = causal_mask(documents)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -math.inf)[:, None]
+
+
+def packed(B: int, T: int, *, num_documents: int = 4, falling: bool = False) -> Tensor:
+    """(B, T) document numbers as packing makes them, the last third of the first row padding; or in no order at all."""
+    torch.manual_seed(T)
+    documents = torch.randint(0, num_documents, (B, T))
+    if not falling:
+        documents = documents.sort(dim=1).values
+    documents[0, T - T // 3 :] = -1
+    return documents
 
 
 def inputs(B: int, H: int, K: int, T: int, D: int, dtype: torch.dtype) -> list[Tensor]:
@@ -65,3 +94,194 @@ def test_blocks_cover_every_query_once() -> None:
     for num_tokens in (1, 127, 128, 129, 300):
         covered = [place for start, end in blocks(num_tokens) for place in range(start, end)]
         assert covered == list(range(num_tokens))
+
+
+# --- documents packed in rows ---------------------------------------------------------------------------------------
+
+LENGTHS = [1, 40, SQUARE, SQUARE + 72, 4 * SQUARE]
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+def test_document_blocks_allow_the_pairs_that_the_dense_mask_allows(T: int) -> None:
+    documents = packed(3, T)
+    place = torch.arange(T)
+    visible = document_blocks(documents).mask_mod(
+        torch.arange(3)[:, None, None], torch.zeros((), dtype=torch.long), place[None, :, None], place[None, None, :]
+    )
+    assert torch.equal(visible, causal_mask(documents))
+    assert visible.diagonal(dim1=1, dim2=2).all()  # no row is empty, of padding neither
+
+
+def squares(count: Tensor, order: Tensor) -> Tensor:
+    """The two lists of a BlockMask as booleans, (B, N, N)."""
+    N = order.shape[-1]
+    listed = torch.zeros(len(order), N, N, dtype=torch.bool)
+    for row, query in ((row, query) for row in range(len(order)) for query in range(N)):
+        listed[row, query, order[row, 0, query, : count[row, 0, query]]] = True
+    return listed
+
+
+@pytest.mark.parametrize("num_documents", [1, 2, 9])
+@pytest.mark.parametrize("falling", [False, True])
+@pytest.mark.parametrize("T", LENGTHS)
+def test_squares_that_are_passed_over_hold_no_pair_and_whole_ones_every_pair(
+    T: int, falling: bool, num_documents: int
+) -> None:
+    documents = packed(3, T, num_documents=num_documents, falling=falling)
+    found = document_blocks(documents)
+    partial, whole = (
+        squares(found.kv_num_blocks, found.kv_indices),
+        squares(found.full_kv_num_blocks, found.full_kv_indices),
+    )
+    N = partial.shape[-1]
+    pairs = F.pad(causal_mask(documents), (0, N * SQUARE - T, 0, N * SQUARE - T)).view(3, N, SQUARE, N, SQUARE)
+    some, every = pairs.any(dim=4).any(dim=2), pairs.all(dim=4).all(dim=2)
+    assert not (partial & whole).any()
+    assert every[whole].all()
+    assert (partial | whole)[some].all()
+    if not falling:
+        assert torch.equal(partial | whole, some) and torch.equal(whole, every)
+    # the backward pass goes through the same squares by their keys
+    assert torch.equal(squares(found.q_num_blocks, found.q_indices), partial.mT)
+    assert torch.equal(squares(found.full_q_num_blocks, found.full_q_indices), whole.mT)
+
+
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (6, 2), (4, 1)])
+@pytest.mark.parametrize("T", [40, SQUARE + 72])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as a reference it may be slow
+def test_document_attention_equals_the_dense_one(monkeypatch: pytest.MonkeyPatch, T: int, H: int, K: int) -> None:
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    documents = packed(2, T)
+    q, k, v = (x.detach() for x in inputs(2, H, K, T, 16, torch.float32))
+    dense = blocked_attention(q, k, v, causal_bias(documents, torch.float32))
+    torch.testing.assert_close(document_attention(q, k, v, document_blocks(documents)), dense)
+
+
+def test_masked_attention_equals_the_blocked_one() -> None:
+    q, k, v = inputs(2, 6, 2, 20, 4, torch.float64)
+    bias = causal_bias(packed(2, 20), torch.float64)
+    results = []
+    for attend in (masked_attention, blocked_attention):
+        y = attend(q, k, v, bias)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@ON_CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [40, SQUARE + 72, 4 * SQUARE])
+def test_on_cuda_values_and_gradients_equal_those_of_the_dense_mask(T: int, dtype: torch.dtype) -> None:
+    documents = packed(2, T).cuda()
+    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs(2, 4, 2, T, 64, dtype))
+    bias = causal_bias(documents, torch.float64)
+    precise = [x.double() for x in (q, k, v)]
+    truth = F.scaled_dot_product_attention(*precise, attn_mask=bias, enable_gqa=True)
+    fused = document_attention(q, k, v, document_blocks(documents))
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # refuses where that kernel does not take it
+        masked = masked_attention(q, k, v, bias.to(dtype))
+    wanted = [truth, *torch.autograd.grad(truth.square().sum(), (q, k, v))]
+    tolerance = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-3, "rtol": 1e-3}
+    for y in (fused, masked):
+        found = [y, *torch.autograd.grad(y.float().square().sum(), (q, k, v))]
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours.double(), theirs.double(), **tolerance)
+
+
+@ON_CUDA
+def test_on_cuda_the_mask_is_made_without_waiting_for_the_device() -> None:
+    documents = packed(4, 4 * SQUARE).cuda()
+    document_blocks(documents)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        document_blocks(documents)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Trial:
+    """Stands for attention that is tried: counts, and fails where it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.count = error, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+
+
+SHAPE = (4, 2, 64)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU that can do all, as far as questions about it go; nothing has been tried on it."""
+    monkeypatch.setattr(attention, "_TRIED", {})
+    attention._tell.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model T")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    return torch.device("cuda", 0)
+
+
+def test_flex_attention_is_tried_once_and_then_used(gpu: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
+    trial = Trial()
+    assert all(flex_works(gpu, SHAPE, torch.bfloat16, trial) for _ in range(3))
+    assert trial.count == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_where_flex_attention_fails_one_line_says_why_and_it_is_not_tried_again(
+    gpu: torch.device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = Trial(RuntimeError("Failed to find C compiler.\nMore lines"))
+    assert not any(flex_works(gpu, SHAPE, dtype, trial) for dtype in (torch.bfloat16, torch.float16) for _ in range(2))
+    assert trial.count == 2  # once a dtype
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "RuntimeError: Failed to find C compiler." in lines[0] and "无法使用" in lines[0]
+
+
+def old(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+
+
+def without_triton(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "head_dim", "words"),
+    [
+        (old, "cuda:0", 64, "Model T is older than Ampere"),
+        (without_triton, "cuda:0", 64, "Triton is not installed"),
+        (lambda patch: None, "cuda:0", 8, "head_dim 8"),
+        (lambda patch: None, "mps", 64, "no backward pass on mps"),
+    ],
+)
+def test_flex_attention_is_not_even_tried_where_it_cannot_work(
+    gpu: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[pytest.MonkeyPatch], None],
+    device: str,
+    head_dim: int,
+    words: str,
+) -> None:
+    change(monkeypatch)
+    trial = Trial()
+    assert not flex_works(torch.device(device), (4, 2, head_dim), torch.float32, trial)
+    assert trial.count == 0
+    assert words in capsys.readouterr().err
+
+
+def test_a_cpu_has_its_own_attention_and_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not flex_works(torch.device("cpu"), SHAPE, torch.float32, Trial())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_memory_is_not_taken_for_a_missing_kernel(gpu: torch.device) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        flex_works(gpu, SHAPE, torch.float32, Trial(torch.OutOfMemoryError("CUDA out of memory")))
+    assert flex_works(gpu, SHAPE, torch.float32, Trial())

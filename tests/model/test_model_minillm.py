@@ -1,6 +1,8 @@
 """The network: causal, exact against transformers, the same with and without its cache."""
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import lookup_backend
 from torch.nn import functional as F
+from torch.nn.attention import flex_attention
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import PRESETS, ModelConfig, UserError
-from model import model_minillm
+from dataset.lm_dataset import target_places
+from model import attention, model_minillm
 from model.model_minillm import Experts, KeyValueCache, MiniLLM, MoE
 from trainer.objectives import NextToken
 
@@ -113,6 +118,114 @@ def test_rows_on_a_cpu_have_the_gradients_of_pytorchs_attention(
     )
     model(ids, document_ids=document_ids).square().sum().backward()
     assert F.cosine_similarity(ours, gradients(model), dim=0) > (0.999 if dtype == torch.bfloat16 else 1 - 1e-6)
+
+
+def new_documents(step: int, rows: int = 2) -> tuple[Tensor, Tensor]:
+    """Tokens and document numbers of one step, (rows, 150), other ones each time; the first row ends in padding."""
+    torch.manual_seed(step)
+    document_ids = torch.randint(0, 4, (rows, 150)).sort(dim=1).values
+    document_ids[0, 110 + step :] = -1
+    return torch.randint(0, 97, (rows, 150)), document_ids
+
+
+def learn(model: MiniLLM, ids: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and gradients; the logits of padding have a part in neither, as in a loss."""
+    model.zero_grad()
+    logits = model(ids, document_ids=document_ids)[document_ids >= 0].float()
+    logits.square().mean().backward()
+    return logits.detach(), gradients(model)
+
+
+def without_blocks(
+    model: MiniLLM, patch: pytest.MonkeyPatch, ids: Tensor, document_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with the whole mask."""
+    with patch.context() as context:
+        context.setattr(model_minillm, "flex_works", lambda *arguments: False)
+        return learn(model, ids, document_ids)
+
+
+@pytest.mark.parametrize("compiled", ["attention", "block"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_documents(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, checkpointing: bool, compiled: str
+) -> None:
+    if not hasattr(flex_attention, "_validate_device"):
+        pytest.skip("FlexAttention's refusal of gradients on a CPU cannot be lifted in this PyTorch")
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    torch._dynamo.reset()
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        """Operation by operation: PyTorch makes no backward kernel for a CPU."""
+        compilations.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    dense = busy_model(TINY).train()
+    model = copy.deepcopy(dense)
+    model.gradient_checkpointing = checkpointing
+    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments: True)
+    monkeypatch.setattr(
+        attention, "_compiled_flex_attention", lambda: torch.compile(flex_attention.flex_attention, backend=backend)
+    )
+    if compiled == "block":
+        for block in model.model.layers:
+            block.compile(backend=backend)
+    for step, rows in enumerate((2, 2, 3, 5)):
+        ids, document_ids = new_documents(step, rows)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found = learn(model, ids, document_ids)
+            wanted = without_blocks(dense, monkeypatch, ids, document_ids)
+        assert all(F.cosine_similarity(ours, theirs, dim=-1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
+                   for ours, theirs in zip(found, wanted, strict=True))  # fmt: skip
+        assert len(compilations) == (1 if rows == 2 else 2)  # for all layers; the second is for any number of rows
+
+
+def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(model_minillm, "flex_works", lambda device, shape, dtype, trial: bool(tried.append(trial())))
+    monkeypatch.setattr(
+        model_minillm,
+        "document_attention",
+        lambda q, k, v, documents: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+    )
+    model, (ids, document_ids) = busy_model(replace(TINY, dropout=0.5)).train(), new_documents(0)
+    state = torch.get_rng_state()
+    model.hidden_states(ids, document_ids=document_ids)
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(state)
+    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments: False)
+    model.hidden_states(ids, document_ids=document_ids)
+    assert tried and all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager blocks", "compiled blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_packed_documents_learn_as_with_the_dense_mask(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: torch.dtype, compiled: bool
+) -> None:
+    torch._dynamo.reset()
+    config = replace(TINY, hidden_size=128, intermediate_size=256)
+    dense = busy_model(config).train().cuda()
+    model = copy.deepcopy(dense)
+    if compiled:
+        for block in model.model.layers:
+            block.compile()
+    used = []
+    blocks = model_minillm.document_blocks
+    monkeypatch.setattr(model_minillm, "document_blocks", lambda ids: used.append(ids) or blocks(ids))
+    for step, rows in enumerate((2, 2, 3)):  # a last batch of another size too
+        ids, document_ids = (tensor.cuda() for tensor in new_documents(step, rows))
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            found = learn(model, ids, document_ids)
+            wanted = without_blocks(dense, monkeypatch, ids, document_ids)
+        assert used.pop() is document_ids
+        assert all(F.cosine_similarity(ours, theirs, dim=-1).min() > (0.995 if dtype == torch.bfloat16 else 1 - 1e-4)
+                   for ours, theirs in zip(found, wanted, strict=True))  # fmt: skip
+    assert "FlexAttention" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
@@ -289,15 +402,15 @@ def test_one_batch_of_eight_rows_and_eight_of_one_learn_the_same() -> None:
     document_ids = torch.tensor([[0] * 9 + [1] * 7] * 5 + [[0] * (16 - row) + [-1] * row for row in range(3)])
     labels = torch.randint(0, 97, (8, 16)).masked_fill(document_ids < 0, -100)
     labels[2:4, :11] = -100
-    batch = {"input_ids": torch.randint(0, 97, (8, 16)), "labels": labels, "document_ids": document_ids}
-    objective = NextToken()
+    rows = {"input_ids": torch.randint(0, 97, (8, 16)), "labels": labels, "document_ids": document_ids}
+    objective, num_targets = NextToken(), len(target_places(labels))
     found = []
     for size in (8, 1):
         model.zero_grad()
         total = torch.zeros(())
         for start in range(0, 8, size):
-            part = {name: tensor[start : start + size] for name, tensor in batch.items()}
-            loss = objective.loss_sum(model, part) / objective.num_targets(batch)
+            part = {name: tensor[start : start + size] for name, tensor in rows.items()}
+            loss = objective.loss_sum(model, part | {"target_places": target_places(part["labels"])}) / num_targets
             loss.backward()
             total += loss.detach()
         found.append((total, gradients(model)))

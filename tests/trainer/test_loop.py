@@ -10,7 +10,7 @@ from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer.loop import Batch, BatchStream, eval_steps
-from trainer.objectives import NextToken
+from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -138,7 +138,7 @@ def test_steps_of_a_run_come_from_epochs_unless_max_steps_is_less(tiny: TinyRun)
         (TrainConfig(epochs=1, batch_size=7, accumulation_steps=1, max_steps=99), 6),
         (TrainConfig(epochs=1, batch_size=500, accumulation_steps=1), 1),
     ):
-        assert BatchStream(pairs, config, runtime).num_steps() == steps
+        assert BatchStream(pairs, Preference(0.1, 0.0), config, runtime).num_steps() == steps
 
 
 def test_a_second_epoch_of_a_jsonl_tokenizes_nothing_again(tiny: TinyRun) -> None:

@@ -1,45 +1,154 @@
-"""Losses against their plain definitions."""
+"""Losses against their plain definitions.
+
+Shapes: B rows, T tokens, C hidden size, V vocabulary.
+"""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from dataset.lm_dataset import target_places
 from trainer import losses
 from trainer.losses import IGNORE, PairLogps, dpo_loss, lm_loss_sum, sequence_logps
 
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-@pytest.mark.parametrize("chunk", [1, 7, 1024])
+
+def plain_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each row's labels by way of all logits, (B,)."""
+    logits = hidden @ weight.T  # (B, T, V)
+    nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return -nats.view_as(labels).sum(dim=1)
+
+
+def operands(labels: Tensor, V: int = 50, C: int = 16) -> tuple[Tensor, Tensor]:
+    """Random hidden (B, T, C) and weight (V, C), which want gradients."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*size, C, generator=generator) for size in (labels.shape, (V,)))
+    return hidden.requires_grad_(), weight.requires_grad_()
+
+
+def labels_with_targets(*lengths: int, T: int = 9) -> Tensor:
+    """A row for each length, which has that many targets, from its second token on."""
+    labels = torch.full((len(lengths), T), IGNORE)
+    for row, length in enumerate(lengths):
+        labels[row, 1 : 1 + length] = torch.arange(length) * 7 + row
+    return labels
+
+
+EVERYWHERE = torch.arange(27).view(3, 9)
+LABELS = {
+    "every token": EVERYWHERE,
+    "every third token not": EVERYWHERE.masked_fill(EVERYWHERE % 3 == 0, IGNORE),
+    "answers of two pairs": labels_with_targets(4, 2, 6, 5),
+    "rows without targets": labels_with_targets(0, 5, 0, 3, 0),
+    "one token": labels_with_targets(1),
+    "no target": labels_with_targets(0, 0),
+}
+each_chunk = pytest.mark.parametrize("chunk", [1, 4, 7, 1024])
+each_batch = pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+
+
+@each_chunk
+@each_batch
 def test_chunked_cross_entropy_and_its_gradients_equal_the_plain_one(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+    labels: Tensor, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "CPU_CHUNK_TOKENS", chunk)
-    torch.manual_seed(0)
-    hidden = torch.randn(3, 9, 16, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(0, 50, (3, 9))
-    labels[:, ::3] = IGNORE
-
-    plain = F.cross_entropy(
-        (hidden @ weight.T).reshape(-1, 50), labels.reshape(-1), ignore_index=IGNORE, reduction="sum"
-    )
-    wanted = torch.autograd.grad(plain / 7, (hidden, weight))
-    ours = lm_loss_sum(hidden, weight, labels)
-    assert_close(ours.double(), plain, atol=1e-4, rtol=1e-5)
-    found = torch.autograd.grad(ours / 7, (hidden, weight))
-    assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-4)
-    assert_close(found[1].double(), wanted[1], atol=1e-5, rtol=1e-4)
+    hidden, weight = operands(labels)
+    plain = -plain_logps(hidden, weight, labels).sum()
+    ours = lm_loss_sum(hidden, weight, labels, target_places(labels))
+    assert_close(ours, plain)
+    wanted, found = (torch.autograd.grad(loss / 7, (hidden, weight)) for loss in (plain, ours))
+    assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_without_targets_has_zero_loss_and_gradient() -> None:
-    hidden = torch.randn(1, 4, 8, requires_grad=True)
-    weight = torch.randn(10, 8, requires_grad=True)
-    loss = lm_loss_sum(hidden, weight, torch.full((1, 4), IGNORE))
-    loss.backward()
-    assert loss.item() == 0.0
-    assert hidden.grad is not None and hidden.grad.abs().sum() == 0
+@each_chunk
+@each_batch
+def test_chunked_log_probabilities_of_rows_and_their_gradients_equal_the_plain_ones(
+    labels: Tensor, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK_TOKENS", chunk)
+    hidden, weight = operands(labels)
+    plain = plain_logps(hidden, weight, labels)
+    ours = sequence_logps(hidden, weight, labels, target_places(labels))
+    assert_close(ours, plain)
+    of_rows = torch.linspace(-2, 3, len(labels))  # each row's own share in the loss, zero and signs among them
+    wanted, found = (torch.autograd.grad(logps, (hidden, weight), of_rows) for logps in (plain, ours))
+    assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [lm_loss_sum, sequence_logps])
+def test_under_autocast_products_are_rounded_and_nothing_else(loss: Loss) -> None:
+    labels = LABELS["answers of two pairs"]
+    hidden, weight = operands(labels)
+    rounded = tuple(tensor.detach().bfloat16().float().requires_grad_() for tensor in (hidden, weight))
+    plain = plain_logps(*rounded, labels)
+    plain = -plain.sum() if loss is lm_loss_sum else plain
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = loss(hidden, weight, labels, target_places(labels))
+    assert ours.dtype == torch.float32
+    assert_close(ours, plain, atol=0.1, rtol=0.01)
+    wanted = torch.autograd.grad(plain.sum(), rounded)
+    found = torch.autograd.grad(ours.sum(), (hidden, weight))
+    assert [tensor.dtype for tensor in found] == [torch.float32, torch.float32]
+    assert_close(found, wanted, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("loss", [lm_loss_sum, sequence_logps])
+def test_autocast_around_the_backward_pass_alone_changes_nothing(loss: Loss) -> None:
+    labels = LABELS["answers of two pairs"]
+    hidden, weight = operands(labels)
+    ours = loss(hidden, weight, labels, target_places(labels)).sum()
+    wanted = torch.autograd.grad(ours, (hidden, weight), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(ours, (hidden, weight))
+    assert_close(found, wanted, atol=0.0, rtol=0.0)
+
+
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor that a kernel gave back, and refuses kernels that make the host wait for a GPU."""
+
+    WAIT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        indices = (
+            [index for index in args[1] if index is not None] if name in ("index", "index_put", "index_put_") else []
+        )
+        assert not name.startswith(self.WAIT), name
+        assert all(index.dtype != torch.bool for index in indices), name
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.largest = max(self.largest, *sizes, 0)
+        return result
+
+
+@pytest.mark.parametrize("loss", [lm_loss_sum, sequence_logps])
+def test_a_chunk_of_logits_at_most_exists_and_the_host_waits_for_nothing(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK_TOKENS", 16)
+    labels = torch.arange(4 * 80).view(4, 80)
+    labels[:, :10] = IGNORE
+    hidden, weight = operands(labels, V=500, C=4)
+    places = target_places(labels)
+    with Watch() as watch:
+        loss(hidden, weight, labels, places).sum().backward()
+    assert watch.largest == 16 * 500
+    with pytest.raises(AssertionError), Watch():
+        hidden[labels != IGNORE]
 
 
 def test_dpo_loss_is_ln2_when_policy_equals_reference() -> None:
@@ -59,12 +168,3 @@ def test_dpo_loss_refuses_a_beta_that_is_not_positive() -> None:
     pair = PairLogps(torch.zeros(1), torch.zeros(1))
     with pytest.raises(ValueError, match="beta"):
         dpo_loss(pair, pair, beta=0.0)
-
-
-def test_sequence_logps_add_up_the_supervised_tokens_of_each_row() -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(2, 5, 8), torch.randn(11, 8)
-    labels = torch.tensor([[IGNORE, 3, 4, IGNORE, IGNORE], [IGNORE, IGNORE, 1, 2, 0]])
-    logps = (hidden @ weight.T).log_softmax(dim=-1)
-    wanted = torch.stack([logps[0, 1, 3] + logps[0, 2, 4], logps[1, 2, 1] + logps[1, 3, 2] + logps[1, 4, 0]])
-    assert_close(sequence_logps(hidden, weight, labels), wanted)

@@ -1,6 +1,7 @@
 """What the recipes minimise, against plain definitions on tiny models."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from configs.schema import ModelConfig, UserError
+from dataset.lm_dataset import target_places
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, lively
 from trainer.losses import IGNORE, PairLogps
@@ -26,8 +28,10 @@ def random_rows() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, 40, (3, 10), generator=generator)
     documents = torch.tensor([[0] * 4 + [1] * 4 + [-1] * 2]).expand(3, -1)
-    labels = ids.roll(-1, dims=1).masked_fill(documents != documents.roll(-1, dims=1), IGNORE)
-    return {"input_ids": ids, "labels": labels.masked_fill(documents < 0, IGNORE), "document_ids": documents}
+    last = (documents != documents.roll(-1, dims=1)) | (documents < 0)
+    labels = ids.roll(-1, dims=1).masked_fill(last, IGNORE)
+    places = target_places(labels)
+    return {"input_ids": ids, "labels": labels, "document_ids": documents, "target_places": places}
 
 
 def test_next_token_loss_is_that_of_each_document_alone() -> None:
@@ -56,7 +60,7 @@ def random_pairs() -> dict[str, torch.Tensor]:
     labels[0, 2:5], labels[1, 3:4], labels[2, 2:4], labels[3, 3:6] = 7, 8, 9, 10
     ids = torch.randint(0, 40, (4, 6), generator=torch.Generator().manual_seed(4))
     reference = {"reference_chosen": torch.tensor([-9.0, -3.0]), "reference_rejected": torch.tensor([-8.0, -12.0])}
-    return {"input_ids": ids, "labels": labels, **reference}
+    return {"input_ids": ids, "labels": labels, "target_places": target_places(labels), **reference}
 
 
 def logps_of(model: MiniLLM, batch: dict[str, torch.Tensor]) -> list[float]:
@@ -83,12 +87,39 @@ def test_preference_loss_is_dpos_with_the_chosen_answers_own_loss_where_wanted()
 
 def test_padding_at_the_end_changes_no_pair() -> None:
     model, batch = lively(MiniLLM(SHAPE)), random_pairs()
+    labels = F.pad(batch["labels"], (0, 5), value=IGNORE)
     padded = batch | {
         "input_ids": F.pad(batch["input_ids"], (0, 5), value=1),
-        "labels": F.pad(batch["labels"], (0, 5), value=IGNORE),
+        "labels": labels,
+        "target_places": target_places(labels),
     }
     objective = Preference(beta=0.3, sft_loss_weight=0.0)
     assert_close(objective.loss_sum(model, padded), objective.loss_sum(model, batch))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU nothing waits for a device")
+@pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    ("objective", "rows"), [(NextToken(), random_rows), (Preference(beta=0.3, sft_loss_weight=0.5), random_pairs)]
+)
+def test_the_host_waits_for_no_gpu_in_a_step(
+    objective: NextToken | Preference, rows: Callable[[], dict[str, torch.Tensor]], use_moe: bool
+) -> None:
+    if use_moe and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("before Hopper PyTorch's grouped product asks the GPU where groups end")
+    config = replace(SHAPE, use_moe=use_moe, num_experts=4, moe_intermediate_size=16)
+    model = lively(MiniLLM(config)).cuda().train()
+    batch = {name: tensor.cuda() for name, tensor in rows().items()}
+    mode = torch.cuda.get_sync_debug_mode()
+    for first in (True, False):  # libraries set themselves up in the first step
+        torch.cuda.set_sync_debug_mode("default" if first else "error")
+        try:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = objective.loss_sum(model, batch)
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    assert loss.isfinite()
 
 
 def test_each_pair_keeps_its_own_reference() -> None:

@@ -1,0 +1,179 @@
+"""Settings of our trainer against each other: the same model, text and seconds, whatever a step costs.
+
+    python benchmarks/compare_settings.py --model 192x4 --text pretrain.jsonl.xz --work_dir DIR --minutes 3 \\
+        --seeds 0 1 2 --json FILE --try "muon:" --try "adamw:--optimizer adamw --learning_rate 4e-3"
+    python benchmarks/compare_settings.py --from_json FILE
+
+A setting is a name and, behind a colon, flags of trainer/train_pretrain.py; `{padded}` in them stands for the documents
+cut or padded to 340 tokens, one a row. The speed of each is measured first, one after the other; from it follows the
+number of steps that fill --minutes, start-up included, so that the learning rate ends where the time does. Then the
+runs, a seed each. Speeds want an idle machine; the runs, whose steps are fixed by then, do not. A setting with a
+--max_steps of its own is not measured.
+
+A setting that FILE holds already is not run again: another call adds to it.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
+
+from benchmarks.arms import Bench, Speed, add_flags, measure_speed, start_bench
+from benchmarks.corpus import padded_rows
+from benchmarks.plots import line_chart
+from benchmarks.time_to_loss import our_run, steps_within, tell
+from configs.artifacts import read_json, write_json
+from configs.cli import Parser, run
+from configs.paths import display
+from configs.schema import UserError
+from dataset.tensors import read_manifest
+
+PADDED = "{padded}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A name, and the flags it stands for."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Setting":
+        """From `name:flags`. Raises: UserError."""
+        name, colon, flags = text.partition(":")
+        if not colon or not name.strip():
+            raise UserError(f"--try {text!r}: must be a name, a colon, and flags, such as cosine:--schedule cosine.")
+        return cls(name.strip(), tuple(shlex.split(flags)))
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A setting whose speed is known."""
+
+    setting: Setting
+    bench: Bench
+    speed: Speed | None
+    steps: int
+
+
+def calibrate(bench: Bench, setting: Setting) -> Timed:
+    """Measure a setting's speed; from it follow the steps of its runs."""
+    flags, share = list(setting.flags), bench.target_share
+    if PADDED in flags:
+        folder = padded_rows(bench.corpus, bench.tokenizer)
+        flags[flags.index(PADDED)] = str(folder)
+        facts = read_manifest(folder)
+        share = facts["num_targets"] / facts["num_tokens"]
+    own = replace(bench, words=(*bench.words, *flags))
+    if "--max_steps" in flags:
+        return Timed(setting, own, None, int(flags[flags.index("--max_steps") + 1]))
+    speed = measure_speed(
+        own,
+        lambda folder: own.our_command(folder, bench.args.seeds[0]),
+        seconds=60 * bench.args.calibrate_minutes,
+        target_share=share,
+        dtype=own.run.train.dtype,
+    )
+    steps = steps_within(60 * bench.args.minutes, speed.startup_seconds, speed.step_seconds)
+    print(
+        f"{setting.name}: {speed.startup_seconds:.1f} s to start, {speed.step_seconds:.3f} s a step, "
+        f"{speed.tokens_per_second:,.0f} tokens/s: {steps} steps",
+        file=sys.stderr,
+        flush=True,
+    )
+    return Timed(setting, own, speed, steps)
+
+
+def measure(timed: Timed, seeds: Sequence[int]) -> dict[str, Any]:
+    """A run a seed. Returns: the setting's object of the JSON."""
+    runs = [tell(f"{timed.setting.name}, seed {seed}", our_run(timed.bench, seed, timed.steps)) for seed in seeds]
+    return {
+        "name": timed.setting.name,
+        "flags": shlex.join(timed.setting.flags),
+        "steps": timed.steps,
+        "tokens": runs[0].tokens,
+        "real_tokens_per_s": round(timed.speed.tokens_per_second, 1) if timed.speed else None,
+        "startup_seconds": round(timed.speed.startup_seconds, 1) if timed.speed else None,
+        "heldout_bpb": round(mean(run.heldout_bpb for run in runs), 5),
+        "bpb_of_seeds": [run.heldout_bpb for run in runs],
+        "bytes_scored": runs[0].bytes_scored,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown, the best first."""
+    first = results[0]
+    lines = [
+        f"{first['model']} on {first['device']} ({', '.join(first['instructions'])}), {first['threads']} threads, "
+        f"{first['minutes']:g} minutes a run, seeds {', '.join(map(str, first['seeds']))}; "
+        f"{first['bytes_scored']:,} held-out bytes",
+        "",
+        "| setting | flags | bits per byte | by seed | steps | tokens | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda result: result["heldout_bpb"]):
+        values = result["bpb_of_seeds"]
+        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+        lines.append(
+            f"| {result['name']} | {result['flags'] or '-'} | {result['heldout_bpb']:.4f}{spread} | "
+            f"{', '.join(f'{value:.4f}' for value in values)} | {result['steps']} | {result['tokens']:,} | "
+            f"{f'{speed:,.0f}' if (speed := result['real_tokens_per_s']) else 'given steps'} |"
+        )
+    return lines
+
+
+def show(results: Sequence[dict[str, Any]], plot: Path | None) -> None:
+    """Table, and a point a setting: what its speed and what its learning are worth."""
+    print(*table(results), sep="\n", flush=True)
+    if plot:
+        series = {r["name"]: [(r["tokens"] / 1e6, r["heldout_bpb"])] for r in results}
+        title = f"{results[0]['minutes']:g} minutes at {results[0]['model']}"
+        line_chart(plot, title, "million tokens learnt in that time", "bits per byte", series, level=None)
+        print(f"drawn: {display(plot)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Calibrate, run, print a table, draw it."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, minutes=3.0, minutes_help="of each run 每次训练分钟数")
+    parser.add_argument("--try", dest="tries", action="append", metavar="NAME:FLAGS", help="a setting 一组设置")
+    parser.add_argument(
+        "--calibrate_minutes", type=float, default=0.25, metavar="M", help="to learn a speed 测速分钟数 (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.from_json:
+        show(read_json(args.from_json, "Make it with --json."), args.from_json.with_suffix(".svg"))
+        return 0
+    settings = [Setting.parse(text) for text in args.tries or ["default:"]]
+    bench = start_bench(args)
+    if bench is None:
+        return 0
+    common = bench.facts() | {"minutes": args.minutes}
+    results: list[dict[str, Any]] = []
+    if args.json and args.json.exists():
+        results = read_json(args.json, "Give --json another file.")
+        if any(result.get(key) != value for result in results for key, value in common.items()):
+            raise UserError(
+                f"{display(args.json)}: of another model, machine, text or budget. Give --json another file."
+            )
+    known = {(result["name"], result["flags"]) for result in results}
+    missing = [setting for setting in settings if (setting.name, shlex.join(setting.flags)) not in known]
+    timed = [calibrate(bench, setting) for setting in missing]
+    for setting in timed:
+        results.append(measure(setting, args.seeds) | common)
+        if args.json:
+            write_json(args.json, results)
+    show(results, args.json.with_suffix(".svg") if args.json else None)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""What a run chooses for itself: by rule, within memory, kept on resume; and what it does where a choice fails."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.schema import ModelConfig, TrainConfig, UserError, preset
+from model.model_minillm import MiniLLM
+from tests.tiny_run import TinyRun, killed_in_step, same
+from trainer import choices
+from trainer.checkpoint import read_checkpoint
+from trainer.choices import (
+    CHOSEN,
+    fill_in,
+    hidden_matrices,
+    learning_rate,
+    micro_batch,
+    rehearse,
+    repeat,
+    row_bytes,
+    step_tokens,
+)
+from trainer.optim import build_optimizer
+from trainer.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+SMALL = ModelConfig(**preset("192x4")).resolve()
+LARGE = ModelConfig(**preset("minillm-26m")).resolve()
+TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
+
+
+def tensors(rows: int, max_length: int = 512, stage: str = "pretrain") -> dict[str, Any]:
+    """A manifest, as far as choices read it."""
+    return {"stage": stage, "rows": rows, "max_length": max_length, "num_tokens": rows * max_length}
+
+
+@pytest.mark.parametrize("name", ["192x4", "minillm-26m", "minillm-moe-145m"])
+def test_the_matrices_counted_are_those_that_muon_turns(name: str) -> None:
+    shape = ModelConfig(**preset(name)).resolve()
+    with torch.device("meta"):
+        model = MiniLLM(shape)
+    group = build_optimizer(model, TrainConfig(), torch.float32).param_groups[0]
+    found = [tuple(p.shape[-2:]) for p in group["params"] for _ in range(math.prod(p.shape[:-2]))]
+    assert sorted(found) == sorted(hidden_matrices(shape))
+
+
+def test_a_step_grows_with_the_data_and_with_what_muon_costs() -> None:
+    assert step_tokens(SMALL, 1e9, "muon") > step_tokens(SMALL, 1e6, "muon")
+    assert step_tokens(LARGE, 1e8, "muon") > step_tokens(SMALL, 1e8, "muon")
+    assert step_tokens(LARGE, 1e8, "muon") > step_tokens(LARGE, 1e8, "adamw")
+
+
+def test_the_rate_falls_with_the_width_and_from_stage_to_stage() -> None:
+    rates = [learning_rate(SMALL, stage, "muon") for stage in ("pretrain", "sft", "dpo")]
+    assert rates == sorted(rates, reverse=True)
+    ratio = learning_rate(SMALL, "pretrain", "muon") / learning_rate(LARGE, "pretrain", "muon")
+    assert ratio == pytest.approx(math.sqrt(512 / 192), rel=0.05)
+    assert learning_rate(SMALL, "pretrain", "adamw") < rates[0]
+
+
+def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
+    filled = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU)
+    wanted = step_tokens(SMALL, 8000 * 512, "muon")
+    assert filled.batch_size * filled.accumulation_steps * 512 == wanted
+    assert filled.learning_rate == learning_rate(SMALL, "pretrain", "muon") and filled.use_compile is False
+    given = TrainConfig(batch_size=3, accumulation_steps=5, learning_rate=0.1, use_compile=True)
+    assert fill_in(given, "pretrain", SMALL, tensors(8000), CPU) == given
+    assert repeat(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
+
+
+def test_a_step_has_the_same_rows_however_many_processes_share_it() -> None:
+    for world_size in (1, 2, 4):
+        filled = fill_in(
+            TrainConfig(tokens_per_step=16384), "pretrain", SMALL, tensors(8000), replace(CPU, world_size=world_size)
+        )
+        assert filled.batch_size * filled.accumulation_steps * world_size == 32
+
+
+def test_a_given_micro_batch_leaves_the_step_as_large() -> None:
+    filled = fill_in(TrainConfig(tokens_per_step=16384, batch_size=4), "pretrain", SMALL, tensors(8000), CPU)
+    assert (filled.batch_size, filled.accumulation_steps) == (4, 8)
+
+
+def test_accumulation_without_a_micro_batch_is_refused() -> None:
+    with pytest.raises(UserError, match="accumulation_steps = 2 without a batch_size"):
+        fill_in(TrainConfig(accumulation_steps=2), "pretrain", SMALL, tensors(8000), CPU)
+
+
+def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
+    whole = fill_in(TrainConfig(), "pretrain", SMALL, tensors(4_000_000), CPU)
+    short = fill_in(TrainConfig(max_steps=50), "pretrain", SMALL, tensors(4_000_000), CPU)
+    longer = fill_in(TrainConfig(max_steps=5000), "pretrain", SMALL, tensors(4_000_000), CPU)
+    rows = [config.batch_size * config.accumulation_steps for config in (short, longer, whole)]
+    assert rows == sorted(rows) and rows[0] < rows[-1]
+
+
+def test_long_runs_are_compiled_and_pairs_never() -> None:
+    for epochs, stage, compiled in ((1, "pretrain", False), (1000, "pretrain", True), (1000, "dpo", False)):
+        data = tensors(2_000, stage=stage)
+        assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU).use_compile is compiled
+
+
+def test_a_micro_batch_divides_the_step_and_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(choices, "free_memory", lambda device: 1 << 40)
+    assert micro_batch(SMALL, 512, 64, device, checkpointing=False) == 8  # 4,096 tokens
+    assert micro_batch(SMALL, 512, 6, device, checkpointing=False) == 6
+    assert micro_batch(SMALL, 512, 9, device, checkpointing=False) == 3
+    assert micro_batch(SMALL, 8192, 4, device, checkpointing=False) == 1
+    each = row_bytes(LARGE, 512, checkpointing=False)
+    monkeypatch.setattr(choices, "free_memory", lambda device: int((5 * each + 16 * 26e6) / choices.MEMORY_SHARE))
+    assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 4
+    assert row_bytes(LARGE, 512, checkpointing=True) < each / 3
+    monkeypatch.setattr(choices, "free_memory", lambda device: 1000)
+    assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 1
+
+
+class Steps:
+    """A rehearsal's micro-batches: too many rows don't fit, and compiled ones fail where asked."""
+
+    def __init__(self, most_rows: int, *, compiler_breaks: bool = False) -> None:
+        self.most_rows, self.compiler_breaks, self.tried = most_rows, compiler_breaks, []  # type: ignore[var-annotated]
+        self.model = MiniLLM(TINY)
+
+    def __call__(self, num_rows: int) -> None:
+        self.tried.append(num_rows)
+        if num_rows > self.most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.compiler_breaks and self.model.model.layers[0]._compiled_call_impl is not None:
+            raise RuntimeError("no C++ compiler\nand many more lines")
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_stays() -> None:
+    steps = Steps(5)
+    config = TrainConfig(batch_size=24, accumulation_steps=1, use_compile=False)
+    found = rehearse(config, steps.model, steps, CPU, free_to_choose=True)
+    assert (found.batch_size, found.accumulation_steps) == (3, 8) and steps.tried == [24, 12, 6, 3]
+
+
+@pytest.mark.parametrize(("most", "free", "words"), [(5, False, "of so many rows"), (0, True, "a single row")])
+def test_what_cannot_fit_is_said_with_the_way_out(most: int, free: bool, words: str) -> None:
+    steps = Steps(most)
+    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=False)
+    with pytest.raises(UserError, match=f"{words}.*does not fit.*--gradient_checkpointing"):
+        rehearse(config, steps.model, steps, CPU, free_to_choose=free)
+
+
+def test_what_does_not_compile_runs_without_after_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps(8, compiler_breaks=True)
+    steps.model.compile_blocks()
+    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
+    assert rehearse(config, steps.model, steps, CPU, free_to_choose=True) == replace(config, use_compile=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("torch.compile failed (no C++ compiler): training goes on without it")
+
+
+def test_a_fault_that_is_not_the_compilers_is_raised() -> None:
+    def broken(num_rows: int) -> None:
+        raise ValueError("rows of another shape")
+
+    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=False)
+    with pytest.raises(ValueError, match="another shape"):
+        rehearse(config, MiniLLM(TINY), broken, CPU, free_to_choose=True)
+
+
+def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_flags = ["--batch_size", "0", "--accumulation_steps", "0", "--learning_rate", "0", "--tokens_per_step", "128"]
+    assert tiny.train("pretrain", *open_flags) == 0
+    unbroken = tiny.weights("pretrain")
+    tiny.path("pretrain").unlink()
+    with killed_in_step(4):
+        tiny.train("pretrain", *open_flags)
+    state = read_checkpoint(tiny.out / "checkpoints" / "pretrain" / "state.pt", "")
+    assert (state["choices"]["batch_size"], state["choices"]["accumulation_steps"]) == (4, 1)
+    monkeypatch.setattr(choices, "free_memory", lambda device: 0)  # by now memory would allow a single row
+    assert tiny.train("pretrain", *open_flags) == 0
+    assert same(tiny.weights("pretrain"), unbroken)
+    assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4

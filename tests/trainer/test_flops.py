@@ -1,0 +1,121 @@
+"""Utilisation: what is counted, and against which peak."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.schema import ModelConfig
+from model.model_minillm import MiniLLM
+from trainer import flops
+from trainer.flops import (
+    active_parameters,
+    listed_peak,
+    machine_peak,
+    newton_schulz_flops,
+    timed,
+    training_flops,
+    usable_dtypes,
+)
+from trainer.optim import orthogonalize
+
+CPU = torch.device("cpu")
+DENSE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+).resolve()
+MOE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+).resolve()  # fmt: skip
+
+
+def test_active_parameters_are_all_of_a_dense_model() -> None:
+    assert active_parameters(DENSE) == MiniLLM(DENSE).num_parameters()
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_does_not_meet() -> None:
+    idle = (MOE.num_experts - MOE.num_experts_per_tok) * 3 * 32 * 24 * MOE.num_hidden_layers
+    assert active_parameters(MOE) == MiniLLM(MOE).num_parameters() - idle
+
+
+def test_mfu_counts_6n_and_12ldt_a_token() -> None:
+    assert training_flops(DENSE, 128) == 6 * active_parameters(DENSE) + 12 * 2 * 32 * 128
+
+
+def test_muons_operations_are_those_of_its_products() -> None:
+    with FlopCounterMode(display=False) as counter:
+        orthogonalize(torch.randn(3, 8, 24), torch.float32)
+        orthogonalize(torch.randn(1, 24, 8), torch.float32)
+        orthogonalize(torch.randn(2, 16, 16), torch.float32)
+    assert counter.get_total_flops() == newton_schulz_flops([*[(8, 24)] * 3, (24, 8), (16, 16), (16, 16)])
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989.4), ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100-PCIE-40GB", 312), ("NVIDIA A10", 125), ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 3090", 71),
+    ],
+)  # fmt: skip
+def test_a_gpus_peak_is_found_by_its_name(name: str, tflops: float) -> None:
+    assert listed_peak(name) == pytest.approx(tflops * 1e12)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "Tesla T4", ""])
+def test_a_gpu_that_only_resembles_a_listed_one_has_no_peak(name: str) -> None:
+    assert listed_peak(name) is None
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that take no time."""
+    monkeypatch.setattr(flops, "SIDE", {"cpu": 48})
+    monkeypatch.setattr(flops, "QUICK_SIDE", {"cpu": 16})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpus_peak_is_measured_in_the_dtype_of_the_run(dtype: str) -> None:
+    speed, source = machine_peak(CPU, [getattr(torch, dtype)], quick=True)
+    assert speed > 0
+    assert source.endswith(f"measured: {dtype} product of 16 x 16")
+
+
+@pytest.mark.usefixtures("small")
+def test_without_dtypes_the_peak_is_the_best_of_those_that_are_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: True)
+    assert usable_dtypes(CPU) == ["float32", "bfloat16"]
+    speeds = {torch.float32: 1.0, torch.bfloat16: 2.0}
+    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device, quick: speeds[dtype])
+    assert machine_peak(CPU)[0] == 2.0
+    assert machine_peak(CPU)[1].endswith("bfloat16 product of 48 x 48")
+    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: False)
+    assert machine_peak(CPU)[0] == 1.0
+
+
+@pytest.mark.usefixtures("small")
+def test_measuring_a_peak_draws_none_of_the_runs_random_numbers() -> None:
+    before = torch.get_rng_state()
+    machine_peak(CPU, [torch.float32], quick=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_listed_gpus_peak_is_the_data_sheets_for_16_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
+    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device, quick: 5.0)
+    gpu = torch.device("cuda", 0)
+    assert machine_peak(gpu, [torch.bfloat16]) == (121e12, "NVIDIA L4, dense 16-bit, data sheet")
+    assert machine_peak(gpu, [torch.float16], quick=True)[0] == 121e12
+    assert machine_peak(gpu, [torch.float32])[0] == 5.0
+
+
+def test_work_is_repeated_as_often_as_said_or_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: now[0])
+
+    def work() -> None:
+        now[0] += 2.0
+
+    assert timed(work, CPU, 3) == [2.0, 2.0, 2.0]
+    assert timed(work, CPU, 9, at_most_seconds=3.0) == [2.0, 2.0]
+    assert timed(work, CPU, 9, at_most_seconds=0.1) == [2.0]

@@ -1,0 +1,238 @@
+"""What a run chooses for itself where neither profile nor flag says it: the size of a step, the learning rate, the
+micro-batch and whether to compile. Chosen once, before the first step, and kept with the resume state.
+
+Symbols: D tokens of the whole run, B tokens of a step, N parameters that a token meets, C hidden size.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.schema import ModelConfig, TrainConfig, UserError
+from model.model_minillm import MiniLLM
+from trainer.flops import newton_schulz_flops, training_flops
+from trainer.runtime import Runtime
+
+CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "use_compile")
+"""Fields of TrainConfig that are chosen here, and stored so that a resumed run repeats them."""
+
+STEP_TOKENS_SCALE = 30.0
+"""B^2 / (M sqrt(D)) at the best step found by experiment (docs/lab_log.md)."""
+MIN_STEP_TOKENS, MAX_STEP_TOKENS = 1024, 1 << 20
+LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
+"""Muon's best peak rate, and the hidden size at which it was found (docs/lab_log.md)."""
+ADAMW_SHARE = 0.4
+"""AdamW's best rate as a share of Muon's."""
+STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
+"""Rate of a stage as a share of pretraining's: what is learnt already must not be lost."""
+
+MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+"""Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and
+what a block leaves for the next one is still near."""
+MEMORY_SHARE = 0.7
+"""Of the free memory, what a micro-batch may take by the estimate below."""
+COMPILE_FLOPS = {"cpu": 2e14, "cuda": 2e16}
+"""Operations of a run from which compiling pays: it costs 15 to 60 seconds, and saves 10 to 30%."""
+
+
+# --- the size of a step and the rate ----------------------------------------------------------------------------------
+
+
+def step_tokens(shape: ModelConfig, run_tokens: float, optimizer: str) -> int:
+    """Tokens of one step, a power of two: B = sqrt(scale * M * sqrt(D)).
+
+    To reach a loss takes S (1 + K / B) steps, K being the critical size (arXiv:1812.06162, eq. 2.7), which grows about
+    as sqrt(D) (arXiv:2505.13738). A step costs as much as B + M tokens do, M being Muon's own products in tokens of
+    training. The product of both is least at B = sqrt(K M).
+    """
+    own = newton_schulz_flops(hidden_matrices(shape)) if optimizer == "muon" else 0
+    muon_tokens = own / training_flops(shape, 0) + ADAMW_TOKENS
+    best = math.sqrt(STEP_TOKENS_SCALE * muon_tokens * math.sqrt(run_tokens))
+    return 2 ** round(math.log2(min(max(best, MIN_STEP_TOKENS), MAX_STEP_TOKENS)))
+
+
+ADAMW_TOKENS = 100
+"""What else a step costs besides its tokens: a pass over all weights and moments, in tokens of training."""
+
+
+def hidden_matrices(shape: ModelConfig) -> list[tuple[int, int]]:
+    """Rows and columns of the matrices that Muon turns."""
+    C, D = shape.hidden_size, shape.head_dim
+    heads, kv_heads = shape.num_attention_heads * D, shape.num_key_value_heads * D
+    block = [(heads, C), (kv_heads, C), (kv_heads, C), (C, heads)]
+    if shape.use_moe:
+        block += [(2 * shape.moe_intermediate_size, C), (C, shape.moe_intermediate_size)] * shape.num_experts
+    else:
+        block += [(shape.intermediate_size, C)] * 2 + [(C, shape.intermediate_size)]
+    return block * shape.num_hidden_layers
+
+
+def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
+    """Peak learning rate: a width's best falls as 1 / sqrt(C).
+
+    Muon's update has the spectral norm 0.2 lr sqrt(C), and it is that which must not grow with the width
+    (arXiv:2310.17813).
+    """
+    rate = LEARNING_RATE * math.sqrt(LEARNING_RATE_WIDTH / shape.hidden_size) * STAGE_SHARE[stage]
+    return float(f"{rate * (ADAMW_SHARE if optimizer == 'adamw' else 1.0):.2g}")
+
+
+# --- the micro-batch --------------------------------------------------------------------------------------------------
+
+
+def row_bytes(shape: ModelConfig, row_tokens: int, *, checkpointing: bool) -> int:
+    """What a row's forward pass keeps for the backward pass, in bytes, by measurements at 192 x 4 to 768 x 16."""
+    width = shape.moe_intermediate_size * shape.num_experts_per_tok if shape.use_moe else shape.intermediate_size
+    block = 60 * shape.hidden_size + 10 * width + 4 * shape.num_attention_heads * row_tokens
+    kept = 4 * shape.hidden_size * shape.num_hidden_layers + block if checkpointing else block * shape.num_hidden_layers
+    return row_tokens * (kept + 40 * shape.hidden_size)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on the device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:  # macOS: no figure of what is free, so half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError):
+        return None
+
+
+def micro_batch(shape: ModelConfig, row_tokens: int, rows: int, device: torch.device, *, checkpointing: bool) -> int:
+    """Rows of a micro-batch: a divisor of `rows`, those of a step in one process, that fits the free memory."""
+    most = max(1, MICRO_TOKENS[device.type] // row_tokens)
+    if (free := free_memory(device)) is not None:
+        training = (
+            16 * sum(math.prod(matrix) for matrix in hidden_matrices(shape)) + 16 * shape.vocab_size * shape.hidden_size
+        )
+        each = row_bytes(shape, row_tokens, checkpointing=checkpointing)
+        most = min(most, max(1, int(MEMORY_SHARE * free - training) // each))
+    return max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def fill_in(config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any], runtime: Runtime) -> TrainConfig:
+    """A copy of `config` in which nothing is left to choose.
+
+    Args: data: the manifest of the stage's tensors. Raises: UserError when no batch_size was given where
+    accumulation_steps was.
+    """
+    rows, row_tokens = data["rows"], row_length(data)
+    if not config.learning_rate:
+        config = replace(config, learning_rate=learning_rate(shape, stage, config.optimizer))
+    if not (config.batch_size and config.accumulation_steps):
+        config = _fill_in_batch(config, shape, data, row_tokens, runtime)
+    if config.use_compile is None:
+        steps = config.max_steps or math.inf
+        trained = min(config.epochs * rows, steps * config.batch_size * config.accumulation_steps * runtime.world_size)
+        flops = trained * row_tokens * training_flops(shape, row_tokens)
+        least = COMPILE_FLOPS.get(runtime.device.type, math.inf)
+        one_length = stage != "dpo"  # a batch of pairs is as long as its longest, and each length is compiled anew
+        config = replace(config, use_compile=one_length and flops >= least)
+    return config
+
+
+def row_length(data: dict[str, Any]) -> int:
+    """Tokens of a row; of a pair the mean of both sides together."""
+    if data["stage"] == "dpo":
+        return max(1, round(data["num_tokens"] / max(1, data["rows"])))
+    return int(data["max_length"])
+
+
+def _fill_in_batch(
+    config: TrainConfig, shape: ModelConfig, data: dict[str, Any], row_tokens: int, runtime: Runtime
+) -> TrainConfig:
+    if config.accumulation_steps and not config.batch_size:
+        raise UserError(
+            f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone."
+        )
+    tokens = config.tokens_per_step or _step_tokens_of_run(config, shape, data["rows"] * row_tokens)
+    each = max(1, round(tokens / row_tokens / runtime.world_size))  # rows of a step in one process
+    size = config.batch_size or micro_batch(
+        shape, row_tokens, each, runtime.device, checkpointing=config.gradient_checkpointing
+    )
+    return replace(config, batch_size=size, accumulation_steps=-(-each // size))
+
+
+def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: int) -> int:
+    """By the rule; where max_steps ends the run sooner, its tokens depend on the step, so both are found together."""
+    tokens = step_tokens(shape, config.epochs * epoch_tokens, config.optimizer)
+    while config.max_steps and config.max_steps * tokens < config.epochs * epoch_tokens:
+        fewer = step_tokens(shape, config.max_steps * tokens, config.optimizer)
+        if fewer >= tokens:
+            break
+        tokens = fewer
+    return tokens
+
+
+def repeat(config: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
+    """The same settings with what an interrupted run had chosen."""
+    return replace(config, **{name: chosen[name] for name in CHOSEN})
+
+
+# --- does it run? -----------------------------------------------------------------------------------------------------
+
+
+def rehearse(
+    config: TrainConfig, model: MiniLLM, step: Callable[[int], None], runtime: Runtime, *, free_to_choose: bool
+) -> TrainConfig:
+    """Try a micro-batch before the first step counts: what doesn't compile runs as it is, what doesn't fit is halved.
+
+    Args: step: computes loss and gradients of so many rows. free_to_choose: whether the micro-batch was chosen here,
+    and may change. Raises: UserError when a micro-batch of a size that was asked for doesn't fit, or a single row.
+    """
+    while True:
+        failed: Exception | None = None
+        try:
+            step(config.batch_size)
+        except Exception as error:  # compilers fail with whatever they meet
+            failed = error
+        model.zero_grad(set_to_none=True)
+        is_full = isinstance(failed, torch.OutOfMemoryError)
+        if runtime.any_rank(is_full):
+            config = _halved(config, free_to_choose)
+        elif runtime.any_rank(failed is not None):
+            if not config.use_compile:
+                raise failed or RuntimeError("another process failed: see its message")
+            _say_without_compiler(failed, runtime)
+            model.compile_blocks(False)
+            config = replace(config, use_compile=False)
+        else:
+            return config
+
+
+def _halved(config: TrainConfig, free_to_choose: bool) -> TrainConfig:
+    size = config.batch_size
+    if size == 1 or not free_to_choose:
+        raise UserError(
+            f"batch_size = {size}: {'a single row' if size == 1 else 'a micro-batch of so many rows'} does not fit the "
+            "GPU's memory. Pass --gradient_checkpointing, a smaller --batch_size or --max_seq_len, or a smaller model."
+        )
+    torch.cuda.empty_cache()
+    rows = size * config.accumulation_steps
+    smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)
+    return replace(config, batch_size=smaller, accumulation_steps=rows // smaller)
+
+
+def _say_without_compiler(error: Exception | None, runtime: Runtime) -> None:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160] if error else "in another process"
+    if runtime.is_main:
+        print(
+            f"torch.compile failed ({reason}): training goes on without it, a little slower (编译失败，改为不编译继续训练)",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,136 @@
+"""Operations of training, and how many the machine can do at most: what model FLOPs utilisation is made of.
+
+Utilisation (MFU): tokens a second, times operations a token by 6 N + 12 L d T (Chowdhery et al. 2022, arXiv:2204.02311,
+appendix B, causal masks not taken off), over the machine's peak. The optimizer's work is not in it.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from configs.hardware import cpu_has_bf16, cpu_name
+from configs.schema import ModelConfig
+from trainer.optim import NEWTON_SCHULZ_STEPS
+from trainer.runtime import DTYPES, dtype_name
+
+SIDE = {"cpu": 4096, "cuda": 8192, "mps": 4096}
+"""Side of the square product that a peak is measured on; smaller ones may be slower."""
+QUICK_SIDE = {"cpu": 1024, "cuda": 4096, "mps": 2048}
+"""The same where a run waits for it."""
+REPEATS, QUICK_REPEATS = 5, 50
+QUICK_SECONDS = 0.2
+"""A quick measurement repeats its product no longer than this."""
+
+TERA = 1e12
+GPU_PEAKS = {
+    r"B200": 2250, r"H200 NVL": 835, r"H200": 989.4, r"H100 NVL": 835, r"H100 PCIe": 756, r"G?H[12]00.*": 989.4,
+    r"H800 PCIe": 756, r"H800": 989.4, r"H20": 148, r"A[18]00.*": 312, r"A30": 165, r"A40": 149.7, r"A10G": 70,
+    r"A10": 125, r"L40S": 362, r"L40": 181, r"L20": 119.5, r"L4": 121, r"RTX A6000": 154.8, r"RTX A5000": 111.1,
+    r"RTX 6000 Ada.*": 364.2, r"GeForce RTX 5090": 209.5, r"GeForce RTX 4090": 165.2, r"GeForce RTX 4080": 97.5,
+    r"GeForce RTX 3090 Ti": 80, r"GeForce RTX 3090": 71, r"GeForce RTX 3080": 59.5,
+}  # fmt: skip
+"""Name without the maker -> dense 16-bit peak with float32 sums, in TFLOP/s, from the makers' data sheets."""
+
+
+# --- operations -------------------------------------------------------------------------------------------------------
+
+
+def active_parameters(shape: ModelConfig) -> int:
+    """N: parameters that a token meets, the output matrix once, which is the embedding too."""
+    C, D = shape.hidden_size, shape.head_dim
+    attention = C * D * 2 * (shape.num_attention_heads + shape.num_key_value_heads) + 2 * D
+    if shape.use_moe:
+        mlp = 3 * C * shape.moe_intermediate_size * shape.num_experts_per_tok + C * shape.num_experts
+    else:
+        mlp = 3 * C * shape.intermediate_size
+    return shape.vocab_size * C + shape.num_hidden_layers * (attention + mlp + 2 * C) + C
+
+
+def training_flops(shape: ModelConfig, row_tokens: int) -> int:
+    """Operations of a token that is trained on, by 6 N + 12 L d T."""
+    attention = 12 * shape.num_hidden_layers * shape.hidden_size * row_tokens
+    return 6 * active_parameters(shape) + attention
+
+
+def newton_schulz_flops(shapes: Iterable[tuple[int, int]]) -> int:
+    """Operations of Muon's Newton-Schulz products in one step, over the matrices' (rows, columns).
+
+    An iteration of a matrix with the sides r <= c: 2 r^2 c for its Gram matrix, 2 r^3 for that one's square, 2 r^2 c
+    for the product of both with the matrix.
+    """
+    total = 0
+    for rows, columns in shapes:
+        r, c = min(rows, columns), max(rows, columns)
+        total += NEWTON_SCHULZ_STEPS * (4 * r**2 * c + 2 * r**3)
+    return total
+
+
+# --- peaks ------------------------------------------------------------------------------------------------------------
+
+
+def usable_dtypes(device: torch.device) -> list[str]:
+    """float32, and bfloat16 where its products are real."""
+    if device.type == "cuda":
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        real = device.type == "cpu" and cpu_has_bf16()
+    return ["float32", "bfloat16"] if real else ["float32"]
+
+
+def listed_peak(name: str) -> float | None:
+    """Dense 16-bit peak of a GPU in FLOP/s, by the name that the driver gives it; None for one not listed."""
+    bare = re.sub(r"^NVIDIA |[ -]\d+GB.*", "", name)
+    return next((tflops * TERA for pattern, tflops in GPU_PEAKS.items() if re.fullmatch(pattern, bare)), None)
+
+
+def machine_peak(
+    device: torch.device, dtypes: Sequence[torch.dtype] | None = None, *, quick: bool = False
+) -> tuple[float, str]:
+    """FLOP/s of one device in the best of `dtypes`, and where the figure is from.
+
+    A data sheet's figure for a GPU that is listed, when one of the dtypes has 16 bits; else a square product measured
+    now, with the threads that torch uses.
+    Args: dtypes: None for all whose products are real. quick: a smaller product, for a fraction of a second.
+    """
+    if dtypes is None:
+        dtypes = [DTYPES[name] for name in usable_dtypes(device)]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    if device.type == "cuda" and any(dtype.itemsize == 2 for dtype in dtypes) and (peak := listed_peak(name)):
+        return peak, f"{name}, dense 16-bit, data sheet"
+    side = (QUICK_SIDE if quick else SIDE)[device.type]
+    speeds = {dtype: _square_speed(side, dtype, device, quick=quick) for dtype in dtypes}
+    best = max(speeds, key=lambda dtype: speeds[dtype])
+    return speeds[best], f"{name}, measured: {dtype_name(best)} product of {side} x {side}"
+
+
+def _square_speed(side: int, dtype: torch.dtype, device: torch.device, *, quick: bool) -> float:
+    """FLOP/s of the fastest product of two square matrices."""
+    own = torch.Generator(device).manual_seed(0)  # a run's own numbers stay as they are
+    a, b = (torch.randn(side, side, generator=own, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    repeat, limit = (QUICK_REPEATS, QUICK_SECONDS) if quick else (REPEATS, None)
+    return 2 * side**3 / min(timed(lambda: torch.mm(a, b, out=out), device, repeat, at_most_seconds=limit))
+
+
+def timed(
+    work: Callable[[], object], device: torch.device, repeat: int, *, at_most_seconds: float | None = None
+) -> list[float]:
+    """Seconds of each repetition, after one that is not counted; fewer where all together would exceed the limit."""
+    found: list[float] = []
+    work()
+    while len(found) < repeat and (at_most_seconds is None or not found or sum(found) < at_most_seconds):
+        _finish(device)
+        start = time.perf_counter()
+        work()
+        _finish(device)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
