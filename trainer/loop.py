@@ -278,7 +278,7 @@ class Run:
                 "mfu": speed * self.token_cost,
                 "seconds": time.perf_counter() - self.started,
             }
-            self.metrics.log(outcome.step, {key: value for key, value in values.items() if math.isfinite(value)})
+            self.metrics.log(outcome.step, values)
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
     def tell_of_skipped(self, step: int, loss: float, grad_norm: float, stream: BatchStream) -> None:

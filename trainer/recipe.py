@@ -240,6 +240,9 @@ class Stage:
         started = time.perf_counter()
         try:
             train(self.config, model, stream, objective, run)
+            if self.runtime.is_main:  # before a tracker's last upload, which may take long
+                save_weights(self.weights_path, model, self.manifest())
+                self.state.clear()
         except TrainingStopped as error:
             self.say(f"stopped ({error}); the state is saved, the same command goes on from here")
             return self.stop.exit_code or 143
@@ -248,10 +251,7 @@ class Stage:
         finally:
             if metrics is not None:
                 metrics.close()
-        if self.runtime.is_main:
-            save_weights(self.weights_path, model, self.manifest())
-            self.state.clear()
-            self.say(f"{display(self.weights_path)} written after {time.perf_counter() - started:.0f} s of training")
+        self.say(f"{display(self.weights_path)} written after {time.perf_counter() - started:.0f} s of training")
         self.runtime.barrier()
         self.runtime.close()
         return 0
