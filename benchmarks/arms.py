@@ -33,7 +33,8 @@ from configs.schema import ModelConfig, UserError, preset
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from trainer.checkpoint import read_checkpoint
-from trainer.runtime import PARENT_VARIABLE, choose_device
+from trainer.choices import fill_in
+from trainer.runtime import PARENT_VARIABLE, Runtime, choose_device
 
 ARMS = ("minillm", "baseline")
 ENDLESS = 10**6
@@ -145,7 +146,9 @@ class Bench:
         facts = self.corpus.tensor_facts()
         document_ids = open_tensors(self.corpus.tensors)["document_ids"][:256].numpy()
         places = facts["rows"] * facts["max_length"]
-        tokens = self.run.train.batch_size * facts["max_length"]
+        endless = replace(self.run.train, epochs=ENDLESS)
+        settings = fill_in(endless, "pretrain", self.shape, facts, Runtime(self.device, torch.float32))
+        tokens = settings.batch_size * facts["max_length"]
         return Step(self.shape, tokens, facts["num_targets"] / places, mean_keys(document_ids))
 
     def baseline_step(self, batch_size: int) -> Step:

@@ -240,7 +240,7 @@ class Run:
         evaluating = step in self.eval_steps and self.validate is not None
         stopping = not last and self.runtime.any_rank(self.stop.exit_code != 0 or self.parent.is_gone())
         saving = stopping or (step % self.config.save_interval == 0 and not last)
-        behind = 0 if self.runtime.device.type == "cpu" or evaluating or saving or last else 1
+        behind = 1 if self.runtime.is_asynchronous and not (evaluating or saving or last) else 0
         while len(self.unread) > behind:
             self.report(self.unread.pop(0), stream)
         if evaluating:

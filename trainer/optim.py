@@ -30,6 +30,11 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether reading a number from it costs nothing."""
+    return tensor.device.type == "cpu"
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Groups with `muon=True` follow Muon, the others AdamW; both with decoupled weight decay.
 
@@ -56,7 +61,7 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError("MuonAdamW takes no closure")
         share: float | Tensor = 1.0
         if taken is not None:
-            if taken.device.type != "cpu":
+            if not on_host(taken):
                 share = taken.float()
             elif not taken:
                 return

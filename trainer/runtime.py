@@ -101,6 +101,11 @@ class Runtime:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a step may still be computed after it was asked for, as on a GPU."""
+        return self.device.type != "cpu"
+
     def close(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():

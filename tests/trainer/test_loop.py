@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
 from tests.tiny_run import TinyRun, killed_in_step, same
+from trainer import optim
 from trainer.loop import Batch, BatchStream, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
@@ -146,3 +147,45 @@ def test_a_second_epoch_of_a_jsonl_tokenizes_nothing_again(tiny: TinyRun) -> Non
     before = tensors.stat().st_mtime_ns
     assert tiny.train("sft", "--epochs", "2", "--max_steps", "0", "--batch_size", "8") == 0
     assert tensors.stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the ways of a device that nobody waits for: outcomes read one step later, steps left out by multiplication."""
+    monkeypatch.setattr(Runtime, "is_asynchronous", True)
+    monkeypatch.setattr(optim, "on_host", lambda tensor: False)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_device_that_nobody_waits_for_learns_and_tells_the_same(
+    tiny: TinyRun, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    words = ["--seed", "3", "--optimizer", optimizer, "--eval_interval", "4"]
+    num_rows = len(PretrainDataset(tiny.data / "pretrain_pretrain_tokens"))
+    break_rows({int(rows_of_step(1, 4, num_rows, seed=3)[2])}, monkeypatch)
+    assert tiny.train("pretrain", *words) == 0
+    wanted, losses = tiny.weights("pretrain"), tiny.metric("pretrain")
+    tiny.path("pretrain").unlink()
+    request.getfixturevalue("as_on_a_gpu")
+    assert tiny.train("pretrain", *words) == 0
+    found = tiny.weights("pretrain")
+    for name, tensor in wanted.items():
+        assert_close(found[name], tensor, atol=1e-6, rtol=1e-4)
+    assert tiny.metric("pretrain").keys() == losses.keys()
+    assert list(tiny.metric("pretrain").values()) == pytest.approx(list(losses.values()), rel=1e-4)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny.train("sft", "--seed", "7") == 0
+    unbroken = tiny.weights("sft")
+    tiny.path("sft").unlink()
+    with killed_in_step(4):
+        tiny.train("sft", "--seed", "7")
+    assert tiny.train("sft", "--seed", "7") == 0
+    assert same(tiny.weights("sft"), unbroken)
+    break_rows(set(range(1000)), monkeypatch)
+    with pytest.raises(UserError, match="5 steps in a row without a finite loss"):
+        tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
