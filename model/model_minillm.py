@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig, UserError
+from model import kernels
 from model.attention import (
     blocked_attention,
     document_attention,
@@ -42,6 +43,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape whose last dimension is `size`; returns the same shape, in the dtype of the products to come."""
+        if x.device.type == "cpu":
+            return kernels.rms_norm(x, self.weight, self.eps, compute_dtype(x))
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
 
 
@@ -80,6 +83,8 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by its angle; cos and sin broadcast to (B, 1, T, D/2)."""
+    if x.device.type == "cpu":
+        return kernels.rotate(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
