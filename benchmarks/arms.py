@@ -33,7 +33,7 @@ from configs.schema import ModelConfig, UserError, preset
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from trainer.checkpoint import read_checkpoint
-from trainer.choices import fill_in
+from trainer.choices import fill_in, step_tokens
 from trainer.runtime import PARENT_VARIABLE, Runtime, choose_device
 
 ARMS = ("minillm", "baseline")
@@ -146,8 +146,7 @@ class Bench:
         facts = self.corpus.tensor_facts()
         document_ids = open_tensors(self.corpus.tensors)["document_ids"][:256].numpy()
         places = facts["rows"] * facts["max_length"]
-        endless = replace(self.run.train, epochs=ENDLESS)
-        settings = fill_in(endless, "pretrain", self.shape, facts, Runtime(self.device, torch.float32))
+        settings = fill_in(self.run.train, "pretrain", self.shape, facts, Runtime(self.device, torch.float32))
         tokens = settings.batch_size * facts["max_length"]
         return Step(self.shape, tokens, facts["num_targets"] / places, mean_keys(document_ids))
 
@@ -155,6 +154,16 @@ class Bench:
         """A step of the baseline; its padding is computed too."""
         share = self.documents.targets_per_row / WINDOW_TOKENS
         return Step(self.shape, batch_size * WINDOW_TOKENS, share, (WINDOW_TOKENS + 1) / 2)
+
+    def step_words(self, run_tokens: float) -> list[str]:
+        """Flags for a step of the size that our trainer would choose for a run of so many tokens; none where one is given.
+
+        Our runs have no end of their own, from which the trainer could tell.
+        """
+        train = self.run.train
+        if train.tokens_per_step or (train.batch_size and train.accumulation_steps):
+            return []
+        return ["--tokens_per_step", str(step_tokens(self.shape, run_tokens, train.optimizer))]
 
     def our_command(self, folder: Path, seed: int, *words: str) -> list[str]:
         """A call of our trainer."""

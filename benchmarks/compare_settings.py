@@ -25,15 +25,15 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
-from benchmarks.arms import Bench, Speed, add_flags, measure_speed, start_bench
+from benchmarks.arms import Bench, Speed, add_flags, start_bench
 from benchmarks.corpus import padded_rows
 from benchmarks.plots import line_chart
-from benchmarks.time_to_loss import our_run, steps_within, tell
+from benchmarks.time_to_loss import our_run, paced, tell
 from configs.artifacts import read_json, write_json
 from configs.cli import Parser, run
+from configs.flags import parse_run
 from configs.paths import display
 from configs.schema import UserError
-from dataset.tensors import read_manifest
 
 PADDED = "{padded}"
 
@@ -66,30 +66,22 @@ class Timed:
 
 def calibrate(bench: Bench, setting: Setting) -> Timed:
     """Measure a setting's speed; from it follow the steps of its runs."""
-    flags, share = list(setting.flags), bench.target_share
+    flags = list(setting.flags)
     if PADDED in flags:
-        folder = padded_rows(bench.corpus, bench.tokenizer)
-        flags[flags.index(PADDED)] = str(folder)
-        facts = read_manifest(folder)
-        share = facts["num_targets"] / facts["num_tokens"]
-    own = replace(bench, words=(*bench.words, *flags))
+        flags[flags.index(PADDED)] = str(padded_rows(bench.corpus, bench.tokenizer))
+    words = (*bench.words, *flags)
+    own = replace(bench, words=words, run=parse_run("pretrain", "", words))
     if "--max_steps" in flags:
         return Timed(setting, own, None, int(flags[flags.index("--max_steps") + 1]))
-    speed = measure_speed(
-        own,
-        lambda folder: own.our_command(folder, bench.args.seeds[0]),
-        seconds=60 * bench.args.calibrate_minutes,
-        target_share=share,
-        dtype=own.run.train.dtype,
-    )
-    steps = steps_within(60 * bench.args.minutes, speed.startup_seconds, speed.step_seconds)
+    pace = paced(own, 60 * bench.args.minutes)
+    speed, steps = pace.speed, pace.steps(60 * bench.args.minutes)
     print(
         f"{setting.name}: {speed.startup_seconds:.1f} s to start, {speed.step_seconds:.3f} s a step, "
-        f"{speed.tokens_per_second:,.0f} tokens/s: {steps} steps",
+        f"{speed.tokens_per_second:,.0f} tokens/s: {steps} steps {' '.join(pace.step_words)}",
         file=sys.stderr,
         flush=True,
     )
-    return Timed(setting, own, speed, steps)
+    return Timed(setting, replace(own, words=(*own.words, *pace.step_words)), speed, steps)
 
 
 def measure(timed: Timed, seeds: Sequence[int]) -> dict[str, Any]:

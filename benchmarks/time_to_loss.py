@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.arms import (
     Bench,
+    Speed,
     add_flags,
     find_metrics,
     keep,
@@ -190,11 +191,41 @@ def steps_within(seconds: float, startup_seconds: float, step_seconds: float) ->
     return max(1, math.floor((seconds - startup_seconds - SAVE_SECONDS) / step_seconds))
 
 
-def our_run(bench: Bench, seed: int, steps: int) -> Run:
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """What our trainer does in a budget, as far as it must be known beforehand."""
+
+    step_words: list[str]
+    """Flags of the size of a step."""
+    speed: Speed
+
+    def steps(self, budget_seconds: float) -> int:
+        """Steps that fit."""
+        return steps_within(budget_seconds, self.speed.startup_seconds, self.speed.step_seconds)
+
+
+def paced(bench: Bench, budget_seconds: float) -> Paced:
+    """Measure our speed, in steps of the size that the trainer chooses for the tokens of such a budget."""
+    words = bench.step_words(bench.corpus.tensor_facts()["num_tokens"])
+    while True:
+        speed = measure_speed(
+            bench,
+            lambda folder, words=words: bench.our_command(folder, bench.args.seeds[0], *words),  # type: ignore[misc]
+            seconds=60 * bench.args.calibrate_minutes,
+            target_share=bench.target_share,
+            dtype=bench.run.train.dtype,
+        )
+        wanted = bench.step_words(speed.tokens_per_second * budget_seconds)
+        if wanted == words or int(wanted[-1]) > int(words[-1]):  # of two sizes that call for each other, the smaller
+            return Paced(words, speed)
+        words = wanted
+
+
+def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ()) -> Run:
     """One run of our trainer."""
     return finished(
         bench,
-        lambda folder: bench.our_command(folder, seed, "--max_steps", str(steps)),
+        lambda folder: bench.our_command(folder, seed, *step_words, "--max_steps", str(steps)),
         lambda folder: load_model(bench.our_weights(folder))[0],
         bench.target_share,
     )
@@ -204,31 +235,26 @@ def our_arm(bench: Bench) -> dict[str, Any]:
     """A run a budget and seed. Returns: our object of the JSON."""
     args = bench.args
     budgets = sorted(60 * minutes for minutes in args.budgets or (share * args.minutes for share in OUR_SHARES))
-    speed = measure_speed(
-        bench,
-        lambda folder: bench.our_command(folder, args.seeds[0]),
-        seconds=60 * args.calibrate_minutes,
-        target_share=bench.target_share,
-        dtype=bench.run.train.dtype,
-    )
-    startup, step = speed.startup_seconds, speed.step_seconds
-    print(f"minillm: {startup:.1f} s to start, {step:.3f} s a step", file=sys.stderr, flush=True)
-    curve = []
+    curve, paces = [], []
     for budget in budgets:
-        steps = steps_within(budget, startup, step)
+        pace = paced(bench, budget)
+        startup, step = pace.speed.startup_seconds, pace.speed.step_seconds
+        print(f"minillm: {startup:.1f} s to start, {step:.3f} s a step", file=sys.stderr, flush=True)
         if budget < startup + step:
             print(f"warning: {budget:.0f} s are over before the first step", file=sys.stderr, flush=True)
-        runs = [tell(f"minillm, budget {budget:.0f} s", our_run(bench, seed, steps)) for seed in args.seeds]
+        steps = pace.steps(budget)
+        runs = [
+            tell(f"minillm, budget {budget:.0f} s", our_run(bench, seed, steps, pace.step_words)) for seed in args.seeds
+        ]
         curve.append(point(runs) | {"budget_seconds": budget})
-        if steps > 10:  # enough to correct the first estimate
-            step = max(mean(run.seconds for run in runs) - startup - SAVE_SECONDS, 1e-3) / steps
+        paces.append(pace)
     return {
         "arm": "minillm",
-        "dtype": speed.dtype,
+        "dtype": paces[0].speed.dtype,
         "curve": curve,
         "flags": list(bench.words),
-        "startup_seconds": startup,
-        "calibration": asdict(speed),
+        "step_flags": [pace.step_words for pace in paces],
+        "calibrations": [asdict(pace.speed) for pace in paces],
     }
 
 

@@ -104,9 +104,10 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
 
 def our_speed(bench: Bench, seed: int, seconds: float) -> Speed:
     """Of our trainer."""
+    step = bench.step_words(bench.run.train.epochs * bench.corpus.tensor_facts()["num_tokens"])
     speed = measure_speed(
         bench,
-        lambda folder: bench.our_command(folder, seed),
+        lambda folder: bench.our_command(folder, seed, *step),
         seconds=seconds,
         target_share=bench.target_share,
         dtype=bench.run.train.dtype,

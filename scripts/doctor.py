@@ -188,7 +188,7 @@ def report(gpus: Gpus, torch: Torch) -> str:
         "bf16 on CPU": "yes" if cpu_has_bf16() else "no, float32 is faster here",
         "memory": f"{total:.1f} GB, {free:.1f} GB free" if total else "unknown",
         "disk": disk_free_gb(),
-        "c++ compiler": compiler or "none (only --use_compile needs it)",
+        "c++ compiler": compiler or "none (long runs are not compiled, and a little slower)",
         "cargo": shutil.which("cargo") or "none (only ENABLE_RUSTBPE=1 needs it)",
         "packages": f"missing: {', '.join(missing)}" if (missing := missing_packages()) else "all there",
     }

@@ -22,7 +22,7 @@ from trainer.runtime import Runtime
 CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "use_compile")
 """Fields of TrainConfig that are chosen here, and stored so that a resumed run repeats them."""
 
-STEP_TOKENS_SCALE = 30.0
+STEP_TOKENS_SCALE = 60.0
 """B^2 / (M sqrt(D)) at the best step found by experiment (docs/lab_log.md)."""
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 1024, 1 << 20
 LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
