@@ -164,6 +164,8 @@ class TrainConfig:
     optimizer: str = "muon"
     learning_rate: float = 0.0
     """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/choices.py."""
+    embedding_lr_ratio: float = 5.0
+    """Rate of the embedding, which is the output matrix too, as a multiple of the other parameters'."""
     schedule: str = "trapezoid"
     """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
     warmup_ratio: float = 0.03
@@ -201,8 +203,8 @@ class TrainConfig:
         _at_least(self, 1, "epochs", "log_interval", "save_interval")
         _at_least(self, 2, "max_seq_len")
         _at_least(
-            self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate", "weight_decay",
-            "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
+            self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
+            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:

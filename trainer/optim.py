@@ -46,7 +46,10 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, newton_schulz_dtype: torch.dtype = torch.float32) -> None:
-        defaults = {"lr": 0.0, "weight_decay": 0.0, "muon": False, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8}
+        defaults = {
+            "lr": 0.0, "weight_decay": 0.0, "muon": False, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8,
+            "lr_ratio": 1.0,
+        }  # fmt: skip
         super().__init__(groups, defaults)
         self.newton_schulz_dtype = newton_schulz_dtype
 
@@ -115,18 +118,23 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> MuonAdamW:
-    """Groups: hidden matrices (Muon, or AdamW when asked, with decay), then embeddings, routers and norms (AdamW).
+    """Groups: hidden matrices (Muon, or AdamW when asked, with decay), then the embedding, then routers and norms (AdamW).
 
-    A router is a classifier over few experts, where an orthogonal update has no meaning, so it is AdamW's.
+    A router is a classifier over few experts, where an orthogonal update has no meaning, so it is AdamW's. A token's row
+    of the embedding moves in few of the steps, and bears a higher rate.
     """
     matrices: list[nn.Parameter] = []
+    embeddings: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        hidden_matrix = parameter.dim() >= 2 and not name.endswith(("embed_tokens.weight", "mlp.gate.weight"))
-        (matrices if hidden_matrix else rest).append(parameter)
+        if name.endswith("embed_tokens.weight"):
+            embeddings.append(parameter)
+        else:
+            (rest if parameter.dim() < 2 or name.endswith("mlp.gate.weight") else matrices).append(parameter)
     groups = [
-        {"params": matrices, "muon": config.optimizer == "muon", "weight_decay": config.weight_decay},
-        {"params": rest, "muon": False, "weight_decay": 0.0},
+        {"params": matrices, "muon": config.optimizer == "muon", "weight_decay": config.weight_decay, "lr_ratio": 1.0},
+        {"params": embeddings, "muon": False, "weight_decay": 0.0, "lr_ratio": config.embedding_lr_ratio},
+        {"params": rest, "muon": False, "weight_decay": 0.0, "lr_ratio": 1.0},
     ]
     return MuonAdamW(groups, newton_schulz_dtype=newton_schulz_dtype)
 
@@ -148,6 +156,6 @@ def lr_at(step: int, num_steps: int, config: TrainConfig) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all groups this learning rate."""
+    """Give all groups this learning rate, times their own ratio."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_ratio"]

@@ -75,12 +75,16 @@ def test_embeddings_norms_and_routers_are_adamws_without_decay() -> None:
             use_moe=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=24,
         )
     )  # fmt: skip
-    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.3), torch.float32)
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.3, embedding_lr_ratio=4.0), torch.float32)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    muon, rest = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
-    assert muon | rest == set(names.values())
+    muon, embedding, rest = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert muon | embedding | rest == set(names.values())
     assert not any("norm" in name or "embed" in name or name.endswith("gate.weight") for name in muon)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert embedding == {"model.embed_tokens.weight"}
+    assert [group["muon"] for group in optimizer.param_groups] == [True, False, False]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0, 0.0]
+    set_lr(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.4, 0.1]
 
 
 def test_trapezoid_climbs_stays_and_falls_to_its_last_rate() -> None:
