@@ -146,7 +146,9 @@ class Bench:
         facts = self.corpus.tensor_facts()
         document_ids = open_tensors(self.corpus.tensors)["document_ids"][:256].numpy()
         places = facts["rows"] * facts["max_length"]
-        settings = fill_in(self.run.train, "pretrain", self.shape, facts, Runtime(self.device, torch.float32))
+        settings = fill_in(
+            self.run.train, "pretrain", self.shape, facts, Runtime(self.device, torch.float32), fresh=True
+        )
         tokens = settings.batch_size * facts["max_length"]
         return Step(self.shape, tokens, facts["num_targets"] / places, mean_keys(document_ids))
 

@@ -19,7 +19,7 @@ from model.model_minillm import MiniLLM
 from trainer.flops import newton_schulz_flops, training_flops
 from trainer.runtime import Runtime
 
-CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "use_compile")
+CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "embedding_lr_ratio", "use_compile")
 """Fields of TrainConfig that are chosen here, and stored so that a resumed run repeats them."""
 
 STEP_TOKENS_SCALE = 60.0
@@ -31,6 +31,8 @@ ADAMW_SHARE = 0.4
 """AdamW's best rate as a share of Muon's."""
 STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
 """Rate of a stage as a share of pretraining's: what is learnt already must not be lost."""
+FRESH_EMBEDDING_RATIO = 5.0
+"""Of the embedding's rate to the others' while it is learnt from nothing; 2.5 to 10 do as well (docs/lab_log.md)."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 """Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and
@@ -125,15 +127,19 @@ def micro_batch(shape: ModelConfig, row_tokens: int, rows: int, device: torch.de
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def fill_in(config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any], runtime: Runtime) -> TrainConfig:
+def fill_in(
+    config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any], runtime: Runtime, *, fresh: bool
+) -> TrainConfig:
     """A copy of `config` in which nothing is left to choose.
 
-    Args: data: the manifest of the stage's tensors. Raises: UserError when no batch_size was given where
-    accumulation_steps was.
+    Args: data: the manifest of the stage's tensors. fresh: whether the weights are random yet. Raises: UserError when no
+    batch_size was given where accumulation_steps was.
     """
     rows, row_tokens = data["rows"], row_length(data)
     if not config.learning_rate:
         config = replace(config, learning_rate=learning_rate(shape, stage, config.optimizer))
+    if not config.embedding_lr_ratio:
+        config = replace(config, embedding_lr_ratio=FRESH_EMBEDDING_RATIO if fresh else 1.0)
     if not (config.batch_size and config.accumulation_steps):
         config = _fill_in_batch(config, shape, data, row_tokens, runtime)
     if config.use_compile is None:

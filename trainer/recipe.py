@@ -191,7 +191,10 @@ class Stage:
         if self.resume is not None:
             self._repeat_choices(self.resume["choices"])
         else:
-            self.config = fill_in(self.config, self.run.stage, self._shape(), self.data_manifest, self.runtime)
+            self.config = fill_in(
+                self.config, self.run.stage, self._shape(), self.data_manifest, self.runtime,
+                fresh=self.start_path is None,
+            )  # fmt: skip
         model = MiniLLM(self._shape())
         if self.start_path is not None and self.resume is None:
             state, _, manifest = read_weights(self.start_path)

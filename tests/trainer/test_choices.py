@@ -62,37 +62,48 @@ def test_the_rate_falls_with_the_width_and_from_stage_to_stage() -> None:
 
 
 def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
-    filled = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU)
+    filled = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU, fresh=True)
     wanted = step_tokens(SMALL, 8000 * 512, "muon")
     assert filled.batch_size * filled.accumulation_steps * 512 == wanted
     assert filled.learning_rate == learning_rate(SMALL, "pretrain", "muon") and filled.use_compile is False
-    given = TrainConfig(batch_size=3, accumulation_steps=5, learning_rate=0.1, use_compile=True)
-    assert fill_in(given, "pretrain", SMALL, tensors(8000), CPU) == given
+    later = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU, fresh=False)
+    assert filled.embedding_lr_ratio == 5 and later == replace(filled, embedding_lr_ratio=1.0)
+    given = TrainConfig(
+        batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True
+    )  # fmt: skip
+    assert fill_in(given, "pretrain", SMALL, tensors(8000), CPU, fresh=True) == given
     assert repeat(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
 
 
 def test_a_step_has_the_same_rows_however_many_processes_share_it() -> None:
     for world_size in (1, 2, 4):
         filled = fill_in(
-            TrainConfig(tokens_per_step=16384), "pretrain", SMALL, tensors(8000), replace(CPU, world_size=world_size)
+            TrainConfig(tokens_per_step=16384),
+            "pretrain",
+            SMALL,
+            tensors(8000),
+            replace(CPU, world_size=world_size),
+            fresh=True,
         )
         assert filled.batch_size * filled.accumulation_steps * world_size == 32
 
 
 def test_a_given_micro_batch_leaves_the_step_as_large() -> None:
-    filled = fill_in(TrainConfig(tokens_per_step=16384, batch_size=4), "pretrain", SMALL, tensors(8000), CPU)
+    filled = fill_in(
+        TrainConfig(tokens_per_step=16384, batch_size=4), "pretrain", SMALL, tensors(8000), CPU, fresh=True
+    )
     assert (filled.batch_size, filled.accumulation_steps) == (4, 8)
 
 
 def test_accumulation_without_a_micro_batch_is_refused() -> None:
     with pytest.raises(UserError, match="accumulation_steps = 2 without a batch_size"):
-        fill_in(TrainConfig(accumulation_steps=2), "pretrain", SMALL, tensors(8000), CPU)
+        fill_in(TrainConfig(accumulation_steps=2), "pretrain", SMALL, tensors(8000), CPU, fresh=True)
 
 
 def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
-    whole = fill_in(TrainConfig(), "pretrain", SMALL, tensors(4_000_000), CPU)
-    short = fill_in(TrainConfig(max_steps=50), "pretrain", SMALL, tensors(4_000_000), CPU)
-    longer = fill_in(TrainConfig(max_steps=5000), "pretrain", SMALL, tensors(4_000_000), CPU)
+    whole = fill_in(TrainConfig(), "pretrain", SMALL, tensors(4_000_000), CPU, fresh=True)
+    short = fill_in(TrainConfig(max_steps=50), "pretrain", SMALL, tensors(4_000_000), CPU, fresh=True)
+    longer = fill_in(TrainConfig(max_steps=5000), "pretrain", SMALL, tensors(4_000_000), CPU, fresh=True)
     rows = [config.batch_size * config.accumulation_steps for config in (short, longer, whole)]
     assert rows == sorted(rows) and rows[0] < rows[-1]
 
@@ -100,7 +111,7 @@ def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
 def test_long_runs_are_compiled_and_pairs_never() -> None:
     for epochs, stage, compiled in ((1, "pretrain", False), (1000, "pretrain", True), (1000, "dpo", False)):
         data = tensors(2_000, stage=stage)
-        assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU).use_compile is compiled
+        assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU, fresh=True).use_compile is compiled
 
 
 def test_a_micro_batch_divides_the_step_and_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
