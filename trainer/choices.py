@@ -1,7 +1,7 @@
 """What a run chooses for itself where neither profile nor flag says it: the size of a step, the learning rate, the
 micro-batch and whether to compile. Chosen once, before the first step, and kept with the resume state.
 
-Symbols: D tokens of the whole run, B tokens of a step, N parameters that a token meets, C hidden size.
+Symbols: B tokens of a step, D tokens of the whole run, M what a step costs besides, in tokens, C hidden size.
 """
 
 import math
@@ -24,6 +24,8 @@ CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "embedding_lr_rat
 
 STEP_TOKENS_SCALE = 60.0
 """B^2 / (M sqrt(D)) at the best step found by experiment (docs/lab_log.md)."""
+UPDATE_TOKENS = 100
+"""What a step costs besides its tokens and Muon's products: a pass over all weights and moments, in tokens of training."""
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 1024, 1 << 20
 LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
 """Muon's best peak rate, and the hidden size at which it was found (docs/lab_log.md)."""
@@ -50,17 +52,13 @@ def step_tokens(shape: ModelConfig, run_tokens: float, optimizer: str) -> int:
     """Tokens of one step, a power of two: B = sqrt(scale * M * sqrt(D)).
 
     To reach a loss takes S (1 + K / B) steps, K being the critical size (arXiv:1812.06162, eq. 2.7), which grows about
-    as sqrt(D) (arXiv:2505.13738). A step costs as much as B + M tokens do, M being Muon's own products in tokens of
-    training. The product of both is least at B = sqrt(K M).
+    as sqrt(D) (arXiv:2505.13738). A step costs as much as B + M tokens do. The product of both is least at
+    B = sqrt(K M): with Muon, whose products make M large, steps are larger than with AdamW.
     """
-    own = newton_schulz_flops(hidden_matrices(shape)) if optimizer == "muon" else 0
-    muon_tokens = own / training_flops(shape, 0) + ADAMW_TOKENS
-    best = math.sqrt(STEP_TOKENS_SCALE * muon_tokens * math.sqrt(run_tokens))
+    products = newton_schulz_flops(hidden_matrices(shape)) if optimizer == "muon" else 0
+    other_tokens = products / training_flops(shape, 0) + UPDATE_TOKENS
+    best = math.sqrt(STEP_TOKENS_SCALE * other_tokens * math.sqrt(run_tokens))
     return 2 ** round(math.log2(min(max(best, MIN_STEP_TOKENS), MAX_STEP_TOKENS)))
-
-
-ADAMW_TOKENS = 100
-"""What else a step costs besides its tokens: a pass over all weights and moments, in tokens of training."""
 
 
 def hidden_matrices(shape: ModelConfig) -> list[tuple[int, int]]:
@@ -88,10 +86,13 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
 # --- the micro-batch --------------------------------------------------------------------------------------------------
 
 
-def row_bytes(shape: ModelConfig, row_tokens: int, *, checkpointing: bool) -> int:
-    """What a row's forward pass keeps for the backward pass, in bytes, by measurements at 192 x 4 to 768 x 16."""
+def row_bytes(shape: ModelConfig, row_tokens: int, *, keeps_scores: bool, checkpointing: bool) -> int:
+    """What a row's forward pass keeps for the backward pass, in bytes, about: 45 kB a token and block at 512 x 8 on a CPU.
+
+    Args: keeps_scores: whether attention keeps its probabilities, as that on a CPU does.
+    """
     width = shape.moe_intermediate_size * shape.num_experts_per_tok if shape.use_moe else shape.intermediate_size
-    block = 60 * shape.hidden_size + 10 * width + 4 * shape.num_attention_heads * row_tokens
+    block = 60 * shape.hidden_size + 10 * width + (2 * shape.num_attention_heads * row_tokens if keeps_scores else 0)
     kept = 4 * shape.hidden_size * shape.num_hidden_layers + block if checkpointing else block * shape.num_hidden_layers
     return row_tokens * (kept + 40 * shape.hidden_size)
 
@@ -116,10 +117,9 @@ def micro_batch(shape: ModelConfig, row_tokens: int, rows: int, device: torch.de
     """Rows of a micro-batch: a divisor of `rows`, those of a step in one process, that fits the free memory."""
     most = max(1, MICRO_TOKENS[device.type] // row_tokens)
     if (free := free_memory(device)) is not None:
-        training = (
-            16 * sum(math.prod(matrix) for matrix in hidden_matrices(shape)) + 16 * shape.vocab_size * shape.hidden_size
-        )
-        each = row_bytes(shape, row_tokens, checkpointing=checkpointing)
+        num_weights = shape.vocab_size * shape.hidden_size + sum(map(math.prod, hidden_matrices(shape)))
+        training = 16 * num_weights  # weight, gradient and two moments in float32
+        each = row_bytes(shape, row_tokens, keeps_scores=device.type == "cpu", checkpointing=checkpointing)
         most = min(most, max(1, int(MEMORY_SHARE * free - training) // each))
     return max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)
 

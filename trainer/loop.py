@@ -108,11 +108,11 @@ class BatchStream:
     def steps(self, first: int, end: int) -> Iterator[StepBatches]:
         """The batches of each step, on the device; while one step is computed, a thread reads the next."""
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
-            coming = [reader.submit(self.read, step) for step in range(first, min(first + 1, end))]
+            coming = reader.submit(self.read, first)
             for step in range(first, end):
-                batches = coming.pop().result()
+                batches = coming.result()
                 if step + 1 < end:
-                    coming.append(reader.submit(self.read, step + 1))
+                    coming = reader.submit(self.read, step + 1)
                 yield StepBatches(
                     [self.runtime.to_device(batch) for batch in batches.micro],
                     batches.counts.to(self.runtime.device, non_blocking=True),
@@ -155,7 +155,8 @@ def train(
         run.scaler.step(optimizer, taken=finite)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        found = torch.stack([finite.float(), total, grad_norm, *counts])
+        asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
+        found = torch.stack([finite.float(), total, grad_norm, *counts, asked_to_stop])
         run.after_step(Outcome(step + 1, lr, found), model, optimizer, stream)
 
 
@@ -176,7 +177,8 @@ class Outcome:
     """Steps finished with it."""
     lr: float
     found: Tensor
-    """(5,) on the device: finite (1 or 0), loss in nats a target, gradient norm, and the step's targets and tokens."""
+    """(6,) on the device: finite (1 or 0), loss in nats a target, gradient norm, the step's targets and tokens, and how many
+    processes were asked to stop: all read the same number after the same step."""
 
 
 class Run:
@@ -229,7 +231,7 @@ class Run:
         # float16: the scaler itself skips a step whose gradients overflowed, and halves the scale
         return torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(grad_norm)
 
-    def after_step(self, outcome: "Outcome", model: nn.Module, optimizer: MuonAdamW, stream: BatchStream) -> None:
+    def after_step(self, outcome: Outcome, model: nn.Module, optimizer: MuonAdamW, stream: BatchStream) -> None:
         """Read what steps found, log, evaluate and save, each when due.
 
         A GPU may still be at work on this step, so what the step before found is read now; before anything that needs
@@ -238,32 +240,43 @@ class Run:
         step, last = outcome.step, outcome.step == self.num_steps
         self.unread.append(outcome)
         evaluating = step in self.eval_steps and self.validate is not None
-        stopping = not last and self.runtime.any_rank(self.stop.exit_code != 0 or self.parent.is_gone())
-        saving = stopping or (step % self.config.save_interval == 0 and not last)
+        saving = step % self.config.save_interval == 0 and not last
+        stopping = False
         behind = 1 if self.runtime.is_asynchronous and not (evaluating or saving or last) else 0
-        while len(self.unread) > behind:
-            self.report(self.unread.pop(0), stream)
+        while len(self.unread) > (0 if stopping else behind):
+            stopping |= self.report(self.unread.pop(0), stream)
         if evaluating:
             self.evaluate(step, model)
-        if saving:
+        if (saving or stopping) and not last:
             self.save(step, model, optimizer)
-        if stopping:
+        if stopping and not last:
             raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
 
-    def report(self, outcome: "Outcome", stream: BatchStream) -> None:
-        """Log a step, or say which rows kept it from being taken. Raises: TrainingDiverged after five such in a row."""
-        finite, loss, grad_norm, targets, tokens = outcome.found.tolist()
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal came, or nobody waits for this process any more."""
+        return self.stop.exit_code != 0 or self.parent.is_gone()
+
+    def report(self, outcome: Outcome, stream: BatchStream) -> bool:
+        """Log a step, or say which rows kept it from being taken; returns whether a process was asked to stop.
+
+        Raises: TrainingDiverged after five steps in a row that could not be taken.
+        """
+        finite, loss, grad_norm, targets, tokens, asked_to_stop = outcome.found.tolist()
         self.tokens += tokens
         self.targets += targets
         if finite:
             self.skipped = 0
         else:
             self.tell_of_skipped(outcome.step, loss, grad_norm, stream)
-        if self.metrics is None:
-            return
+        if self.metrics is not None:
+            self.show(outcome, loss, grad_norm, self.metrics)
+        return bool(asked_to_stop)
+
+    def show(self, outcome: Outcome, loss: float, grad_norm: float, metrics: Metrics) -> None:
+        """Move the bar, and write a line of metrics when it is due."""
         seconds = time.perf_counter() - self.clock
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
-        self.metrics.progress(
+        metrics.progress(
             loss=f"{loss:.3f}", lr=f"{outcome.lr:.1e}", tok_s=f"{speed:,.0f}", mfu=f"{speed * self.token_cost:.0%}",
             **{key.replace("validation_loss", "val"): f"{value:.3f}" for key, value in self.last_validation.items()},
         )  # fmt: skip
@@ -278,7 +291,7 @@ class Run:
                 "mfu": speed * self.token_cost,
                 "seconds": time.perf_counter() - self.started,
             }
-            self.metrics.log(outcome.step, values)
+            metrics.log(outcome.step, values)
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
     def tell_of_skipped(self, step: int, loss: float, grad_norm: float, stream: BatchStream) -> None:

@@ -121,10 +121,10 @@ def test_a_micro_batch_divides_the_step_and_fits_the_memory(monkeypatch: pytest.
     assert micro_batch(SMALL, 512, 6, device, checkpointing=False) == 6
     assert micro_batch(SMALL, 512, 9, device, checkpointing=False) == 3
     assert micro_batch(SMALL, 8192, 4, device, checkpointing=False) == 1
-    each = row_bytes(LARGE, 512, checkpointing=False)
+    each = row_bytes(LARGE, 512, keeps_scores=True, checkpointing=False)
     monkeypatch.setattr(choices, "free_memory", lambda device: int((5 * each + 16 * 26e6) / choices.MEMORY_SHARE))
     assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 4
-    assert row_bytes(LARGE, 512, checkpointing=True) < each / 3
+    assert row_bytes(LARGE, 512, keeps_scores=True, checkpointing=True) < each / 3
     monkeypatch.setattr(choices, "free_memory", lambda device: 1000)
     assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 1
 
