@@ -29,7 +29,7 @@ UPDATE_TOKENS = 100
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 1024, 1 << 20
 LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
 """Muon's best peak rate, and the hidden size at which it was found (docs/lab_log.md)."""
-ADAMW_SHARE = 0.4
+ADAMW_SHARE = 0.1
 """AdamW's best rate as a share of Muon's."""
 STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
 """Rate of a stage as a share of pretraining's: what is learnt already must not be lost."""
