@@ -33,7 +33,7 @@ from configs.schema import ModelConfig, UserError, preset
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from trainer.checkpoint import read_checkpoint
-from trainer.choices import fill_in, step_tokens
+from trainer.choices import fill_in
 from trainer.runtime import PARENT_VARIABLE, Runtime, choose_device
 
 ARMS = ("minillm", "baseline")
@@ -158,14 +158,19 @@ class Bench:
         return Step(self.shape, batch_size * WINDOW_TOKENS, share, (WINDOW_TOKENS + 1) / 2)
 
     def step_words(self, run_tokens: float) -> list[str]:
-        """Flags for a step of the size that our trainer would choose for a run of so many tokens; none where one is given.
+        """Flags that say what our trainer would choose for a run of so many tokens: the size of a step, and compiling.
 
         Our runs have no end of their own, from which the trainer could tell.
         """
-        train = self.run.train
-        if train.tokens_per_step or (train.batch_size and train.accumulation_steps):
-            return []
-        return ["--tokens_per_step", str(step_tokens(self.shape, run_tokens, train.optimizer))]
+        facts = self.corpus.tensor_facts()
+        rows = max(1, round(run_tokens / facts["max_length"]))
+        asked = replace(self.run.train, epochs=1, max_steps=0)
+        runtime = Runtime(self.device, torch.float32)
+        found = fill_in(asked, "pretrain", self.shape, facts | {"rows": rows}, runtime, fresh=True)
+        words = ["--use_compile", str(int(bool(found.use_compile)))]
+        if not (asked.batch_size and asked.accumulation_steps):
+            words += ["--tokens_per_step", str(found.batch_size * found.accumulation_steps * facts["max_length"])]
+        return words
 
     def our_command(self, folder: Path, seed: int, *words: str) -> list[str]:
         """A call of our trainer."""

@@ -206,7 +206,8 @@ class Paced:
 
 def paced(bench: Bench, budget_seconds: float) -> Paced:
     """Measure our speed, in steps of the size that the trainer chooses for the tokens of such a budget."""
-    words = bench.step_words(bench.corpus.tensor_facts()["num_tokens"])
+    words = bench.step_words(0)
+    tried = []
     while True:
         speed = measure_speed(
             bench,
@@ -215,10 +216,12 @@ def paced(bench: Bench, budget_seconds: float) -> Paced:
             target_share=bench.target_share,
             dtype=bench.run.train.dtype,
         )
-        wanted = bench.step_words(speed.tokens_per_second * budget_seconds)
-        if wanted == words or int(wanted[-1]) > int(words[-1]):  # of two sizes that call for each other, the smaller
+        tried.append(words)
+        words = bench.step_words(speed.tokens_per_second * budget_seconds)
+        if words in tried[:-1]:  # two sizes that call for each other: the later one, which was measured
+            words = tried[-1]
+        if words == tried[-1]:
             return Paced(words, speed)
-        words = wanted
 
 
 def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ()) -> Run:
