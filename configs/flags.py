@@ -129,11 +129,14 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
         "--accumulation_steps", type=int, metavar="N", help="micro-batches in a step; 0: by rule 梯度累积"
     )
     loop.add_argument("--max_seq_len", type=int, metavar="N", help="tokens in a row 序列长度")
-    loop.add_argument("--learning_rate", type=float, metavar="LR", help="peak learning rate 峰值学习率")
+    loop.add_argument("--learning_rate", type=float, metavar="LR", help="peak learning rate; 0: by rule 峰值学习率")
     loop.add_argument("--optimizer", choices=OPTIMIZERS, help="muon or adamw 优化器")
     loop.add_argument("--schedule", choices=SCHEDULES, help="learning rate over time 学习率曲线")
     loop.add_argument(
-        "--embedding_lr_ratio", type=float, metavar="R", help="rate of the embedding, times 词嵌入学习率倍数"
+        "--embedding_lr_ratio",
+        type=float,
+        metavar="R",
+        help="rate of the embedding, times; 0: by rule 词嵌入学习率倍数",
     )
     loop.add_argument("--warmup_ratio", type=float, metavar="P", help="share of steps to warm up 预热比例")
     loop.add_argument("--warmdown_ratio", type=float, metavar="P", help="share of steps to warm down 衰减比例")

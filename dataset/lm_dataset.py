@@ -86,10 +86,6 @@ class _PackedRows(_Tensors):
         batch = {name: self.arrays[name][numbers].to(torch.int64) for name in names}
         return batch | {"target_places": target_places(batch["labels"])}
 
-    def num_targets(self, indices: np.ndarray) -> int:
-        """Supervised tokens of these rows."""
-        return int((self.arrays["labels"][torch.tensor(indices)] != IGNORE).sum())
-
 
 class PretrainDataset(_PackedRows):
     """Rows of documents."""
@@ -127,10 +123,6 @@ class DPODataset(_Tensors):
     def largest(self, count: int) -> np.ndarray:
         lengths = [np.diff(self.arrays[f"{side}_offsets"].numpy()) for side in ("chosen", "rejected")]
         return np.resize(np.argsort(-np.maximum(*lengths), kind="stable"), count)
-
-    def num_targets(self, indices: np.ndarray) -> int:
-        """Pairs: DPO's loss is a mean over them."""
-        return len(indices)
 
     def _span(self, side: str, number: int) -> tuple[int, int]:
         """Where a pair's side stands in the flat arrays."""

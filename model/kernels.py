@@ -1,7 +1,8 @@
 """RMSNorm and RoPE for a CPU, whose time is that of reading and writing memory.
 
 Written as plain formulas each is a dozen operations, forward and backward, that pass over the whole tensor; here as few as
-do the job, with the backward pass written out. Three times as fast at 512 x 8 (docs/lab_log.md); same results to rounding.
+do the job, with the backward pass written out: three times as fast alone, 5% of a training step (docs/lab_log.md). Same
+results to rounding.
 
 Shapes: C size of the last dimension, B batch, H heads, T tokens, D head size.
 """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from configs.paths import TOKENIZER_DIR
+from configs.schema import ModelConfig
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
 from trainer import train_dpo, train_full_sft, train_pretrain
@@ -32,6 +33,14 @@ LOOP = [
     "--profile=smoke", "--max_seq_len=32", "--batch_size=2", "--accumulation_steps=2", "--max_steps=6",
     "--save_interval=2", "--num_workers=1", "--log_interval=1",
 ]  # fmt: skip
+
+DENSE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+).resolve()
+MOE = ModelConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+).resolve()  # fmt: skip
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:

@@ -32,17 +32,19 @@ LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
 ADAMW_SHARE = 0.1
 """AdamW's best rate as a share of Muon's."""
 STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
-"""Rate of a stage as a share of pretraining's: what is learnt already must not be lost."""
+"""Rate of a stage as a share of pretraining's: what is learnt already must not be lost. The profile `cpu` has rates of its
+own for SFT and DPO, found by experiment."""
 FRESH_EMBEDDING_RATIO = 5.0
 """Of the embedding's rate to the others' while it is learnt from nothing; 2.5 to 10 do as well (docs/lab_log.md)."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 """Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and
-what a block leaves for the next one is still near."""
+what a block leaves for the next one is still near; the figures of cuda and mps are not measured."""
 MEMORY_SHARE = 0.7
 """Of the free memory, what a micro-batch may take by the estimate below."""
 COMPILE_FLOPS = {"cpu": 2e14, "cuda": 2e16}
-"""Operations of a run from which compiling pays: it costs 15 to 60 seconds, and saves 10 to 30%."""
+"""Operations of a run from which compiling pays. A CPU: it costs 15 to 45 seconds and saves up to 10% (docs/lab_log.md);
+a GPU: assumed, not measured."""
 
 
 # --- the size of a step and the rate ----------------------------------------------------------------------------------
@@ -132,10 +134,15 @@ def fill_in(
 ) -> TrainConfig:
     """A copy of `config` in which nothing is left to choose.
 
-    Args: data: the manifest of the stage's tensors. fresh: whether the weights are random yet. Raises: UserError when no
-    batch_size was given where accumulation_steps was.
+    Args: data: the manifest of the stage's tensors. fresh: whether the weights are random yet. Raises: UserError where
+    tokens_per_step, batch_size and accumulation_steps contradict each other or leave no way to tell.
     """
     rows, row_tokens = data["rows"], row_length(data)
+    if config.tokens_per_step and config.batch_size and config.accumulation_steps:
+        raise UserError(
+            f"tokens_per_step = {config.tokens_per_step} beside batch_size and accumulation_steps: they already say how large "
+            "a step is. Pass --accumulation_steps 0, or leave tokens_per_step out."
+        )
     if not config.learning_rate:
         config = replace(config, learning_rate=learning_rate(shape, stage, config.optimizer))
     if not config.embedding_lr_ratio:

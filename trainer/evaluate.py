@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from configs.schema import UserError
+from dataset.encoding import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer, Sampling, answer
 from model.model_minillm import MiniLLM
-from trainer.losses import IGNORE
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""

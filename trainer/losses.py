@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100
-"""Label of a token that is not supervised."""
 CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 4096
 """Tokens whose logits exist at one time. 256 x 6,400 float32 are 6.6 MB, which a CPU's cache holds (1,024 made a whole
 step at 192 x 4 17% slower); a GPU wants larger products."""

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from configs.artifacts import atomic_write
 from configs.schema import UserError
+from dataset.encoding import IGNORE
 from model.model_minillm import MiniLLM
-from trainer.losses import IGNORE, PairLogps, dpo_loss, lm_loss_sum, sequence_logps
+from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps
 
 if TYPE_CHECKING:
     from trainer.loop import Batch, Rows

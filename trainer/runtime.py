@@ -61,8 +61,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3)."""
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep what a step frees for the next one; returns whether this C library can.
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one; another C library is left as it is.
 
     By itself it gives every large tensor back to the system and asks for it again, zeroed page by page: 145,000 page
     faults a step at 512 x 8, a sixteenth of its time (docs/lab_log.md).
@@ -70,8 +70,9 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,10 @@ from benchmarks.products import (
 )
 from configs.schema import ModelConfig
 from model.model_minillm import MiniLLM
+from tests.tiny_run import DENSE, MOE
 from trainer.flops import active_parameters
 
 CPU = torch.device("cpu")
-DENSE = ModelConfig(
-    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-).resolve()
-MOE = ModelConfig(
-    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
-).resolve()  # fmt: skip
 
 
 def test_a_query_looks_at_the_tokens_of_its_document_before_it_and_itself() -> None:

@@ -65,13 +65,13 @@ def test_a_batch_is_the_rows_as_they_are_stored_in_64_bits(
     for name, tensor in batch.items():
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == [arrays[name][number].tolist() for number in (3, 0, 3)]
-    assert rows.num_targets(numbers) == int((batch["labels"] != IGNORE).sum())
     assert len(rows) == len(arrays["input_ids"]) == rows.manifest["rows"]
 
 
 def test_all_targets_of_all_rows_are_those_of_the_manifest(tmp_path: Path) -> None:
     rows = SFTDataset(tensors_of("sft", tmp_path))
-    assert rows.num_targets(np.arange(len(rows))) == rows.manifest["num_targets"]
+    batch = rows.batch(rows.largest(len(rows)))
+    assert len(batch["target_places"]) == rows.manifest["num_targets"]
 
 
 def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_path: Path) -> None:
@@ -86,8 +86,9 @@ def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_pat
         assert batch["input_ids"][row].tolist() == ids + [tokenizer.end_of_text_id] * padding
         labels = [token if learnt else IGNORE for token, learnt in zip(ids, mask, strict=True)][1:]
         assert batch["labels"][row].tolist() == labels + [IGNORE] * (padding + 1)
-    assert pairs.num_targets(np.array([0, 4])) == 2
     assert len(pairs) == 20
+    lengths = [pairs.batch(np.array([number]))["labels"].shape[1] for number in pairs.largest(20)]
+    assert lengths == sorted(lengths, reverse=True) and len(set(pairs.largest(20).tolist())) == 20
 
 
 def test_tensors_of_another_stage_are_refused(tmp_path: Path) -> None:

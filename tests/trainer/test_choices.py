@@ -100,6 +100,12 @@ def test_accumulation_without_a_micro_batch_is_refused() -> None:
         fill_in(TrainConfig(accumulation_steps=2), "pretrain", SMALL, tensors(8000), CPU, fresh=True)
 
 
+def test_three_sizes_of_a_step_are_refused() -> None:
+    config = TrainConfig(tokens_per_step=4096, batch_size=2, accumulation_steps=2)
+    with pytest.raises(UserError, match="tokens_per_step = 4096 beside batch_size and accumulation_steps"):
+        fill_in(config, "pretrain", SMALL, tensors(8000), CPU, fresh=True)
+
+
 def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
     whole = fill_in(TrainConfig(), "pretrain", SMALL, tensors(4_000_000), CPU, fresh=True)
     short = fill_in(TrainConfig(max_steps=50), "pretrain", SMALL, tensors(4_000_000), CPU, fresh=True)

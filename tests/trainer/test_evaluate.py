@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from configs.paths import IDENTITY_SAMPLE
 from configs.schema import ModelConfig, UserError
+from dataset.encoding import IGNORE
 from dataset.samples import GENERATORS
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer
@@ -40,7 +41,6 @@ from trainer.evaluate import (
     text_records,
     windows,
 )
-from trainer.losses import IGNORE
 
 NAMES = ("MiniLLM", "MiniLLM 团队")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema import ModelConfig
 from model.model_minillm import MiniLLM
+from tests.tiny_run import DENSE, MOE
 from trainer import flops
 from trainer.flops import (
     active_parameters,
@@ -19,13 +19,6 @@ from trainer.flops import (
 from trainer.optim import orthogonalize
 
 CPU = torch.device("cpu")
-DENSE = ModelConfig(
-    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-).resolve()
-MOE = ModelConfig(
-    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
-).resolve()  # fmt: skip
 
 
 def test_active_parameters_are_all_of_a_dense_model() -> None:

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dataset.encoding import IGNORE
 from dataset.lm_dataset import target_places
 from trainer import losses
-from trainer.losses import IGNORE, PairLogps, dpo_loss, lm_loss_sum, sequence_logps
+from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

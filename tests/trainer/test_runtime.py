@@ -1,6 +1,7 @@
 """Device, dtype, generators, and the pipeline's process that a trainer watches."""
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from configs.paths import ROOT
 from configs.schema import UserError
 from trainer import runtime
 from trainer.runtime import ParentWatch, Runtime, choose_device, choose_dtype, dtype_name, rng_states, set_rng_states
@@ -71,3 +73,26 @@ def test_a_trainer_whose_parent_ended_notices_though_another_process_adopts_it(
     watch = ParentWatch()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert watch.is_gone()
+
+
+FAULTS = """
+import resource, torch
+from trainer.runtime import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+without = faults()
+keep_freed_memory()
+faults()
+print(without, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    shown = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    without, kept = map(int, shown.stdout.split())
+    assert kept < 100 and kept <= without
