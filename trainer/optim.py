@@ -108,12 +108,13 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["step"] = 0.0 * share
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] = state["step"] + share
+            counted = state["step"] + (1.0 - share)  # never 0: a first step that is not taken must not divide by it
             state["exp_avg"].lerp_(grad, (1 - beta1) * share)
             state["exp_avg_sq"].lerp_(grad.square(), (1 - beta2) * share)
-            scale = (1 - beta2 ** state["step"]) ** 0.5
+            scale = (1 - beta2**counted) ** 0.5
             denominator = (state["exp_avg_sq"].sqrt() / scale).add_(group["eps"])
             parameter.mul_(1 - group["lr"] * group["weight_decay"] * share)
-            rate = group["lr"] * share / (1 - beta1 ** state["step"])
+            rate = group["lr"] * share / (1 - beta1**counted)
             parameter.sub_((state["exp_avg"] / denominator).mul_(rate))
 
 

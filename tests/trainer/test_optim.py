@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from configs.schema import ModelConfig, TrainConfig
 from model.model_minillm import MiniLLM
+from trainer import optim
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, orthogonalize, set_lr
 
 
@@ -46,6 +47,26 @@ def test_adamw_equals_that_of_pytorch() -> None:
         a.step()
         b.step()
     assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_step_that_is_not_taken_changes_nothing_even_the_first(
+    muon: bool, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "on_host", lambda tensor: on_host)
+    torch.manual_seed(0)
+    start = torch.randn(8, 8)
+    tried, fresh = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    one, other = (MuonAdamW([{"params": [p], "muon": muon, "weight_decay": 0.1, "lr": 0.01}]) for p in (tried, fresh))
+    tried.grad = torch.full((8, 8), torch.nan)
+    one.step(taken=torch.tensor(False))
+    assert torch.equal(tried, start)
+    for (gradient,) in random_gradients([tried], 3):
+        tried.grad, fresh.grad = gradient.clone(), gradient.clone()
+        one.step(taken=torch.tensor(True))
+        other.step(taken=torch.tensor(True))
+    assert torch.equal(tried, fresh)
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
