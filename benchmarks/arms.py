@@ -47,7 +47,7 @@ STOP_SECONDS = 300.0
 WARMUP_LINES = 3
 """Lines of the metrics before the clock of a speed starts."""
 BASELINE_BATCHES = {"cpu": (4, 16), "cuda": (32, 128)}
-BASELINE_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+BASELINE_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 
 Line = dict[str, float]
 

@@ -11,9 +11,13 @@ The baseline (benchmarks/baseline.py) is the best of its learning rates and batc
 --minutes, the best then has all of them. Where --epochs is given, it has so many passes over its documents instead.
 Ours needs its number of steps beforehand: a first run, outside the clock, shows how long its start and a step take.
 Needs an otherwise idle machine.
+
+Each finished run is noted at once in FILE.runs.jsonl, and is not made again by a call that needs the same: a benchmark
+that was interrupted goes on, one with more seeds or rates makes what is missing. Delete it after a change of the code.
 """
 
 import itertools
+import json
 import math
 import sys
 import time
@@ -46,7 +50,7 @@ from benchmarks.baseline import SAVE_SECONDS, build_model
 from benchmarks.corpus import WINDOW_TOKENS
 from benchmarks.plots import line_chart
 from benchmarks.scoring import bits_per_byte
-from configs.artifacts import read_json
+from configs.artifacts import append_line, read_json
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16
 from configs.paths import display
@@ -71,6 +75,22 @@ class Run:
     bytes_scored: int
     steps: int
     peak_rss_mb: float
+
+
+def once(bench: Bench, run_key: dict[str, Any], make: Callable[[], Run]) -> Run:
+    """The run noted under this key, for this machine and text, or else a new one, which is then noted."""
+    if bench.args.json is None:
+        return make()
+    journal = bench.args.json.with_suffix(".runs.jsonl")
+    facts = {name: value for name, value in bench.facts().items() if name != "seeds"}
+    key = json.loads(json.dumps(facts | {"heldout": bench.corpus.facts["num_heldout"]} | run_key))  # as it is read back
+    for text in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+        if (line := json.loads(text))["key"] == key:
+            print(f"noted in {display(journal)} at {line['time']}:", file=sys.stderr, flush=True)
+            return Run(**line["run"])
+    run = make()
+    append_line(journal, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "key": key, "run": asdict(run)})
+    return run
 
 
 def tell(what: str, run: Run) -> Run:
@@ -146,7 +166,9 @@ def baseline_run(bench: Bench, candidate: Candidate, seed: int, share: float) ->
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
         return model
 
-    return tell(f"{candidate}, {share:.0%} of the budget", finished(bench, command, load, 1.0))
+    key = {"arm": "baseline", "seed": seed, "share": share, "minutes": args.minutes, "epochs": args.epochs}
+    run = once(bench, key | asdict(candidate), lambda: finished(bench, command, load, 1.0))
+    return tell(f"{candidate}, {share:.0%} of the budget", run)
 
 
 def baseline_arm(bench: Bench) -> dict[str, Any]:
@@ -226,12 +248,16 @@ def paced(bench: Bench, budget_seconds: float) -> Paced:
 
 def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ()) -> Run:
     """One run of our trainer."""
-    return finished(
-        bench,
-        lambda folder: bench.our_command(folder, seed, *step_words, "--max_steps", str(steps)),
-        lambda folder: load_model(bench.our_weights(folder))[0],
-        bench.target_share,
-    )
+
+    def make() -> Run:
+        return finished(
+            bench,
+            lambda folder: bench.our_command(folder, seed, *step_words, "--max_steps", str(steps)),
+            lambda folder: load_model(bench.our_weights(folder))[0],
+            bench.target_share,
+        )
+
+    return once(bench, {"arm": "minillm", "seed": seed, "steps": steps, "flags": [*bench.words, *step_words]}, make)
 
 
 def our_arm(bench: Bench) -> dict[str, Any]:

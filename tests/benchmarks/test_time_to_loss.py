@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import time_to_loss
 from benchmarks.baseline import SAVE_SECONDS
-from benchmarks.time_to_loss import Run, at_edge, point, seconds_to, steps_within, targets
+from benchmarks.time_to_loss import Run, at_edge, once, point, seconds_to, steps_within, targets
 
 
 def at(seconds: float, bpb: float) -> dict[str, Any]:
@@ -53,6 +54,30 @@ def test_the_target_depends_on_bfloat16_instructions() -> None:
 def test_a_best_rate_at_the_end_of_the_list_is_noticed() -> None:
     assert at_edge(1e-3, [1e-3, 2e-3, 4e-3]) and not at_edge(2e-3, [1e-3, 2e-3, 4e-3])
     assert not at_edge(1e-3, [1e-3])
+
+
+def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
+    bench: Any = SimpleNamespace(
+        args=SimpleNamespace(json=tmp_path / "loss.json"),
+        corpus=SimpleNamespace(facts={"num_heldout": 60}),
+        facts=lambda: {"model": "512x8", "instructions": ("avx2",), "seeds": seeds},
+    )
+    made: list[Run] = []
+
+    def make() -> Run:
+        made.append(Run(10.0 + len(made), 100, 2.0, 50, 3, 7.0))
+        return made[-1]
+
+    seeds = [0]
+    first, key = once(bench, {"seed": 0}, make), {"arm": "minillm", "steps": 3}
+    seeds = [0, 1]  # more of them later
+    assert once(bench, {"seed": 0}, make) == first and len(made) == 1
+    assert once(bench, {"seed": 1}, make) == made[1] != first
+    assert once(bench, {"seed": 1} | key, make) == made[2]
+    bench.corpus.facts["num_heldout"] = 300
+    assert once(bench, {"seed": 1}, make) == made[3]
+    bench.args.json = None
+    assert [once(bench, {"seed": 1}, make), once(bench, {"seed": 1}, make)] == made[4:]
 
 
 def test_a_point_is_the_mean_over_the_seeds() -> None:
