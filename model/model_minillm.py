@@ -279,6 +279,10 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+READOUT_WIDTH = 64.0
+"""Hidden size up to which the last norm's weight starts at 1."""
+
+
 class MiniLLM(nn.Module):
     """A causal language model whose output matrix is its embedding."""
 
@@ -295,18 +299,22 @@ class MiniLLM(nn.Module):
         """Fresh weights from torch's global generator.
 
         Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The other
-        matrices are uniform with variance 1 / C. With tied weights a token's own logit starts at std * C, hence the
-        bound on the embedding's standard deviation: the first loss is near ln V at every width.
+        matrices are uniform with variance 1 / C. The weight of the last norm starts at 64 / C: a logit is a sum of C
+        products which all grow with AdamW's equal steps, so they are given that much less weight (the output
+        multiplier of muP, arXiv:2203.03466, table 8). Else the rate that an embedding needs throws the logits of a
+        wide model far off in the first steps (docs/lab_log.md). The first loss is near ln V at every width.
         """
         config = self.config
         bound = math.sqrt(3.0 / config.hidden_size)
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
                 nn.init.zeros_(parameter)
+            elif name == "model.norm.weight":
+                nn.init.constant_(parameter, min(1.0, READOUT_WIDTH / config.hidden_size))
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
             elif name.endswith("embed_tokens.weight"):
-                nn.init.normal_(parameter, std=min(config.initializer_range, 4.0 / config.hidden_size))
+                nn.init.normal_(parameter, std=config.initializer_range)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 

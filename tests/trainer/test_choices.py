@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from model.model_minillm import MiniLLM
@@ -14,6 +15,7 @@ from trainer import choices
 from trainer.checkpoint import read_checkpoint
 from trainer.choices import (
     CHOSEN,
+    FRESH_EMBEDDING_RATIO,
     fill_in,
     hidden_matrices,
     learning_rate,
@@ -23,7 +25,7 @@ from trainer.choices import (
     row_bytes,
     step_tokens,
 )
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, lr_at, set_lr
 from trainer.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -196,3 +198,24 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
     assert tiny.train("pretrain", *open_flags) == 0
     assert same(tiny.weights("pretrain"), unbroken)
     assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
+
+
+def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:
+    shape = ModelConfig(hidden_size=512, num_hidden_layers=1, vocab_size=6400).resolve()
+    torch.manual_seed(0)
+    model = MiniLLM(shape)
+    config = TrainConfig(
+        learning_rate=learning_rate(shape, "pretrain", "muon"), embedding_lr_ratio=FRESH_EMBEDDING_RATIO
+    )
+    optimizer = build_optimizer(model, config, torch.float32)
+    ranks = torch.arange(1, 6401, dtype=torch.float64)
+    losses = []
+    for step in range(12):
+        ids = torch.multinomial(1 / ranks, 257).view(1, -1)  # frequencies as in text (Zipf)
+        set_lr(optimizer, lr_at(step, 100, config))
+        loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert max(losses) < 1.01 * losses[0] and losses[-1] < 0.95 * losses[0]
