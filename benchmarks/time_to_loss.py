@@ -13,7 +13,7 @@ Ours needs its number of steps beforehand: a first run, outside the clock, shows
 Needs an otherwise idle machine.
 
 Each finished run is noted at once in FILE.runs.jsonl, and is not made again by a call that needs the same: a benchmark
-that was interrupted goes on, one with more seeds or rates makes what is missing. Delete it after a change of the code.
+that was interrupted goes on, one with more seeds or rates makes what is missing. A change of the arm's code makes all anew.
 """
 
 import itertools
@@ -50,15 +50,27 @@ from benchmarks.baseline import SAVE_SECONDS, build_model
 from benchmarks.corpus import WINDOW_TOKENS
 from benchmarks.plots import line_chart
 from benchmarks.scoring import bits_per_byte
-from configs.artifacts import append_line, read_json
+from configs.artifacts import append_line, fingerprint, read_json, sha256_file
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16
-from configs.paths import display
+from configs.paths import ROOT, display
 from configs.schema import UserError
 from trainer.checkpoint import load_model
 
 OUR_SHARES = (0.1, 0.2, 0.35)
 """Budgets of ours as shares of --minutes."""
+SOURCES = {
+    "baseline": ("benchmarks/baseline.py", "benchmarks/scoring.py"),
+    "minillm": (
+        "configs/*.py",
+        "configs/*.yaml",
+        "dataset/*.py",
+        "model/*.py",
+        "trainer/*.py",
+        "benchmarks/scoring.py",
+    ),
+}
+"""What an arm's result depends on, besides text, machine and flags."""
 TIMES_FASTER = {True: 5.0, False: 20 / 7}
 """What the baseline reaches in 20 minutes, ours shall reach in 4, or in 7 without bfloat16 instructions."""
 
@@ -78,12 +90,15 @@ class Run:
 
 
 def once(bench: Bench, run_key: dict[str, Any], make: Callable[[], Run]) -> Run:
-    """The run noted under this key, for this machine and text, or else a new one, which is then noted."""
+    """The run noted under this key, for this machine, text and code, or else a new one, which is then noted."""
     if bench.args.json is None:
         return make()
     journal = bench.args.json.with_suffix(".runs.jsonl")
     facts = {name: value for name, value in bench.facts().items() if name != "seeds"}
-    key = json.loads(json.dumps(facts | {"heldout": bench.corpus.facts["num_heldout"]} | run_key))  # as it is read back
+    files = sorted(path for pattern in SOURCES[run_key["arm"]] for path in ROOT.glob(pattern))
+    code = fingerprint([sha256_file(path) for path in files])
+    facts |= {"heldout": bench.corpus.facts["num_heldout"], "code": code}
+    key = json.loads(json.dumps(facts | run_key))  # as it is read back
     for text in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
         if (line := json.loads(text))["key"] == key:
             print(f"noted in {display(journal)} at {line['time']}:", file=sys.stderr, flush=True)

@@ -382,7 +382,7 @@ def _options(fields: Mapping[str, Any]) -> dict[str, str]:
     elif listed is not None:
         if len(listed) > len(_LETTERS):
             raise BadRecord("multiple choice with more options than letters")
-        options = dict(zip(_LETTERS, listed, strict=False))
+        options = dict(zip(_LETTERS[: len(listed)], listed, strict=True))
     else:
         options = {letter: fields[letter] for letter in _LETTERS if fields.get(letter) not in (None, "")}
     options = {letter: str(text) if isinstance(text, int | float) else text for letter, text in options.items()}

@@ -56,7 +56,7 @@ def test_a_best_rate_at_the_end_of_the_list_is_noticed() -> None:
     assert not at_edge(1e-3, [1e-3])
 
 
-def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench: Any = SimpleNamespace(
         args=SimpleNamespace(json=tmp_path / "loss.json"),
         corpus=SimpleNamespace(facts={"num_heldout": 60}),
@@ -68,16 +68,21 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
         made.append(Run(10.0 + len(made), 100, 2.0, 50, 3, 7.0))
         return made[-1]
 
+    def run(arm: str, seed: int) -> Run:
+        return once(bench, {"arm": arm, "seed": seed}, make)
+
     seeds = [0]
-    first, key = once(bench, {"seed": 0}, make), {"arm": "minillm", "steps": 3}
+    first = run("minillm", 0)
     seeds = [0, 1]  # more of them later
-    assert once(bench, {"seed": 0}, make) == first and len(made) == 1
-    assert once(bench, {"seed": 1}, make) == made[1] != first
-    assert once(bench, {"seed": 1} | key, make) == made[2]
+    assert run("minillm", 0) == first and len(made) == 1
+    assert run("minillm", 1) == made[1] != first
+    assert run("baseline", 1) == made[2]
     bench.corpus.facts["num_heldout"] = 300
-    assert once(bench, {"seed": 1}, make) == made[3]
+    assert run("minillm", 1) == made[3]
+    monkeypatch.setattr(time_to_loss, "sha256_file", lambda path: "changed")
+    assert run("minillm", 1) == made[4]
     bench.args.json = None
-    assert [once(bench, {"seed": 1}, make), once(bench, {"seed": 1}, make)] == made[4:]
+    assert [run("minillm", 1), run("minillm", 1)] == made[5:]
 
 
 def test_a_point_is_the_mean_over_the_seeds() -> None:
