@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, C hidden size, V vocabulary.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -115,13 +116,13 @@ def test_autocast_around_the_backward_pass_alone_changes_nothing(loss: Loss) -> 
 
 
 class Watch(TorchDispatchMode):
-    """Notes the largest tensor that a kernel gave back, and refuses kernels that make the host wait for a GPU."""
+    """Notes the largest tensor of each dtype that a kernel gave back, and refuses kernels that make the host wait for a GPU."""
 
     WAIT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "repeat_interleave")
 
     def __init__(self) -> None:
         super().__init__()
-        self.largest = 0
+        self.largest: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.overloadpacket.__name__
@@ -131,13 +132,14 @@ class Watch(TorchDispatchMode):
         assert not name.startswith(self.WAIT), name
         assert all(index.dtype != torch.bool for index in indices), name
         result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.largest = max(self.largest, *sizes, 0)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.largest[leaf.dtype] = max(self.largest[leaf.dtype], leaf.numel())
         return result
 
 
 @pytest.mark.parametrize("loss", [lm_loss_sum, sequence_logps])
-def test_a_chunk_of_logits_at_most_exists_and_the_host_waits_for_nothing(
+def test_a_chunk_of_float32_logits_at_most_exists_and_the_host_waits_for_nothing(
     loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "CPU_CHUNK_TOKENS", 16)
@@ -145,9 +147,11 @@ def test_a_chunk_of_logits_at_most_exists_and_the_host_waits_for_nothing(
     labels[:, :10] = IGNORE
     hidden, weight = operands(labels, V=500, C=4)
     places = target_places(labels)
-    with Watch() as watch:
+    with Watch() as watch, torch.autocast("cpu", dtype=torch.bfloat16):
         loss(hidden, weight, labels, places).sum().backward()
-    assert watch.largest == 16 * 500
+    assert len(places) > 2 * losses.CPU_CHUNKS_PER_PRODUCT * 16
+    assert watch.largest[torch.float32] == 16 * 500
+    assert watch.largest[torch.bfloat16] == losses.CPU_CHUNKS_PER_PRODUCT * 16 * 500
     with pytest.raises(AssertionError), Watch():
         hidden[labels != IGNORE]
 
