@@ -12,8 +12,9 @@ The baseline (benchmarks/baseline.py) is the best of its learning rates and batc
 Ours needs its number of steps beforehand: a first run, outside the clock, shows how long its start and a step take.
 Needs an otherwise idle machine.
 
-Each finished run is noted at once in FILE.runs.jsonl, and is not made again by a call that needs the same: a benchmark
-that was interrupted goes on, one with more seeds or rates makes what is missing. A change of the arm's code makes all anew.
+Each finished run, each measured speed too, is noted at once in FILE.runs.jsonl, and is not made again by a call that
+needs the same: a benchmark that was interrupted goes on, one with more seeds or rates makes what is missing. A change of
+the arm's code makes all anew.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -89,8 +90,11 @@ class Run:
     peak_rss_mb: float
 
 
-def once(bench: Bench, run_key: dict[str, Any], make: Callable[[], Run]) -> Run:
-    """The run noted under this key, for this machine, text and code, or else a new one, which is then noted."""
+Noted = TypeVar("Noted", Run, Speed)
+
+
+def once(bench: Bench, kind: type[Noted], run_key: dict[str, Any], make: Callable[[], Noted]) -> Noted:
+    """The result noted under this key, for this machine, text and code, or else a new one, which is then noted."""
     if bench.args.json is None:
         return make()
     journal = bench.args.json.with_suffix(".runs.jsonl")
@@ -98,14 +102,14 @@ def once(bench: Bench, run_key: dict[str, Any], make: Callable[[], Run]) -> Run:
     files = sorted(path for pattern in SOURCES[run_key["arm"]] for path in ROOT.glob(pattern))
     code = fingerprint([sha256_file(path) for path in files])
     facts |= {"heldout": bench.corpus.facts["num_heldout"], "code": code}
-    key = json.loads(json.dumps(facts | run_key))  # as it is read back
+    key = json.loads(json.dumps(facts | {"kind": kind.__name__} | run_key))  # as it is read back
     for text in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
         if (line := json.loads(text))["key"] == key:
             print(f"noted in {display(journal)} at {line['time']}:", file=sys.stderr, flush=True)
-            return Run(**line["run"])
-    run = make()
-    append_line(journal, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "key": key, "run": asdict(run)})
-    return run
+            return kind(**line["result"])
+    result = make()
+    append_line(journal, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "key": key, "result": asdict(result)})
+    return result
 
 
 def tell(what: str, run: Run) -> Run:
@@ -182,7 +186,7 @@ def baseline_run(bench: Bench, candidate: Candidate, seed: int, share: float) ->
         return model
 
     key = {"arm": "baseline", "seed": seed, "share": share, "minutes": args.minutes, "epochs": args.epochs}
-    run = once(bench, key | asdict(candidate), lambda: finished(bench, command, load, 1.0))
+    run = once(bench, Run, key | asdict(candidate), lambda: finished(bench, command, load, 1.0))
     return tell(f"{candidate}, {share:.0%} of the budget", run)
 
 
@@ -241,18 +245,30 @@ class Paced:
         return steps_within(budget_seconds, self.speed.startup_seconds, self.speed.step_seconds)
 
 
-def paced(bench: Bench, budget_seconds: float) -> Paced:
-    """Measure our speed, in steps of the size that the trainer chooses for the tokens of such a budget."""
-    words = bench.step_words(0)
-    tried = []
-    while True:
-        speed = measure_speed(
+def our_speed(bench: Bench, step_words: Sequence[str]) -> Speed:
+    """Our speed in steps of a given size, measured once: the steps of a run follow from it, and so whether it is noted."""
+
+    def make() -> Speed:
+        return measure_speed(
             bench,
-            lambda folder, words=words: bench.our_command(folder, bench.args.seeds[0], *words),  # type: ignore[misc]
+            lambda folder: bench.our_command(folder, bench.args.seeds[0], *step_words),
             seconds=60 * bench.args.calibrate_minutes,
             target_share=bench.target_share,
             dtype=bench.run.train.dtype,
         )
+
+    return once(bench, Speed, {"arm": "minillm", "flags": [*bench.words, *step_words]}, make)
+
+
+def paced(bench: Bench, budget_seconds: float, first_guess: Sequence[str] = ()) -> Paced:
+    """Our speed in steps of the size that the trainer chooses for the tokens of such a budget.
+
+    Args: first_guess: flags of the size to begin with.
+    """
+    words = list(first_guess) or bench.step_words(0)
+    tried = []
+    while True:
+        speed = our_speed(bench, words)
         tried.append(words)
         words = bench.step_words(speed.tokens_per_second * budget_seconds)
         if words in tried[:-1]:  # two sizes that call for each other: the later one, which was measured
@@ -272,16 +288,18 @@ def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ())
             bench.target_share,
         )
 
-    return once(bench, {"arm": "minillm", "seed": seed, "steps": steps, "flags": [*bench.words, *step_words]}, make)
+    key = {"arm": "minillm", "seed": seed, "steps": steps, "flags": [*bench.words, *step_words]}
+    return once(bench, Run, key, make)
 
 
-def our_arm(bench: Bench) -> dict[str, Any]:
+def our_arm(bench: Bench, baseline_seconds: float) -> dict[str, Any]:
     """A run a budget and seed. Returns: our object of the JSON."""
     args = bench.args
-    budgets = sorted(60 * minutes for minutes in args.budgets or (share * args.minutes for share in OUR_SHARES))
-    curve, paces = [], []
+    asked = [60 * minutes for minutes in args.budgets or ()]
+    budgets = sorted(asked or (share * baseline_seconds for share in OUR_SHARES))
+    curve, paces = [], []  # type: ignore[var-annotated]
     for budget in budgets:
-        pace = paced(bench, budget)
+        pace = paced(bench, budget, paces[-1].step_words if paces else ())
         startup, step = pace.speed.startup_seconds, pace.speed.step_seconds
         print(f"minillm: {startup:.1f} s to start, {step:.3f} s a step", file=sys.stderr, flush=True)
         if budget < startup + step:
@@ -300,6 +318,25 @@ def our_arm(bench: Bench) -> dict[str, Any]:
         "step_flags": [pace.step_words for pace in paces],
         "calibrations": [asdict(pace.speed) for pace in paces],
     }
+
+
+def baseline_seconds(bench: Bench, results: Sequence[dict[str, Any]]) -> float:
+    """What the baseline was given, from which our budgets follow; where it is a number of epochs, what these took.
+
+    Args: results: of this call. Raises: UserError where the baseline has not run yet, and budgets are not given either.
+    """
+    args, facts = bench.args, bench.facts()
+    if args.budgets or not args.epochs:
+        return 60.0 * args.minutes
+    wanted = {"arm": "baseline", "epochs": args.epochs} | {name: facts[name] for name in ("model", "device", "corpus")}
+    earlier = read_json(args.json, "Give --json another file.") if args.json and args.json.exists() else []
+    for result in [*results, *earlier]:
+        if all(result.get(name) == value for name, value in wanted.items()):
+            return float(result["curve"][-1]["seconds"])
+    raise UserError(
+        f"--epochs {args.epochs}: our budgets are shares of the time that the baseline takes, and no result of it is at hand. "
+        "Run --arms baseline first, with the same --json, or give --budgets."
+    )
 
 
 def point(runs: Sequence[Run]) -> dict[str, Any]:
@@ -415,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         nargs="+",
         metavar="M",
-        help="minutes of ours, a run each 我们的分钟数 (10%% 20%% 35%% of --minutes)",
+        help="minutes of ours, a run each 我们的分钟数 (10%% 20%% 35%% of the baseline's)",
     )
     parser.add_argument("--epochs", type=int, default=0, metavar="N", help="budget of the baseline instead 基线轮数")
     parser.add_argument(
@@ -443,10 +480,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "on_gpu": bench.device.type == "cuda",
     }
     results: list[dict[str, Any]] = []
-    for arm, measure in (("baseline", baseline_arm), ("minillm", our_arm)):
-        if arm in args.arms:
-            results.append(measure(bench) | common)
-            kept = keep(args.json, results)
+    if "baseline" in args.arms:
+        results.append(baseline_arm(bench) | common)
+        kept = keep(args.json, results)
+    if "minillm" in args.arms:
+        results.append(our_arm(bench, baseline_seconds(bench, results)) | common)
+        kept = keep(args.json, results)
     show(kept, args.json.with_suffix(".svg") if args.json else None)
     return 0
 

@@ -133,7 +133,7 @@ class Attention(nn.Module):
 
     Whole rows with a mask or with documents go through model/attention.py; all else through PyTorch's product, which
     takes its flash kernel where there is one. Each key and value is read for all the queries of its group, so that
-    neither is copied, but for `masked_attention`.
+    neither is copied, but for `masked_attention` and for float32 on a GPU.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -163,6 +163,9 @@ class Attention(nn.Module):
         elif mask is not None and context.cache is None:
             y = (blocked_attention if x.device.type == "cpu" else masked_attention)(q, k, v, mask)
         else:
+            if x.device.type == "cuda" and v.dtype == torch.float32 and context.cache is None:
+                # PyTorch has one kernel for groups in float32, which holds all scores; with copied keys one that doesn't
+                k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 

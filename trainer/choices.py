@@ -218,6 +218,7 @@ def rehearse(
         model.zero_grad(set_to_none=True)
         is_full = isinstance(failed, torch.OutOfMemoryError)
         if runtime.any_rank(is_full):
+            failed = None  # its frames hold the tensors of the step
             config = _halved(config, free_to_choose)
         elif runtime.any_rank(failed is not None):
             if not config.use_compile:
@@ -236,6 +237,7 @@ def _halved(config: TrainConfig, free_to_choose: bool) -> TrainConfig:
             f"batch_size = {size}: {'a single row' if size == 1 else 'a micro-batch of so many rows'} does not fit the "
             "GPU's memory. Pass --gradient_checkpointing, a smaller --batch_size or --max_seq_len, or a smaller model."
         )
+    torch.compiler.reset()  # else the blocks are compiled anew for rows of any number, which is slower
     torch.cuda.empty_cache()
     rows = size * config.accumulation_steps
     smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)

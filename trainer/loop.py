@@ -157,7 +157,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
         found = torch.stack([finite.float(), total, grad_norm, *counts, asked_to_stop])
-        run.after_step(Outcome(step + 1, lr, found), model, optimizer, stream)
+        run.after_step(Outcome(step + 1, lr, runtime.fetched(found)), model, optimizer, stream)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
@@ -176,9 +176,9 @@ class Outcome:
     step: int
     """Steps finished with it."""
     lr: float
-    found: Tensor
-    """(6,) on the device: finite (1 or 0), loss in nats a target, gradient norm, the step's targets and tokens, and how many
-    processes were asked to stop: all read the same number after the same step."""
+    read: Callable[[], list[float]]
+    """Waits for the step, and gives six numbers: finite (1 or 0), loss in nats a target, gradient norm, the step's targets
+    and tokens, and how many processes were asked to stop: all read the same number after the same step."""
 
 
 class Run:
@@ -261,7 +261,7 @@ class Run:
 
         Raises: TrainingDiverged after five steps in a row that could not be taken.
         """
-        finite, loss, grad_norm, targets, tokens, asked_to_stop = outcome.found.tolist()
+        finite, loss, grad_norm, targets, tokens, asked_to_stop = outcome.read()
         self.tokens += tokens
         self.targets += targets
         if finite:

@@ -48,7 +48,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], *, newton_schulz_dtype: torch.dtype = torch.float32) -> None:
         defaults = {
             "lr": 0.0, "weight_decay": 0.0, "muon": False, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8,
-            "lr_ratio": 1.0,
+            "lr_ratio": 1.0, "step": 0.0,
         }  # fmt: skip
         super().__init__(groups, defaults)
         self.newton_schulz_dtype = newton_schulz_dtype
@@ -71,22 +71,26 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if isinstance(share, Tensor):
+                is_taken = share > 0
                 for parameter in parameters:
                     assert parameter.grad is not None
-                    parameter.grad = torch.where(share > 0, parameter.grad, 0.0)  # NaN times 0 is NaN
+                    parameter.grad = torch.where(is_taken, parameter.grad, 0.0)  # NaN times 0 is NaN
             if group["muon"]:
                 self._muon(group, parameters, share)
             else:
                 self._adamw(group, parameters, share)
 
     def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
+        # What is the same for all parameters is computed once: on a GPU each of these numbers is a kernel.
+        kept = 1 - group["lr"] * group["weight_decay"] * share
+        newest = (1 - group["momentum"]) * share
         by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(grad, (1 - group["momentum"]) * share)
+            state["momentum"].lerp_(grad, newest)
             by_shape[parameter.shape[-2:]].append((parameter, grad.lerp(state["momentum"], group["momentum"])))
         for (rows, columns), members in by_shape.items():
             stacked = torch.cat([update.reshape(-1, rows, columns) for _, update in members])
@@ -95,26 +99,27 @@ class MuonAdamW(torch.optim.Optimizer):
             offset = 0
             for parameter, _ in members:
                 count = parameter.numel() // (rows * columns)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"] * share)
+                parameter.mul_(kept)
                 parameter.sub_(updates[offset : offset + count].view_as(parameter))
                 offset += count
 
     def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
         beta1, beta2 = group["betas"]
+        group["step"] = group["step"] + share  # of the group, whose parameters all have a gradient in each step
+        counted = group["step"] + (1.0 - share)  # never 0: a first step that is not taken must not divide by it
+        scale = (1 - beta2**counted) ** 0.5
+        rate = group["lr"] * share / (1 - beta1**counted)
+        kept = 1 - group["lr"] * group["weight_decay"] * share
+        newest, newest_square = (1 - beta1) * share, (1 - beta2) * share
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
             if not state:
-                state["step"] = 0.0 * share
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] = state["step"] + share
-            counted = state["step"] + (1.0 - share)  # never 0: a first step that is not taken must not divide by it
-            state["exp_avg"].lerp_(grad, (1 - beta1) * share)
-            state["exp_avg_sq"].lerp_(grad.square(), (1 - beta2) * share)
-            scale = (1 - beta2**counted) ** 0.5
+            state["exp_avg"].lerp_(grad, newest)
+            state["exp_avg_sq"].lerp_(grad.square(), newest_square)
             denominator = (state["exp_avg_sq"].sqrt() / scale).add_(group["eps"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"] * share)
-            rate = group["lr"] * share / (1 - beta1**counted)
+            parameter.mul_(kept)
             parameter.sub_((state["exp_avg"] / denominator).mul_(rate))
 
 

@@ -266,11 +266,15 @@ class Stage:
 
         def step(num_rows: int) -> None:
             batch = rows.batch(rows.largest(num_rows))
+            moments = torch.empty(num_moments, device=self.runtime.device)
             num_targets = max(1, objective.num_targets(batch))
             with self.runtime.autocast():
                 loss = objective.loss_sum(model, self.runtime.to_device(batch)) / num_targets
             loss.backward()
+            del moments
 
+        # The optimizer makes its two moments of each weight in the first step; here their memory is held for them.
+        num_moments = 2 * sum(p.numel() for p in model.parameters()) if self.runtime.device.type == "cuda" else 0
         model.train()
         chosen_here = self.resume is None and not self.run.train.batch_size
         self.config = rehearse(self.config, model, step, self.runtime, free_to_choose=chosen_here)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -119,6 +120,22 @@ class Runtime:
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch, without waiting for it."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def fetched(self, numbers: Tensor) -> Callable[[], list[float]]:
+        """Send a few numbers (n,) to the host; what comes back waits for them, and for nothing asked for later."""
+        if self.device.type != "cuda":
+            return numbers.tolist
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        host.copy_(numbers, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            values: list[float] = host.tolist()
+            return values
+
+        return read
 
     def autocast(self) -> AbstractContextManager[object]:
         """Products in `dtype`, everything delicate in float32."""

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks import time_to_loss
+from benchmarks.arms import Speed
 from benchmarks.baseline import SAVE_SECONDS
-from benchmarks.time_to_loss import Run, at_edge, once, point, seconds_to, steps_within, targets
+from benchmarks.time_to_loss import Run, at_edge, baseline_seconds, once, point, seconds_to, steps_within, targets
+from configs.schema import UserError
 
 
 def at(seconds: float, bpb: float) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
         return made[-1]
 
     def run(arm: str, seed: int) -> Run:
-        return once(bench, {"arm": arm, "seed": seed}, make)
+        return once(bench, Run, {"arm": arm, "seed": seed}, make)
 
     seeds = [0]
     first = run("minillm", 0)
@@ -83,6 +85,39 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert run("minillm", 1) == made[4]
     bench.args.json = None
     assert [run("minillm", 1), run("minillm", 1)] == made[5:]
+
+
+def test_a_speed_and_a_run_of_the_same_flags_are_noted_apart(tmp_path: Path) -> None:
+    bench: Any = SimpleNamespace(
+        args=SimpleNamespace(json=tmp_path / "loss.json"),
+        corpus=SimpleNamespace(facts={"num_heldout": 60}),
+        facts=lambda: {"model": "512x8"},
+    )
+    speed, run, key = Speed(3.0, 30.0, 7, 900.5, 80.0, "bfloat16"), Run(10.0, 100, 2.0, 50, 3, 7.0), {"arm": "minillm"}
+    assert once(bench, Speed, key, lambda: speed) == speed
+    assert once(bench, Run, key, lambda: run) == run
+    assert once(bench, Speed, key, pytest.fail) == speed and once(bench, Run, key, pytest.fail) == run
+
+
+def test_our_budgets_follow_from_the_seconds_of_the_baseline_where_it_has_epochs(tmp_path: Path) -> None:
+    facts = {"model": "512x8", "device": "CPU", "corpus": "abc"}
+    path = tmp_path / "loss.json"
+    args = SimpleNamespace(json=path, minutes=20, budgets=None, epochs=0)
+    bench: Any = SimpleNamespace(args=args, facts=lambda: facts)
+    assert baseline_seconds(bench, []) == 1200.0
+    args.epochs = 4
+    with pytest.raises(UserError, match="Run --arms baseline first"):
+        baseline_seconds(bench, [])
+    done = arm("baseline", at(20.0, 2.6), at(80.0, 2.2), epochs=4, corpus="abc")
+    assert baseline_seconds(bench, [done]) == 80.0
+    for other in ({"epochs": 2}, {"corpus": "xyz"}, {"arm": "minillm"}):
+        path.write_text(json.dumps([done | other]), encoding="utf-8")
+        with pytest.raises(UserError, match="give --budgets"):
+            baseline_seconds(bench, [])
+    path.write_text(json.dumps([done]), encoding="utf-8")
+    assert baseline_seconds(bench, []) == 80.0
+    args.budgets = [1.0]
+    assert baseline_seconds(bench, []) == 1200.0
 
 
 def test_a_point_is_the_mean_over_the_seeds() -> None:

@@ -1,5 +1,7 @@
 """The loop: splits of a step agree, a stopped run ends as an unbroken one, rows that break the arithmetic are named."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
-from trainer.loop import Batch, BatchStream, eval_steps
+from trainer.loop import Batch, BatchStream, Outcome, Run, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
@@ -189,3 +191,22 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
     break_rows(set(range(1000)), monkeypatch)
     with pytest.raises(UserError, match="5 steps in a row without a finite loss"):
         tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU nothing waits for a device")
+def test_whole_steps_wait_for_nothing_on_cuda(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step, read = Run.after_step, []
+
+    def watched(run: Run, outcome: Outcome, *rest: Any) -> None:
+        after_step(run, outcome, *rest)  # reads the numbers of the step before
+        is_between = 1 < outcome.step < run.num_steps - 1  # kernels are loaded before, weights written after
+        read.append(is_between)
+        torch.cuda.set_sync_debug_mode("error" if is_between else "default")
+
+    monkeypatch.setattr(Run, "after_step", watched)
+    never = ["--eval_interval", "100", "--save_interval", "100"]
+    try:
+        assert tiny.train("pretrain", "--device", "cuda", "--max_steps", "8", "--log_interval", "1", *never) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert read.count(True) == 5
