@@ -151,9 +151,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def lively(model: MiniLLM) -> MiniLLM:
+def lively(model: MiniLLM, seed: int = 1) -> MiniLLM:
     """Weights far from their careful start, so that every part of the network matters."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
