@@ -37,8 +37,15 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--temperature", type=float, default=0.7, help="0: always the likeliest token 采样温度 (%(default)s)"
     )
-    parser.add_argument("--top_k", type=int, default=0, help="sample among the k likeliest; 0: all (%(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.9, help="sample among the likeliest of mass p (%(default)s)")
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        default=0,
+        help="sample among the k likeliest; 0: all 只从最可能的 k 个里采样 (%(default)s)",
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=0.9, help="sample among the likeliest of mass p 核采样概率 (%(default)s)"
+    )
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, help="longest answer, in tokens 最长回答 (%(default)s)"
     )

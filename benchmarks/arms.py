@@ -94,7 +94,9 @@ def add_flags(parser: Parser, *, minutes: float, minutes_help: str) -> None:
         "--batch_sizes", type=int, nargs="+", metavar="N", help="of the baseline 基线批大小 (4 16; on a GPU 32 128)"
     )
     arms.add_argument(
-        "--baseline_dtype", choices=("float32", "bfloat16"), help="基线精度 (float32; on a GPU bfloat16 autocast)"
+        "--baseline_dtype",
+        choices=("float32", "bfloat16"),
+        help="arithmetic of the baseline 基线精度 (float32; on a GPU bfloat16 autocast)",
     )
     arms.add_argument("--device", default="auto", help="auto, cpu, cuda 设备 (%(default)s)")
     arms.add_argument(

@@ -10,7 +10,8 @@ number of steps that fill --minutes, start-up included, so that the learning rat
 runs, a seed each. Speeds want an idle machine; the runs, whose steps are fixed by then, do not. A setting with a
 --max_steps of its own is not measured.
 
-A setting that FILE holds already is not run again: another call adds to it.
+A setting that FILE holds already is not run again: another call adds to it. Speeds and runs are noted in FILE.runs.jsonl
+as they end, as in benchmarks/time_to_loss.py, and taken from there by a call that needs the same.
 """
 
 import shlex

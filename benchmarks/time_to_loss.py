@@ -59,7 +59,7 @@ from configs.schema import UserError
 from trainer.checkpoint import load_model
 
 OUR_SHARES = (0.1, 0.2, 0.35)
-"""Budgets of ours as shares of --minutes."""
+"""Budgets of ours as shares of the baseline's seconds."""
 SOURCES = {
     "baseline": ("benchmarks/baseline.py", "benchmarks/scoring.py"),
     "minillm": (
@@ -257,7 +257,8 @@ def our_speed(bench: Bench, step_words: Sequence[str]) -> Speed:
             dtype=bench.run.train.dtype,
         )
 
-    return once(bench, Speed, {"arm": "minillm", "flags": [*bench.words, *step_words]}, make)
+    key = {"arm": "minillm", "minutes": bench.args.calibrate_minutes, "flags": [*bench.words, *step_words]}
+    return once(bench, Speed, key, make)
 
 
 def paced(bench: Bench, budget_seconds: float, first_guess: Sequence[str] = ()) -> Paced:

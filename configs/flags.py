@@ -76,7 +76,7 @@ def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--num_hidden_layers", type=int, metavar="N", help="number of blocks 层数")
     shape.add_argument("--num_attention_heads", type=int, metavar="N", help="query heads 查询头数")
     shape.add_argument("--num_key_value_heads", type=int, metavar="N", help="key and value heads 键值头数")
-    shape.add_argument("--intermediate_size", type=int, metavar="N", help="width of the SwiGLU 前馈宽度")
+    shape.add_argument("--intermediate_size", type=int, metavar="N", help="width of the SwiGLU 前馈层宽度")
     shape.add_argument("--dropout", type=float, metavar="P", help="share of residual outputs dropped 丢弃率")
     add_switch(shape, "--use_moe", help="mixture of experts 混合专家模型")
     shape.add_argument("--num_experts", type=int, metavar="N", help="experts in a block 专家数")
@@ -123,30 +123,38 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     unit = "pairs 对" if stage == "dpo" else "rows 行"
     loop.add_argument("--epochs", type=int, metavar="N", help="passes over the data 轮数")
     loop.add_argument("--max_steps", type=int, metavar="N", help="stop after N steps; 0: by epochs 最多步数")
-    loop.add_argument("--tokens_per_step", type=int, metavar="N", help="tokens in a step; 0: by rule 每步词元数")
-    loop.add_argument("--batch_size", type=int, metavar="N", help=f"{unit} in a micro-batch; 0: by memory 微批大小")
     loop.add_argument(
-        "--accumulation_steps", type=int, metavar="N", help="micro-batches in a step; 0: by rule 梯度累积"
+        "--tokens_per_step", type=int, metavar="N", help="tokens in a step; 0: by rule 每步词元数，0 为自动"
+    )
+    loop.add_argument(
+        "--batch_size", type=int, metavar="N", help=f"{unit} in a micro-batch; 0: by memory 微批大小，0 为自动"
+    )
+    loop.add_argument(
+        "--accumulation_steps", type=int, metavar="N", help="micro-batches in a step; 0: by rule 梯度累积，0 为自动"
     )
     loop.add_argument("--max_seq_len", type=int, metavar="N", help="tokens in a row 序列长度")
-    loop.add_argument("--learning_rate", type=float, metavar="LR", help="peak learning rate; 0: by rule 峰值学习率")
+    loop.add_argument(
+        "--learning_rate", type=float, metavar="LR", help="peak learning rate; 0: by rule 峰值学习率，0 为自动"
+    )
     loop.add_argument("--optimizer", choices=OPTIMIZERS, help="muon or adamw 优化器")
     loop.add_argument("--schedule", choices=SCHEDULES, help="learning rate over time 学习率曲线")
     loop.add_argument(
         "--embedding_lr_ratio",
         type=float,
         metavar="R",
-        help="rate of the embedding, times; 0: by rule 词嵌入学习率倍数",
+        help="embedding's rate as a multiple of the others'; 0: by rule 词嵌入学习率的倍数，0 为自动",
     )
     loop.add_argument("--warmup_ratio", type=float, metavar="P", help="share of steps to warm up 预热比例")
     loop.add_argument("--warmdown_ratio", type=float, metavar="P", help="share of steps to warm down 衰减比例")
-    loop.add_argument("--min_lr_ratio", type=float, metavar="P", help="last rate as a share of the peak 末尾学习率比例")
+    loop.add_argument(
+        "--min_lr_ratio", type=float, metavar="P", help="last rate as a share of the peak 最终学习率占峰值的比例"
+    )
     loop.add_argument("--weight_decay", type=float, metavar="W", help="decay of the matrices 权重衰减")
     loop.add_argument("--grad_clip", type=float, metavar="G", help="largest gradient norm; 0: none 梯度裁剪")
     if stage == "dpo":
         loop.add_argument("--beta", type=float, metavar="B", help="pull towards the reference 参考模型约束强度")
         loop.add_argument(
-            "--sft_loss_weight", type=float, metavar="W", help="weight of the chosen answer's loss 正例损失权重"
+            "--sft_loss_weight", type=float, metavar="W", help="weight of the chosen answer's loss 优选回答的损失权重"
         )
     loop.add_argument("--seed", type=int, metavar="N", help="seed of all randomness 随机种子")
     loop.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)} or cuda:N 设备")

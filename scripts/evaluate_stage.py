@@ -30,7 +30,7 @@ from trainer.evaluate import Evaluation, Metric
 from trainer.runtime import choose_device, seed_everything
 
 HALVES = {
-    "test": "the half that no training choice has seen",
+    "test": "the half that no trainer reads and no validation curve is drawn from",
     "validation": "the half that settings may have been chosen by; no test half in this file",
 }
 """Value of `split` -> what is said about it; the first that a file has is evaluated on."""
@@ -56,7 +56,10 @@ def build_parser() -> Parser:
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
     parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
     parser.add_argument(
-        "--results_file", type=Path, metavar="FILE", help="where the line goes (tf_dir/eval_results.jsonl)"
+        "--results_file",
+        type=Path,
+        metavar="FILE",
+        help="where the line goes 结果写入的文件 (tf_dir/eval_results.jsonl)",
     )
     parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
     parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")

@@ -303,8 +303,8 @@ Trains a small Chinese language model from nothing: environment, data mix, token
 with an evaluation after each training. Stopped or killed, the same command goes on where it was.
 从零训练一个中文小模型：环境、数据配比、分词器、张量、预训练、SFT、DPO，每次训练后评测。中断后再次运行同一命令即可继续。
 
-  --smoke-test        a tiny run of everything in about a minute or two, afresh, in DATA_DIR/smoke and OUT_DIR/smoke
-                      几分钟走完全流程的冒烟测试，不影响正式数据和权重
+  --smoke-test        a tiny run of everything in about a minute, afresh, in DATA_DIR/smoke and OUT_DIR/smoke
+                      约一分钟走完全流程的冒烟测试，不影响正式数据和权重
   --profile NAME      smoke, cpu, default, or a YAML file; without it the hardware decides
                       选择配置；不给时按硬件自动选择
   --from-stage NAME   do a stage and all after it again: env mix tokenizer export pretrain sft dpo

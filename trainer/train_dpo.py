@@ -1,4 +1,4 @@
-"""DPO: prefer the better of two answers, measured against the model that SFT left.
+"""DPO: prefer the better of two answers, measured against the model that SFT left. 偏好对齐：相对 SFT 模型偏向更好的回答。
 
 python trainer/train_dpo.py --profile cpu
 python trainer/train_dpo.py --data_path my_pairs.jsonl --from_weight full_sft --beta 0.1

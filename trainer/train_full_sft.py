@@ -1,4 +1,4 @@
-"""SFT: learn to answer, every assistant turn supervised and nothing else.
+"""SFT: learn to answer, every assistant turn supervised and nothing else. 指令微调：只监督助手的每一轮回答。
 
 python trainer/train_full_sft.py --profile cpu
 python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretrain

@@ -1,4 +1,4 @@
-"""Pretrain: predict the next token of raw text.
+"""Pretrain: predict the next token of raw text. 预训练：在原始文本上预测下一个词元。
 
 python trainer/train_pretrain.py --profile cpu
 python trainer/train_pretrain.py --data_path my_text.jsonl --epochs 2 --hidden_size 512

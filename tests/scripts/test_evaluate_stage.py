@@ -177,7 +177,7 @@ def test_defaults_come_from_the_folders_of_the_pipeline(
     assert line["checkpoint"].endswith("rlhf_16.pth")
     assert "accuracy_math" in line["metrics"]
     shown = capsys.readouterr().out
-    assert "split test (the half that no training choice has seen)" in shown
+    assert "split test (the half that no trainer reads and no validation curve is drawn from)" in shown
     assert "preference_accuracy" in shown
 
 
