@@ -6,7 +6,6 @@ its own with an empty cache of compiled code, one at a time, in the same environ
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from benchmarks.baseline import qwen3_settings
 from benchmarks.corpus import IDS, OFFSETS, WINDOW_TOKENS, Corpus, CutDocuments, prepare
 from benchmarks.products import Step, mean_keys
 from configs.artifacts import read_json, require_writable, write_json
-from configs.cli import Parser, add_switch
+from configs.cli import Parser, add_switch, split_words
 from configs.flags import TrainRun, parse_run, weight_file
 from configs.hardware import cpu_instructions, cpu_name
 from configs.paths import ROOT, TOKENIZER_DIR, display
@@ -67,10 +66,10 @@ def add_flags(parser: Parser, *, minutes: float, minutes_help: str) -> None:
     data.add_argument("--work_dir", type=Path, metavar="DIR", help="prepared text, and runs for a while 工作目录")
     data.add_argument("--text", type=Path, metavar="FILE", help="JSONL of records with `text` to prepare it from 文本")
     data.add_argument(
-        "--max_tokens", type=int, default=0, metavar="N", help="prepare so many tokens; 0: all 词元上限 (%(default)s)"
+        "--max_tokens", type=int, metavar="N", help="with --text: prepare so many tokens; 0: all 词元上限 (0)"
     )
     data.add_argument(
-        "--heldout_docs", type=int, default=300, metavar="N", help="documents to score at most 留出文档数 (%(default)s)"
+        "--heldout_docs", type=int, metavar="N", help="with --text: documents to score at most 留出文档数 (300)"
     )
     add_switch(data, "--prepare", default=False, help="prepare the text and stop 只准备数据")
     arms = parser.add_argument_group("arms 对比项")
@@ -137,12 +136,6 @@ class Bench:
         """The baseline's rows."""
         return CutDocuments(self.corpus.folder, self.tokenizer.end_of_text_id)
 
-    @property
-    def target_share(self) -> float:
-        """Share of the tokens of documents in our rows whose successor is learnt there."""
-        facts = self.corpus.tensor_facts()
-        return float(facts["num_targets"] / facts["num_tokens"])
-
     def our_step(self) -> Step:
         """A micro-batch of ours."""
         facts = self.corpus.tensor_facts()
@@ -205,7 +198,7 @@ class Bench:
             "window": WINDOW_TOKENS,
             "batch_size": batch_size,
             "learning_rate": rate,
-            "device": self.device.type,
+            "device": str(self.device),
             "dtype": self.baseline_dtype,
             "seconds": seconds,
         }
@@ -234,16 +227,17 @@ def our_words(args: Namespace, device: torch.device) -> tuple[str, ...]:
         words += ["--log_interval", "1"]  # a step takes seconds there
     if parse_run("pretrain", "", words).train.max_seq_len < WINDOW_TOKENS:
         words += ["--max_seq_len", str(MIN_ROW_TOKENS)]
-    return (*words, *shlex.split(args.pretrain_args))
+    return (*words, *split_words("--pretrain_args", args.pretrain_args))
 
 
 def start_bench(args: Namespace) -> Bench | None:
     """Prepare the text; None when that is all that was asked for. Raises: UserError."""
     if args.work_dir is None:
         raise UserError("--work_dir is missing: give a folder for the prepared text and for the runs.")
-    for name, least in (("minutes", 0.01), ("heldout_docs", 1), ("max_tokens", 0), ("threads", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: must be {least} or more.")
+    least_of = {"minutes": 0.01, "calibrate_minutes": 0.01, "heldout_docs": 1, "max_tokens": 0, "threads": 0}
+    for name, least in least_of.items():
+        if (value := getattr(args, name, None)) is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more.")
     preset(args.model)  # a misspelt name ends here
     device = choose_device(args.device)
     if device.type not in BASELINE_BATCHES:
@@ -360,11 +354,6 @@ def read_lines(path: Path) -> list[Line]:
     return [line for line in lines if "seconds" in line and "loss" in line]
 
 
-def targets_of(line: Line, target_share: float) -> float:
-    """Real tokens learnt up to a line: the baseline counts them, our trainer counts all tokens of documents."""
-    return line["targets"] if "targets" in line else line["tokens"] * target_share
-
-
 @dataclass(frozen=True, slots=True)
 class Speed:
     """A stretch of training without its start."""
@@ -397,9 +386,7 @@ def stretch(lines: Sequence[Line], seconds: float) -> tuple[Line, Line] | None:
     return next(((first, line) for line in lines if line["seconds"] >= first["seconds"] + seconds), None)
 
 
-def measure_speed(
-    bench: Bench, make_command: Callable[[Path], Sequence[str]], *, seconds: float, target_share: float, dtype: str
-) -> Speed:
+def measure_speed(bench: Bench, make_command: Callable[[Path], Sequence[str]], *, seconds: float, dtype: str) -> Speed:
     """Train for so many seconds after the warm-up, then ask the program to stop.
 
     `dtype` is what the arm computes in, where it leaves no state that says so. Raises: UserError when it fails.
@@ -434,7 +421,7 @@ def measure_speed(
         startup_seconds=max(0.0, first_seen - first["step"] * taken / steps),
         seconds=taken,
         steps=steps,
-        targets=targets_of(last, target_share) - targets_of(first, target_share),
+        targets=last["targets"] - first["targets"],
         peak_rss_mb=program.peak_rss_mb,
         dtype=dtype,
     )

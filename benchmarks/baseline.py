@@ -34,7 +34,7 @@ from trainer.runtime import DTYPES, choose_device, seed_everything
 WARMUP_SHARE = 0.05
 SAVE_SECONDS = 1.0
 """Of a budget, kept back for writing the weights and leaving."""
-GPU_LOG_STEPS = 10
+LOG_STEPS = {"cpu": 1, "cuda": 10}
 """On a GPU the loss is asked for, which waits for the device, only so often; on a CPU in each step."""
 
 
@@ -154,7 +154,13 @@ def train(
     optimizer = build_optimizer(model, learning_rate)
     numbers = row_numbers(len(rows), batch_size, seed)
     started, targets, step = time.perf_counter(), 0, 0
-    log_steps = 1 if device.type == "cpu" else GPU_LOG_STEPS
+    log_steps = LOG_STEPS[device.type]
+
+    def note() -> None:
+        line = {"step": step, "loss": loss.item(), "targets": targets, "seconds": time.perf_counter() - started}
+        lines.write(json.dumps(line) + "\n")
+        lines.flush()
+
     with metrics.open("w", encoding="utf-8") as lines:
         while (progress := clock.next_step()) is not None:
             for group in optimizer.param_groups:
@@ -170,9 +176,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % log_steps == 0:
-                line = {"step": step, "loss": loss.item(), "targets": targets, "seconds": time.perf_counter() - started}
-                lines.write(json.dumps(line) + "\n")
-                lines.flush()
+                note()
+        if step % log_steps:  # the last step
+            note()
     return model
 
 

@@ -31,7 +31,7 @@ from benchmarks.corpus import padded_rows
 from benchmarks.plots import line_chart
 from benchmarks.time_to_loss import our_run, paced, tell
 from configs.artifacts import read_json, write_json
-from configs.cli import Parser, run
+from configs.cli import Parser, run, split_words
 from configs.flags import parse_run
 from configs.paths import display
 from configs.schema import UserError
@@ -52,7 +52,7 @@ class Setting:
         name, colon, flags = text.partition(":")
         if not colon or not name.strip():
             raise UserError(f"--try {text!r}: must be a name, a colon, and flags, such as cosine:--schedule cosine.")
-        return cls(name.strip(), tuple(shlex.split(flags)))
+        return cls(name.strip(), split_words("--try", flags))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ FORMAT = 1
 WINDOW_TOKENS = 340
 """The baseline's documents are cut or padded to this, and both arms are scored in windows of it."""
 HOLD_OUT_EVERY = 20
+NUM_HELDOUT = 300
 BATCH_TEXTS = 512
 MANIFEST, HELDOUT, IDS, OFFSETS, TEXTS = "corpus.json", "heldout.jsonl", "ids.npy", "offsets.npy", "train.jsonl"
 
@@ -92,13 +93,13 @@ def prepare(
     tokenizer: RustBPETokenizer,
     *,
     row_tokens: int,
-    max_tokens: int = 0,
-    num_heldout: int = 300,
+    max_tokens: int | None = None,
+    num_heldout: int | None = None,
 ) -> Corpus:
     """The corpus in a folder, made from `text` where it isn't there yet; without a text it must be there.
 
-    Args: row_tokens: length of our rows. max_tokens: take documents until they have so many; 0: all. num_heldout: most
-    documents to score. Raises: UserError.
+    Args: row_tokens: length of our rows. max_tokens: take documents until they have so many; 0 or None: all. num_heldout:
+    most documents to score, 300 if None. Raises: UserError, also where the folder was prepared with other numbers.
     """
     tensors = folder / f"rows_{row_tokens}"
     if text is None:
@@ -107,7 +108,14 @@ def prepare(
             raise UserError(
                 f"{display(folder)}: prepared for another tokenizer, or has no rows of {row_tokens} tokens. Give --text."
             )
+        for flag, name, value in (
+            ("max_tokens", "max_tokens", max_tokens),
+            ("heldout_docs", "num_heldout", num_heldout),
+        ):
+            if value is not None and value != facts[name]:
+                raise UserError(f"--{flag} {value}: {display(folder)} was prepared with {facts[name]}. Give --text.")
         return Corpus(folder, facts, tensors)
+    max_tokens, num_heldout = max_tokens or 0, NUM_HELDOUT if num_heldout is None else num_heldout
     wanted = {
         "format": FORMAT,
         "text": text.name,

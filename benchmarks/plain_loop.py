@@ -31,7 +31,7 @@ while not started or time.perf_counter() - started < given["seconds"]:
     for input_ids, length in loader:
         input_ids, length = input_ids.to(given["device"]), length.to(given["device"])
         padding = torch.arange(given["window"], device=given["device"]) >= length[:, None]
-        with torch.autocast(given["device"], dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(torch.device(given["device"]).type, dtype=torch.bfloat16, enabled=half):
             loss = model(input_ids=input_ids, labels=input_ids.masked_fill(padding, -100)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -45,7 +45,6 @@ from benchmarks.arms import (
     read_lines,
     start_bench,
     started,
-    targets_of,
 )
 from benchmarks.baseline import SAVE_SECONDS, build_model
 from benchmarks.corpus import WINDOW_TOKENS
@@ -126,7 +125,6 @@ def finished(
     bench: Bench,
     make_command: Callable[[Path], Sequence[str]],
     load: Callable[[Path], torch.nn.Module],
-    target_share: float,
 ) -> Run:
     """Run a command to its end, then score the weights that it left in its folder, as `load` reads them."""
     with started(bench, make_command) as (program, folder):
@@ -146,7 +144,7 @@ def finished(
         torch.cuda.empty_cache()
     return Run(
         seconds=round(program.seconds, 2),
-        tokens=round(targets_of(last, target_share)),
+        tokens=round(last["targets"]),
         heldout_bpb=round(bpb, 5),
         bytes_scored=num_bytes,
         steps=int(last["step"]),
@@ -186,7 +184,7 @@ def baseline_run(bench: Bench, candidate: Candidate, seed: int, share: float) ->
         return model
 
     key = {"arm": "baseline", "seed": seed, "share": share, "minutes": args.minutes, "epochs": args.epochs}
-    run = once(bench, Run, key | asdict(candidate), lambda: finished(bench, command, load, 1.0))
+    run = once(bench, Run, key | asdict(candidate), lambda: finished(bench, command, load))
     return tell(f"{candidate}, {share:.0%} of the budget", run)
 
 
@@ -253,7 +251,6 @@ def our_speed(bench: Bench, step_words: Sequence[str]) -> Speed:
             bench,
             lambda folder: bench.our_command(folder, bench.args.seeds[0], *step_words),
             seconds=60 * bench.args.calibrate_minutes,
-            target_share=bench.target_share,
             dtype=bench.run.train.dtype,
         )
 
@@ -286,7 +283,6 @@ def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ())
             bench,
             lambda folder: bench.our_command(folder, seed, *step_words, "--max_steps", str(steps)),
             lambda folder: load_model(bench.our_weights(folder))[0],
-            bench.target_share,
         )
 
     key = {"arm": "minillm", "seed": seed, "steps": steps, "flags": [*bench.words, *step_words]}

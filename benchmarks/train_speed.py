@@ -113,7 +113,6 @@ def our_speed(bench: Bench, seed: int, seconds: float) -> Speed:
         bench,
         lambda folder: bench.our_command(folder, seed, *step),
         seconds=seconds,
-        target_share=bench.target_share,
         dtype=bench.run.train.dtype,
     )
     return tell("minillm", speed)
@@ -126,7 +125,6 @@ def baseline_speed(bench: Bench, seed: int, batch_size: int, seconds: float) -> 
         bench,
         lambda folder: bench.baseline_command(folder, seed, bench.args.learning_rates[0], batch_size, *endless),
         seconds=seconds,
-        target_share=1.0,
         dtype=bench.baseline_dtype,
     )
     return tell(f"baseline, batches of {batch_size}", speed)

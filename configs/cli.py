@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,17 @@ def parse_switch(text: str) -> bool:
     if value in {"0", "false", "no", "off"}:
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is not a switch: use 1 or 0")
+
+
+def split_words(name: str, text: str) -> tuple[str, ...]:
+    """The words of a flag or variable that holds more flags, quoted as in a shell, but never run by one.
+
+    Raises: UserError where a quote stays open.
+    """
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"{name}: can't be split into words ({error}). Close the quotes.") from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -160,6 +160,7 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     loop.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)} or cuda:N 设备")
     loop.add_argument("--dtype", choices=DTYPES, help="arithmetic of the products 计算精度")
     add_switch(loop, "--use_compile", help="torch.compile the step (default: in long runs) 编译训练步")
+    add_switch(loop, "--deterministic", help="on a GPU: the same bits in each run, slower 显卡上逐位可复现，较慢")
     add_switch(
         loop,
         "--gradient_checkpointing",

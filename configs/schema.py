@@ -67,6 +67,7 @@ class ModelConfig:
         _at_least(
             self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
         )
+        _at_least(self, 0, "head_dim", "intermediate_size")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout = {self.dropout}: must be in [0, 1).")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -188,6 +189,8 @@ class TrainConfig:
     dtype: str = "auto"
     use_compile: bool | None = None
     """Compile the blocks; None: where the run is long enough for it to pay."""
+    deterministic: bool = False
+    """On a GPU, take only kernels that give the same bits in each run, which may be slower. A CPU's always do."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a third slower."""
     num_workers: int = 0
@@ -205,7 +208,7 @@ class TrainConfig:
         _at_least(self, 2, "max_seq_len")
         _at_least(
             self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
-            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
+            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight", "seed",
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint, read_json, sha256_file, write_json
+from configs.cli import split_words
 from configs.flags import (
     WEIGHT_NAMES,
     TrainRun,
@@ -139,10 +139,7 @@ def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
 
 def _split_arguments(variable: str) -> tuple[str, ...]:
     """The words of a variable, quoted as in a shell, but never run by one."""
-    try:
-        words = tuple(shlex.split(os.environ.get(variable, "")))
-    except ValueError as error:
-        raise UserError(f"{variable}: can't be split into words ({error}). Close the quotes.") from None
+    words = split_words(variable, os.environ.get(variable, ""))
     if any("\n" in word for word in words):
         raise UserError(f"{variable}: a word holds a line break. Take it out.")
     return words

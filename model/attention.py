@@ -159,7 +159,8 @@ def flex_works(
     """Whether `document_attention` can be used; where not, a line on stderr says why, once.
 
     Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So the first time
-    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with.
+    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with; compiled
+    blocks make their own.
 
     Args: shape (H, K, D). trial: computes attention that way, and its gradients.
     """

@@ -191,7 +191,8 @@ EAGER_GROUPED_MM = torch.compiler.disable(GROUPED_MM)
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Each group of rows times a matrix of its own: (rows, in), (E, out, in), where groups end (E,) -> (rows, out).
 
-    Groups may have any size, 0 too. One kernel on a GPU in bfloat16, elsewhere one product a group, without Python.
+    Groups may have any size, 0 too. One kernel in bfloat16 on a GPU of a data centre (Hopper, Blackwell), elsewhere one
+    product a group, without Python.
     """
     # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code for this one call
     compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()

@@ -116,15 +116,27 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def micro_batch(shape: ModelConfig, row_tokens: int, rows: int, device: torch.device, *, checkpointing: bool) -> int:
-    """Rows of a micro-batch: a divisor of `rows`, those of a step in one process, that fits the free memory."""
+def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, checkpointing: bool) -> int:
+    """Rows of a micro-batch beyond which nothing is gained, or that just fit the free memory; at least 1."""
     most = max(1, MICRO_TOKENS[device.type] // row_tokens)
     if (free := free_memory(device)) is not None:
         num_weights = shape.vocab_size * shape.hidden_size + sum(map(math.prod, hidden_matrices(shape)))
         training = 16 * num_weights  # weight, gradient and two moments in float32
         each = row_bytes(shape, row_tokens, keeps_scores=device.type == "cpu", checkpointing=checkpointing)
         most = min(most, max(1, int(MEMORY_SHARE * free - training) // each))
-    return max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)
+    return most
+
+
+def split_rows(rows: int, most: int) -> tuple[int, int]:
+    """Rows of a micro-batch, `most` at most, and how many of these make a step of `rows`.
+
+    Equal parts where there are some of at least half of `most`; else, as with 41 rows of which 10 fit, a few rows more.
+    """
+    most = min(most, rows)
+    size = max(part for part in range(1, most + 1) if rows % part == 0)
+    if 2 * size < most:
+        size = math.ceil(rows / math.ceil(rows / most))
+    return size, math.ceil(rows / size)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -176,10 +188,11 @@ def _fill_in_batch(
         )
     tokens = config.tokens_per_step or _step_tokens_of_run(config, shape, data["rows"] * row_tokens)
     each = max(1, round(tokens / row_tokens / runtime.world_size))  # rows of a step in one process
-    size = config.batch_size or micro_batch(
-        shape, row_tokens, each, runtime.device, checkpointing=config.gradient_checkpointing
-    )
-    return replace(config, batch_size=size, accumulation_steps=-(-each // size))
+    if config.batch_size:
+        return replace(config, accumulation_steps=math.ceil(each / config.batch_size))
+    most = fitting_rows(shape, row_tokens, runtime.device, checkpointing=config.gradient_checkpointing)
+    size, parts = split_rows(each, runtime.least_over_ranks(most))
+    return replace(config, batch_size=size, accumulation_steps=parts)
 
 
 def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: int) -> int:
@@ -239,9 +252,8 @@ def _halved(config: TrainConfig, free_to_choose: bool) -> TrainConfig:
         )
     torch.compiler.reset()  # else the blocks are compiled anew for rows of any number, which is slower
     torch.cuda.empty_cache()
-    rows = size * config.accumulation_steps
-    smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)
-    return replace(config, batch_size=smaller, accumulation_steps=rows // smaller)
+    smaller, parts = split_rows(size * config.accumulation_steps, size // 2)
+    return replace(config, batch_size=smaller, accumulation_steps=parts)
 
 
 def _say_without_compiler(error: Exception | None, runtime: Runtime) -> None:

@@ -129,7 +129,9 @@ def train(
     """One optimizer update a step over `accumulation_steps` micro-batches.
 
     Losses are summed and divided once by the targets of the whole step (all processes), so that 1 x 8 and 8 x 1
-    accumulation agree, and 1 and N processes. Nothing in a step waits for a GPU: what it found out is read later.
+    accumulation agree, and 1 and N processes. Nothing in a step waits for a GPU: what it found out is
+    read later. (But float16's loss scaling waits once a step, and experts on a GPU without a grouped kernel wait in each
+    product.)
     Raises: TrainingStopped when asked to end (the state is saved), TrainingDiverged after five steps without a
     finite loss.
     """
@@ -344,6 +346,7 @@ class Run:
 def choices(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
     """The automatic choices that a resumed run repeats, so that its arithmetic is the same."""
     return {
+        "device": runtime.device.type,
         "dtype": dtype_name(runtime.dtype),
         "threads": torch.get_num_threads(),
         "world_size": runtime.world_size,

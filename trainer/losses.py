@@ -100,6 +100,8 @@ def _target_nats(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: 
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled():  # a function's `needs_input_grad` does not look at this
+        hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device_type, enabled=False):
         nats: Tensor = _TargetNats.apply(hidden, weight, targets, summed)
     return nats

@@ -56,13 +56,17 @@ class Stage:
     def __init__(self, run: TrainRun) -> None:
         self.run, self.config = run, run.train
         self.stop = StopSignal()
-        self.runtime = Runtime.start(run.train.device, run.train.dtype)
+        self.runtime = Runtime.start(run.train.device, run.train.dtype, deterministic=run.train.deterministic)
         self.tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
         self.tensors_path = self._tensors()
         self.data_manifest = read_manifest(self.tensors_path)
         self._check_data()
         self.start_path = self._start_path()
-        self.start_sha256 = weights_fingerprint(self.start_path) if self.start_path else ""
+        self.start_sha256 = ""
+        self.start_manifest: dict[str, Any] = {}
+        if self.start_path is not None:  # read once: hours later, at the end, the file may be another one
+            self.start_sha256 = weights_fingerprint(self.start_path)
+            _, self.start_shape, self.start_manifest = read_weights(self.start_path)
         self.settings = run_settings(replace(run, model=self._shape()), RESULT_NEUTRAL)
         del self.settings["from_weight"]  # what counts is the content of the starting weights, not their name
         self.fingerprint = fingerprint(
@@ -132,14 +136,14 @@ class Stage:
             longest = self.config.max_seq_len
             shape = replace(self.run.model, vocab_size=self._vocab_size(), original_max_position_embeddings=longest)
             return shape.resolve()
-        _, config, _ = read_weights(self.start_path)
+        shape = self.start_shape
         for key, value in self.run.shape_flags.items():
-            if key != "dropout" and getattr(config, key) != value:
+            if key != "dropout" and getattr(shape, key) != value:
                 raise UserError(
-                    f"--{key} {value}: {display(self.start_path)} was made with {getattr(config, key)}. "
+                    f"--{key} {value}: {display(self.start_path)} was made with {getattr(shape, key)}. "
                     "Leave the flag out, or give other weights with --from_weight."
                 )
-        return replace(config, dropout=self.run.shape_flags.get("dropout", config.dropout))
+        return replace(shape, dropout=self.run.shape_flags.get("dropout", shape.dropout))
 
     def _vocab_size(self) -> int:
         flag = self.run.shape_flags.get("vocab_size")
@@ -152,10 +156,7 @@ class Stage:
 
     def manifest(self) -> dict[str, Any]:
         """What the weights are made of."""
-        inherited: list[dict[str, Any]] = []
-        if self.start_path is not None:
-            _, _, before = read_weights(self.start_path)
-            inherited = before.get("training_data", [])
+        inherited: list[dict[str, Any]] = self.start_manifest.get("training_data", [])
         return {
             "format": 1,
             "stage": self.run.stage,
@@ -207,10 +208,20 @@ class Stage:
         return model
 
     def _repeat_choices(self, chosen: dict[str, Any]) -> None:
-        """Take what the interrupted run had chosen, so that the arithmetic goes on as it began."""
+        """Take what the interrupted run had chosen, so that the arithmetic goes on as it began.
+
+        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it.
+        """
         self.config = repeat(self.config, chosen)
-        self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
-        torch.set_num_threads(chosen["threads"])
+        here, before = self.runtime.device.type, chosen["device"]
+        if here == before:
+            self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
+            torch.set_num_threads(chosen["threads"])
+            return
+        self.say(
+            f"warning: this run began on {before} and goes on on {here}, in {dtype_name(self.runtime.dtype)}: its numbers will "
+            "differ a little, and the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
+        )
 
     def load_reference(self) -> MiniLLM:
         """The starting weights again, frozen. Raises: UserError when the stage starts from none."""
@@ -266,15 +277,18 @@ class Stage:
 
         def step(num_rows: int) -> None:
             batch = rows.batch(rows.largest(num_rows))
-            moments = torch.empty(num_moments, device=self.runtime.device)
+            copies = 2 if num_rows == rows_of_step else 3
+            held = torch.empty(copies * num_weights, device=self.runtime.device)
             num_targets = max(1, objective.num_targets(batch))
             with self.runtime.autocast():
                 loss = objective.loss_sum(model, self.runtime.to_device(batch)) / num_targets
             loss.backward()
-            del moments
+            del held
 
-        # The optimizer makes its two moments of each weight in the first step; here their memory is held for them.
-        num_moments = 2 * sum(p.numel() for p in model.parameters()) if self.runtime.device.type == "cuda" else 0
+        # The optimizer makes its two moments of each weight in the first step, and all micro-batches but a step's first
+        # one find gradients there: here their memory is held for them.
+        rows_of_step = self.config.batch_size * self.config.accumulation_steps
+        num_weights = sum(p.numel() for p in model.parameters()) if self.runtime.device.type == "cuda" else 0
         model.train()
         chosen_here = self.resume is None and not self.run.train.batch_size
         self.config = rehearse(self.config, model, step, self.runtime, free_to_choose=chosen_here)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -18,13 +19,16 @@ from configs.schema import DEVICES, UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
 """Set by `run.sh` to its own process id: a trainer whose pipeline is gone saves and ends."""
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that tokenizes the data or computes a reference for all. By itself NCCL gives up after
+10 minutes."""
 
 
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU. Raises: UserError when the device asked for is not there."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return _gpu(int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -37,9 +41,18 @@ def choose_device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {name}: this PyTorch has no MPS. Pass --device cpu.")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        return _gpu(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
     return device
+
+
+def _gpu(number: int) -> torch.device:
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"cuda:{number}: the GPUs here are numbered 0 to {torch.cuda.device_count() - 1}. Pass another --device, or start "
+            "fewer processes (NUM_GPUS, --nproc_per_node)."
+        )
+    return torch.device("cuda", number)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -86,16 +99,26 @@ class Runtime:
     world_size: int = 1
 
     @classmethod
-    def start(cls, device: str, dtype: str) -> "Runtime":
-        """Choose device and dtype, and join the other processes when started by torchrun."""
+    def start(cls, device: str, dtype: str, *, deterministic: bool = False) -> "Runtime":
+        """Choose device and dtype, and join the other processes when started by torchrun.
+
+        Args: deterministic: take only kernels that give the same bits each time, as those of a CPU do anyway.
+        """
         chosen = choose_device(device)
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU's first product is made
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a guard against bugs, which costs time
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         elif chosen.type == "cpu":
             keep_freed_memory()
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size > 1 and not dist.is_initialized():
+            on_gpu = chosen.type == "cuda"
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=PATIENCE, device_id=chosen if on_gpu else None
+            )
         return cls(chosen, choose_dtype(dtype, chosen), int(os.environ.get("RANK", "0")), world_size)
 
     @property
@@ -139,7 +162,9 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Products in `dtype`, everything delicate in float32."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def uncompiled(self) -> AbstractContextManager[object]:
         """Compiled blocks run as they are written, on a CPU: code without gradients would have to be made anew, which a
@@ -154,17 +179,23 @@ class Runtime:
         return value
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up the gradients of all processes, in one message a dtype."""
+        """Add up the gradients of all processes, in one message: each has one of every weight that is trained."""
         if self.world_size == 1:
             return
-        for parameter in model.parameters():
-            if parameter.grad is None:  # an expert that no token of this rank chose
-                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert len(gradients) == sum(p.requires_grad for p in model.parameters())
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    def least_over_ranks(self, number: int) -> int:
+        """The least of the processes' numbers."""
+        if self.world_size == 1:
+            return number
+        least = torch.tensor(number, device=self.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least.item())
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is up in at least one process."""

@@ -21,7 +21,6 @@ from benchmarks.arms import (
     read_lines,
     started,
     stretch,
-    targets_of,
     verdict,
 )
 from configs.cli import Parser
@@ -70,17 +69,11 @@ def test_a_validation_and_a_line_half_written_are_left_out(tmp_path: Path) -> No
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
-def test_real_tokens_are_counted_or_follow_from_the_share_of_labels() -> None:
-    assert targets_of({"targets": 7.0}, 0.5) == 7.0
-    assert targets_of({"tokens": 200.0}, 0.5) == 100.0
-
-
 def test_a_program_is_stopped_once_it_has_trained_long_enough(tmp_path: Path) -> None:
     speed = measure_speed(
         bench_in(tmp_path),
         lambda folder: [sys.executable, "-c", TRAINER, str(folder / "metrics.jsonl")],
         seconds=50.0,
-        target_share=1.0,
         dtype="float32",
     )
     assert (speed.seconds, speed.steps, speed.targets, speed.dtype) == (50.0, 5, 500.0, "float32")
@@ -96,7 +89,6 @@ def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
             bench_in(tmp_path),
             lambda folder: [sys.executable, "-c", "import sys; print('out of luck'); sys.exit(3)"],
             seconds=1.0,
-            target_share=1.0,
             dtype="",
         )
 

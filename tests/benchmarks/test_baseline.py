@@ -73,18 +73,22 @@ def test_a_mixture_of_experts_has_no_baseline() -> None:
         qwen3_settings(ModelConfig(use_moe=True).resolve())
 
 
-def test_a_run_writes_weights_and_counts_its_real_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("log_steps", "noted"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3, 4]), (9, [4])])
+def test_a_run_writes_weights_and_counts_its_real_tokens_to_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_steps: int, noted: list[int]
+) -> None:
     pytest.importorskip("transformers")
+    monkeypatch.setitem(baseline.LOG_STEPS, "cpu", log_steps)
     tokenizer = shipped_tokenizer()
     text = write_jsonl(tmp_path / "text.jsonl", [{"text": f"第{n}天下雨了。"} for n in range(30)])
     corpus = prepare(tmp_path / "corpus", text, tokenizer, row_tokens=32)
     rows = baseline.CutDocuments(corpus.folder, tokenizer.end_of_text_id)
     weights, metrics = tmp_path / "weights.pt", tmp_path / "metrics.jsonl"
-    words = ["--corpus", str(corpus.folder), "--model", "32x1", "--max_steps", "2", "--batch_size", "2"]
+    words = ["--corpus", str(corpus.folder), "--model", "32x1", "--max_steps", "4", "--batch_size", "2"]
     code = baseline.main([*words, "--device", "cpu", "--metrics", str(metrics), "--out", str(weights)])
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    seen = np.concatenate(list(islice(row_numbers(len(rows), 2, seed=0), 2)))
-    assert code == 0 and [line["step"] for line in lines] == [1, 2]
+    seen = np.concatenate(list(islice(row_numbers(len(rows), 2, seed=0), 4)))
+    assert code == 0 and [line["step"] for line in lines] == noted
     assert lines[-1]["targets"] == sum(np.diff(rows.offsets)[seen] - 1)
     baseline.build_model(shape_of("32x1", tokenizer.get_vocab_size())).load_state_dict(
         torch.load(weights, weights_only=True)

@@ -56,6 +56,16 @@ def test_a_row_of_the_baseline_is_a_document_cut_or_padded(tmp_path: Path) -> No
     assert rows.padded_share == pytest.approx((labels == -100).mean())
 
 
+def test_without_a_text_other_numbers_than_it_was_prepared_with_are_refused(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, max_tokens=500, num_heldout=3).folder
+    for limits in ({}, {"max_tokens": 500, "num_heldout": 3}):
+        assert prepare(folder, None, TOKENIZER, row_tokens=64, **limits).facts["num_heldout"] == 3
+    with pytest.raises(UserError, match=r"--heldout_docs 4: .* was prepared with 3"):
+        prepare(folder, None, TOKENIZER, row_tokens=64, num_heldout=4)
+    with pytest.raises(UserError, match=r"--max_tokens 0: .* was prepared with 500"):
+        prepare(folder, None, TOKENIZER, row_tokens=64, max_tokens=0)
+
+
 def test_a_limit_of_tokens_stops_with_the_document_that_passes_it(tmp_path: Path) -> None:
     corpus = prepared(tmp_path, max_tokens=500, num_heldout=3)
     lengths = [len(TOKENIZER.encode(text)) + 2 for number, text in enumerate(TEXTS) if number % HOLD_OUT_EVERY]

@@ -6,23 +6,26 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
-from trainer import choices
+from trainer import choices, runtime
 from trainer.checkpoint import read_checkpoint
 from trainer.choices import (
     CHOSEN,
     FRESH_EMBEDDING_RATIO,
     fill_in,
+    fitting_rows,
     hidden_matrices,
     learning_rate,
-    micro_batch,
     rehearse,
     repeat,
     row_bytes,
+    split_rows,
     step_tokens,
 )
 from trainer.optim import build_optimizer, lr_at, set_lr
@@ -77,7 +80,8 @@ def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
     assert repeat(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
 
 
-def test_a_step_has_the_same_rows_however_many_processes_share_it() -> None:
+def test_a_step_has_the_same_rows_however_many_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "least_over_ranks", lambda self, most: min(most, 3))  # one has less memory
     for world_size in (1, 2, 4):
         filled = fill_in(
             TrainConfig(tokens_per_step=16384),
@@ -87,6 +91,7 @@ def test_a_step_has_the_same_rows_however_many_processes_share_it() -> None:
             replace(CPU, world_size=world_size),
             fresh=True,
         )
+        assert filled.batch_size == 2
         assert filled.batch_size * filled.accumulation_steps * world_size == 32
 
 
@@ -122,19 +127,41 @@ def test_long_runs_are_compiled_and_pairs_never() -> None:
         assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU, fresh=True).use_compile is compiled
 
 
-def test_a_micro_batch_divides_the_step_and_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_micro_batch_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     monkeypatch.setattr(choices, "free_memory", lambda device: 1 << 40)
-    assert micro_batch(SMALL, 512, 64, device, checkpointing=False) == 8  # 4,096 tokens
-    assert micro_batch(SMALL, 512, 6, device, checkpointing=False) == 6
-    assert micro_batch(SMALL, 512, 9, device, checkpointing=False) == 3
-    assert micro_batch(SMALL, 8192, 4, device, checkpointing=False) == 1
+    assert fitting_rows(SMALL, 512, device, checkpointing=False) == 8  # 4,096 tokens
+    assert fitting_rows(SMALL, 8192, device, checkpointing=False) == 1
     each = row_bytes(LARGE, 512, keeps_scores=True, checkpointing=False)
     monkeypatch.setattr(choices, "free_memory", lambda device: int((5 * each + 16 * 26e6) / choices.MEMORY_SHARE))
-    assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 4
+    assert fitting_rows(LARGE, 512, device, checkpointing=False) == 5
     assert row_bytes(LARGE, 512, keeps_scores=True, checkpointing=True) < each / 3
     monkeypatch.setattr(choices, "free_memory", lambda device: 1000)
-    assert micro_batch(LARGE, 512, 64, device, checkpointing=False) == 1
+    assert fitting_rows(LARGE, 512, device, checkpointing=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "parts"),
+    [
+        (64, 8, (8, 8)),
+        (6, 8, (6, 1)),
+        (12, 8, (6, 2)),
+        (41, 10, (9, 5)),
+        (11, 5, (4, 3)),
+        (9, 1, (1, 9)),
+        (1, 4, (1, 1)),
+    ],
+)
+def test_a_step_is_split_into_equal_parts_or_grows_by_a_few_rows(rows: int, most: int, parts: tuple[int, int]) -> None:
+    assert split_rows(rows, most) == parts
+
+
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_the_parts_of_a_step_fit_and_make_no_more_of_it_than_a_row_each(rows: int, most: int) -> None:
+    size, parts = split_rows(rows, most)
+    assert 1 <= size <= most
+    assert rows <= size * parts < rows + parts
+    assert rows % size == 0 or 2 * size >= min(most, rows)  # a prime number of rows makes no tiny ones
 
 
 class Steps:
@@ -198,6 +225,24 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
     assert tiny.train("pretrain", *open_flags) == 0
     assert same(tiny.weights("pretrain"), unbroken)
     assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
+
+
+def test_a_run_resumed_on_another_device_says_so_and_takes_its_dtype(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--from_resume", "1", "--seed", "4", "--dtype", "auto"]
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: True)
+    with killed_in_step(4):
+        tiny.train("pretrain", *words)
+    path = tiny.out / "checkpoints" / "pretrain" / "state.pt"
+    state = read_checkpoint(path, "")
+    assert (state["choices"]["device"], state["choices"]["dtype"]) == ("cpu", "bfloat16")
+    state["choices"]["device"] = "cuda"
+    torch.save(state, path)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    assert tiny.train("pretrain", *words) == 0
+    assert "this run began on cuda and goes on on cpu, in float32" in capsys.readouterr().err
+    assert tiny.manifest("pretrain")["choices"]["dtype"] == "float32"
 
 
 def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:

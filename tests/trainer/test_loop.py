@@ -193,6 +193,20 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
         tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU every run gives the same bits")
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_a_deterministic_run_killed_and_resumed_ends_in_the_same_bits_on_cuda(tiny: TinyRun, stage: str) -> None:
+    words = ["--device", "cuda", "--deterministic", "--dtype", "auto", "--save_interval", "1", "--seed", "3"]
+    assert tiny.train(stage, *words) == 0
+    unbroken = tiny.weights(stage)
+    tiny.path(stage).unlink()
+    with killed_in_step(3):
+        tiny.train(stage, *words)
+    assert tiny.train(stage, *words) == 0
+    torch.use_deterministic_algorithms(False)
+    assert same(tiny.weights(stage), unbroken)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU nothing waits for a device")
 def test_whole_steps_wait_for_nothing_on_cuda(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step, read = Run.after_step, []

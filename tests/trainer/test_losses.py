@@ -104,6 +104,15 @@ def test_under_autocast_products_are_rounded_and_nothing_else(loss: Loss) -> Non
     assert_close(found, wanted, atol=0.05, rtol=0.02)
 
 
+def test_a_loss_that_nobody_derives_computes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = LABELS["answers of two pairs"]
+    hidden, weight = operands(labels)
+    wanted = lm_loss_sum(hidden, weight, labels, target_places(labels))
+    monkeypatch.setattr(losses, "_nats_and_gradients", None)
+    with torch.no_grad():
+        assert_close(lm_loss_sum(hidden, weight, labels, target_places(labels)), wanted.detach())
+
+
 @pytest.mark.parametrize("loss", [lm_loss_sum, sequence_logps])
 def test_autocast_around_the_backward_pass_alone_changes_nothing(loss: Loss) -> None:
     labels = LABELS["answers of two pairs"]

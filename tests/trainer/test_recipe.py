@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.testing import assert_close
@@ -15,6 +16,7 @@ from configs.paths import ROOT
 from configs.schema import UserError
 from tests.tiny_run import SHAPE, TRAINERS, TinyRun, same, sum_record, write_jsonl
 from trainer.checkpoint import read_weights
+from trainer.loop import Run
 
 STAGES = ("pretrain", "sft", "dpo")
 FILES = {"pretrain": "train_pretrain", "sft": "train_full_sft", "dpo": "train_dpo"}
@@ -78,6 +80,22 @@ def test_damaged_weights_are_trained_again(tiny: TinyRun) -> None:
     tiny.path("sft").write_bytes(tiny.path("sft").read_bytes()[:500])
     assert tiny.train("sft") == 0
     assert same(tiny.weights("sft"), before)
+
+
+def test_the_starting_weights_may_be_replaced_or_go_while_a_stage_trains(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, before = tiny.path("pretrain"), tiny.manifest("sft")
+    after_step = Run.after_step
+
+    def losing(self: Run, *arguments: Any) -> None:
+        start.unlink(missing_ok=True)
+        after_step(self, *arguments)
+
+    monkeypatch.setattr(Run, "after_step", losing)
+    assert tiny.train("sft", "--from_resume", "0") == 0
+    assert not start.exists()
+    assert tiny.manifest("sft") == before
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

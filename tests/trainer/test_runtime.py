@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -44,6 +46,39 @@ def test_autocast_is_on_only_below_float32() -> None:
         assert (a @ a).dtype == torch.float32
     with replace(CPU, dtype=torch.bfloat16).autocast():
         assert (a @ a).dtype == torch.bfloat16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Runtime(torch.device("mps"), torch.float32).autocast():  # torch's own warns even where it is off
+            pass
+
+
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == choose_device("cuda") == choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="cuda:7: the GPUs here are numbered 0 to 1"):
+        choose_device("cuda:7")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name in ("auto", "cuda"):
+        with pytest.raises(UserError, match="start fewer processes"):
+            choose_device(name)
+
+
+@pytest.fixture
+def determinism_ends_with_the_test() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("determinism_ends_with_the_test")
+def test_deterministic_refuses_kernels_that_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    Runtime.start("cpu", "float32")
+    assert not torch.are_deterministic_algorithms_enabled()
+    Runtime.start("cpu", "float32", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_generators_go_on_where_they_were_each_process_with_its_own() -> None:
