@@ -166,8 +166,8 @@ class TrainConfig:
     learning_rate: float = 0.0
     """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/choices.py."""
     embedding_lr_ratio: float = 0.0
-    """Rate of the embedding, which is the output matrix too, as a multiple of the other parameters'; 0: 20 where it is learnt
-    from nothing, 1 afterwards."""
+    """Rate of the embedding, which is the output matrix too, as a multiple of the other parameters'; 0: where it is
+    learnt from nothing, 20 with Muon and 60 with AdamW; 1 afterwards."""
     schedule: str = "trapezoid"
     """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
     warmup_ratio: float = 0.03

@@ -34,9 +34,10 @@ ADAMW_SHARE = 0.1
 STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
 """Rate of a stage as a share of pretraining's: what is learnt already must not be lost. The profile `cpu` has rates of its
 own for SFT and DPO, found by experiment."""
-FRESH_EMBEDDING_RATIO = 20.0
+FRESH_EMBEDDING_RATIO = {"muon": 20.0, "adamw": 60.0}
 """Of the embedding's rate to the others' while it is learnt from nothing: better than 5, 10 and 40 over 340 steps at 192 x 4,
-than 5 and 10 over 73 at 512 x 8 (docs/lab_log.md). Runs of thousands of steps are not compared yet."""
+than 5 and 10 over 73 at 512 x 8; with AdamW for all better than 5, 20 and 200 over 678 steps (docs/lab_log.md). Runs of
+thousands of steps are not compared yet."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 """Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and
@@ -159,7 +160,7 @@ def fill_in(
     if not config.learning_rate:
         config = replace(config, learning_rate=learning_rate(shape, stage, config.optimizer))
     if not config.embedding_lr_ratio:
-        config = replace(config, embedding_lr_ratio=FRESH_EMBEDDING_RATIO if fresh else 1.0)
+        config = replace(config, embedding_lr_ratio=FRESH_EMBEDDING_RATIO[config.optimizer] if fresh else 1.0)
     if not (config.batch_size and config.accumulation_steps):
         config = _fill_in_batch(config, shape, data, row_tokens, runtime)
     if config.use_compile is None:

@@ -72,7 +72,11 @@ def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
     assert filled.batch_size * filled.accumulation_steps * 512 == wanted
     assert filled.learning_rate == learning_rate(SMALL, "pretrain", "muon") and filled.use_compile is False
     later = fill_in(TrainConfig(), "pretrain", SMALL, tensors(8000), CPU, fresh=False)
-    assert filled.embedding_lr_ratio == FRESH_EMBEDDING_RATIO and later == replace(filled, embedding_lr_ratio=1.0)
+    assert filled.embedding_lr_ratio == FRESH_EMBEDDING_RATIO["muon"] and later == replace(
+        filled, embedding_lr_ratio=1.0
+    )
+    adamw = fill_in(TrainConfig(optimizer="adamw"), "pretrain", SMALL, tensors(8000), CPU, fresh=True)
+    assert adamw.embedding_lr_ratio == FRESH_EMBEDDING_RATIO["adamw"]
     given = TrainConfig(
         batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True
     )  # fmt: skip
@@ -250,7 +254,7 @@ def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None
     torch.manual_seed(0)
     model = MiniLLM(shape)
     config = TrainConfig(
-        learning_rate=learning_rate(shape, "pretrain", "muon"), embedding_lr_ratio=FRESH_EMBEDDING_RATIO
+        learning_rate=learning_rate(shape, "pretrain", "muon"), embedding_lr_ratio=FRESH_EMBEDDING_RATIO["muon"]
     )
     optimizer = build_optimizer(model, config, torch.float32)
     ranks = torch.arange(1, 6401, dtype=torch.float64)
