@@ -276,6 +276,7 @@ class Stage:
             return
 
         def step(num_rows: int) -> None:
+            model.train()
             batch = rows.batch(rows.largest(num_rows))
             copies = 2 if num_rows == rows_of_step else 3
             held = torch.empty(copies * num_weights, device=self.runtime.device)
@@ -284,12 +285,14 @@ class Stage:
                 loss = objective.loss_sum(model, self.runtime.to_device(batch)) / num_targets
             loss.backward()
             del held
+            if self.config.use_compile and self.runtime.validates_compiled:  # better now than hours later
+                with torch.no_grad(), self.runtime.autocast():
+                    objective.loss_sum(model.eval(), self.runtime.to_device(batch))
 
         # The optimizer makes its two moments of each weight in the first step, and all micro-batches but a step's first
         # one find gradients there: here their memory is held for them.
         rows_of_step = self.config.batch_size * self.config.accumulation_steps
         num_weights = sum(p.numel() for p in model.parameters()) if self.runtime.device.type == "cuda" else 0
-        model.train()
         chosen_here = self.resume is None and not self.run.train.batch_size
         self.config = rehearse(self.config, model, step, self.runtime, free_to_choose=chosen_here)
 
@@ -312,7 +315,7 @@ class Stage:
             model.eval()
             sums = torch.zeros(2, device=runtime.device)
             mine = numbers[runtime.rank :: runtime.world_size]
-            with runtime.uncompiled():
+            with runtime.validating():
                 for start in range(0, len(mine), size):
                     batch = rows.batch(mine[start : start + size])
                     with runtime.autocast():

@@ -166,10 +166,15 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def uncompiled(self) -> AbstractContextManager[object]:
-        """Compiled blocks run as they are written, on a CPU: code without gradients would have to be made anew, which a
-        validation's few batches are not worth. A GPU's attention needs its kernel."""
-        return torch.compiler.set_stance("force_eager") if self.device.type == "cpu" else nullcontext()
+    @property
+    def validates_compiled(self) -> bool:
+        """Whether a validation goes through compiled blocks too. Code without gradients has to be made anew, which on a CPU
+        its few batches are not worth; a GPU's attention needs its kernel."""
+        return self.device.type != "cpu"
+
+    def validating(self) -> AbstractContextManager[object]:
+        """Compiled blocks run as they are written, where a validation does not go through them."""
+        return nullcontext() if self.validates_compiled else torch.compiler.set_stance("force_eager")
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
+from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
 from trainer.loop import Batch, BatchStream, Outcome, Run, eval_steps
@@ -17,13 +18,15 @@ from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
 STAGES = ("pretrain", "sft", "dpo")
+SMALL_STEPS = ("--embedding_lr_ratio", "1")
+"""AdamW makes whole steps of gradients that are nothing but rounding; with these the weights stay comparable."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulation_splits_agree(tiny: TinyRun, stage: str) -> None:
     results = []
     for size, parts in ((1, 8), (8, 1), (2, 4)):
-        split = ["--batch_size", str(size), "--accumulation_steps", str(parts), "--optimizer", "adamw"]
+        split = ["--batch_size", str(size), "--accumulation_steps", str(parts), "--optimizer", "adamw", *SMALL_STEPS]
         assert tiny.train(stage, *split) == 0
         results.append((tiny.weights(stage), tiny.metric(stage)))
     for weights, losses in results[1:]:
@@ -162,7 +165,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_that_nobody_waits_for_learns_and_tells_the_same(
     tiny: TinyRun, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    words = ["--seed", "3", "--optimizer", optimizer, "--eval_interval", "4"]
+    words = ["--seed", "3", "--optimizer", optimizer, "--eval_interval", "4", *SMALL_STEPS]
     num_rows = len(PretrainDataset(tiny.data / "pretrain_pretrain_tokens"))
     break_rows({int(rows_of_step(1, 4, num_rows, seed=3)[2])}, monkeypatch)
     assert tiny.train("pretrain", *words) == 0
@@ -191,6 +194,27 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
     break_rows(set(range(1000)), monkeypatch)
     with pytest.raises(UserError, match="5 steps in a row without a finite loss"):
         tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
+
+
+def test_a_validation_that_does_not_compile_is_found_out_before_the_first_step(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = tiny.weights("pretrain")
+    compiled: list[bool] = []
+    loss_sum = NextToken.loss_sum
+
+    def failing(self: NextToken, model: nn.Module, batch: Batch) -> torch.Tensor:
+        if compiled[-1] and not model.training:
+            raise RuntimeError("no code without gradients")
+        return loss_sum(self, model, batch)
+
+    monkeypatch.setattr(NextToken, "loss_sum", failing)
+    monkeypatch.setattr(MiniLLM, "compile_blocks", lambda self, wanted=True: compiled.append(wanted))
+    monkeypatch.setattr(Runtime, "validates_compiled", True)
+    assert tiny.train("pretrain", "--use_compile", "1") == 0
+    assert "torch.compile failed (no code without gradients)" in capsys.readouterr().err
+    assert compiled == [True, False]
+    assert same(tiny.weights("pretrain"), wanted)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU every run gives the same bits")
