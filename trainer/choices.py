@@ -36,8 +36,8 @@ STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
 own for SFT and DPO, found by experiment."""
 FRESH_EMBEDDING_RATIO = {"muon": 20.0, "adamw": 60.0}
 """Of the embedding's rate to the others' while it is learnt from nothing: better than 5, 10 and 40 over 340 steps at 192 x 4,
-than 5 and 10 over 73 at 512 x 8; with AdamW for all better than 5, 20 and 200 over 678 steps (docs/lab_log.md). Runs of
-thousands of steps are not compared yet."""
+than 5 over 2,500, than 5 and 10 over 73 at 512 x 8; with AdamW for all better than 5, 20 and 200 over 678 steps
+(docs/lab_log.md)."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 """Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and

@@ -62,9 +62,9 @@ class Stage:
         self.data_manifest = read_manifest(self.tensors_path)
         self._check_data()
         self.start_path = self._start_path()
-        self.start_sha256 = ""
+        self.start_sha256, self.start_shape = "", run.model
         self.start_manifest: dict[str, Any] = {}
-        if self.start_path is not None:  # read once: hours later, at the end, the file may be another one
+        if self.start_path is not None:  # noted now: hours later, at the end, the file may be another one
             self.start_sha256 = weights_fingerprint(self.start_path)
             _, self.start_shape, self.start_manifest = read_weights(self.start_path)
         self.settings = run_settings(replace(run, model=self._shape()), RESULT_NEUTRAL)
