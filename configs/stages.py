@@ -138,7 +138,7 @@ def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
 
 
 def _split_arguments(variable: str) -> tuple[str, ...]:
-    """The words of a variable, quoted as in a shell, but never run by one."""
+    """The words of a variable, each on one line, as run.sh reads them line by line."""
     words = split_words(variable, os.environ.get(variable, ""))
     if any("\n" in word for word in words):
         raise UserError(f"{variable}: a word holds a line break. Take it out.")

@@ -1,6 +1,7 @@
 """What tests of several folders share: one thread, a tokenizer, and the records and weights of a tiny run."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ def no_folders_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables of the pipeline that calls the tests must not reach them."""
     for name in ("DATA_DIR", "OUT_DIR", "TF_DIR", "MINILLM_PARENT_PID", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def determinism_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `--deterministic` sets for the whole process is as before afterwards."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,8 @@ class Runtime:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU's first product is made
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a guard against bugs, which costs time
+            # by itself fills new tensors, a guard against bugs which costs time
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         elif chosen.type == "cpu":

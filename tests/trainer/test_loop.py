@@ -218,7 +218,8 @@ def test_a_validation_that_does_not_compile_is_found_out_before_the_first_step(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU every run gives the same bits")
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+@pytest.mark.usefixtures("determinism_ends_with_the_test")
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_deterministic_run_killed_and_resumed_ends_in_the_same_bits_on_cuda(tiny: TinyRun, stage: str) -> None:
     words = ["--device", "cuda", "--deterministic", "--dtype", "auto", "--save_interval", "1", "--seed", "3"]
     assert tiny.train(stage, *words) == 0
@@ -227,7 +228,6 @@ def test_a_deterministic_run_killed_and_resumed_ends_in_the_same_bits_on_cuda(ti
     with killed_in_step(3):
         tiny.train(stage, *words)
     assert tiny.train(stage, *words) == 0
-    torch.use_deterministic_algorithms(False)
     assert same(tiny.weights(stage), unbroken)
 
 
