@@ -20,7 +20,12 @@ END_OF_TEXT = "<|endoftext|>"
 """End of a document, and padding."""
 ASSISTANT_START = "<|assistant_start|>"
 ASSISTANT_END = "<|assistant_end|>"
+IMAGE = "<|image|>"
+"""Stands for a picture in the text of a model that sees."""
 SPECIAL_TOKENS = (
+    IMAGE,
+    "<|spare_0|>",
+    "<|spare_1|>",
     BOS,
     END_OF_TEXT,
     "<|system_start|>",
@@ -38,7 +43,8 @@ SPECIAL_TOKENS = (
     "<|tool_result_start|>",
     "<|tool_result_end|>",
 )
-"""In the order of their ids, which are the top ones of the vocabulary."""
+"""In the order of their ids, which are the top ones of the vocabulary. Once published no id changes: what a later
+version needs takes the place of a spare one."""
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content` and `tool_calls`,
@@ -87,7 +93,11 @@ CHAT_TEMPLATE = """
 {{- raise_exception('unknown role: ' + message['role']) -}}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant_start|>' -}}
+{%- if enable_thinking is defined and enable_thinking is true -%}{{- '<|think_start|>' -}}{%- endif -%}
+{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<|think_start|><|think_end|>' -}}{%- endif -%}
+{%- endif -%}
 """.strip()
 """The same rendering as text, in Jinja, for transformers, vLLM and llama.cpp; a test holds the two together. Those
 programs read special tokens out of the finished text, so there, unlike here, a user who types a mark forges it."""
@@ -126,16 +136,20 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     return ids, mask
 
 
-def render_for_completion(encoder: TextEncoder, messages: Sequence[Message]) -> list[int]:
+def render_for_completion(
+    encoder: TextEncoder, messages: Sequence[Message], *, enable_thinking: bool | None = None
+) -> list[int]:
     """Ids of a conversation up to the point where the assistant starts to write.
 
+    Args: enable_thinking: True opens a thought, False puts an empty one before the answer, as Qwen3's template does;
+    None leaves it to the model.
     Raises: UserError where a message is wrong or the last one is already the assistant's.
     """
     ids, _ = render_conversation(encoder, messages)
     if messages[-1]["role"] == "assistant":
         raise UserError(f"message {len(messages)}: is the assistant's already. End with a user or tool message.")
-    ids.append(encoder.encode_special(ASSISTANT_START))
-    return ids
+    opening = {None: (), True: ("<|think_start|>",), False: ("<|think_start|>", "<|think_end|>")}[enable_thinking]
+    return ids + [encoder.encode_special(mark) for mark in (ASSISTANT_START, *opening)]
 
 
 def _body(encoder: TextEncoder, message: Message) -> list[int]:

@@ -214,9 +214,14 @@ class RustBPETokenizer:
         ids, mask = chat.render_conversation(self, messages)
         return ids[:max_length], mask[:max_length]
 
-    def render_for_completion(self, messages: Sequence[chat.Message]) -> list[int]:
-        """Ids of a conversation up to `<|assistant_start|>`, from where the model writes the answer."""
-        return chat.render_for_completion(self, messages)
+    def render_for_completion(
+        self, messages: Sequence[chat.Message], *, enable_thinking: bool | None = None
+    ) -> list[int]:
+        """Ids of a conversation up to `<|assistant_start|>`, from where the model writes the answer.
+
+        Args: enable_thinking: True opens a thought there, False puts an empty one; None: neither.
+        """
+        return chat.render_for_completion(self, messages, enable_thinking=enable_thinking)
 
     # The vocabulary
 

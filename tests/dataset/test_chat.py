@@ -57,7 +57,7 @@ def test_each_assistant_turn_and_its_end_is_learnt_and_nothing_else() -> None:
 def test_ids_and_mask_are_exact() -> None:
     ids, mask = tokenizer.render_conversation([user("你好"), assistant("好")])
     question, answer = tokenizer.encode("你好"), tokenizer.encode("好")
-    top = len(tokenizer.mergeable_ranks)
+    top = tokenizer.encode_special("<|bos|>")
     assert ids == [top, top + 4, *question, top + 5, top + 6, *answer, top + 7]
     assert mask == [0, 0, *([0] * len(question)), 0, 0, *([1] * len(answer)), 1]
 

@@ -1,5 +1,6 @@
 """The tokenizer: lossless, unforgeable, equal to the other programs that read its folder, safe to load."""
 
+import hashlib
 import json
 import lzma
 import os
@@ -167,8 +168,24 @@ def test_digits_are_split_one_by_one_and_words_keep_their_space() -> None:
 def test_the_shipped_vocabulary_has_6400_ids_with_the_special_ones_at_the_top() -> None:
     assert shipped.get_vocab_size() == 6400
     assert shipped.pattern == QWEN2_PATTERN
-    assert [shipped.encode_special(name) for name in SPECIAL_TOKENS] == list(range(6384, 6400))
+    assert [shipped.encode_special(name) for name in SPECIAL_TOKENS] == list(range(6381, 6400))
     assert (shipped.get_bos_token_id(), shipped.end_of_text_id, shipped.assistant_end_id) == (6384, 6385, 6391)
+
+
+FIRST_TABLE = "76ed5b574fa3b41409f1f8ba9c1d2b952ab1a690b5f0342f4ca471f91aa0de20"
+"""SHA-256 of the tokens of ids 0 to 6380 in hexadecimal, one a line, as they were before three marks took 6381 to 6383."""
+FIRST_MARKS = (
+    "bos endoftext system_start system_end user_start user_end assistant_start assistant_end think_start think_end "
+    "tools_start tools_end tool_call_start tool_call_end tool_result_start tool_result_end"
+).split()
+"""Special tokens of that time, from id 6384 on."""
+
+
+def test_no_published_id_has_changed() -> None:
+    table = "\n".join(token.hex() for token, rank in shipped.mergeable_ranks.items() if rank < 6381)
+    assert hashlib.sha256(table.encode()).hexdigest() == FIRST_TABLE
+    marks = {f"<|{name}|>": 6384 + number for number, name in enumerate(FIRST_MARKS)}
+    assert shipped.special_tokens == {"<|image|>": 6381, "<|spare_0|>": 6382, "<|spare_1|>": 6383, **marks}
 
 
 def test_the_shipped_vocabulary_is_dense_on_chinese() -> None:
@@ -310,6 +327,19 @@ def test_the_chat_template_gives_the_ids_of_the_renderer(transformers_tokenizer:
     assert template_ids(transformers_tokenizer, answered) == shipped.render_conversation(answered)[0]
 
 
+@pytest.mark.parametrize("enable_thinking", [None, True, False])
+def test_the_chat_template_opens_or_closes_a_thought_as_the_renderer_does(
+    transformers_tokenizer: Any, enable_thinking: bool | None
+) -> None:
+    messages = [{"role": "user", "content": "问"}]
+    options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    prompt = template_ids(transformers_tokenizer, messages, add_generation_prompt=True, **options)
+    assert prompt == shipped.render_for_completion(messages, enable_thinking=enable_thinking)
+    marks = {None: [], True: ["<|think_start|>"], False: ["<|think_start|>", "<|think_end|>"]}[enable_thinking]
+    opening = [shipped.encode_special(mark) for mark in ("<|assistant_start|>", *marks)]
+    assert prompt == shipped.render_conversation(messages)[0] + opening
+
+
 def test_tools_given_beside_the_messages_stand_in_the_system_turn(transformers_tokenizer: Any) -> None:
     question: dict[str, Any] = {"role": "user", "content": "冷吗"}
     for content, messages in (("", [question]), ("查", [{"role": "system", "content": "查"}, question])):
@@ -408,6 +438,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
         (damaged(lambda data: data["mergeable_ranks"].update({b"ab": 256})), "without a gap"),
         (damaged(lambda data: data["special_tokens"].update({"<|new|>": 300})), "without a gap"),
         (damaged(lambda data: data["special_tokens"].pop("<|bos|>")), "special tokens are missing"),
+        (damaged(lambda data: data["special_tokens"].pop("<|spare_1|>")), "special tokens are missing"),
         (damaged(lambda data: data["special_tokens"].update({"<|new|>": True})), "names to whole numbers"),
     ],
 )

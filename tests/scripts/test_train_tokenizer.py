@@ -13,6 +13,7 @@ import pytest
 
 from configs.paths import ROOT
 from configs.schema import UserError
+from dataset.chat import SPECIAL_TOKENS
 from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, _rust_class
 from scripts import train_rustbpe_tokenizer, train_tokenizer
 
@@ -61,6 +62,7 @@ def test_it_writes_a_folder_that_loads_with_the_size_asked_for(
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == sorted(TOKENIZER_FILES)
     tokenizer = RustBPETokenizer.from_directory(tmp_path / "t")
     assert tokenizer.get_vocab_size() == 290
+    assert tokenizer.special_tokens == {name: 271 + number for number, name in enumerate(SPECIAL_TOKENS)}
     assert len(tokenizer.encode("人工智能")) < len("人工智能".encode())
     facts = tokenizer.metadata
     assert facts["training_text"]["description"] == "corpus.jsonl"
@@ -134,7 +136,7 @@ def test_lines_that_are_no_json_are_counted_and_skipped(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--vocab-size", "271"], "must be 272 or more"),
+        (["--vocab-size", "271"], "must be 275 or more"),
         (["--leave-out-every", "1"], "0 \\(none\\) or 2 or more"),
         (["--split-pattern", "("], "can't be compiled|not a valid regular expression"),
         (["--input", "nowhere.jsonl"], "no such file"),
