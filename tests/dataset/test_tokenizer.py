@@ -174,10 +174,11 @@ def test_the_shipped_vocabulary_has_6400_ids_with_the_special_ones_at_the_top() 
 
 FIRST_TABLE = "76ed5b574fa3b41409f1f8ba9c1d2b952ab1a690b5f0342f4ca471f91aa0de20"
 """SHA-256 of the tokens of ids 0 to 6380 in hexadecimal, one a line, as they were before three marks took 6381 to 6383."""
-FIRST_MARKS = (
-    "bos endoftext system_start system_end user_start user_end assistant_start assistant_end think_start think_end "
-    "tools_start tools_end tool_call_start tool_call_end tool_result_start tool_result_end"
-).split()
+FIRST_MARKS = [
+    *("bos", "endoftext", "system_start", "system_end", "user_start", "user_end", "assistant_start", "assistant_end"),
+    *("think_start", "think_end", "tools_start", "tools_end", "tool_call_start", "tool_call_end"),
+    *("tool_result_start", "tool_result_end"),
+]
 """Special tokens of that time, from id 6384 on."""
 
 
