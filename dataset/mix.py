@@ -23,10 +23,10 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from configs.artifacts import atomic_write, fingerprint, sha256_file, write_error, write_json
 from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_SOURCE, display
+from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
 from dataset.records import (
     BadRecord,
@@ -44,7 +44,7 @@ from dataset.records import (
     shown_text,
     text_hash,
 )
-from dataset.samples import write_samples
+from dataset.samples import SAMPLE_FILES, sample_names, write_samples
 
 MANIFEST_FILE = "mix_manifest.json"
 REJECTS_FILE = "rejects.jsonl"
@@ -122,8 +122,10 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
         if not _is_wanted(source.category, config):
             left_out[source.path.name] = f"the target of {source.category} is 0"
     files = [source for source in files if _is_wanted(source.category, config)]
-    missing = {name for name in CATEGORIES if _is_wanted(name, config)} - {source.category for source in files}
-    files += [Source(path, category, is_sample=True) for category, path in write_samples(sample_dir, missing).items()]
+    wanted = {name for name in CATEGORIES if _is_wanted(name, config)}
+    names = sample_names(wanted, {source.category for source in files if not source.is_sample})
+    written = write_samples(sample_dir, names)
+    files += [Source(path, SAMPLE_FILES[name].category, is_sample=True) for name, path in written.items()]
     return Sources(sorted(files, key=lambda source: (CATEGORIES.index(source.category), source.path.name)), left_out)
 
 
@@ -205,7 +207,7 @@ class Scan:
     """Reasons of each source's rejected records."""
 
 
-def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], progress: "tqdm[Any]") -> Scan:
+def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
     """Validate every record. Bad ones go to `rejects` with file, line, reason and text.
 
     Raises: UserError, once all sources are read, for one that holds too many bad records or not a single good one.
@@ -213,8 +215,8 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
     scan = Scan()
     problems = []
     for source in sources:
-        progress.set_description(source.path.name, refresh=False)
-        problem = _scan_source(scan, source, config, rejects, progress)
+        bar.set_description(source.path.name)
+        problem = _scan_source(scan, source, config, rejects, bar)
         if problem:
             problems.append(problem)
     if problems:
@@ -223,7 +225,7 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
     return scan
 
 
-def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], progress: "tqdm[Any]") -> str:
+def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> str:
     """Add one source's records; returns what is wrong with it as a whole."""
     scan.states.append(_file_state(source.path))
     digest = hashlib.sha256()
@@ -233,7 +235,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
 
     def on_bytes(block: memoryview) -> None:
         digest.update(block)
-        progress.update(len(block))
+        bar.update(len(block))
 
     for number, item in read_items(source.path, on_bytes):
         try:
@@ -554,7 +556,7 @@ class ShuffledLines:
 
 
 def write_outputs(
-    scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, progress: "tqdm[Any]"
+    scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, bar: Progress
 ) -> dict[str, dict[str, Any]]:
     """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source changed meanwhile."""
     expected = _expected_bytes(scan, choice, sources)
@@ -566,8 +568,8 @@ def write_outputs(
             }
             start = 0
             for index, source in enumerate(sources):
-                progress.set_description(source.path.name, refresh=False)
-                _write_source(source, choice, start, config, outputs, progress)
+                bar.set_description(source.path.name)
+                _write_source(source, choice, start, config, outputs, bar)
                 if _file_state(source.path) != scan.states[index]:
                     raise UserError(f"{display(source.path)}: changed while it was read. Rerun.")
                 start += scan.counts[index]
@@ -610,13 +612,11 @@ def _write_source(
     start: int,
     config: MixConfig,
     outputs: Mapping[tuple[str, bool], ShuffledLines],
-    progress: "tqdm[Any]",
+    bar: Progress,
 ) -> None:
     fill = _placeholders(source, config)
     states, copies = memoryview(choice.states), memoryview(choice.copies)  # type: ignore[arg-type]
-    for position, (number, item) in enumerate(
-        read_items(source.path, lambda block: progress.update(len(block))), start
-    ):
+    for position, (number, item) in enumerate(read_items(source.path, lambda block: bar.update(len(block))), start):
         state = states[position] if position < len(states) else _STATE_DROPPED
         if state == _STATE_DROPPED or (state == _STATE_TRAIN and not copies[position]):
             continue
@@ -658,10 +658,10 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
     with output_lock(output_dir):
         _remove_leftovers(output_dir)
         total = 2 * sum(_file_state(source.path)[0] for source in files)
-        with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
-            scan = _scan_with_rejects(files, config, output_dir / REJECTS_FILE, progress)
+        with progress_bar(total, desc="mix", unit="B", unit_scale=True) as bar:
+            scan = _scan_with_rejects(files, config, output_dir / REJECTS_FILE, bar)
             choice = choose(scan, files, config)
-            outputs = write_outputs(scan, choice, files, config, output_dir, progress)
+            outputs = write_outputs(scan, choice, files, config, output_dir, bar)
         manifest = _manifest(scan, choice, sources, config, outputs)
         write_json(output_dir / MANIFEST_FILE, manifest)
     return manifest
@@ -692,12 +692,12 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path, progress: "tqdm[Any]") -> Scan:
+def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path, bar: Progress) -> Scan:
     """The first pass. The rejects file is there afterwards, also when the pass ends with an error about bad records."""
     problem: UserError | None = None
     with atomic_write(path) as rejects:
         try:
-            scan = scan_sources(sources, config, rejects, progress)
+            scan = scan_sources(sources, config, rejects, bar)
         except UserError as error:
             problem = error
     if problem:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import regex
-from tqdm import tqdm
 
 from configs.cli import Parser
 from configs.flags import env_path
@@ -27,10 +26,11 @@ from configs.paths import (
     display,
     find_dataset,
 )
+from configs.progress import progress_bar
 from configs.schema import STAGES, ModelConfig, UserError
 from dataset.chat import SPECIAL_TOKENS
 from dataset.records import BOM, open_source
-from dataset.samples import GENERATORS, write_samples
+from dataset.samples import SAMPLE_FILES, write_samples
 from dataset.tokenizer import (
     NAMED_PATTERNS,
     NUM_BYTES,
@@ -103,7 +103,7 @@ class Corpus:
         self, paths: list[Path], splits: set[str | None], description: str = "", heldout: bool | None = None
     ) -> Iterator[str]:
         num_bytes = sum(path.stat().st_size for path in paths if path.exists())
-        with tqdm(desc=description, total=num_bytes, unit="B", unit_scale=True, disable=not description) as bar:
+        with progress_bar(num_bytes, desc=description, unit="B", unit_scale=True, disable=not description) as bar:
             for path in paths:
                 self.num_unreadable[path, heldout] = 0
                 with open_source(path, lambda block: bar.update(len(block))) as lines:
@@ -141,7 +141,7 @@ def default_inputs() -> list[Path]:
     sources = sorted(SOURCE_DIR.glob("*.jsonl"))
     if mixed or any(path.name != IDENTITY_SOURCE for path in sources):  # that one is put there by the mix
         return mixed or sources
-    written = write_samples(SAMPLE_DIR, [category for category in GENERATORS if category != "preference"])
+    written = write_samples(SAMPLE_DIR, [name for name in SAMPLE_FILES if name != "preference"])
     return [*written.values(), IDENTITY_SAMPLE]
 
 

@@ -1,45 +1,67 @@
-"""The sample data that ships with the project: a generator a category, and the files made from them."""
+"""The sample data that ships with the project: generators, and the files made from them."""
 
 import hashlib
 import importlib
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write, sha256_file, write_json
 
-GENERATORS = {
-    "general": ("dialogue", "medley"),
-    "knowledge": ("knowledge",),
-    "math": ("arithmetic",),
-    "preference": ("preference",),
-    "corpus": ("prose",),
+
+@dataclass(frozen=True, slots=True)
+class SampleFile:
+    """One bundled file: `{name}_cn_sample.jsonl`."""
+
+    category: str
+    modules: tuple[str, ...]
+    """Generators, modules of this package."""
+    replaced_by: tuple[str, ...] = ()
+    """Categories of which any file of the user's takes its place; none: it is always there."""
+
+
+SAMPLE_FILES = {
+    "general": SampleFile("general", ("dialogue", "medley"), ("general",)),
+    "knowledge": SampleFile("knowledge", ("knowledge",), ("knowledge",)),
+    "math": SampleFile("math", ("arithmetic",), ("math",)),
+    "preference": SampleFile("preference", ("preference",), ("preference",)),
+    "corpus": SampleFile("corpus", ("prose",), ("corpus",)),
 }
-"""Category -> modules of this package. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
+"""By name, in the order of the mix. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
 MANIFEST = "samples_manifest.json"
 
 
-def write_samples(directory: Path, categories: Collection[str] = tuple(GENERATORS)) -> dict[str, Path]:
-    """Write `{category}_cn_sample.jsonl` for each category asked for; files made by the same generators are kept.
+def sample_names(wanted: Collection[str], users: Collection[str]) -> list[str]:
+    """The files that belong into a mix. Args: wanted: categories with a target. users: categories the user has files of."""
+    return [
+        name
+        for name, file in SAMPLE_FILES.items()
+        if file.category in wanted and not any(category in users for category in file.replaced_by)
+    ]
 
-    Returns: category -> file.
+
+def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES)) -> dict[str, Path]:
+    """Write each file asked for; those made by the same generators are kept.
+
+    Returns: name -> file.
     """
     sources = _sources_fingerprint()
     manifest_path = directory / MANIFEST
     manifest = _read_manifest(manifest_path)
     paths = {}
-    for category in (name for name in GENERATORS if name in categories):
-        path = directory / f"{category}_cn_sample.jsonl"
+    for name in (name for name in SAMPLE_FILES if name in names):
+        path = directory / f"{name}_cn_sample.jsonl"
         made = manifest.get(path.name, {})
         if made.get("generators") != sources or not path.is_file() or made.get("sha256") != sha256_file(path):
-            generators = [importlib.import_module(f"dataset.samples.{name}") for name in GENERATORS[category]]
+            generators = [importlib.import_module(f"dataset.samples.{module}") for module in SAMPLE_FILES[name].modules]
             with atomic_write(path) as file:
                 for generator in generators:
                     file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in generator.records())
             manifest[path.name] = {"generators": sources, "sha256": sha256_file(path)}
             write_json(manifest_path, manifest)
-        paths[category] = path
+        paths[name] = path
     return paths
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from configs.paths import IDENTITY_SAMPLE
 from configs.schema import ModelConfig, UserError
 from dataset.encoding import IGNORE
-from dataset.samples import GENERATORS
+from dataset.samples import SAMPLE_FILES
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer
 from model.model_minillm import MiniLLM
@@ -206,7 +206,7 @@ def held_out(category: str) -> Iterator[dict[str, Any]]:
         )
         records: Iterator[dict[str, Any]] = (json.loads(line) for line in lines.splitlines())
     else:
-        records = importlib.import_module(f"dataset.samples.{GENERATORS[category][0]}").records()
+        records = importlib.import_module(f"dataset.samples.{SAMPLE_FILES[category].modules[0]}").records()
     return (record | {"category": category} for record in records if record.get("split"))
 
 
