@@ -1,18 +1,23 @@
 """Talk to a model. 与模型对话。
 
-python eval_model.py --model_mode 2
+python eval_model.py
 python eval_model.py --model_mode 1 --prompt "你是谁？"
 """
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import readline  # noqa: F401  # gives `input` its line editing and the arrow keys
 
 import torch
 
 from configs.cli import Parser, run
 from configs.flags import default_tokenizer_dir, env_path, latest_weights
 from configs.paths import OUT_DIR, display, find_dataset
+from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Sampling, answer, generate, stop_ids
 from model.model_minillm import MiniLLM
@@ -20,14 +25,25 @@ from trainer.checkpoint import check_tokenizer, load_model
 from trainer.runtime import choose_device
 
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
+LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")
+"""Which weights are talked to where nobody says it."""
+READ_SHARE = 0.75
+"""Of the tokens that a row of the training held, what a conversation may fill; the rest is room for the answer."""
+LONGEST_LOOP, LOOP_TOKENS = 32, 24
+"""An answer is stopped when its last tokens, so many and three rounds at least, repeat a piece of at most so many."""
+COMMANDS = """\
+/new   start over 开始新对话
+/help  this list 显示本帮助
+/exit  leave (also exit, quit, Ctrl-D) 退出
+Ctrl-C stops an answer 停止当前回答; arrow keys edit and bring back lines 方向键可编辑、翻看历史"""
 
 
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--model_mode", type=int, choices=sorted(WEIGHTS_OF_MODE), default=1,
-        help="0 pretrain 预训练, 1 SFT 微调, 2 DPO 偏好对齐, 3 reasoning 推理 (%(default)s)",
+        "--model_mode", type=int, choices=sorted(WEIGHTS_OF_MODE),
+        help="0 pretrain 预训练, 1 SFT 微调, 2 DPO 偏好对齐, 3 reasoning 推理 (the last stage trained 默认用最后训练的阶段)",
     )  # fmt: skip
     parser.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
     parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")
@@ -35,7 +51,7 @@ def build_parser() -> Parser:
     parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
     parser.add_argument("--prompt", metavar="TEXT", help="ask once and print the answer 只问一次")
     parser.add_argument(
-        "--temperature", type=float, default=0.7, help="0: always the likeliest token 采样温度 (%(default)s)"
+        "--temperature", type=float, default=0.0, help="0: always the likeliest token 采样温度 (%(default)s)"
     )
     parser.add_argument(
         "--top_k",
@@ -69,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = (
         find_dataset(arguments.weight)
         if arguments.weight
-        else latest_weights(WEIGHTS_OF_MODE[arguments.model_mode], out_dir, hidden_size=arguments.hidden_size)
+        else weights_of(arguments.model_mode, out_dir, arguments.hidden_size)
     )
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
@@ -95,12 +111,20 @@ def prompt_ids(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], comp
     return tokenizer.render_for_completion(messages)
 
 
+def weights_of(mode: int | None, out_dir: Path, hidden_size: int | None) -> Path:
+    """The weights of a mode, or of the last stage that was trained. Raises: UserError when there are none."""
+    if mode is not None:
+        return latest_weights(WEIGHTS_OF_MODE[mode], out_dir, hidden_size=hidden_size)
+    for name in LAST_STAGE_FIRST[:-1]:
+        with contextlib.suppress(UserError):
+            return latest_weights(name, out_dir, hidden_size=hidden_size)
+    return latest_weights(LAST_STAGE_FIRST[-1], out_dir, hidden_size=hidden_size)
+
+
 def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, completes: bool) -> None:
     """A conversation in the terminal, each answer shown as it comes."""
-    print(
-        "输入问题后回车；/new 开始新对话，/exit 退出。 Type and press Enter; /new starts over, /exit ends.",
-        file=sys.stderr,
-    )
+    print("输入问题后回车，/help 查看命令。 Type and press Enter; /help lists the commands.", file=sys.stderr)
+    room = context_tokens(model)
     messages: list[dict[str, str]] = []
     while True:
         try:
@@ -108,29 +132,82 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
         except EOFError:
             print(file=sys.stderr)
             return
-        if question == "/exit":
+        if question.lower() in {"/exit", "/quit", "exit", "quit"}:
             return
-        if question == "/new":
-            messages = []
+        if question in {"/help", "/new"}:
+            if question == "/new":
+                messages = []
+            print(COMMANDS if question == "/help" else "新对话。 A new conversation.", file=sys.stderr)
             continue
         if not question:
             continue
         messages.append({"role": "user", "content": question})
-        text = stream(model, tokenizer, prompt_ids(tokenizer, messages, completes), sampling)
-        messages.append({"role": "assistant", "content": text})
+        dropped = 0 if completes else forget(tokenizer, messages, int(READ_SHARE * room))
+        if dropped:
+            print(f"（最早的 {dropped} 轮已超出模型能读的长度 {dropped} oldest turns no longer fit）", file=sys.stderr)
+        prompt = prompt_ids(tokenizer, messages, completes)
+        if len(prompt) >= room:
+            print(
+                f"（这段话有 {len(prompt)} 个 token，模型训练时只读过 {room} 个，回答可能不可靠 longer than the rows "
+                "it was trained on）",
+                file=sys.stderr,
+            )
+        messages.append({"role": "assistant", "content": stream(model, tokenizer, prompt, sampling)})
+
+
+def context_tokens(model: MiniLLM) -> int:
+    """Tokens that the model can read: those of the longest row in training, times YaRN's factor."""
+    return int(model.config.original_max_position_embeddings * model.config.rope_scaling_factor)
+
+
+def forget(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], room: int) -> int:
+    """Drop the oldest turns, question and answer together, until the rest fits; the last question stays.
+
+    Returns: how many turns were dropped.
+    """
+    dropped = 0
+    while len(messages) > 2 and len(tokenizer.render_for_completion(messages)) > room:
+        del messages[:2]
+        dropped += 1
+    return dropped
 
 
 def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
-    """Print an answer as it comes; returns all of it."""
-    stops = stop_ids(tokenizer)
-    ids = (int(token[0]) for token in generate(model, [prompt], stops, sampling))
-    pieces = []
+    """Print an answer as it comes; returns all of it. Ctrl-C ends the answer alone, and so does one that goes in circles."""
+    said: list[int] = []
+
+    def until_stopped() -> Iterator[int]:
+        stops = stop_ids(tokenizer)
+        for token in (int(token[0]) for token in generate(model, [prompt], stops, sampling)):
+            if token in stops:
+                return
+            said.append(token)
+            yield token
+            if is_looping(said):
+                notes.append("（回答在重复，已停止 stopped: it goes in circles）")
+                return
+
+    notes: list[str] = []
     print("模型: ", end="", flush=True)
-    for piece in tokenizer.decode_stream(token for token in ids if token not in stops):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print()
-    return "".join(pieces)
+    try:
+        for piece in tokenizer.decode_stream(until_stopped()):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        notes.append("（已停止 stopped）")
+    print(flush=True)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return tokenizer.decode(said)
+
+
+def is_looping(ids: Sequence[int]) -> bool:
+    """Whether the end of an answer is one short piece again and again."""
+    for period in range(1, LONGEST_LOOP + 1):
+        length = max(LOOP_TOKENS, 3 * period)
+        tail = ids[-length:]
+        if len(tail) == length and tail[period:] == tail[:-period]:
+            return True
+    return False
 
 
 if __name__ == "__main__":

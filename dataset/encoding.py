@@ -22,10 +22,10 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from configs.hardware import num_cores
 from configs.paths import ROOT, display
+from configs.progress import Progress, progress_bar
 from configs.schema import UserError
 from dataset.chat import Message
 from dataset.records import (
@@ -229,7 +229,7 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
     num_bytes = encoder.source.stat().st_size
     num_workers = min(num_workers or num_cores(), -(-num_bytes // BYTES_PER_WORKER))
     label = f"{encoder.stage} tokens" + (f" ({encoder.split})" if encoder.split else "")
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=label, disable=not progress) as bar:
+    with progress_bar(num_bytes, desc=label, unit="B", unit_scale=True, disable=not progress) as bar:
         batches = _batches(encoder.source, bar)
         stream = map(encoder.encode, batches) if num_workers <= 1 else _in_workers(encoder, batches, num_workers)
         for encoded in stream:
@@ -238,7 +238,7 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
             yield encoded
 
 
-def _batches(source: Path, bar: "tqdm[Any]") -> Iterator[Batch]:
+def _batches(source: Path, bar: Progress) -> Iterator[Batch]:
     """The lines of a file with their numbers, about BATCH_BYTES at one time."""
     batch: Batch = []
     size = 0

@@ -11,14 +11,13 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tqdm import tqdm
 
 from configs.cli import run
+from configs.progress import Progress, progress_bar
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_training import build_parser, train_folder
@@ -44,12 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more.")
 
     def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
-        bars: list[tqdm[Any]] = []
+        bars: list[Progress] = []
+        shown = [0]
 
         def show(done: int, wanted: int) -> None:
             if not bars:  # not before the reading, which has a bar of its own, is over
-                bars.append(tqdm(desc="merging 合并", total=wanted, unit=" merges"))
-            bars[0].update(done - bars[0].n)
+                bars.append(progress_bar(wanted, desc="merging 合并", unit="merges"))
+            bars[0].update(done - shown[0])
+            shown[0] = done
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the text has no more pairs", UserWarning)  # told by train_folder

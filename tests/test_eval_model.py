@@ -13,6 +13,7 @@ import eval_model
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from tests.terminal import Terminal
 from tests.tiny_run import TinyRun, lively
 from trainer.checkpoint import load_model, save_weights
 from trainer.evaluate import Question, ask
@@ -60,7 +61,7 @@ def test_all_else_stands_on_stderr(talkative: Path) -> None:
     flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT_DIR")}
     shown = subprocess.run(
-        [sys.executable, str(ROOT / "eval_model.py"), *flags, "--prompt", PROMPT, "--temperature", "0"],
+        [sys.executable, str(ROOT / "eval_model.py"), *flags, "--model_mode", "1", "--prompt", PROMPT],
         cwd=talkative, env=clean, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
@@ -92,7 +93,10 @@ def test_each_mode_and_a_path_take_their_weights(say: Say, talkative: Path, caps
     with pytest.raises(UserError, match=r"reason_\*\.pth: no such weights"):
         say("--model_mode", "3", *greedy)
     with pytest.raises(UserError, match=r"full_sft_64\.pth: no such weights"):
+        say("--model_mode", "1", "--hidden_size", "64", *greedy)
+    with pytest.raises(UserError, match=r"pretrain_64\.pth: no such weights"):
         say("--hidden_size", "64", *greedy)
+    assert say(*greedy) == by_mode[2]
 
 
 def test_a_pretrained_model_goes_on_with_the_text(talkative: Path, tokenizer: RustBPETokenizer) -> None:
@@ -107,7 +111,7 @@ def test_a_conversation_remembers_its_turns_until_new(
 ) -> None:
     turns: Iterator[str] = iter(["一", "", "二", "/new", "二", "/exit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(turns))
-    answers = [line.removeprefix("模型: ") for line in say("--temperature", "0").split("模型: ")[1:]]
+    answers = [line.removeprefix("模型: ") for line in say("--model_mode", "1").split("模型: ")[1:]]
     model, _ = load_model(talkative / "full_sft_16.pth")
     first, last = (
         ask(model.eval(), tokenizer, [Question([{"role": "user", "content": text}], "", "")],
@@ -127,9 +131,115 @@ def test_the_end_of_the_input_ends_the_conversation(say: Say, monkeypatch: pytes
     assert say() == ""
 
 
+@pytest.fixture
+def terminal(talkative: Path) -> Iterator[Terminal]:
+    """A conversation at a terminal with the weights of DPO, up to the first question."""
+    flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+    terminal = Terminal([str(ROOT / "eval_model.py"), *flags, "--max_new_tokens", "3"])
+    terminal.wait_for("你: ")
+    yield terminal
+    terminal.child.kill()
+
+
+def answer_to(talkative: Path, question: str) -> str:
+    """What the weights of DPO say, in three tokens."""
+    model, _ = load_model(talkative / "rlhf_16.pth")
+    tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    asked = Question([{"role": "user", "content": question}], "", "general")
+    (said,) = ask(model.eval(), tokenizer, [asked], batch_size=1, max_new_tokens=3)
+    return said.text
+
+
+def shown_lines(text: str) -> str:
+    """Terminal output without carriage returns and escape codes."""
+    return re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "/exit", "/quit", "EXIT"])
+def test_each_word_for_leaving_leaves(terminal: Terminal, word: str) -> None:
+    terminal.type(f"{word}\n")
+    assert terminal.end() == 0
+    assert "模型: " not in terminal.shown
+
+
+def test_the_last_stage_trained_is_talked_to_and_named(terminal: Terminal, talkative: Path) -> None:
+    assert "rlhf_16.pth" in terminal.shown
+    terminal.type("你是谁？\n")
+    terminal.wait_for("模型: ")
+    assert shown_lines(terminal.wait_for("你: ")).startswith(answer_to(talkative, "你是谁？"))
+    terminal.type("exit\n")
+    assert terminal.end() == 0
+
+
+def test_arrow_keys_edit_the_line_and_bring_back_the_one_before(terminal: Terminal, talkative: Path) -> None:
+    terminal.type("b\x1b[Da\n")  # "b", left, "a": the line is "ab"
+    terminal.wait_for("模型: ")
+    assert shown_lines(terminal.wait_for("你: ")).startswith(answer_to(talkative, "ab"))
+    terminal.type("/new\n")
+    terminal.wait_for("你: ")
+    terminal.type("\x1b[A\x1b[A\n")  # up, up: the question before /new
+    terminal.wait_for("模型: ")
+    assert shown_lines(terminal.wait_for("你: ")).startswith(answer_to(talkative, "ab"))
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_help_lists_the_commands_and_new_forgets(terminal: Terminal, talkative: Path) -> None:
+    terminal.type("/help\n")
+    listed = terminal.wait_for("你: ")
+    assert all(command in listed for command in ("/new", "/help", "/exit"))
+    for line in ("一", "/new", "二"):
+        terminal.type(f"{line}\n")
+        last = terminal.wait_for("你: ")
+    assert shown_lines(last).split("模型: ")[1].startswith(answer_to(talkative, "二"))
+    terminal.type("quit\n")
+    assert terminal.end() == 0
+
+
+def test_the_oldest_turns_are_forgotten_whole_and_a_line_says_so(tokenizer: RustBPETokenizer) -> None:
+    turns = [{"role": role, "content": f"{role}{n}"} for n in range(6) for role in ("user", "assistant")]
+    messages = [*turns, {"role": "user", "content": "问"}]
+    room = len(tokenizer.render_for_completion(messages[4:]))
+    assert eval_model.forget(tokenizer, messages, room) == 2
+    assert messages == [*turns[4:], {"role": "user", "content": "问"}]
+    assert eval_model.forget(tokenizer, messages, room) == 0
+    assert eval_model.forget(tokenizer, messages, 1) == 4
+    assert messages == [{"role": "user", "content": "问"}]
+
+
+def test_a_long_conversation_goes_on_with_what_the_model_can_read(
+    talkative: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = iter([*["你好，今天天气怎么样？"] * 12, "/exit"])
+    monkeypatch.setattr("builtins.input", lambda shown: next(turns))
+    lengths: list[int] = []
+    stream = eval_model.stream
+
+    def watched(model: object, tokenizer: object, prompt: list[int], sampling: object) -> str:
+        lengths.append(len(prompt))
+        return stream(model, tokenizer, prompt, sampling)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(eval_model, "stream", watched)
+    flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+    assert eval_model.main([*flags, "--model_mode", "1", "--max_new_tokens", "2"]) == 0
+    model, _ = load_model(talkative / "full_sft_16.pth")
+    assert max(lengths) <= eval_model.READ_SHARE * eval_model.context_tokens(model)
+    assert len(lengths) == 12
+    assert "no longer fit" in capsys.readouterr().err
+
+
+def test_an_answer_that_goes_in_circles_is_stopped() -> None:
+    assert eval_model.is_looping([1, 2, 3] + [7] * 24)
+    assert eval_model.is_looping([9] + [1, 2, 3, 4, 5] * 6)
+    assert eval_model.is_looping(list(range(32)) * 3)
+    assert not eval_model.is_looping([7] * 23)
+    assert not eval_model.is_looping(list(range(100)))
+    assert not eval_model.is_looping([1, 2, 3] * 8 + [4])
+
+
 def test_another_tokenizer_is_refused(say: Say, tmp_path: Path) -> None:
     RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "bytes")
-    with pytest.raises(UserError, match=r"full_sft_16\.pth: made with another tokenizer"):
+    with pytest.raises(UserError, match=r"rlhf_16\.pth: made with another tokenizer"):
         say("--prompt", PROMPT, "--tokenizer_dir", str(tmp_path / "bytes"))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.progress import is_wide
 from configs.schema import TrainConfig
 from dataset.lm_dataset import rows_of_step
 from trainer.checkpoint import ResumeState
@@ -278,10 +279,13 @@ class Run:
         """Move the bar, and write a line of metrics when it is due."""
         seconds = time.perf_counter() - self.clock
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
-        metrics.progress(
-            loss=f"{loss:.3f}", lr=f"{outcome.lr:.1e}", tok_s=f"{speed:,.0f}", mfu=f"{speed * self.token_cost:.0%}",
-            **{key.replace("validation_loss", "val"): f"{value:.3f}" for key, value in self.last_validation.items()},
-        )  # fmt: skip
+        figures = {"loss": f"{loss:.3f}"}
+        if "validation_loss" in self.last_validation:
+            figures["val"] = f"{self.last_validation['validation_loss']:.3f}"
+        figures["tok/s"] = f"{speed:,.0f}"
+        if is_wide():
+            figures |= {"lr": f"{outcome.lr:.1e}", "mfu": f"{speed * self.token_cost:.0%}"}
+        metrics.progress(**figures)
         if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
             values = {
                 "loss": loss,

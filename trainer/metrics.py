@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from configs.artifacts import append_line, atomic_write
+from configs.progress import progress_bar
 from configs.schema import UserError
 
 REASON_CHARS = 300
@@ -54,10 +53,7 @@ class Metrics:
         self.path = tf_dir / "metrics" / f"{name}.jsonl"
         tracker = _tracker(tf_dir, name, settings) if use_wandb else None
         kept = self._keep_until(first_step)
-        self.bar = tqdm(
-            total=num_steps, initial=first_step, desc=stage, unit="step", dynamic_ncols=True, mininterval=0.5,
-            file=sys.stderr,
-        )  # fmt: skip
+        self.bar = progress_bar(num_steps, initial=first_step, desc=stage, unit="steps")
         self.failing: set[str] = set()
         self.listeners: list[Listener] = []
         try:
@@ -88,7 +84,7 @@ class Metrics:
 
     def progress(self, **shown: str) -> None:
         """One more step is done."""
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in shown.items()))
         self.bar.update(1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -100,7 +96,11 @@ class Metrics:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
-        self.bar.write(text, file=sys.stderr)
+        self.bar.say(text)
+
+    def close_bar(self) -> None:
+        """Leave the bar, so that the next line stands below it."""
+        self.bar.close()
 
     def close(self) -> None:
         """Flush and end; within the handling of an exception the run counts as failed."""

@@ -11,9 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from configs.artifacts import atomic_write
+from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.encoding import IGNORE
 from model.model_minillm import MiniLLM
@@ -111,16 +111,17 @@ class WithReference:
 def pair_logps(model: MiniLLM, pairs: "Rows", stage: "Stage", label: str) -> PairLogps:
     """Log-probabilities of all pairs in their order, under the stage's dtype; on the CPU, float32 (N,)."""
     chosen, rejected = [], []
-    starts = range(0, len(pairs), REFERENCE_BATCH)
-    for start in tqdm(starts, desc=f"reference {label}", unit="batch", disable=not stage.runtime.is_main):
-        numbers = np.arange(start, min(start + REFERENCE_BATCH, len(pairs)))
-        batch = {name: tensor.to(stage.runtime.device) for name, tensor in pairs.batch(numbers).items()}
-        with stage.runtime.autocast():
-            hidden, _ = model.hidden_states(batch["input_ids"])
-            logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])
-        first, second = logps.cpu().chunk(2)
-        chosen.append(first)
-        rejected.append(second)
+    with progress_bar(len(pairs), desc=f"reference {label}", unit="pairs", disable=not stage.runtime.is_main) as bar:
+        for start in range(0, len(pairs), REFERENCE_BATCH):
+            numbers = np.arange(start, min(start + REFERENCE_BATCH, len(pairs)))
+            batch = {name: tensor.to(stage.runtime.device) for name, tensor in pairs.batch(numbers).items()}
+            with stage.runtime.autocast():
+                hidden, _ = model.hidden_states(batch["input_ids"])
+                logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])
+            first, second = logps.cpu().chunk(2)
+            chosen.append(first)
+            rejected.append(second)
+            bar.update(len(numbers))
     return PairLogps(torch.cat(chosen), torch.cat(rejected))
 
 

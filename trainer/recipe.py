@@ -258,6 +258,8 @@ class Stage:
                 save_weights(self.weights_path, model, self.manifest())
                 self.state.clear()
         except TrainingStopped as error:
+            if metrics is not None:
+                metrics.close_bar()
             self.say(f"stopped ({error}); the state is saved, the same command goes on from here")
             return self.stop.exit_code or 143
         except TrainingDiverged as error:
