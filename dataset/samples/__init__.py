@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write, sha256_file, write_json
+from dataset.samples.exam import EXAM_FILE, without_exam
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES))
             generators = [importlib.import_module(f"dataset.samples.{module}") for module in SAMPLE_FILES[name].modules]
             with atomic_write(path) as file:
                 for generator in generators:
-                    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in generator.records())
+                    file.writelines(
+                        json.dumps(record, ensure_ascii=False) + "\n" for record in without_exam(generator.records())
+                    )
             manifest[path.name] = {"generators": sources, "sha256": sha256_file(path)}
             write_json(manifest_path, manifest)
         paths[name] = path
@@ -66,9 +69,9 @@ def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES))
 
 
 def _sources_fingerprint() -> str:
-    """Hash of everything that the generators are made of: code and tables."""
+    """Hash of everything that the generators are made of: code and tables, and the exam that they leave out."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.iterdir()):
+    for path in [*sorted(Path(__file__).parent.iterdir()), EXAM_FILE]:
         if path.is_file():
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""The exam of the first minutes is never trained on: bundled records that ask one of its questions are left out.
+
+`dataset/first_minutes.jsonl` holds the exam (docs/formats.md). A record asks an unseen question if its words are the same
+but for case, spacing and punctuation, or nearly so. What users bring themselves is theirs, and is kept.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dataset.records import normalised_question
+
+EXAM_FILE = Path(__file__).resolve().parents[1] / "first_minutes.jsonl"
+MOST_ALIKE = 0.8
+"""Jaccard index of two questions' character trigrams from which they count as one."""
+
+
+def trigrams(question: str) -> frozenset[str]:
+    """Runs of three characters of a normalised question; of a shorter one the whole."""
+    return frozenset(question[i : i + 3] for i in range(max(1, len(question) - 2)))
+
+
+class Exam:
+    """Questions, each one turn of a user or several together."""
+
+    def __init__(self, questions: Iterable[Sequence[str]]) -> None:
+        self.trigrams: list[frozenset[str]] = []
+        self.texts: set[str] = set()
+        self.lengths: set[int] = set()
+        """How many turns a question may have."""
+        self.holders: dict[str, list[int]] = defaultdict(list)
+        """Trigram -> the questions that have it."""
+        for turns in questions:
+            text = normalised_question("\n".join(turns))
+            self.texts.add(text)
+            self.lengths.add(len(turns))
+            for trigram in trigrams(text):
+                self.holders[trigram].append(len(self.trigrams))
+            self.trigrams.append(trigrams(text))
+
+    def asks(self, user_turns: Sequence[str]) -> bool:
+        """Whether a conversation holds a question of the exam, or one that is nearly the same."""
+        for length in self.lengths:
+            for start in range(len(user_turns) - length + 1):
+                if self._is_close(normalised_question("\n".join(user_turns[start : start + length]))):
+                    return True
+        return False
+
+    def _is_close(self, text: str) -> bool:
+        if text in self.texts:
+            return True
+        own = trigrams(text)
+        shared = Counter(number for trigram in own for number in self.holders.get(trigram, ()))
+        return any(
+            count > MOST_ALIKE * (len(own) + len(self.trigrams[number]) - count) for number, count in shared.items()
+        )
+
+
+@cache
+def unseen() -> Exam:
+    """The questions that are never trained on."""
+    rows = (json.loads(line) for line in EXAM_FILE.read_text(encoding="utf-8").splitlines())
+    return Exam(row.get("turns") or [row["prompt"]] for row in rows if row["list"] == "unseen")
+
+
+def without_exam(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The records that ask no question of the exam."""
+    exam = unseen()
+    return (record for record in records if not exam.asks(user_turns(record)))
+
+
+def user_turns(record: Mapping[str, Any]) -> list[str]:
+    """What the user says in a bundled record; nothing in raw text."""
+    messages = record.get("conversations") or record.get("chosen") or ()
+    return [message["content"] for message in messages if message["role"] == "user"]
