@@ -1,9 +1,9 @@
-"""Sample arithmetic: what is to be computed, asked in the many ways that people type it, and honest lines beyond it.
+"""Sample arithmetic: problems to compute, asked as people type them, and honest lines beyond them.
 
-The kinds: sums and differences from 0 to 100 (no `kind`), `basic` (the same of single digits), `times` (the
-multiplication table and its exact quotients), `word` (stories), `steps` (three terms, worked out), `turns`
-(再加5呢？) and `beyond`. `arithmetic_problems.py` says what is held out; held-out questions are asked in wordings of
-their own, which no training question uses.
+The kinds: sums and differences from 0 to 100 (no `kind`), `basic` (the same of single digits), `times`
+(the multiplication table and its exact quotients), `word` (stories), `steps` (three terms, worked out),
+`turns` (再加5呢？) and `beyond`. `arithmetic_problems.py` says what is held out; held-out questions are
+asked in wordings of their own, which no training question uses.
 """
 
 import random
@@ -46,19 +46,19 @@ __all__ = [
 TRAIN_STEPS = True
 """Whether 1+2+3 is worked out (kind `steps`); else it gets an honest line (kind `beyond`)."""
 
-NUM_OTHER_WORDINGS = 16
-"""Wordings, beside every common one, in which each sum and difference of single digits is trained."""
+NUM_OTHER_WORDINGS = 10
+"""Wordings, beside the common ones, in which each single-digit problem is trained."""
 NUM_BASIC_WORDINGS = {VALIDATION: 1, TEST: 3}
-NUM_TABLE_WORDINGS = {TRAIN: 10, VALIDATION: 1, TEST: 1}
+NUM_TABLE_WORDINGS = {TRAIN: 8, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
-NUM_EASY_AGAIN = 2
-"""Further sums and differences of each training pair of small or round numbers, which people type more often."""
+NUM_EASY_AGAIN = 1
+"""Further sums and differences of each training pair of small or round numbers."""
 EASY_LIMIT = 20
 NUM_PLAIN_HELDOUT = 350
-NUM_WORD = {TRAIN: 3300, VALIDATION: 120, TEST: 120}
-NUM_STEPS = {TRAIN: 1000, VALIDATION: 80, TEST: 80}
-NUM_TURNS = {TRAIN: 1000, VALIDATION: 80, TEST: 80}
-NUM_BEYOND = {TRAIN: 2600, VALIDATION: 150, TEST: 150}
+NUM_WORD = {TRAIN: 2700, VALIDATION: 120, TEST: 120}
+NUM_STEPS = {TRAIN: 700, VALIDATION: 80, TEST: 80}
+NUM_TURNS = {TRAIN: 800, VALIDATION: 80, TEST: 80}
+NUM_BEYOND = {TRAIN: 2300, VALIDATION: 150, TEST: 150}
 
 STEP_IN_WORDS_SHARE = 0.35
 LARGE_TURN_SHARE = 0.05
@@ -66,7 +66,7 @@ _STEP_SIGNS = {"++": 4, "+-": 3, "-+": 3, "--": 2, "×+": 2, "×-": 1, "+×": 1,
 """The two signs of three terms, by weight."""
 _SIGN_NAMES = {"+": ("加", "再加", "加上"), "-": ("减", "再减", "减去"), "×": ("乘", "乘以"), "÷": ("除以",)}
 _MOVES = {"+": 4, "-": 4, "×": 1, "swap": 3, "other": 3, "reverse": 1}
-"""How a conversation goes on, by weight: with the result, with the two numbers again, or with new ones."""
+"""How a conversation goes on, by weight."""
 _LARGE_NUMBERS = (150, 200, 300, 500, 1000)
 
 Turn = tuple[str, str]
@@ -74,7 +74,7 @@ Turn = tuple[str, str]
 
 
 def _record(turns: Sequence[Turn], side: str, cluster: str, kind: str = "", **fields: Any) -> dict[str, Any]:
-    """A chat record. `fields` and the cluster, by which scores are counted, stand on held-out ones alone."""
+    """A chat record. `fields` and the cluster stand on held-out ones alone: they serve the scores."""
     messages = []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -113,7 +113,7 @@ class _Asker:
 
 
 def _basic(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """All sums and differences of single digits: in every common wording and in some others; held out in wordings."""
+    """All single-digit problems, in every common wording and some others; held out in wordings."""
     for problem in problems():
         if not problem.is_basic:
             continue
@@ -127,12 +127,13 @@ def _basic(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _plain(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Each training pair as a sum and as a difference, easy ones again; each held-out pair as one of the two."""
-    for a in range(LIMIT + 1):
-        for b in range(a, LIMIT + 1):
-            if not is_basic((a, b)) and not is_foreign((a, b), TRAIN):
-                for sign in "+-" * (1 + NUM_EASY_AGAIN * _is_easy((a, b))):
-                    yield asker.record(_ordered((a, b), sign, asker.rng), TRAIN, _name((a, b)))
+    """Training pairs as sum and difference, one of the two in both orders; held-out pairs as one of them."""
+    pairs = [(a, b) for a in range(LIMIT + 1) for b in range(a, LIMIT + 1) if not is_basic((a, b))]
+    for index, pair in enumerate(pair for pair in pairs if not is_foreign(pair, TRAIN)):
+        chosen = [_ordered(pair, sign, asker.rng) for sign in "+-" * (1 + NUM_EASY_AGAIN * _is_easy(pair))]
+        turned = chosen[index % 2]
+        for problem in (*chosen, Problem(turned.b, turned.sign, turned.a)):
+            yield asker.record(problem, TRAIN, _name(pair))
     for side in HELDOUT_SIDES:
         for index, pair in enumerate(asker.rng.sample(sorted(heldout_pairs(side)), NUM_PLAIN_HELDOUT)):
             yield asker.record(_ordered(pair, "+-"[index % 2], asker.rng), side, _name(pair))
@@ -164,7 +165,7 @@ def _times(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _steps(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Three terms, worked out in two steps. Numbers that stand together in one half stand together in no other."""
+    """Three terms, worked out in two steps. No two sides share three numbers with the same signs."""
     side_of: dict[str, str] = {}
     for side in (*HELDOUT_SIDES, TRAIN):
         count = NUM_STEPS[side]
@@ -187,7 +188,7 @@ def _steps(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _worked(signs: str, numbers: Sequence[int], side: str) -> tuple[str, str] | None:
-    """The expression and its answer in two steps, or None where a step is none that the model learns."""
+    """The expression and its answer in two steps; None where a step is not learnt."""
     a, b, c = numbers
     if signs in ("+×", "-×"):  # the product comes first
         first = Problem(b, signs[1], c)
@@ -213,7 +214,7 @@ def _is_learnt(problem: Problem, side: str) -> bool:
 
 
 def _step_text(signs: str, numbers: Sequence[int], rng: random.Random) -> str:
-    """The expression with signs or in words; where the product comes first words would be ambiguous."""
+    """The expression with signs or in words; 2加3乘4 would be ambiguous."""
     names: Sequence[str] = signs
     if signs[1] != "×" and rng.random() < STEP_IN_WORDS_SHARE:
         names = [_SIGN_NAMES[signs[0]][0], rng.choice(_SIGN_NAMES[signs[1]])]
@@ -224,7 +225,10 @@ def _step_text(signs: str, numbers: Sequence[int], rng: random.Random) -> str:
 
 
 def follow_up(rng: random.Random, side: str = TRAIN) -> list[Turn]:
-    """A conversation of two or three turns in which later questions refer back: 3+5等于几？ 再加2呢？ 换成减法呢？"""
+    """Two or three turns of which the later ones refer back: 3+5等于几？ 再加2呢？ 换成减法呢？
+
+    Returns: turns whose numbers `side` may use; the first question is in one of its wordings.
+    """
     while True:
         turns, last = _conversation(rng, side)
         # In a held-out half the last turn is scored, so its two numbers are the half's own.
@@ -316,9 +320,9 @@ def _beyond(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, most with `kind`; held-out ones carry `split` and `cluster`, some `accepted`, `honest`, `counted`.
+    """Chat records, most with `kind`. Held-out ones carry `split` and `cluster`, and what scores need.
 
-    No question stands twice, and each held-out half has wordings, scenes and pairs of operands of its own.
+    No question stands twice. Each held-out half has wordings, scenes and pairs of its own.
     """
     rng = random.Random(2202)
     asker = _Asker(rng)

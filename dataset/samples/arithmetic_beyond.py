@@ -1,8 +1,8 @@
-"""Questions about numbers that the model is not taught to compute, each answered by one of two honest lines.
+"""Questions about numbers that the model does not compute: one of two honest lines answers each.
 
-Which line follows from the question alone: TOO_LARGE for plain sums, differences, products and quotients with a number
-above 100, NOT_YET for everything else. Many lie close to what is to be computed, so that a model learns the border:
-101+1 is beyond, 100+1 is not; 12×3 is beyond, 9×3 is not; 57÷8 is beyond, 56÷8 is not.
+The question tells which: TOO_LARGE for + - × ÷ with a number above 100, NOT_YET for everything else.
+Many lie close to what is computed, so that a model learns the border: 101+1 is beyond, 100+1 is not;
+12×3 is beyond, 9×3 is not; 57÷8 is beyond, 56÷8 is not.
 """
 
 import random
@@ -45,7 +45,7 @@ _PERCENT = (1, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 80, 90)
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """A question with its honest line; `right` is the equation that would be right as well, where it is simple."""
+    """A question with its honest line; `right` is the right equation, where it is a simple one."""
 
     kind: str
     question: str
@@ -206,7 +206,7 @@ def _number(slot: str, rng: random.Random) -> str:
     if slot == "f":
         below = rng.randint(2, TABLE_LIMIT)
         return f"{chinese_number(below)}分之{chinese_number(rng.randint(1, below - 1))}"
-    spans = {"s": (2, TABLE_LIMIT), "n": (2, 20), "m": (11, 99)}
+    spans = {"s": (2, TABLE_LIMIT), "n": (2, 20), "m": (11, 99), "t": (20, 99)}
     if slot in spans:
         return str(rng.randint(*spans[slot]))
     return str(rng.choice(_PERCENT if slot == "p" else _ROUND))

@@ -1,9 +1,9 @@
 """The problems of the sample arithmetic, which of them are held out, and numbers in Chinese.
 
-To be computed: sums and differences of numbers from 0 to 100, products to 9 x 9 and their exact quotients. Single
-digits and the multiplication table are basics: all of them are trained, and held out in other wordings only. Of the
-rest, whole unordered pairs of operands are held out: a model that answers a held-out problem has never seen a+b, b+a,
-a-b, b-a, or any story told with them.
+To be computed: sums and differences of numbers from 0 to 100, products to 9 x 9 and their exact
+quotients. Single digits and the multiplication table are all trained, and held out in other wordings
+only. Of the rest, whole unordered pairs of operands are held out: a model that answers a held-out
+problem has never seen a+b, b+a, a-b, b-a, or any story told with them.
 """
 
 import operator
@@ -68,7 +68,7 @@ def is_basic(pair: Pair) -> bool:
 
 
 def problems() -> list[Problem]:
-    """Every sum and difference of two numbers from 0 to 100 (results from -100 to 200), in a fixed order."""
+    """Every sum and difference of numbers from 0 to 100 (results -100 to 200), in a fixed order."""
     operands = range(LIMIT + 1)
     return [Problem(a, sign, b) for a in operands for b in operands for sign in "+-"]
 

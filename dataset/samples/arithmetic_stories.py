@@ -1,4 +1,4 @@
-"""Word problems: scenes from `arithmetic_scenes.tsv`, told with the names and things of `arithmetic_things.tsv`.
+"""Word problems: scenes of one table, told with names and with the things of another.
 
 Whole scenes are held out, and so are some of the things.
 """
@@ -27,7 +27,7 @@ THINGS_FILE = Path(__file__).with_name("arithmetic_things.tsv")
 
 SMALL, MIDDLE = 10, 20
 SMALL_SHARE, MIDDLE_SHARE = 0.5, 0.25
-"""Of the trained stories: those whose numbers are at most SMALL, and at most MIDDLE, as people tell them."""
+"""Of the trained stories: those whose numbers are at most SMALL, and at most MIDDLE."""
 HELDOUT_THING_SHARE = 0.3
 CHINESE_SHARE = 0.15
 LARGEST_COUNTED_BY_FEW = 20
@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A word problem as it is asked, how its answer ends, and what is counted in it (may be empty)."""
+    """A word problem as it is asked, how its answer ends, and what is counted (may be empty)."""
 
     question: str
     conclusion: str
@@ -145,7 +145,7 @@ def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
 
 
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:
-    """`count` word problems of one side, the same number for each of its scenes, no question twice."""
+    """`count` word problems of one side, equally many of each of its scenes, none twice."""
     mine = [scene for scene in scenes() if scene.side == side]
     # A difference of nothing makes a poor story.
     usable = [p for p in problems() + table_problems() if p.result > 0 and (p.sign in "×÷" or is_own(p.pair, side))]
@@ -162,7 +162,10 @@ def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, 
 
 
 def _pools(fitting: Sequence[Problem], side: str) -> list[tuple[list[Problem], float]]:
-    """Problems to draw from with their weights: small numbers often. Held-out stories: half are of held-out pairs."""
+    """Problems to draw from with their weights.
+
+    Small numbers are trained often. Half of the held-out stories are about held-out pairs.
+    """
     if side == TRAIN:
         weighted = [
             ([problem for problem in fitting if max(problem.pair) <= SMALL], SMALL_SHARE),
@@ -178,7 +181,7 @@ def _pools(fitting: Sequence[Problem], side: str) -> list[tuple[list[Problem], f
 
 
 def large_stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Problem, Story]]:
-    """`count` stories of one side with numbers that are too large to compute with, no question twice."""
+    """`count` stories of one side with numbers that are too large to compute with."""
     mine = [scene for scene in scenes() if scene.side == side and scene.sign in "+-" and scene.groups]
     asked: set[str] = set()
     while len(asked) < count:

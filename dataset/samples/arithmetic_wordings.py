@@ -1,5 +1,6 @@
-"""How people type sums: wordings from `arithmetic_wordings.yaml`, numbers in digits or in Chinese, signs, spaces, end
-marks, a greeting before and thanks after. Everything but the wording is drawn anew for each question.
+"""How people type sums: numbers in digits or in Chinese, signs, spaces, end marks, a greeting, thanks.
+
+The wordings stand in `arithmetic_wordings.yaml`; all else is drawn anew for each question.
 """
 
 import random
@@ -18,9 +19,9 @@ WORDINGS_FILE = Path(__file__).with_name("arithmetic_wordings.yaml")
 
 COMMON_SHARE = 0.5
 """Of the training questions: those in one of the most usual wordings."""
-CHINESE_SHARE, CHINESE_BESIDE_SIGN_SHARE = 0.28, 0.05
+CHINESE_SHARE, CHINESE_BESIDE_SIGN_SHARE = 0.2, 0.04
 """Of the questions in words and of those with a sign: the ones with Chinese numerals."""
-WIDE_DIGITS_SHARE = 0.02
+WIDE_DIGITS_SHARE = 0.01
 SPACED_SIGN_SHARE, SPACED_NUMBER_SHARE = 0.2, 0.08
 FRAME_SHARE, KNOWING_SHARE, PARTICLE_SHARE, THANKS_SHARE = 0.3, 0.04, 0.07, 0.05
 
@@ -115,7 +116,10 @@ def drawn(choices: Mapping[str, int], rng: random.Random) -> str:
 
 
 def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
-    """A wording in one of the ways of typing it: signs, spaces, end mark; where it opens a talk, greeting and thanks."""
+    """A wording in one of the ways of typing it: signs, spaces, end mark.
+
+    Where it `opens` a conversation, a greeting and thanks may stand around it.
+    """
     if rng.random() < WIDE_DIGITS_SHARE:
         text = text.translate(_WIDE_DIGITS)
     elif not _SIGN.search(text):
@@ -128,7 +132,7 @@ def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
 
 
 def framed(text: str, rng: random.Random, *, opens: bool) -> str:
-    """End mark, and perhaps greeting and thanks, around a text whose last character tells what it is."""
+    """Add the end mark, perhaps greeting and thanks; the last character tells what the text is."""
     frames: Sequence[str]
     if _ASKED_RESULT.search(text):
         core, mark, frames = text[:-1], drawn({"？": 1, "?": 1}, rng), table()["frames"]["bare"]

@@ -1,4 +1,4 @@
-"""What must be true of the bundled arithmetic: right answers, sides that share nothing, the same text every time."""
+"""What must be true of the bundled arithmetic: right answers, sides that share nothing."""
 
 import random
 import re
@@ -40,7 +40,7 @@ def answers(record: Record) -> list[str]:
 
 
 def value_of_chinese(text: str) -> int:
-    """Read a Chinese numeral, by its own rules: each digit counts as often as the unit behind it says."""
+    """Read a Chinese numeral: each digit counts as often as the unit behind it says."""
     value, digit = 0, None
     for char in text:
         if char in CHINESE_UNITS:
@@ -64,7 +64,7 @@ def numbers_in(text: str) -> list[int]:
 
 
 def evaluated(expression: str) -> Fraction:
-    """The value of an expression of + - × ÷ by the usual precedence, computed from its text alone."""
+    """The value of an expression of + - × ÷ by the usual precedence, from its text alone."""
     terms: list[Fraction] = []
     for sign, product in re.findall(r"(^|[+-])([\d×÷]+)", expression):
         value = Fraction(1)
@@ -181,7 +181,7 @@ def test_no_question_stands_twice() -> None:
 
 
 def test_the_mix_keeps_every_record_on_its_side() -> None:
-    """By the keys of the mix, and by its rule that a held-out question is no turn of a training record."""
+    """By the keys of the mix, and by its rule that no training turn is a held-out question."""
     sides = defaultdict(set)
     for record in RECORDS:
         sides[heldout_key(parse_record(record))].add(side_of(record))
@@ -214,7 +214,7 @@ def test_single_digits_are_never_held_out() -> None:
 
 
 def core(wording: str) -> str:
-    """The letters of a wording without its slots, its marks and its signs, which are written in many ways."""
+    """The letters of a wording without its slots, marks and signs."""
     return re.sub(r"[\W_]+", "", re.sub(r"\{\w+\}", "", wording))
 
 
@@ -385,6 +385,12 @@ def test_the_thing_counted_stands_in_question_and_answer() -> None:
             assert record["counted"] in answers(record)[0].split("，", 1)[1]
     for side in ("validation", "test"):
         assert sum("counted" in record for record in of_kind("word", side)) >= 100
+
+
+def test_the_last_number_of_a_story_is_its_result() -> None:
+    for record in of_kind("word"):
+        (answer,) = answers(record)
+        assert re.findall(r"-?\d+", answer)[-1] == equation_in(answer)[-1]
 
 
 def test_stories_ask_with_numbers_that_fit_their_scene() -> None:
