@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from dataset.samples.arithmetic_problems import LIMIT, TABLE_LIMIT, Problem, chinese_number
-from dataset.samples.arithmetic_stories import large_stories
+from dataset.samples.arithmetic_stories import large_stories, opened
 from dataset.samples.arithmetic_wordings import ask, ask_expression, dressed
 
 WORDINGS_FILE = Path(__file__).with_name("arithmetic_beyond.yaml")
@@ -195,8 +195,8 @@ def _decimal_number(rng: random.Random) -> str:
 
 
 def _from_table(kind: str, side: str, rng: random.Random) -> Beyond:
-    wording = rng.choice(listed()[kind][side])
-    return Beyond(kind, dressed(_SLOT.sub(lambda slot: _number(slot[1], rng), wording), rng), NOT_YET)
+    text = _SLOT.sub(lambda slot: _number(slot[1], rng), rng.choice(listed()[kind][side]))
+    return Beyond(kind, opened(text.rstrip("？"), rng) if "story" in kind else dressed(text, rng), NOT_YET)
 
 
 def _number(slot: str, rng: random.Random) -> str:

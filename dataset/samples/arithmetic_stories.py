@@ -34,16 +34,7 @@ LARGEST_COUNTED_BY_FEW = 20
 """Above it 几 sounds odd."""
 _GIVEN_NAMES = "明红刚丽强华军芳亮美杰东兰雨林王李张伟敏"
 _PEOPLE = (*(f"小{name}" for name in _GIVEN_NAMES), "哥哥", "姐姐")
-_OPENINGS = {
-    "": 78,
-    "你好，": 4,
-    "请问，": 4,
-    "请问": 3,
-    "问一下，": 3,
-    "帮我算一下，": 4,
-    "有道题：": 2,
-    "数学题：": 2,
-}
+_OPENINGS = {"": 79, "你好，": 5, "请问，": 4, "问一下，": 4, "帮我算一下，": 4, "有道题：": 2, "数学题：": 2}
 _MARKS = {"？": 50, "?": 18, "": 28, "。": 2, "？谢谢": 2}
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _LARGE = (120, 150, 200, 250, 300, 350, 400, 500, 600, 800, 1000, 1200, 1500, 2000, 3000, 5000)
@@ -139,9 +130,14 @@ def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
     question = _CHOICE.sub(lambda found: rng.choice(found[1].split("/")), scene.question).rstrip("？")
     if problem.result > LARGEST_COUNTED_BY_FEW:
         question = question.replace("几", "多少")
-    question = drawn(_OPENINGS, rng) + question.format(**names, **shown) + drawn(_MARKS, rng)
+    question = opened(question.format(**names, **shown), rng)
     conclusion = scene.conclusion.format(**names, a=problem.a, b=problem.b, c=problem.result)
     return Story(question, conclusion, thing.name if thing and "{t}" in scene.conclusion else scene.counted)
+
+
+def opened(story: str, rng: random.Random) -> str:
+    """A story without its end mark, as people type it."""
+    return drawn(_OPENINGS, rng) + story + drawn(_MARKS, rng)
 
 
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:
