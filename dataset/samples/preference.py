@@ -110,7 +110,7 @@ def _sum_prompts(*, heldout: bool) -> list[Prompt]:
     wordings = _wordings()["sums"]["heldout" if heldout else "train"]
     prompts = []
     for problem in arithmetic.problems():
-        if problem.pair in mine:
+        if problem.pair in mine and problem.result >= 0:
             about = f"{problem.a}{problem.sign}{problem.b}"
             results = [problem.result + slip for slip in SLIPS]
             prompts.append(

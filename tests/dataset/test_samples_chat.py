@@ -1,4 +1,4 @@
-"""The bundled arithmetic, identity and dialogue: right answers, clean sides, the same text every time."""
+"""The bundled identity and dialogue: right answers, clean sides, the same text every time."""
 
 import re
 from collections import Counter
@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from dataset.samples import arithmetic, dialogue, identity
+from dataset.samples import dialogue, identity
 
 Record = dict[str, Any]
-ARITHMETIC = list(arithmetic.records())
 IDENTITY = list(identity.records())
 DIALOGUE = list(dialogue.records())
-EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 
 
 def questions(record: Record) -> list[str]:
@@ -36,12 +34,12 @@ def key_without_marks(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
-@pytest.mark.parametrize("generate", [arithmetic.records, identity.records, dialogue.records])
+@pytest.mark.parametrize("generate", [identity.records, dialogue.records])
 def test_two_runs_give_the_same_records(generate: Callable[[], Iterator[Record]]) -> None:
     assert list(generate()) == list(generate())
 
 
-@pytest.mark.parametrize("records", [ARITHMETIC, IDENTITY, DIALOGUE])
+@pytest.mark.parametrize("records", [IDENTITY, DIALOGUE])
 def test_roles_alternate_and_the_assistant_speaks_last(records: list[Record]) -> None:
     for record in records:
         roles = [turn["role"] for turn in record["conversations"]]
@@ -49,57 +47,6 @@ def test_roles_alternate_and_the_assistant_speaks_last(records: list[Record]) ->
         assert all(turn["content"].strip() == turn["content"] != "" for turn in record["conversations"])
         assert not re.search(r"\{(?!\{)[a-z]+\}(?!\})", str([turn["content"] for turn in record["conversations"]]))
         assert record.get("split", "heldout") == "heldout"
-
-
-# Arithmetic
-
-
-def test_every_equation_is_right_and_within_0_to_100() -> None:
-    for record in ARITHMETIC:
-        (answer,) = answers(record)
-        equations = EQUATION.findall(answer)
-        assert len(equations) == 1
-        a, sign, b, result = equations[0]
-        assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
-        assert all(0 <= int(number) <= 100 for number in (a, b, result))
-        assert re.findall(r"\d+", answer)[-1] == result
-
-
-def test_the_question_holds_the_operands_in_the_order_of_the_answer() -> None:
-    for record in ARITHMETIC:
-        (question,), (answer,) = questions(record), answers(record)
-        a, _, b, _ = EQUATION.findall(answer)[0]
-        assert re.findall(r"\d+", question) == [a, b]
-        low, high = sorted((int(a), int(b)))
-        assert record["group"] == f"arithmetic:{low:03d},{high:03d}"
-
-
-def test_a_pair_of_operands_stays_on_one_side() -> None:
-    sides = {record["group"]: record.get("split") for record in ARITHMETIC}
-    assert all(record.get("split") == sides[record["group"]] for record in ARITHMETIC)
-    assert sum(side == "heldout" for side in sides.values()) >= len(sides) / 5
-
-
-def test_every_problem_is_asked_twice_in_training_or_once_held_out() -> None:
-    plain = [record for record in ARITHMETIC if record["kind"] == "plain"]
-    times = Counter(answers(record)[0] for record in plain)
-    sides = {answers(record)[0]: record.get("split") for record in plain}
-    assert len(times) == len(arithmetic.problems()) == 2 * 5151
-    assert all(count == (1 if sides[answer] == "heldout" else 2) for answer, count in times.items())
-    assert len(training(plain)) >= 15_500 and len(heldout(plain)) >= 2_000
-
-
-def test_word_problems_reach_their_counts_in_at_least_25_scenes() -> None:
-    word = [record for record in ARITHMETIC if record["kind"] == "word"]
-    assert len(training(word)) == arithmetic.NUM_WORD_TRAINING
-    assert len(heldout(word)) == arithmetic.NUM_WORD_HELDOUT
-    assert len(arithmetic.scenes()) >= 25
-    assert {record["kind"] for record in ARITHMETIC} == {"plain", "word"}
-
-
-def test_no_arithmetic_question_stands_twice() -> None:
-    asked = Counter(questions(record)[0] for record in ARITHMETIC)
-    assert max(asked.values()) == 1
 
 
 # Identity
