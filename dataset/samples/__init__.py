@@ -11,7 +11,7 @@ from configs.artifacts import atomic_write, sha256_file, write_json
 
 GENERATORS = {
     "general": ("dialogue", "medley"),
-    "knowledge": ("knowledge",),
+    "knowledge": ("knowledge", "knowledge_follow_ups"),
     "math": ("arithmetic",),
     "preference": ("preference",),
     "corpus": ("prose",),
