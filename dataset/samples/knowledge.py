@@ -1,24 +1,42 @@
-"""Knowledge questions: facts from a table, each asked in every wording of its relation.
+"""Knowledge questions: facts and basics from tables, asked in the ways in which people type.
 
-`knowledge_facts.tsv` holds the facts, `knowledge_relations.yaml` how each relation is asked and answered. The answer
-sentence is the same for every wording, so a model has to understand the question, not guess a style. Some wordings
-are held out whole: no fact is asked in them in training.
+`knowledge_facts.tsv` holds the facts, `knowledge_relations.yaml` how each relation is asked and answered,
+`knowledge_basics.tsv` the questions that stand alone. A fact has one answer sentence for every wording, so a model has
+to understand the question, not guess a style. Some wordings are held out whole: nothing is asked in them in training.
+The two held-out halves share no wording and no fact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dataset.samples.knowledge_frames import framed
+
 FACTS_FILE = Path(__file__).with_name("knowledge_facts.tsv")
 RELATIONS_FILE = Path(__file__).with_name("knowledge_relations.yaml")
+BASICS_FILE = Path(__file__).with_name("knowledge_basics.tsv")
 LIST_SEPARATOR = "、"
-HELDOUT_QUESTIONS_PER_FACT = 2
+WORDING_SEPARATOR = "|"
+BASICS = "basics"
+"""Stands for the relation in records about basics."""
+
+HALVES = ("validation", "test")
+QUESTIONS_PER_FACT = {"often": 10, "": 5, "seldom": 4}
+"""Training questions about a fact, by how often people ask about it."""
+QUESTIONS_PER_BASIC = 12
+HELDOUT_PER_RELATION = 5
+"""Facts of each relation in each held-out half, at most."""
+OTHER_NAME_SHARE = 0.35
+"""Share of the training questions that use another name of the subject, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,57 +47,168 @@ class Fact:
     subject: str
     answer: str
     sentence: str
+    accepted: tuple[str, ...]
+    """Further sentences that are right."""
+    source: str
+    """The fact as the table states it, "capital:法国", also where it is asked in reverse."""
+
+    @property
+    def half(self) -> str:
+        """The held-out half that may ask about this fact: the same for all that is known of a subject."""
+        return half_of(self.source.partition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """How one kind of fact is asked and answered. `{s}` stands for the subject, `{a}` for the short answer."""
+    """How one kind of fact is asked and answered: `{s}` is the subject, `{a}` the short answer.
+
+    The other fields are explained at the head of the file.
+    """
 
     name: str
     sentence: str
     train: tuple[str, ...]
-    heldout: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    asked: str = ""
+    often: tuple[str, ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    reverses: str = ""
+    only: tuple[str, ...] = ()
+    others_too: bool = False
+    mutual: bool = False
+    asked_as: str = ""
+    also_right: tuple[str, ...] = ()
+
+    @property
+    def heldout(self) -> tuple[str, ...]:
+        """The wordings of both held-out halves."""
+        return self.validation + self.test
+
+    def wordings(self, split: str) -> tuple[str, ...]:
+        """The wordings of "train", "validation" or "test"."""
+        found: tuple[str, ...] = getattr(self, split)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class FactRow:
-    """One line of the table: subjects that share an answer, and what else would be right for them."""
+    """One line of the table: subjects that share an answer."""
 
     relation: str
     answer: str
     subjects: tuple[str, ...]
-    also_right: frozenset[str]
+    also_right: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+    """Answers that are neither accepted nor offered as wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Basic:
+    """A question that stands alone, in several wordings."""
+
+    answer: str
+    train: tuple[str, ...]
+    heldout: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+    @property
+    def half(self) -> str:
+        """The held-out half that may ask it."""
+        return half_of(self.answer)
+
+
+def half_of(text: str) -> str:
+    """One of the two held-out halves, picked by a hash of the text."""
+    return HALVES[zlib.crc32(text.encode()) % 2]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
 
 
 @cache
 def relations() -> dict[str, Relation]:
     """The relations by name, in the order of their file."""
-    loaded = yaml.safe_load(RELATIONS_FILE.read_text(encoding="utf-8"))
-    return {
-        name: Relation(name, entry["sentence"], tuple(entry["train"]), tuple(entry["heldout"]))
-        for name, entry in loaded.items()
-    }
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(RELATIONS_FILE.read_text(encoding="utf-8"))
+    found = {}
+    for name, entry in loaded.items():
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        found[name] = Relation(name, **fields)
+    return found
 
 
 @cache
-def _rows() -> tuple[FactRow, ...]:
-    rows = []
-    for line in FACTS_FILE.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        relation, answer, subjects, *also_right = line.split("\t")
-        others = also_right[0].split(LIST_SEPARATOR) if also_right else []
-        rows.append(FactRow(relation, answer, tuple(subjects.split(LIST_SEPARATOR)), frozenset(others)))
-    return tuple(rows)
+def _rows() -> dict[str, tuple[FactRow, ...]]:
+    """The lines of each relation: those of the table, and for reverse relations the table read backwards."""
+    rows: dict[str, list[FactRow]] = {name: [] for name in relations()}
+    for line in _lines(FACTS_FILE):
+        name, answer, *lists = line.split("\t")
+        rows[name].append(FactRow(name, answer, *(_split(cell, LIST_SEPARATOR) for cell in lists)))
+    for relation in relations().values():
+        if relation.reverses:
+            rows[relation.name] = _reversed(relation, rows[relation.reverses])
+    return {name: tuple(found) for name, found in rows.items()}
+
+
+def _reversed(relation: Relation, rows: Sequence[FactRow]) -> list[FactRow]:
+    """Rows in which the answer has become the subject: those alone whose answer names one subject and no other."""
+    answers = [row.answer for row in rows]
+    return [
+        FactRow(relation.name, row.subjects[0], (row.answer, *(row.also_right if relation.others_too else ())))
+        for row in rows
+        if len(row.subjects) == 1
+        and answers.count(row.answer) == 1
+        and (not relation.only or row.answer in relation.only)
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+
+def _split(cell: str, separator: str) -> tuple[str, ...]:
+    return tuple(cell.split(separator)) if cell else ()
+
+
+@cache
+def _facts() -> tuple[Fact, ...]:
+    stated = {
+        (name, subject): (row, relations()[name].sentence.format(s=subject, a=row.answer))
+        for name, rows in _rows().items()
+        for row in rows
+        for subject in row.subjects
+    }
+    facts = []
+    for (name, subject), (row, sentence) in stated.items():
+        relation = relations()[name]
+        accepted = [relation.sentence.format(s=subject, a=answer) for answer in row.also_right]
+        for other in relation.also_right:  # the sentence of another relation, if one answer contains the other
+            if (other, subject) in stated:
+                other_row, other_sentence = stated[other, subject]
+                if row.answer in other_row.answer or other_row.answer in row.answer:
+                    accepted.append(other_sentence)
+        key = min(subject, row.answer) if relation.mutual else row.answer if relation.reverses else subject
+        source = f"{relation.reverses or name}:{key}"
+        facts.append(Fact(name, subject, row.answer, sentence, tuple(dict.fromkeys(accepted)), source))
+    return tuple(facts)
 
 
 def facts() -> list[Fact]:
-    """Every fact, in the order of the table."""
-    return [
-        Fact(row.relation, subject, row.answer, relations()[row.relation].sentence.format(s=subject, a=row.answer))
-        for row in _rows()
-        for subject in row.subjects
-    ]
+    """Every fact, relation by relation."""
+    return list(_facts())
+
+
+@cache
+def basics() -> tuple[Basic, ...]:
+    """The questions that stand alone."""
+    found = []
+    for line in _lines(BASICS_FILE):
+        answer, *cells = line.split("\t")
+        train, heldout, accepted = (_split(cell, WORDING_SEPARATOR) for cell in [*cells, ""][:3])
+        found.append(Basic(answer, train, heldout, accepted))
+    return tuple(found)
 
 
 def wrong_answers(fact: Fact) -> list[str]:
@@ -87,37 +216,120 @@ def wrong_answers(fact: Fact) -> list[str]:
 
     Starting behind the fact's own line gives neighbouring facts different wrong answers.
     """
-    rows = [row for row in _rows() if row.relation == fact.relation]
+    rows = _rows()[fact.relation]
     own = next(i for i, row in enumerate(rows) if row.answer == fact.answer and fact.subject in row.subjects)
+    right = {fact.answer, *rows[own].also_right, *rows[own].doubtful}
     rotated = rows[own + 1 :] + rows[:own]
-    return list(dict.fromkeys(row.answer for row in rotated if row.answer not in rows[own].also_right | {fact.answer}))
+    return list(
+        dict.fromkeys(row.answer for row in rotated if not any(_overlap(row.answer, answer) for answer in right))
+    )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two answers are equal, or one says more closely what the other says: 法国, 法国巴黎."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (len(short) > 1 and not short.isascii() and long.startswith(short))
+
+
+# --- questions --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _lent() -> dict[tuple[str, str], str]:
+    """(relation, subject) -> the relation in whose wordings the fact is asked as well.
+
+    A place whose continent alone is known is asked about with "where is it" too; the first relation in the file that
+    knows a place answers for it.
+    """
+    taken = {(fact.relation, fact.subject) for fact in facts()}
+    lent = {}
+    for fact in facts():
+        lender = relations()[fact.relation].asked_as
+        if lender and (lender, fact.subject) not in taken:
+            taken.add((lender, fact.subject))
+            lent[fact.relation, fact.subject] = lender
+    return lent
+
+
+def wordings(fact: Fact, split: str) -> tuple[str, ...]:
+    """All wordings of "train", "validation" or "test" that ask for the fact."""
+    own = relations()[fact.relation].wordings(split)
+    lender = _lent().get((fact.relation, fact.subject))
+    return own + relations()[lender].wordings(split) if lender else own
 
 
 def training_questions(fact: Fact) -> list[str]:
-    """The fact asked in each training wording of its relation."""
-    return [wording.format(s=fact.subject) for wording in relations()[fact.relation].train]
+    """The fact asked in training wordings, each in a frame; people's first questions come in more of them."""
+    relation = relations()[fact.relation]
+    rng = random.Random(f"{fact.relation}:{fact.subject}")
+    names = relation.names.get(fact.subject, ())
+
+    def subject() -> str:
+        return rng.choice(names) if names and rng.random() < OTHER_NAME_SHARE else fact.subject
+
+    asked = "often" if fact.subject in relation.often else relation.asked
+    templates = wordings(fact, "train")
+    shuffled = rng.sample(templates, len(templates))
+    return _asked(QUESTIONS_PER_FACT[asked], lambda turn: shuffled[turn % len(shuffled)].format(s=subject()), rng)
+
+
+def basic_questions(basic: Basic) -> list[str]:
+    """The basic question in its training wordings, each in a frame."""
+    rng = random.Random(basic.answer)
+    shuffled = rng.sample(basic.train, len(basic.train))
+    return _asked(QUESTIONS_PER_BASIC, lambda turn: shuffled[turn % len(shuffled)], rng)
+
+
+def _asked(count: int, question: Callable[[int], str], rng: random.Random) -> list[str]:
+    """`count` different framed questions; `question` gives the bare one of each turn."""
+    asked: dict[str, None] = {}
+    turns = itertools.count()
+    while len(asked) < count:
+        asked[framed(question(next(turns)), rng)] = None
+    return list(asked)
+
+
+# --- records ----------------------------------------------------------------------------------------------------
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records: each fact in every training wording, and in two held-out wordings taken in turn."""
-    asked: dict[str, int] = {}  # facts of each relation so far, so that all its held-out wordings get their share
+    """Chat records. A training record has no `split`, a held-out one says its half."""
     for fact in facts():
         for question in training_questions(fact):
             yield _record(fact, question)
-        heldout = relations()[fact.relation].heldout
-        position = asked.get(fact.relation, 0)
-        asked[fact.relation] = position + 1
-        for turn in range(HELDOUT_QUESTIONS_PER_FACT):
-            wording = heldout[(position + turn) % len(heldout)]
-            yield {**_record(fact, wording.format(s=fact.subject)), "split": "heldout"}
+    for basic in basics():
+        for question in basic_questions(basic):
+            yield _basic_record(basic, question)
+    for half in HALVES:
+        yield from _heldout(half)
+
+
+def _heldout(half: str) -> Iterator[dict[str, Any]]:
+    """The questions of one half: some facts of each relation, and all its basics."""
+    rng = random.Random(f"knowledge {half}")
+    for name in relations():
+        mine = [fact for fact in facts() if fact.relation == name and fact.half == half]
+        for fact in rng.sample(mine, min(len(mine), HELDOUT_PER_RELATION)):
+            question = framed(rng.choice(wordings(fact, half)).format(s=fact.subject), rng)
+            yield _record(fact, question) | {"split": half}
+    for basic in basics():
+        if basic.half == half:
+            for wording in basic.heldout:
+                yield _basic_record(basic, framed(wording, rng)) | {"split": half}
 
 
 def _record(fact: Fact, question: str) -> dict[str, Any]:
-    return {
-        "conversations": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": fact.sentence},
-        ],
-        "relation": fact.relation,
-        "answer": fact.answer,
+    record = _chat(question, fact.sentence, fact.accepted)
+    return record | {"relation": fact.relation, "answer": fact.answer, "cluster": fact.source}
+
+
+def _basic_record(basic: Basic, question: str) -> dict[str, Any]:
+    record = _chat(question, basic.answer, basic.accepted)
+    return record | {"relation": BASICS, "answer": basic.answer, "cluster": f"{BASICS}:{basic.answer}"}
+
+
+def _chat(question: str, answer: str, accepted: Sequence[str]) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "conversations": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     }
+    return record | ({"accepted": list(accepted)} if accepted else {})

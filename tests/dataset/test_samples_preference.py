@@ -49,7 +49,7 @@ def chat_questions(*, heldout: bool) -> frozenset[str]:
     return frozenset(
         normalised_question(turn["content"])
         for record in samples
-        if (record.get("split") == "heldout") == heldout
+        if (record.get("split", "train") != "train") == heldout
         for turn in record["conversations"]
         if turn["role"] == "user"
     )
