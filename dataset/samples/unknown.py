@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from dataset.samples import knowledge
+from dataset.samples import dialogue, knowledge
 
 FOLDER = Path(__file__).parent
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
@@ -43,7 +43,7 @@ ANSWERS = {
 """The honest lines, by the type of question."""
 
 NUM_TOPIC = 24
-"""Training questions of each topic."""
+"""Training questions of each topic, where its table gives no number."""
 NUM_INVENTED = 48
 """Training questions of each taught relation about subjects that are not taught, where the table gives no number."""
 GENERAL_SHARE = 1 / 3
@@ -52,15 +52,41 @@ SIMILAR = 0.5
 """Jaccard index of character pairs from which on two wordings ask for the same thing."""
 
 # What people write around a question. A request starts with a verb and takes other words of politeness than a question.
-_BEFORE_QUESTION = ("你好，", "你好，请问", "请问", "请问", "请问一下，", "那", "嗯，", "我想问一下，", "问一下，", "想问下，")
+_AROUND = re.compile(
+    "^(?:你好|您好|请问一下|请问|我?想?问一下|想问下|问个问题|问你个问题|考考你|对了|那么|那|嗯|麻烦你|告诉我|我想知道|[，,：: ])+"
+    "|[，,？?！!。 ]*(?:谢谢你?啦?|多谢)?[。！!？?~ ]*$"
+)
+_PLACEHOLDER = re.compile(r"\{\w+\}")
+_DEFINITION = re.compile(
+    "^(?:什么是|什么叫|是什么东西|是什么意思|是什么|是啥|到底是啥|你知道|是什么吗|解释一下|介绍一下|科普一下|给我讲讲|讲讲|说说|我想了解|你?了解|听说过|吗)+$"
+)
+
+_BEFORE_QUESTION = (
+    "你好，",
+    "你好，请问",
+    "请问",
+    "请问",
+    "请问一下，",
+    "那",
+    "嗯，",
+    "我想问一下，",
+    "问一下，",
+    "想问下，",
+)
 _BEFORE_REQUEST = ("你好，请", "请", "请", "麻烦你", "你好，")
 _BEFORE_STATEMENT = ("你好，", "嗯，", "问一下，", "那个，")
-_END_OF = {"question": ("？",) * 6 + ("?", "", "", ""), "request": ("。", "。", "", "！"), "statement": ("", "", "？", "。")}
+_END_OF = {
+    "question": ("？",) * 6 + ("?", "", "", ""),
+    "request": ("。", "。", "", "！"),
+    "statement": ("", "", "？", "。"),
+}
 _QUESTION = re.compile(
     "什么|谁|哪|多少|几|怎|为何|吗|啥|咋|呢|吧|是不是|还是|多[大高长久远重深快厚早贵]|不$|没$|没有$|能不能|好不好|有没有|难不难|对不对"
 )
 _WH = re.compile("什么|谁|哪|多少|几|怎|啥|咋|多[大高长久远重深快厚]")
-_REQUEST = re.compile("介绍|给我|讲|说说|科普|解释|写|帮我|帮忙|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列")
+_REQUEST = re.compile(
+    "介绍|给我|讲|说说|科普|解释|写|帮我|帮忙|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +114,14 @@ def normalised(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
+@cache
 def _load(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return loaded
+
+
+def _table(area: str) -> dict[str, Any]:
+    return _load(FOLDER / f"unknown_{area}.yaml")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -108,20 +139,20 @@ def _wordings(entry: dict[str, Any]) -> tuple[Wording, ...]:
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """The topics of all areas. A name that is taught as a fact's subject or answer is left out."""
+    """The topics of all areas. A name that a fact or a dialogue speaks of is left out."""
     taught = {name for fact in knowledge.facts() for name in (fact.subject, fact.answer)}
+    taught.update(item.topic for item in dialogue.items())
     classes = _load(WORDINGS_FILE)
     found = []
     for area in AREAS:
-        for name, entry in _load(FOLDER / f"unknown_{area}.yaml").items():
+        for name, entry in _table(area).items():
             # Persons are asked after in the line for persons, drugs in that for drugs.
             default = "who" if entry["class"] == "person" else "fact"
             entry = {"answer": default, **entry}
             general = {"answer": entry["answer"], **classes[entry["class"]]}
             names = tuple(name for name in _names(entry["names"]) if name.strip("《》") not in taught)
-            found.append(
-                Topic(name, entry.get("half", ""), names, _wordings(entry), _wordings(general), NUM_TOPIC)
-            )
+            count = entry.get("records", NUM_TOPIC)
+            found.append(Topic(name, entry.get("half", ""), names, _wordings(entry), _wordings(general), count))
     return tuple(found)
 
 
@@ -142,7 +173,7 @@ def invented() -> tuple[Topic, ...]:
         relation = knowledge.relations().get(name)
         known = relation.train if relation is not None and entry.get("wordings", True) else ()
         answer = entry.get("answer", "fact")
-        own = (*_wordings(entry), *(Wording(text.rstrip("？"), answer) for text in known))
+        own = (*_wordings(entry), *(Wording(text.rstrip("？，…"), answer) for text in known))
         names = [subject for subject in dict.fromkeys(names) if subject not in subjects[name]]
         found.append(Topic(f"invented:{name}", "", tuple(names), own, (), count))
     return tuple(found)
@@ -164,37 +195,75 @@ def _pairs(text: str) -> frozenset[str]:
     return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
 
 
+def _bare(question: str) -> str:
+    """The question without what people put around it."""
+    return _AROUND.sub("", question)
+
+
 @cache
-def _taught_wordings() -> dict[str, list[frozenset[str]]]:
-    """Subject -> character pairs of each wording in which a fact about it is asked, the subject taken out."""
-    by_relation = {
-        name: [_pairs(wording.format(s="")) for wording in relation.train]
-        for name, relation in knowledge.relations().items()
-    }
-    found: dict[str, list[frozenset[str]]] = defaultdict(list)
-    for fact in knowledge.facts():
-        found[fact.subject] += by_relation[fact.relation]
-    return found
+def _names_asked() -> tuple[frozenset[str], int]:
+    """Every name that a question may be about, and the length of the longest.
+
+    These are the subjects of facts, their other names, and the names of the tables.
+    """
+    found = {fact.subject for fact in knowledge.facts()}
+    for relation in knowledge.relations().values():
+        found.update(itertools.chain.from_iterable(getattr(relation, "names", {}).values()))
+    for area in AREAS:
+        found.update(itertools.chain.from_iterable(_names(entry["names"]) for entry in _table(area).values()))
+    for entry in _load(BOUNDARY_FILE)["invented"].values():
+        found.update(_names(entry.get("names", "")))
+    return frozenset(found), max(map(len, found))
+
+
+def _split_at_names(question: str) -> Iterator[tuple[str, str]]:
+    """Each name in the question, and the question without it."""
+    names, longest = _names_asked()
+    for start in range(len(question)):
+        for stop in range(start + 1, min(start + longest, len(question)) + 1):
+            if question[start:stop] in names:
+                yield question[start:stop], question[:start] + question[stop:]
+
+
+def _meant(rest: str) -> frozenset[str]:
+    """What a question without its name asks, as character pairs; all ways to ask what a thing is are one."""
+    return _pairs(_DEFINITION.sub("是什么", normalised(rest)))
 
 
 @cache
 def _taught_questions() -> frozenset[str]:
-    return frozenset(normalised(record["conversations"][0]["content"]) for record in knowledge.records())
+    """What the users of the knowledge and dialogue records say, in any turn, without what stands around it."""
+    records = itertools.chain(knowledge.records(), dialogue.records())
+    turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
+    return frozenset(_bare(turn["content"]) for turn in turns)
+
+
+@cache
+def _taught() -> dict[str, set[frozenset[str]]]:
+    """Name -> what is asked about it, by the tables of the facts and by the records."""
+    found: dict[str, set[frozenset[str]]] = defaultdict(set)
+    for fact in knowledge.facts():
+        relation = knowledge.relations()[fact.relation]
+        found[fact.subject].update(_meant(_PLACEHOLDER.sub("", way)) for way in (*relation.train, *relation.heldout))
+    for question in _taught_questions():
+        for name, rest in _split_at_names(question):
+            found[name].add(_meant(rest))
+    return found
+
+
+@cache
+def _taught_keys() -> frozenset[str]:
+    return frozenset(map(normalised, _taught_questions()))
 
 
 def asks_taught(question: str) -> bool:
-    """Whether the question names a taught subject and asks, near enough, what is taught about it."""
-    if normalised(question) in _taught_questions():
+    """Whether the question is a taught one, or asks of a name, near enough, what is taught about it."""
+    question = _bare(question)
+    if normalised(question) in _taught_keys():
         return True
-    wordings = _taught_wordings()
-    for start, stop in itertools.combinations(range(len(question) + 1), 2):
-        subject = question[start:stop]
-        if subject not in wordings:
-            continue
-        rest = _pairs(question[:start] + question[stop:])
-        if not rest:
-            return True
-        if any(len(rest & asked) >= SIMILAR * len(rest | asked) for asked in wordings[subject]):
+    for name, rest in _split_at_names(question):
+        asked = _meant(rest)
+        if any(len(asked & taught) >= SIMILAR * len(asked | taught) for taught in _taught().get(name, ())):
             return True
     return False
 
@@ -228,13 +297,15 @@ def framed(question: str, rng: random.Random) -> str:
 def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str]]:
     """Questions and answers without end: names and wordings in turn, so that each gets its share."""
     names, ways = list(topic.names), list(wordings)
-    rng.shuffle(names)
-    rng.shuffle(ways)
-    for name, way in zip(itertools.cycle(names), itertools.cycle(ways), strict=False):
-        other = rng.choice([other for other in topic.names if other != name])
-        yield way.text.format(s=name, t=other), ANSWERS[way.answer]
-        if rng.random() < 0.1:  # or the two lists would meet in the same pairs again where one is as long as the other
+    for turn in itertools.count():
+        # Each list is shuffled anew when it ends, or the two would meet in the same pairs again.
+        if turn % len(names) == 0:
+            rng.shuffle(names)
+        if turn % len(ways) == 0:
             rng.shuffle(ways)
+        name, way = names[turn % len(names)], ways[turn % len(ways)]
+        other = rng.choice([other for other in names if other != name])
+        yield way.text.format(s=name, t=other), ANSWERS[way.answer]
 
 
 def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict[str, Any]]:
