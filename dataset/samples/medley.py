@@ -24,7 +24,7 @@ def training_turns(records: Iterator[dict[str, Any]]) -> list[Turn]:
     return [
         (record["conversations"][0]["content"], record["conversations"][1]["content"])
         for record in records
-        if record.get("split") != "heldout" and len(record["conversations"]) == 2
+        if record.get("split") in (None, "train") and len(record["conversations"]) == 2
     ]
 
 
