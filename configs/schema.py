@@ -248,7 +248,7 @@ class MixConfig:
     seed: int = 42
     name: str = "MiniLLM"
     """Fills {{name}} in identity records."""
-    author: str = "MiniLLM 团队"
+    author: str = "MiniLLM团队"
     """Fills {{author}} in identity records."""
 
     def __post_init__(self) -> None:

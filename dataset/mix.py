@@ -300,7 +300,7 @@ def _file_state(path: Path) -> tuple[int, int]:
 def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
     """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be somebody's code."""
     if source.category == "identity" or source.is_sample:
-        return {"{{name}}": config.name, "{{author}}": config.author}
+        return {"{{name}}": config.name, "{{name_lower}}": config.name.lower(), "{{author}}": config.author}
     return {}
 
 

@@ -1,71 +1,71 @@
-"""Sample conversations in which the model tells its name and its maker.
+"""Sample conversations about the model itself: its name, its maker, what it is, what it can and cannot do.
 
     python -m dataset.samples.identity        # writes dataset/identity_cn_sample.jsonl anew
 
-{{name}} and {{author}} are filled in when the data is mixed. Held-out questions are built from clauses
-that no training question contains as its own, so they are new wordings, not old ones behind a new "hello".
+{{name}}, {{name_lower}} and {{author}} are filled in when the data is mixed. Each topic has one answer. Its clauses,
+the wordings that ask for it, are divided in three sides, so that a held-out question is a new wording and not an old
+one behind a new "hello".
 """
 
 import json
 import random
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from configs.artifacts import atomic_write
+from dataset.samples import frames
+from dataset.samples.alternatives import wordings
 
 WORDINGS_FILE = Path(__file__).with_name("identity_wordings.yaml")
 SAMPLE_FILE = Path(__file__).parents[1] / "identity_cn_sample.jsonl"
-TRAINING, HELDOUT = "training", "heldout"
+TRAINING, VALIDATION, TEST = SIDES = ("training", "validation", "test")
 
-# Each clause appears bare and in some of the frames of its form.
-_FRAMES = {
-    "wh": (
-        "请问{}？",
-        "你好，{}？",
-        "请问一下，{}？",
-        "我想知道{}。",
-        "能说说{}吗？",
-        "你说说{}。",
-        "{}呀？",
-        "{}呢？",
-        "我有点好奇，{}？",
-        "顺便问一句，{}？",
-        "对了，{}？",
-    ),
-    "yn": (
-        "请问{}？",
-        "你好，{}？",
-        "我想问问，{}？",
-        "说实话，{}？",
-        "我有点好奇，{}？",
-        "顺便问一句，{}？",
-        "对了，{}？",
-    ),
-    "do": ("请{}。", "麻烦你{}。", "能{}吗？", "你能{}吗？", "可以{}吗？", "你好，请{}。", "{}吧。"),
-}
-_BARE = {"wh": "{}？", "yn": "{}？", "do": "{}。"}
-_FRAMES_A_CLAUSE = {TRAINING: 4, HELDOUT: 3}
-_BRANDED = {TRAINING: 150, HELDOUT: 32}
-"""Questions for each topic about another model or a company."""
-ABOUT_MAKER = frozenset({"maker", "company", "other", "who", "what", "intro"})
-"""Topics whose answer names the maker."""
-# Topics that follow one another naturally; "那" ties a later question to the answer before it.
-_CHAINS = (
-    ("name", "maker"),
-    ("name", "ability"),
-    ("who", "ability"),
-    ("what", "name"),
-    ("human", "what"),
-    ("human", "name", "maker"),
-    ("robot", "name"),
-    ("what", "maker"),
-    ("name", "maker", "ability"),
-    ("robot", "maker"),
-)
-_CHAINED = {TRAINING: 60, HELDOUT: 30}
+OWN_NAMES: frames.Choices = {"{{name}}": 7, "{{name_lower}}": 3}
+"""How people type the model's name: as it is written, or all in lower case."""
+MAIN_TOPICS = ("name", "who", "own", "maker", "what", "ai", "human", "other", "company", "ability", "intro")
+"""Topics that nearly everyone asks about: in training their clauses are typed in more ways."""
+NUM_TYPED = 2
+"""Ways in which one clause is typed."""
+NUM_TYPED_MAIN = 3
+NUM_TYPED_SLOT = 4
+"""The same for training clauses of the main topics, and for those that name another model, a company or a person."""
+NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}
+"""Conversations of two to four questions."""
+_CHAIN_LENGTHS = (2, 2, 2, 3, 3, 4)
+_ANY_CASE: dict[str, int] = {"as written": 11, "lower": 8, "upper": 1}
+"""How people type English words."""
+_ENGLISH = re.compile(r"\{+\w+\}+|[A-Za-z]+")
+_SLOT = re.compile(r"(?<!\{)\{([mcp])\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One wording without what people put around it. `form` says what can stand around it, as in `frames.Form`;
+    "short" and "tell" take nothing but a mark."""
+
+    text: str
+    form: str
+
+    @property
+    def slot(self) -> str:
+        """What a name is filled in for: m, c, p or nothing."""
+        found = _SLOT.search(self.text)
+        return found.group(1) if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One thing that users ask, its answer, further answers that are right too, and the clauses of each side."""
+
+    name: str
+    answer: str
+    accepted: list[str]
+    clauses: dict[str, list[Clause]]
 
 
 def normalised(question: str) -> str:
@@ -78,67 +78,104 @@ def _table() -> dict[str, Any]:
     return table
 
 
-def topics() -> dict[str, Any]:
-    """Each topic's answer and the clauses that ask for it, by side and form."""
-    found: dict[str, Any] = _table()["topics"]
+def topics() -> list[Topic]:
+    """All topics of the table."""
+    rows = _table()["topics"]
+    found = []
+    for name, row in rows.items():
+        right = (rows[other]["answer"] for other in row.get("accepted", []))
+        accepted = [answer for answer in dict.fromkeys(right) if answer != row["answer"]]
+        clauses = {
+            side: [Clause(text, form) for form, cell in row[side].items() for text in wordings(cell)] for side in SIDES
+        }
+        found.append(Topic(name, row["answer"], accepted, clauses))
     return found
 
 
-def _asked(clauses: dict[str, list[str]], slots: dict[str, list[str]], side: str, rng: random.Random) -> list[str]:
-    """All questions of one topic and side."""
-    questions, branded = [], []
-    for form, bare_clauses in clauses.items():
-        for clause in bare_clauses:
-            slot = next((slot for slot in slots if slot in clause), None)
-            if slot is not None:
-                branded += [_BARE[form].format(clause.replace(slot, value)) for value in slots[slot]]
-                continue
-            frames = [_BARE[form], *rng.sample(_FRAMES[form], _FRAMES_A_CLAUSE[side])]
-            questions += [frame.format(clause) for frame in frames]
-    return questions + rng.sample(branded, min(len(branded), _BRANDED[side]))
+def _fillings() -> dict[str, dict[str, list[str]]]:
+    """Slot -> side -> the names that are filled in there."""
+    return {slot: {side: wordings(row[side]) for side in SIDES} for slot, row in _table()["slots"].items()}
 
 
-def _record(turns: list[tuple[str, str]], side: str) -> dict[str, Any]:
+def _cased(text: str, rng: random.Random) -> str:
+    """The text with its English words in some case; placeholders stay as they are."""
+    case = frames.draw(_ANY_CASE, rng)
+    if case == "as written":
+        return text
+    return _ENGLISH.sub(lambda found: found[0] if found[0].startswith("{") else getattr(found[0], case)(), text)
+
+
+def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> str:
+    """The clause as somebody may type it. `names`: slot -> what may be filled in."""
+    text = clause.text
+    if clause.slot:
+        text = text.replace(f"{{{clause.slot}}}", rng.choice(names[clause.slot]))
+    text = _cased(text, rng).replace("{n}", frames.draw(OWN_NAMES, rng))
+    if clause.form == "tell":
+        return frames.marked(text, rng, "say")
+    if clause.form == "short":
+        return frames.marked(text, rng)
+    form: frames.Form = "do" if clause.form == "do" else "wh" if clause.form == "wh" else "ask"
+    return frames.framed(text, rng, form)
+
+
+def _questions(
+    clause: Clause, count: int, side: str, names: dict[str, dict[str, list[str]]], rng: random.Random
+) -> list[str]:
+    """Up to `count` ways to type one clause; a short one has few of them."""
+    allowed = {slot: by_side[side] for slot, by_side in names.items()}
+    found: dict[str, str] = {}
+    for _ in range(12 * count):
+        question = _typed(clause, allowed, rng)
+        # Held-out questions differ by more than their marks.
+        found.setdefault(question if side == TRAINING else normalised(question), question)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _record(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: str) -> dict[str, Any]:
+    """A conversation whose last question is about `topic`."""
     messages = []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"conversations": messages} | ({"split": HELDOUT} if side == HELDOUT else {})
+    record: dict[str, Any] = {"conversations": messages, "topic": topic.name}
+    if side != TRAINING:
+        record |= {"split": side, "cluster": clause.text, "accepted": topic.accepted}
+    return record
 
 
-def _chains(by_topic: dict[str, Any], side: str, rng: random.Random) -> Iterator[list[tuple[str, str]]]:
-    """Conversations of two or three questions."""
-    for index in range(_CHAINED[side]):
-        turns: list[tuple[str, str]] = []
-        for topic in _CHAINS[index % len(_CHAINS)]:
-            open_clauses = by_topic[topic][side].get("wh") or by_topic[topic][side]["yn"]
-            question = f"{rng.choice(open_clauses)}？"
-            turns.append((f"那{question}" if turns else question, by_topic[topic]["answer"]))
-        yield turns
+def _chains(
+    all_topics: list[Topic], side: str, names: dict[str, dict[str, list[str]]], rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Conversations about several topics, as someone asks who is getting to know the model."""
+    for _ in range(NUM_CHAINS[side]):
+        turns = []
+        for topic in rng.sample(all_topics, rng.choice(_CHAIN_LENGTHS)):
+            clause = rng.choice(topic.clauses[side])
+            turns.append((_questions(clause, 2, side, names, rng)[-1], topic.answer))
+        yield _record(turns, topic, clause, side)
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records; held-out ones carry `split`. No normalised question stands on both sides or twice alone."""
-    table = _table()
-    slots = {"{m}": table["models"], "{c}": table["companies"]}
+    """Chat records, each with its `topic`; held-out ones carry `split`, `cluster` (their clause) and `accepted`.
+
+    No question stands twice alone.
+    """
+    all_topics, names = topics(), _fillings()
     rng = random.Random(3301)
-    taken: set[str] = set()
-    asked_in_training: set[str] = set()
-    for side in (TRAINING, HELDOUT):
-        conversations: list[list[tuple[str, str]]] = [
-            [(question, topic["answer"])]
-            for topic in table["topics"].values()
-            for question in _asked(topic[side], slots, side, rng)
-        ]
-        conversations += _chains(table["topics"], side, rng)
-        for turns in conversations:
-            asked = {normalised(question) for question, _ in turns}
-            whole = "|".join(normalised(question) for question, _ in turns)
-            if whole in taken or (asked & asked_in_training and side == HELDOUT):
-                continue
-            taken.add(whole)
-            if side == TRAINING:
-                asked_in_training |= asked
-            yield _record(turns, side)
+    for side in SIDES:
+        taken: set[str] = set()
+        for topic in all_topics:
+            for clause in topic.clauses[side]:
+                count = NUM_TYPED
+                if side == TRAINING and (clause.slot or topic.name in MAIN_TOPICS):
+                    count = NUM_TYPED_SLOT if clause.slot else NUM_TYPED_MAIN
+                for question in _questions(clause, count, side, names, rng):
+                    if question not in taken:
+                        taken.add(question)
+                        yield _record([(question, topic.answer)], topic, clause, side)
+        yield from _chains(all_topics, side, names, rng)
 
 
 def sample_text() -> str:

@@ -1,4 +1,4 @@
-"""The bundled identity and dialogue: right answers, clean sides, the same text every time."""
+"""The bundled arithmetic and dialogue: right answers, clean sides, the same text every time."""
 
 import re
 from collections import Counter
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from dataset.samples import dialogue, identity
+from dataset.samples import arithmetic, dialogue
 
 Record = dict[str, Any]
-IDENTITY = list(identity.records())
+ARITHMETIC = list(arithmetic.records())
 DIALOGUE = list(dialogue.records())
+EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 
 
 def questions(record: Record) -> list[str]:
@@ -34,12 +35,12 @@ def key_without_marks(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
-@pytest.mark.parametrize("generate", [identity.records, dialogue.records])
+@pytest.mark.parametrize("generate", [arithmetic.records, dialogue.records])
 def test_two_runs_give_the_same_records(generate: Callable[[], Iterator[Record]]) -> None:
     assert list(generate()) == list(generate())
 
 
-@pytest.mark.parametrize("records", [IDENTITY, DIALOGUE])
+@pytest.mark.parametrize("records", [ARITHMETIC, DIALOGUE])
 def test_roles_alternate_and_the_assistant_speaks_last(records: list[Record]) -> None:
     for record in records:
         roles = [turn["role"] for turn in record["conversations"]]
@@ -49,40 +50,55 @@ def test_roles_alternate_and_the_assistant_speaks_last(records: list[Record]) ->
         assert record.get("split", "heldout") == "heldout"
 
 
-# Identity
+# Arithmetic
 
 
-def test_the_identity_file_is_what_the_generator_writes() -> None:
-    assert identity.SAMPLE_FILE.read_text(encoding="utf-8") == identity.sample_text()
+def test_every_equation_is_right_and_within_0_to_100() -> None:
+    for record in ARITHMETIC:
+        (answer,) = answers(record)
+        equations = EQUATION.findall(answer)
+        assert len(equations) == 1
+        a, sign, b, result = equations[0]
+        assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+        assert all(0 <= int(number) <= 100 for number in (a, b, result))
+        assert re.findall(r"\d+", answer)[-1] == result
 
 
-def test_identity_reaches_its_counts() -> None:
-    assert len(training(IDENTITY)) >= 420
-    assert len(heldout(IDENTITY)) >= 240
-    assert sum(len(questions(record)) > 1 for record in IDENTITY) >= 50
+def test_the_question_holds_the_operands_in_the_order_of_the_answer() -> None:
+    for record in ARITHMETIC:
+        (question,), (answer,) = questions(record), answers(record)
+        a, _, b, _ = EQUATION.findall(answer)[0]
+        assert re.findall(r"\d+", question) == [a, b]
+        low, high = sorted((int(a), int(b)))
+        assert record["group"] == f"arithmetic:{low:03d},{high:03d}"
 
 
-def test_no_identity_question_stands_on_both_sides() -> None:
-    trained = {identity.normalised(question) for record in training(IDENTITY) for question in questions(record)}
-    tested = {identity.normalised(question) for record in heldout(IDENTITY) for question in questions(record)}
-    assert not trained & tested
+def test_a_pair_of_operands_stays_on_one_side() -> None:
+    sides = {record["group"]: record.get("split") for record in ARITHMETIC}
+    assert all(record.get("split") == sides[record["group"]] for record in ARITHMETIC)
+    assert sum(side == "heldout" for side in sides.values()) >= len(sides) / 5
 
 
-def test_held_out_clauses_are_no_training_clauses_behind_another_greeting() -> None:
-    topics = identity.topics()
-    for topic in topics.values():
-        trained = {key_without_marks(clause) for form in topic["training"].values() for clause in form}
-        tested = {key_without_marks(clause) for form in topic["heldout"].values() for clause in form}
-        assert not trained & tested
+def test_every_problem_is_asked_twice_in_training_or_once_held_out() -> None:
+    plain = [record for record in ARITHMETIC if record["kind"] == "plain"]
+    times = Counter(answers(record)[0] for record in plain)
+    sides = {answers(record)[0]: record.get("split") for record in plain}
+    assert len(times) == len(arithmetic.problems()) == 2 * 5151
+    assert all(count == (1 if sides[answer] == "heldout" else 2) for answer, count in times.items())
+    assert len(training(plain)) >= 15_500 and len(heldout(plain)) >= 2_000
 
 
-def test_every_identity_answer_names_the_model_and_the_maker_exactly_where_asked() -> None:
-    with_maker = {topic["answer"] for name, topic in identity.topics().items() if name in identity.ABOUT_MAKER}
-    for record in IDENTITY:
-        for answer in answers(record):
-            assert "{{name}}" in answer
-            assert ("{{author}}" in answer) == (answer in with_maker)
-        assert not any("{{" in question for question in questions(record))
+def test_word_problems_reach_their_counts_in_at_least_25_scenes() -> None:
+    word = [record for record in ARITHMETIC if record["kind"] == "word"]
+    assert len(training(word)) == arithmetic.NUM_WORD_TRAINING
+    assert len(heldout(word)) == arithmetic.NUM_WORD_HELDOUT
+    assert len(arithmetic.scenes()) >= 25
+    assert {record["kind"] for record in ARITHMETIC} == {"plain", "word"}
+
+
+def test_no_arithmetic_question_stands_twice() -> None:
+    asked = Counter(questions(record)[0] for record in ARITHMETIC)
+    assert max(asked.values()) == 1
 
 
 # Dialogue
@@ -111,11 +127,6 @@ def test_dialogue_answers_are_short_whole_sentences() -> None:
 
 def test_one_question_has_one_answer() -> None:
     first_answer: dict[str, str] = {}
-    for record in DIALOGUE + IDENTITY:
+    for record in DIALOGUE:
         key = key_without_marks(questions(record)[0])
         assert first_answer.setdefault(key, answers(record)[0]) == answers(record)[0]
-
-
-def test_dialogue_and_identity_ask_different_things() -> None:
-    about_model = {key_without_marks(question) for record in IDENTITY for question in questions(record)}
-    assert not about_model & {key_without_marks(questions(record)[0]) for record in DIALOGUE}

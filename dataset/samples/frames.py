@@ -1,0 +1,114 @@
+"""What people put around a question: a greeting before it, a thank-you behind it, this or that mark, or nothing at all.
+
+A generator writes each question once, with whole marks (《静夜思》的作者是谁？), and `framed` draws a way to type it
+(你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the end.
+
+Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "do" a request;
+"say" something that is told, not asked.
+"""
+
+import random
+from typing import Literal
+
+Form = Literal["ask", "wh", "do", "say"]
+Choices = dict[str, int]
+"""Text -> its weight among the others."""
+
+BEFORE_SHARE: dict[Form, float] = {"ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06}
+"""How often something stands before the question."""
+AFTER_SHARE: dict[Form, float] = {"ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0}
+"""How often something stands behind it."""
+UNQUOTED_SHARE = 0.5
+"""How often quotes and book marks are left out."""
+HALF_WIDTH_SHARE = 0.06
+"""How often all marks are typed on an English keyboard."""
+SPACED_SHARE = 0.06
+"""How often a space stands where a comma should."""
+
+_GREETINGS: Choices = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
+_ANY_QUESTION: Choices = _GREETINGS | {
+    "请问": 6, "请问一下，": 2, "请问，": 1, "你好，请问": 3, "您好，请问": 1, "问一下，": 2, "想问一下，": 2, "问你个问题，": 1,
+    "我想问一下，": 1, "问个问题，": 1, "那": 2, "那么": 1, "嗯，": 1, "对了，": 2, "话说": 1, "诶，": 1, "我问你，": 1,
+    "考考你，": 1, "顺便问一下，": 1, "再问一个，": 1, "麻烦问一下，": 1,
+}  # fmt: skip
+_OPEN_QUESTION: Choices = _ANY_QUESTION | {"我想知道": 3, "告诉我": 2, "我想问": 1, "说说": 1, "你说": 1}
+_REQUEST: Choices = _GREETINGS | {
+    "请": 4, "你好，请": 1, "麻烦你": 1, "那": 2, "那就": 1, "嗯，": 1, "对了，": 1, "快": 1, "你": 1, "来，": 1, "好，": 1,
+}  # fmt: skip
+_STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1, "其实": 1}
+BEFORE: dict[Form, Choices] = {"ask": _ANY_QUESTION, "wh": _OPEN_QUESTION, "do": _REQUEST, "say": _STATEMENT}
+
+_THANKS: Choices = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1, "，你知道吗": 2}
+AFTER: dict[Form, Choices] = {
+    "ask": _THANKS,
+    "wh": _THANKS | {"呢": 5, "呀": 4, "啊": 4, "，告诉我": 1},
+    "do": {"吧": 6, "呗": 1, "，谢谢": 3, "，好吗": 2, "，可以吗": 1, "，行吗": 1, "好不好": 1},
+    "say": {"": 1},
+}
+
+_QUESTION_MARKS: Choices = {"？": 42, "": 34, "?": 14, "！": 3, "。": 4, "??": 1, "？？": 1, "~": 1}
+MARKS: dict[Form, Choices] = {
+    "ask": _QUESTION_MARKS,
+    "wh": _QUESTION_MARKS,
+    "do": {"": 48, "。": 34, "！": 7, "!": 2, "~": 3, ".": 2, "？": 1},
+    "say": {"": 44, "。": 32, "！": 9, "…": 3, "……": 2, "~": 3, "!": 2, ".": 2, "。。。": 2, "，": 1},
+}
+"""What stands at the end."""
+
+_CLOSING: Choices = {"": 6, "。": 3, "！": 2, "~": 1, "!": 1}
+_FORMULA: Choices = {"": 5, "?": 3, "？": 3}
+_END = "？?。.！!~…，, "
+_PARTICLES = ("呢", "吗", "啊", "呀", "吧", "嘛", "了", "哦", "么", "呗")
+# What opens so has something before it already; a second opening would sound odd (请问请, 你好，你好).
+_OPENED = ("请", "你好", "您好", "那", "嗯", "问", "想问", "我想", "麻烦", "告诉", "说", "对了", "再问")
+_OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
+_HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
+_QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
+
+
+def bare(question: str) -> str:
+    """The question without the marks at its end."""
+    return question.rstrip(_END) or question
+
+
+def unquoted(question: str) -> str:
+    """The question without quotes and book marks."""
+    return question.translate(_QUOTES)
+
+
+def half_width(question: str) -> str:
+    """The question with the marks of an English keyboard."""
+    return question.translate(_HALF_WIDTH)
+
+
+def draw(choices: Choices, rng: random.Random) -> str:
+    """One of the texts, by weight."""
+    return rng.choices(list(choices), weights=list(choices.values()))[0]
+
+
+def marked(question: str, rng: random.Random, form: Form = "ask") -> str:
+    """The question with some mark at its end, or none."""
+    text = bare(question)
+    return text + draw(_FORMULA if text.endswith(("=", "＝")) else MARKS[form], rng)
+
+
+def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
+    """The question as somebody may type it; its words stay as they are, and most often nothing but the mark changes."""
+    text = bare(question)
+    if rng.random() < UNQUOTED_SHARE:
+        text = unquoted(text)
+    opened = _OPENED_REQUEST if form == "do" else _OPENED
+    if rng.random() < BEFORE_SHARE[form] and not text.startswith(opened):
+        text = draw(BEFORE[form], rng) + text
+    after = draw(AFTER[form], rng) if rng.random() < AFTER_SHARE[form] else ""
+    if len(after) == 1 and text.endswith(_PARTICLES):
+        after = ""  # one particle is enough
+    if "谢" in after or "告诉" in after:
+        text = (text + after if not text.endswith(("=", "＝")) else f"{text}？谢谢") + draw(_CLOSING, rng)
+    elif text.endswith(("=", "＝")):
+        text = marked(text, rng)
+    else:
+        text = marked(text + after, rng, form)
+    if rng.random() < HALF_WIDTH_SHARE:
+        return half_width(text)
+    return text.replace("，", " ").rstrip() if rng.random() < SPACED_SHARE else text

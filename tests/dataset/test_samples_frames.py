@@ -1,0 +1,58 @@
+"""What stands around a question never touches the question itself."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from dataset.samples import frames
+
+QUESTIONS: dict[frames.Form, str] = {
+    "ask": "太阳是恒星吗？",
+    "wh": "《静夜思》的作者是谁？",
+    "do": "讲个笑话。",
+    "say": "今天好开心。",
+}
+
+
+def drawn(form: frames.Form, count: int = 2_000) -> list[str]:
+    rng = random.Random(7)
+    return [frames.framed(QUESTIONS[form], rng, form) for _ in range(count)]
+
+
+@pytest.mark.parametrize("form", QUESTIONS)
+def test_the_words_of_the_question_stay(form: frames.Form) -> None:
+    words = frames.unquoted(frames.bare(QUESTIONS[form]))
+    assert all(words in frames.unquoted(text) and text == text.strip() for text in drawn(form))
+
+
+@pytest.mark.parametrize("form", QUESTIONS)
+def test_most_questions_gain_nothing_but_a_mark(form: frames.Form) -> None:
+    words = frames.unquoted(frames.bare(QUESTIONS[form]))
+    plain = sum(frames.bare(frames.unquoted(text)) == words for text in drawn(form))
+    assert 0.6 < plain / 2_000 < 0.95
+
+
+def test_marks_are_drawn_and_may_be_missing() -> None:
+    ends = Counter(text[-1] for text in drawn("ask"))
+    assert ends["？"] > ends["吗"] > ends["?"] > 50
+    quoted = sum("《" in text for text in drawn("wh"))
+    assert 800 < quoted < 1_200
+
+
+def test_a_question_that_opens_by_itself_gets_no_second_opening() -> None:
+    rng = random.Random(3)
+    for question in ("请问法国的首都是哪里？", "你好，你是谁？", "那德国呢？"):
+        assert all(frames.framed(question, rng, "ask").startswith(question[:2]) for _ in range(300))
+
+
+def test_a_formula_keeps_its_equals_sign_and_takes_no_full_stop() -> None:
+    rng = random.Random(5)
+    for _ in range(500):
+        text = frames.framed("1+1=？", rng)
+        assert "1+1=" in text
+        assert not text.endswith(("=。", "=！", "=呢"))
+
+
+def test_the_same_seed_draws_the_same_frames() -> None:
+    assert drawn("wh", 50) == drawn("wh", 50)
