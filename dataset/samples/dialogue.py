@@ -25,21 +25,22 @@ SMALLTALK_FILE = FOLDER / "dialogue_smalltalk.tsv"
 FEELINGS_FILE = FOLDER / "dialogue_feelings.tsv"
 TALKS_FILE = FOLDER / "dialogue_talks.tsv"
 
-HALVES = ("validation", "test")
-NUM_TYPED = 25
+Turn = tuple[str, str]
+"""What the user says, what the assistant answers."""
+Half = Literal["training", "validation", "test"]
+HALVES: tuple[Half, ...] = ("validation", "test")
+NUM_TYPED = 22
 """Training records of each feeling and each subject of small talk, all typed differently."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
 NUM_TRIES = 4 * NUM_TYPED
-NUM_SINGLE = 3
+NUM_SINGLE = 2
 """Single-turn records of each everyday topic; one more goes on for two to four turns."""
 ITEM_HELDOUT_EVERY = 2
 """Every second everyday topic has a held-out question."""
 
-Turn = tuple[str, str]
-"""What the user says, what the assistant answers."""
-Half = Literal["training", "validation", "test"]
 
+_ASKING = ("吗", "呢", "么", "谁", "哪", "啥", "没", "不")
 _CHOICE = re.compile(r"\(([^()]*)\)")
 # Who and when, the same for what happened, how much. An empty part at the end says: or nothing.
 _MACROS = {
@@ -91,31 +92,30 @@ def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One answer and the patterns of what it answers. `form`: what may stand around them; None: a mark at most."""
+    """One answer, the patterns of what it answers, and what people put around them."""
 
     answer: str
-    form: Form | None
+    form: Form
     training: tuple[str, ...]
     heldout: tuple[str, ...]
 
-    def typed(self, wording: str, rng: random.Random) -> str:
-        """The wording as somebody may type it."""
-        return framed(wording, rng, self.form) if self.form else with_mark(wording, rng)
 
-
-def with_mark(wording: str, rng: random.Random) -> str:
-    """A short turn with some mark at its end; one that is nothing but marks, or ends in one, stays as it is."""
-    return wording if bare(wording) != wording or not key(wording).isalnum() else marked(wording, rng, "say")
+def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
+    """A turn as somebody may type it; one that is nothing but marks (……) stays as it is."""
+    if not key(wording).isalnum():
+        return wording
+    # A short question takes the marks of a question: 在吗？
+    return marked(wording, rng) if form == "mark" and wording.endswith(_ASKING) else framed(wording, rng, form)
 
 
 @cache
 def topics(path: Path) -> tuple[Topic, ...]:
     """The topics of a table: answer, training patterns, held-out patterns (none: nothing is held out)."""
-    found, form = [], None
+    found: list[Topic] = []
+    form = "mark"
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
-            name = line.strip("[]")
-            form = None if name == "mark" else name
+            form = line.strip("[]")
         elif not line.startswith("#"):
             answer, training, *heldout = line.split("\t")
             patterns = tuple(heldout[0].split("|")) if heldout else ()
@@ -131,14 +131,14 @@ def _topic_records(path: Path, kind: str, rng: random.Random) -> Iterator[dict[s
         asked = dict.fromkeys(map(bare, wordings[:NUM_BARE]))
         for wording in islice(cycle(wordings), NUM_TRIES):
             if len(asked) < NUM_TYPED:
-                asked[topic.typed(wording, rng)] = None
+                asked[typed(wording, rng, topic.form)] = None
         for question in asked:
             yield record([(question, topic.answer)], kind=kind)
         if topic.heldout:
             half = HALVES[num_heldout % 2]
             num_heldout += 1
             for wording in spread(topic.heldout, len(topic.heldout), rng):
-                question = with_mark(wording, rng)
+                question = typed(wording, rng)
                 yield record([(question, topic.answer)], kind=kind, split=half, cluster=f"{kind}:{topic.answer}")
 
 
@@ -196,7 +196,7 @@ def _wordings(table: dict[str, Any]) -> dict[str, Wordings]:
 
 def _longer(item: Item, first: Turn, wordings: Wordings, openings: list[Turn], rng: random.Random) -> list[Turn]:
     """A conversation of two to four turns about one topic."""
-    more: Turn = (marked(rng.choice(wordings.more), rng), item.more)
+    more: Turn = (typed(rng.choice(wordings.more), rng), item.more)
     closing, opening = rng.choice(wordings.closings), rng.choice(openings)
     shapes = ([first, more], [first, more, closing], [first, closing], [opening, first, more])
     return rng.choices(shapes, weights=(8, 6, 2, 2))[0]
