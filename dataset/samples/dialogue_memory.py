@@ -125,7 +125,7 @@ def _untold(rng: random.Random) -> Iterator[dict[str, Any]]:
     """Asked for before it was told."""
     answer = table()["untold"]["answer"]
     for subject in subjects():
-        for ask in rng.sample(table()[subject]["ask"], 4):
+        for ask in table()[subject]["ask"] if subject == NAME else rng.sample(table()[subject]["ask"], 5):
             yield record([(typed(ask, rng, "ask"), answer)], kind="chat")
     for ask in table()["untold"]["ask"]:
         yield record([(typed(ask, rng, "ask"), answer)], kind="chat")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, items, record, typed
-from dataset.samples.frames import bare, framed
+from dataset.samples.frames import Form, bare, framed
 
 SERIES_FILE = FOLDER / "dialogue_series.yaml"
 IDIOMS_FILE = FOLDER / "dialogue_idioms.txt"
@@ -58,6 +58,8 @@ FIST_OPENERS = (
     "剪刀石头布来不来",
 )
 FIST_START = "好呀，你先出：石头、剪刀还是布？"
+_REQUESTS = "讲说来给写作推背念出起取帮夸鼓教安表以用逗随"
+_QUESTIONS = ("吗", "什么", "啥", "哪", "怎么", "没有")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +114,19 @@ def series() -> tuple[Series, ...]:
 # --- one turn ---------------------------------------------------------------------------------------------------
 
 
+def form_of(ask: str) -> Form:
+    """What people put around a wording: it may be a request (讲个笑话), a question, or a few words (鬼故事)."""
+    if ask[0] in _REQUESTS:
+        return "do"
+    return "ask" if any(word in ask for word in _QUESTIONS) else "mark"
+
+
 def _single(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Each wording with its answer; a held-out wording accepts every answer of the series."""
     asked = {bare(ask): number for number, ask in enumerate(one.ask[:4])}
     while len(asked) < NUM_TYPED:
         for number, ask in enumerate(one.ask):
-            asked.setdefault(typed(ask, rng, "do"), number)
+            asked.setdefault(typed(ask, rng, form_of(ask)), number)
     for question, number in list(asked.items())[: max(NUM_TYPED, len(one.ask))]:
         yield record([(question, one.answers[one.first(number)])], kind="chat")
     for half, wordings in one.heldout.items():
@@ -132,7 +141,8 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """The answer of a named topic: a poem about the sea, 《春晓》."""
     for number, topic in enumerate(one.topics):
         for ask in one.topic_ask:
-            yield record([(framed(ask.format(t=topic), rng, "do"), one.answers[number])], kind="chat")
+            question = framed(ask.format(t=topic), rng, form_of(ask))
+            yield record([(question, one.answers[number])], kind="chat")
         half = HALVES[number % 2]
         question = one.topic_heldout[number % 2].format(t=topic)
         yield record([(question, one.answers[number])], kind="chat", split=half, cluster=f"{one.name}:{topic}")
@@ -144,7 +154,7 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 def chain(one: Series, start: int, num_more: int, rng: random.Random) -> list[Turn]:
     """An opening and `num_more` times another one, now and then with a smile in between. `start`: the wording."""
     position = one.first(start)
-    turns: list[Turn] = [(typed(one.ask[start], rng, "do"), one.answers[position])]
+    turns: list[Turn] = [(typed(one.ask[start], rng, form_of(one.ask[start])), one.answers[position])]
     for _ in range(min(num_more, len(one.answers) - 1)):
         if one.solutions and rng.random() < 0.75:
             turns += guesses(one, position, rng)

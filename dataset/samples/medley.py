@@ -174,7 +174,7 @@ def _untold(known: Sequence[dialogue_memory.Memory], rng: random.Random) -> Turn
 
 
 def long_conversation(deck: Deck, rng: random.Random) -> list[Turn]:
-    """A conversation of MIN_TURNS turns or more."""
+    """A conversation of about MIN_TURNS to MAX_TURNS turns, or of none where too few blocks fit."""
     budget = MOST_TOKENS if rng.random() < 0.8 else ALL_TOKENS
     memories = _memories(rng)
     extra = [turn for memory in memories for turn in (memory.told, memory.asked)]
@@ -183,6 +183,8 @@ def long_conversation(deck: Deck, rng: random.Random) -> list[Turn]:
     num_turns = rng.randint(MIN_TURNS, MAX_TURNS) - len(extra)
     asked = {key(user) for user, _ in extra}
     strung = _string(deck, max(num_turns, 2), budget - num_tokens(extra), asked, rng)
+    if len(strung) < 2:
+        return []  # one long block alone: it is there already
     for memory in memories:
         strung = _with_memory(strung, memory, rng)
     if len(extra) % 2:
