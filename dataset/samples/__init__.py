@@ -11,6 +11,7 @@ from typing import Any
 from configs.artifacts import atomic_write, sha256_file, write_json
 from dataset.samples.exam import EXAM_FILE, without_exam
 
+<<<<<<< HEAD
 
 @dataclass(frozen=True, slots=True)
 class SampleFile:
@@ -33,6 +34,14 @@ SAMPLE_FILES = {
     "math": SampleFile("math", ("arithmetic",), ("math",)),
     "preference": SampleFile("preference", ("preference",), ("preference",)),
     "corpus": SampleFile("corpus", ("prose",), ("corpus",)),
+=======
+GENERATORS = {
+    "general": ("dialogue", "dialogue_series", "dialogue_memory", "medley"),
+    "knowledge": ("knowledge",),
+    "math": ("arithmetic",),
+    "preference": ("preference",),
+    "corpus": ("prose",),
+>>>>>>> talk
 }
 """By name, in the order of the mix. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
 MANIFEST = "samples_manifest.json"

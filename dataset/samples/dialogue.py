@@ -1,30 +1,148 @@
-"""Sample everyday dialogue, single and multi-turn. No answer speaks of the model's name or maker.
+"""Sample everyday talk: feelings, small talk, everyday questions. No answer speaks of the model's name or maker.
 
-Each topic in the tables has one good answer and one answer to the natural follow-up; the wordings say how people
-ask. Topics times wordings give the single questions; a few wordings of each topic go on for two to four rounds.
+Each topic has one good answer and many wordings; those of the held-out halves occur nowhere in training, and the two
+halves share no topic. Jokes, riddles and the like are in `dialogue_series`, what the user says of themselves is in
+`dialogue_memory`, long conversations are in `medley`.
 """
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+from dataset.samples.frames import Form, bare, framed, marked
 
 FOLDER = Path(__file__).parent
 WORDINGS_FILE = FOLDER / "dialogue_wordings.yaml"
 ITEM_FILES = tuple(FOLDER / f"dialogue_items_{name}.tsv" for name in ("life", "words", "people"))
 SMALLTALK_FILE = FOLDER / "dialogue_smalltalk.tsv"
+FEELINGS_FILE = FOLDER / "dialogue_feelings.tsv"
 TALKS_FILE = FOLDER / "dialogue_talks.tsv"
-
-NUM_SINGLE = 7
-"""Single-turn wordings of each topic."""
-NUM_MULTI = 2
-"""Longer conversations of each topic, opened with wordings that no single-turn record of it has."""
 
 Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
+Half = Literal["training", "validation", "test"]
+HALVES: tuple[Half, ...] = ("validation", "test")
+NUM_TYPED = 22
+"""Training records of each feeling and each subject of small talk, all typed differently."""
+NUM_BARE = 4
+"""So many of them have no mark at all; they are the first in their list, what most people type."""
+NUM_TRIES = 4 * NUM_TYPED
+NUM_SINGLE = 2
+"""Single-turn records of each everyday topic; one more goes on for two to four turns."""
+ITEM_HELDOUT_EVERY = 2
+"""Every second everyday topic has a held-out question."""
+
+
+_ASKING = ("吗", "呢", "么", "谁", "哪", "啥", "没", "不")
+_CHOICE = re.compile(r"\(([^()]*)\)")
+# Who and when, the same for what happened, how much. An empty part at the end says: or nothing.
+_MACROS = {
+    "{w}": "(我,我今天,今天,最近,我最近,现在,我现在,)",
+    "{t}": "(我,今天,我今天,刚刚,我刚刚,昨天,我昨天,)",
+    "{d}": "(好,很,特别,有点,真的好,真的很)",
+}
+
+
+# --- records ----------------------------------------------------------------------------------------------------
+
+
+def record(turns: Sequence[Turn], **fields: Any) -> dict[str, Any]:
+    """A chat record of these turns; fields that are None are left out."""
+    messages = []
+    for user, assistant in turns:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"conversations": messages} | {name: value for name, value in fields.items() if value is not None}
+
+
+def key(text: str) -> str:
+    """The text without case, spacing and marks: what counts as the same wording. Marks alone stand for themselves."""
+    return "".join(char for char in text.lower() if char.isalnum()) or text
+
+
+# --- wordings ---------------------------------------------------------------------------------------------------
+
+
+def expand(pattern: str) -> list[str]:
+    """Every wording of a pattern: (好,很,)难过 is 好难过, 很难过 and 难过; {w}, {t} and {d} are lists of their own."""
+    for name, choice in _MACROS.items():
+        pattern = pattern.replace(name, choice)
+    match = _CHOICE.search(pattern)
+    if match is None:
+        return [pattern]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [wording for part in match[1].split(",") for wording in expand(before + part + after)]
+
+
+def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the others."""
+    queues = [rng.sample(wordings, len(wordings)) for wordings in map(expand, patterns)]
+    in_turn = [wording for row in zip_longest(*queues) for wording in row if wording is not None]
+    return list({key(wording): wording for wording in reversed(in_turn)}.values())[::-1][:count]
+
+
+# --- feelings and small talk ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One answer, the patterns of what it answers, and what people put around them."""
+
+    answer: str
+    form: Form
+    training: tuple[str, ...]
+    heldout: tuple[str, ...]
+
+
+def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
+    """A turn as somebody may type it; one that is nothing but marks (……) stays as it is."""
+    if not key(wording).isalnum():
+        return wording
+    # A short question takes the marks of a question: 在吗？
+    return marked(wording, rng) if form == "mark" and wording.endswith(_ASKING) else framed(wording, rng, form)
+
+
+@cache
+def topics(path: Path) -> tuple[Topic, ...]:
+    """The topics of a table: answer, training patterns, held-out patterns (none: nothing is held out)."""
+    found: list[Topic] = []
+    form = "mark"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            form = line.strip("[]")
+        elif not line.startswith("#"):
+            answer, training, *heldout = line.split("\t")
+            patterns = tuple(heldout[0].split("|")) if heldout else ()
+            found.append(Topic(answer, form, tuple(training.split("|")), patterns))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def _topic_records(path: Path, kind: str, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Each topic in its wordings, as people type them. Topics with held-out wordings go to the halves in turn."""
+    num_heldout = 0
+    for topic in topics(path):
+        wordings = spread(topic.training, NUM_TYPED, rng)
+        asked = dict.fromkeys(map(bare, wordings[:NUM_BARE]))
+        for wording in islice(cycle(wordings), NUM_TRIES):
+            if len(asked) < NUM_TYPED:
+                asked[typed(wording, rng, topic.form)] = None
+        for question in asked:
+            yield record([(question, topic.answer)], kind=kind)
+        if topic.heldout:
+            half = HALVES[num_heldout % 2]
+            num_heldout += 1
+            for wording in spread(topic.heldout, len(topic.heldout), rng):
+                question = typed(wording, rng)
+                yield record([(question, topic.answer)], kind=kind, split=half, cluster=f"{kind}:{topic.answer}")
+
+
+# --- everyday questions -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +157,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Wordings:
-    """How one kind of topic is asked about, followed up and ended."""
+    """How one kind of topic is asked about on each side, followed up and ended."""
 
-    ask: list[str]
+    form: Form
+    training: list[str]
+    validation: list[str]
+    test: list[str]
     more: list[str]
     closings: list[Turn]
 
@@ -64,66 +185,58 @@ def _wordings(table: dict[str, Any]) -> dict[str, Wordings]:
     """The wordings by kind."""
     by_kind = {}
     for closing in table["closings"].values():
+        turns = [(user, assistant) for user, assistant in closing["turns"]]
         for kind in closing["kinds"]:
-            turns = [(user, assistant) for user, assistant in closing["turns"]]
-            by_kind[kind] = Wordings(table[kind]["ask"], table[kind]["more"], turns)
+            entry = table[kind]
+            by_kind[kind] = Wordings(
+                entry["form"], entry["ask"], entry["validation"], entry["test"], entry["more"], turns
+            )
     return by_kind
 
 
-def _record(turns: list[Turn]) -> dict[str, Any]:
-    messages = []
-    for user, assistant in turns:
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return {"conversations": messages}
+def _longer(item: Item, first: Turn, wordings: Wordings, openings: list[Turn], rng: random.Random) -> list[Turn]:
+    """A conversation of two to four turns about one topic."""
+    more: Turn = (typed(rng.choice(wordings.more), rng), item.more)
+    closing, opening = rng.choice(wordings.closings), rng.choice(openings)
+    shapes = ([first, more], [first, more, closing], [first, closing], [opening, first, more])
+    return rng.choices(shapes, weights=(8, 6, 2, 2))[0]
 
 
-def _longer(item: Item, ask: str, wordings: Wordings, openings: list[Turn], rng: random.Random) -> list[Turn]:
-    """A conversation of two to four rounds about one topic."""
-    first: Turn = (ask, item.answer)
-    more: Turn = (rng.choice(wordings.more), item.more)
-    closing = rng.choice(wordings.closings)
-    shapes = (
-        [first, more],
-        [first, more],
-        [first, more, closing],
-        [first, closing],
-        [rng.choice(openings), first, more],
-        [rng.choice(openings), first, more, closing],
-    )
-    return rng.choices(shapes, weights=(4, 4, 6, 3, 1, 1))[0]
+def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
+    table = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    by_kind = _wordings(table)
+    openings: list[Turn] = [(user, assistant) for user, assistant in table["openings"]]
+    num_heldout = 0
+    for number, item in enumerate(items()):
+        wordings = by_kind[item.kind]
+        # 3种水果 is typed as often as 三种水果.
+        topic = "3" + item.topic[1:] if item.topic[0] == "三" and rng.random() < 0.5 else item.topic
+        asked = [
+            framed(ask.format(t=topic), rng, wordings.form) for ask in rng.sample(wordings.training, NUM_SINGLE + 1)
+        ]
+        for question in asked[:NUM_SINGLE]:
+            yield record([(question, item.answer)])
+        yield record(_longer(item, (asked[NUM_SINGLE], item.answer), wordings, openings, rng))
+        if number % ITEM_HELDOUT_EVERY == 0:
+            half = HALVES[num_heldout % 2]
+            num_heldout += 1
+            ask = rng.choice(wordings.validation if half == "validation" else wordings.test)
+            question = framed(ask.format(t=item.topic), rng, wordings.form)
+            yield record([(question, item.answer)], split=half, cluster=f"{item.kind}:{item.topic}")
 
 
-def _smalltalk() -> Iterator[list[Turn]]:
-    """Greetings, moods, questions that a model without clock and eyes can't answer, requests that are too vague."""
-    for line in SMALLTALK_FILE.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            answer, wordings = line.split("\t")
-            for wording in wordings.split("|"):
-                # Many people end a chat message with no mark at all.
-                for user in dict.fromkeys((wording, wording.rstrip("。？"))):
-                    yield [(user, answer)]
-
-
-def _talks() -> Iterator[list[Turn]]:
+def _talk_records() -> Iterator[dict[str, Any]]:
     """Conversations written out whole, in which the assistant asks back before it answers."""
     for line in TALKS_FILE.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             said = line.split("\t")
-            yield list(zip(said[::2], said[1::2], strict=True))
+            yield record(list(zip(said[::2], said[1::2], strict=True)))
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, every conversation distinct."""
-    table = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
-    by_kind = _wordings(table)
-    openings: list[Turn] = [(user, assistant) for user, assistant in table["openings"]]
+    """Chat records, every conversation distinct; feelings and small talk carry `kind`, held-out ones `split`."""
     rng = random.Random(4401)
-    for item in items():
-        wordings = by_kind[item.kind]
-        asked = [ask.format(t=item.topic) for ask in rng.sample(wordings.ask, NUM_SINGLE + NUM_MULTI)]
-        for ask in asked[:NUM_SINGLE]:
-            yield _record([(ask, item.answer)])
-        for ask in asked[NUM_SINGLE:]:
-            yield _record(_longer(item, ask, wordings, openings, rng))
-    for turns in (*_smalltalk(), *_talks()):
-        yield _record(turns)
+    yield from _topic_records(FEELINGS_FILE, "feelings", rng)
+    yield from _topic_records(SMALLTALK_FILE, "chat", rng)
+    yield from _item_records(rng)
+    yield from _talk_records()

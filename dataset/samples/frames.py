@@ -4,19 +4,19 @@ A generator writes each question once, with whole marks (《静夜思》的作�
 (你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the end.
 
 Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "do" a request;
-"say" something that is told, not asked.
+"say" something that is told, not asked; "mark" a short turn (嗯, 你好) that takes nothing but a mark.
 """
 
 import random
 from typing import Literal
 
-Form = Literal["ask", "wh", "do", "say"]
+Form = Literal["ask", "wh", "do", "say", "mark"]
 Choices = dict[str, int]
 """Text -> its weight among the others."""
 
-BEFORE_SHARE: dict[Form, float] = {"ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06}
+BEFORE_SHARE: dict[Form, float] = {"ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06, "mark": 0.0}
 """How often something stands before the question."""
-AFTER_SHARE: dict[Form, float] = {"ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0}
+AFTER_SHARE: dict[Form, float] = {"ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0, "mark": 0.0}
 """How often something stands behind it."""
 UNQUOTED_SHARE = 0.5
 """How often quotes and book marks are left out."""
@@ -36,14 +36,21 @@ _REQUEST: Choices = _GREETINGS | {
     "请": 4, "你好，请": 1, "麻烦你": 1, "那": 2, "那就": 1, "嗯，": 1, "对了，": 1, "快": 1, "你": 1, "来，": 1, "好，": 1,
 }  # fmt: skip
 _STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1, "其实": 1}
-BEFORE: dict[Form, Choices] = {"ask": _ANY_QUESTION, "wh": _OPEN_QUESTION, "do": _REQUEST, "say": _STATEMENT}
+BEFORE: dict[Form, Choices] = {
+    "ask": _ANY_QUESTION,
+    "wh": _OPEN_QUESTION,
+    "do": _REQUEST,
+    "say": _STATEMENT,
+    "mark": {"": 1},
+}
 
 _THANKS: Choices = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1, "，你知道吗": 2}
 AFTER: dict[Form, Choices] = {
     "ask": _THANKS,
     "wh": _THANKS | {"呢": 5, "呀": 4, "啊": 4, "，告诉我": 1},
-    "do": {"吧": 6, "呗": 1, "，谢谢": 3, "，好吗": 2, "，可以吗": 1, "，行吗": 1, "好不好": 1},
+    "do": {"吧": 6, "呗": 1, "，谢谢": 3, "，好吗": 2, "，可以吗": 1, "，行吗": 1, "，好不好": 1},
     "say": {"": 1},
+    "mark": {"": 1},
 }
 
 _QUESTION_MARKS: Choices = {"？": 42, "": 34, "?": 14, "！": 3, "。": 4, "??": 1, "？？": 1, "~": 1}
@@ -51,7 +58,8 @@ MARKS: dict[Form, Choices] = {
     "ask": _QUESTION_MARKS,
     "wh": _QUESTION_MARKS,
     "do": {"": 48, "。": 34, "！": 7, "!": 2, "~": 3, ".": 2, "？": 1},
-    "say": {"": 44, "。": 32, "！": 9, "…": 3, "……": 2, "~": 3, "!": 2, ".": 2, "。。。": 2, "，": 1},
+    "say": {"": 44, "。": 32, "！": 8, "…": 3, "……": 2, "!": 2, ".": 2, "。。。": 2},
+    "mark": {"": 44, "。": 24, "！": 14, "~": 6, "!": 3, ".": 2},
 }
 """What stands at the end."""
 
@@ -60,7 +68,28 @@ _FORMULA: Choices = {"": 5, "?": 3, "？": 3}
 _END = "？?。.！!~…，, "
 _PARTICLES = ("呢", "吗", "啊", "呀", "吧", "嘛", "了", "哦", "么", "呗")
 # What opens so has something before it already; a second opening would sound odd (请问请, 你好，你好).
-_OPENED = ("请", "你好", "您好", "那", "嗯", "问", "想问", "我想", "麻烦", "告诉", "说", "对了", "再问")
+_OPENED = (
+    "请",
+    "你好",
+    "您好",
+    "那",
+    "嗯",
+    "问",
+    "想问",
+    "我想",
+    "麻烦",
+    "告诉",
+    "说",
+    "对了",
+    "再问",
+    "教",
+    "讲",
+    "解释",
+    "介绍",
+    "聊",
+    "比较",
+    "不知道",
+)
 _OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
 _HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
 _QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
@@ -101,7 +130,7 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
     if rng.random() < BEFORE_SHARE[form] and not text.startswith(opened):
         text = draw(BEFORE[form], rng) + text
     after = draw(AFTER[form], rng) if rng.random() < AFTER_SHARE[form] else ""
-    if len(after) == 1 and text.endswith(_PARTICLES):
+    if text.endswith(_PARTICLES) and (len(after) == 1 or after.endswith("吗")):
         after = ""  # one particle is enough
     if "谢" in after or "告诉" in after:
         text = (text + after if not text.endswith(("=", "＝")) else f"{text}？谢谢") + draw(_CLOSING, rng)

@@ -1,48 +1,253 @@
-"""Sample conversations that change their subject: small talk, facts, sums, the model itself, in any order.
+"""Sample conversations of many turns: small talk, facts, sums, the model itself, in any order, and turns that refer back.
 
-Each turn is one single-turn training record of the other samples, word for word. Without such conversations a small
-model takes the subject of the first turns for that of all later ones.
+A conversation is a string of blocks. A block is one training record of another sample, word for word: a single turn,
+or turns that belong together (a joke and 再讲一个, a fact and 那德国呢？). So a question is answered in turn ten as it is
+alone. Between the blocks the user tells something of themselves and asks for it later, or asks to hear an answer again.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
-from dataset.samples import arithmetic, dialogue, identity, knowledge
+import yaml
 
-NUM_CONVERSATIONS = 3_000
-TURNS = (2, 2, 3, 3, 4, 5)
-"""How many turns a conversation has, each as likely as it stands here."""
-SUBJECTS = {"dialogue": 4, "knowledge": 3, "arithmetic": 2, "identity": 1}
-"""How often a turn is of each kind."""
+from dataset.samples import dialogue_memory
+from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, key, record, typed
+from dataset.samples.frames import bare
 
-Turn = tuple[str, str]
+TURNS_FILE = FOLDER / "dialogue_turns.yaml"
+SHARES = {"knowledge": 30, "arithmetic": 24, "dialogue": 26, "dialogue_series": 8, "identity": 12}
+"""Module -> how often a block comes from it. Each module's records come up equally often."""
+
+NUM_LONG = 2_700
+NUM_SHORT = 360
+"""Conversations of one block and a turn that refers back to it."""
+NUM_HELDOUT = {"known": 40, "memory": 24, "short": 22}
+"""Held-out conversations a half: a known question at the end, something to remember, a turn that refers back."""
+MIN_TURNS, MAX_TURNS = 6, 13
+MOST_TOKENS, ALL_TOKENS = 214, 229
+"""Tokens of four conversations in five, and of all: they have to fit into rows of 256."""
+MOST_OVER_MEAN = 1.6
+"""A conversation of many turns takes short blocks: none is longer a turn than this many times the mean."""
+MAX_MISSES = 25
+"""Blocks that don't fit before a conversation ends early."""
+CHARACTERS_A_TOKEN = 1.37
+MARKS_A_TURN = 7
+FOLLOW_UP_SHARE = 0.12
+"""How often a block is followed by a turn that refers back to its answer."""
+MEMORY_COUNTS = {0: 3, 1: 5, 2: 3}
+"""How many things are remembered in a conversation, with weights."""
+FARTHEST_BACK = 6
+"""Turns between telling and asking, at most."""
+UNTOLD_SHARE = 0.08
+LONGEST_REPEATED = 34
+"""Characters of an answer that is said again."""
+
+Block = tuple[Turn, ...]
+_NOT_QUOTED = set("，,：: ？?谢请好诉帮说问")
 
 
-def training_turns(records: Iterator[dict[str, Any]]) -> list[Turn]:
-    """Question and answer of the single-turn records that may be trained on."""
-    return [
-        (record["conversations"][0]["content"], record["conversations"][1]["content"])
-        for record in records
-        if record.get("split", "train") == "train" and len(record["conversations"]) == 2
-    ]
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A turn that refers back: after which samples, how it is asked on each side, what is answered."""
+
+    after: frozenset[str]
+    answer: str
+    wordings: dict[Half, tuple[str, ...]]
+
+    def fits(self, module: str, block: Block) -> bool:
+        """Whether it may come after this block. A question is only quoted where it stands alone."""
+        question, answer = block[-1]
+        quoted = "{q}" not in self.answer or (len(bare(question)) <= 14 and not _NOT_QUOTED & set(bare(question)))
+        return module in self.after and len(answer) <= LONGEST_REPEATED and quoted
+
+    def turn(self, block: Block, half: Half, rng: random.Random) -> Turn:
+        """The turn itself."""
+        question, answer = block[-1]
+        asked = typed(rng.choice(self.wordings[half]), rng, "mark")
+        return asked, self.answer.format(a=answer, q=bare(question))
+
+
+@cache
+def follow_ups() -> tuple[FollowUp, ...]:
+    """All turns that refer back."""
+    table = yaml.safe_load(TURNS_FILE.read_text(encoding="utf-8"))
+    return tuple(
+        FollowUp(
+            frozenset(entry["after"]),
+            entry["answer"],
+            {"training": tuple(entry["ask"]), **{half: tuple(entry[half]) for half in HALVES}},
+        )
+        for entry in table.values()
+    )
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------
+
+
+def training_blocks(records: Iterable[dict[str, Any]]) -> list[Block]:
+    """The turns of the records that may be trained on, each a block."""
+    blocks = []
+    for one in records:
+        if one.get("split") in (None, "", "train"):
+            said = [message["content"] for message in one["conversations"]]
+            blocks.append(tuple(zip(said[::2], said[1::2], strict=True)))
+    return blocks
+
+
+@cache
+def blocks() -> dict[str, list[Block]]:
+    """Module -> its blocks."""
+    return {name: training_blocks(import_module(f"dataset.samples.{name}").records()) for name in SHARES}
+
+
+class Deck:
+    """Blocks of every module, shuffled and dealt one by one, so that all come up equally often."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.piles: dict[str, list[Block]] = {name: [] for name in SHARES}
+
+    def deal(self) -> tuple[str, Block]:
+        """A module by its share, and its next block."""
+        name = self.rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        if not self.piles[name]:
+            self.piles[name] = self.rng.sample(blocks()[name], len(blocks()[name]))
+        return name, self.piles[name].pop()
+
+
+def num_tokens(turns: Iterable[Turn]) -> int:
+    """Roughly how many tokens the turns take, marks included."""
+    return sum(round((len(user) + len(answer)) / CHARACTERS_A_TOKEN) + MARKS_A_TURN for user, answer in turns)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------
+
+
+def _string(deck: Deck, num_turns: int, budget: int, asked: set[str], rng: random.Random) -> list[Block]:
+    """Blocks of about `num_turns` turns within a budget of tokens; no question twice (`asked`: those that are taken)."""
+    strung: list[Block] = []
+    count, misses = 0, 0
+    most_a_turn = MOST_OVER_MEAN * budget / max(num_turns, 1)
+    while count < num_turns and misses < MAX_MISSES:
+        module, block = deck.deal()
+        if rng.random() < FOLLOW_UP_SHARE:
+            fitting = [one for one in follow_ups() if one.fits(module, block)]
+            if fitting:
+                block = (*block, rng.choice(fitting).turn(block, "training", rng))
+        cost, questions = num_tokens(block), {key(user) for user, _ in block}
+        too_long = cost > min(budget, most_a_turn * len(block)) or count + len(block) > num_turns + 1
+        if too_long or questions & asked:
+            misses += 1
+            continue
+        strung.append(block)
+        asked |= questions
+        budget -= cost
+        count += len(block)
+    return strung
+
+
+def _with_memory(strung: list[Block], memory: dialogue_memory.Memory, rng: random.Random) -> list[Block]:
+    """The blocks with something told among them and asked for at most FARTHEST_BACK turns later."""
+    told = rng.randrange(len(strung))
+    reach = told + 1
+    while reach < len(strung) and sum(map(len, strung[told : reach + 1])) <= FARTHEST_BACK and rng.random() < 0.75:
+        reach += 1
+    return [*strung[:told], (memory.told,), *strung[told:reach], (memory.asked,), *strung[reach:]]
+
+
+def _memories(rng: random.Random) -> list[dialogue_memory.Memory]:
+    """Different things to remember in one conversation."""
+    count = rng.choices(list(MEMORY_COUNTS), weights=list(MEMORY_COUNTS.values()))[0]
+    found = {memory.subject: memory for memory in (dialogue_memory.drawn("training", rng) for _ in range(count))}
+    return list(found.values())
+
+
+def _untold(known: Sequence[dialogue_memory.Memory], rng: random.Random) -> Turn:
+    """A question for something that was not told."""
+    subject = rng.choice([name for name in dialogue_memory.subjects() if name not in {m.subject for m in known}])
+    table = dialogue_memory.table()
+    return typed(rng.choice(table[subject]["ask"]), rng, "ask"), table["untold"]["answer"]
+
+
+def long_conversation(deck: Deck, rng: random.Random) -> list[Turn]:
+    """A conversation of about MIN_TURNS to MAX_TURNS turns, or of none where too few blocks fit."""
+    budget = MOST_TOKENS if rng.random() < 0.8 else ALL_TOKENS
+    memories = _memories(rng)
+    extra = [turn for memory in memories for turn in (memory.told, memory.asked)]
+    if rng.random() < UNTOLD_SHARE:
+        extra.append(_untold(memories, rng))
+    num_turns = rng.randint(MIN_TURNS, MAX_TURNS) - len(extra)
+    asked = {key(user) for user, _ in extra}
+    strung = _string(deck, max(num_turns, 2), budget - num_tokens(extra), asked, rng)
+    if len(strung) < 2:
+        return []  # one long block alone: it is there already
+    for memory in memories:
+        strung = _with_memory(strung, memory, rng)
+    if len(extra) % 2:
+        strung.insert(rng.randint(0, len(strung)), (extra[-1],))
+    return [turn for block in strung for turn in block]
+
+
+def _long(rng: random.Random) -> Iterator[dict[str, Any]]:
+    deck = Deck(rng)
+    made = 0
+    while made < NUM_LONG:
+        turns = long_conversation(deck, rng)
+        if MIN_TURNS <= len(turns) <= MAX_TURNS:
+            made += 1
+            yield record(turns, split="train", kind="turns")
+
+
+def _short(rng: random.Random) -> Iterator[dict[str, Any]]:
+    deck = Deck(rng)
+    made = 0
+    while made < NUM_SHORT:
+        module, block = deck.deal()
+        fitting = [one for one in follow_ups() if one.fits(module, block)]
+        if fitting:
+            made += 1
+            yield record([*block, rng.choice(fitting).turn(block, "training", rng)], split="train", kind="turns")
+
+
+def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Held-out conversations. Each opens with a name that training never hears, so no two halves share an opening."""
+    deck = Deck(rng)
+    for half in HALVES:
+        names = dialogue_memory.values(dialogue_memory.NAME, half)
+        for kind, count in NUM_HELDOUT.items():
+            for number in range(count):
+                name = names[number % len(names)]
+                memory = dialogue_memory.remembered(dialogue_memory.NAME, name, half, rng)
+                asked = {key(memory.asked[0])}
+                length = rng.randint(1, 5) if kind == "memory" else rng.randint(5, 9) if kind == "known" else 0
+                turns = [turn for block in _string(deck, length, MOST_TOKENS - 70, asked, rng) for turn in block]
+                if kind == "memory":
+                    turns.append(memory.asked)
+                    cluster = f"name:{name}"
+                else:
+                    module, block = deck.deal()
+                    chosen = follow_ups()[number % len(follow_ups())]
+                    while (
+                        len(block) > 1
+                        or key(block[0][0]) in asked
+                        or (kind == "short" and not chosen.fits(module, block))
+                    ):
+                        module, block = deck.deal()
+                    turns += block
+                    cluster = f"{kind}:{block[0][0]}"
+                    if kind == "short":
+                        turns.append(chosen.turn(block, half, rng))
+                group = f"medley:{half}:{kind}:{number}"
+                yield record([memory.told, *turns], split=half, kind="turns", cluster=cluster, group=group)
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Conversations of two to five turns, all for training: their turns are training questions of other categories.
-
-    {{name}} and {{author}} are filled in when the data is mixed.
-    """
+    """Conversations of kind `turns`. {{name}} and {{author}} are filled in when the data is mixed."""
     rng = random.Random(4127)
-    turns = {
-        "dialogue": training_turns(dialogue.records()),
-        "knowledge": training_turns(knowledge.records()),
-        "arithmetic": training_turns(arithmetic.records()),
-        "identity": training_turns(identity.records()),
-    }
-    for _ in range(NUM_CONVERSATIONS):
-        subjects = rng.choices(list(SUBJECTS), weights=list(SUBJECTS.values()), k=rng.choice(TURNS))
-        messages = []
-        for question, answer in (rng.choice(turns[subject]) for subject in subjects):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield {"conversations": messages, "split": "train"}
+    yield from _short(rng)
+    yield from _long(rng)
+    yield from _heldout(rng)

@@ -1,0 +1,162 @@
+"""Sample talk in which the user tells something of themselves and asks for it later.
+
+The values are many, so that a model has to copy what was said. Those of the held-out halves, and the wordings there,
+occur nowhere in training. What lies between telling and asking is put there by `medley`; here it is nothing, or one
+turn of small talk.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from dataset.samples.dialogue import FOLDER, HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
+
+MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
+NAME = "name"
+NUM_FULL_NAMES = 320
+"""Surname and given name, put together at random, beside the short names."""
+NUM_TOLD = {NAME: 330}
+"""Training conversations about a subject; of the others: NUM_TOLD_OF_OTHERS."""
+NUM_TOLD_OF_OTHERS = 26
+NUM_CORRECTED = 40
+NUM_HELDOUT = {NAME: 34}
+"""Held-out conversations a half, of the other subjects NUM_HELDOUT_OF_OTHERS."""
+NUM_HELDOUT_OF_OTHERS = 4
+BETWEEN_SHARE = 0.4
+"""How often a turn of small talk lies between telling and asking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One thing told and asked for."""
+
+    subject: str
+    value: str
+    told: Turn
+    asked: Turn
+
+
+@cache
+def table() -> dict[str, Any]:
+    """The subjects with their wordings, and the lists of names."""
+    loaded: dict[str, Any] = yaml.safe_load(MEMORY_FILE.read_text(encoding="utf-8"))
+    return loaded
+
+
+@cache
+def subjects() -> tuple[str, ...]:
+    """Names of what can be told."""
+    return tuple(
+        name for name, entry in table().items() if isinstance(entry, dict) and "answer" in entry and "tell" in entry
+    )
+
+
+@cache
+def values(subject: str, half: Half) -> tuple[str, ...]:
+    """All values of one side; names of people are put together from their parts."""
+    names, entry = table()["names"], table()[subject]
+    if "values" in entry:
+        return tuple(map(str, entry["values"] if half == "training" else entry["heldout"][half]))
+    if half != "training":
+        return tuple(names["heldout"][half])
+    unseen = {name for other in names["heldout"].values() for name in other}
+    rng = random.Random(4403)
+    full = [surname + given for surname in names["surname"] for given in names["given"]]
+    drawn = rng.sample([name for name in full if name not in unseen], NUM_FULL_NAMES)
+    return (*names["short"], *names["english"], *names["given"][41:], *drawn)
+
+
+def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memory:
+    """Telling and asking in random wordings of a side."""
+    entry = table()[subject]
+    side = entry if half == "training" else entry[half]
+    told = typed(rng.choice(side["tell"]).format(v=value), rng, "mark")
+    asked = typed(rng.choice(side["ask"]), rng, "ask" if half == "training" else "mark")
+    reply, answer = entry["reply"].format(v=value), entry["answer"].format(v=value)
+    return Memory(subject, value, (told, reply), (asked, answer))
+
+
+def drawn(half: Half, rng: random.Random) -> Memory:
+    """Something to remember, every second time a name."""
+    subject = NAME if rng.random() < 0.5 else rng.choice(subjects())
+    return remembered(subject, rng.choice(values(subject, half)), half, rng)
+
+
+@cache
+def _small_talk() -> tuple[tuple[str, str], ...]:
+    """Short turns that may come between telling and asking."""
+    rng = random.Random(4404)
+    return tuple(
+        (wording, topic.answer)
+        for topic in topics(SMALLTALK_FILE)
+        if topic.form == "mark" and topic.heldout
+        for wording in spread(topic.training, 8, rng)
+    )
+
+
+def _told(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Told, and asked for at once or after one more turn."""
+    for subject in subjects():
+        count = NUM_TOLD.get(subject, NUM_TOLD_OF_OTHERS)
+        pool = values(subject, "training")
+        order = [value for _ in range(count // len(pool) + 1) for value in rng.sample(pool, len(pool))]
+        for value in order[:count]:
+            memory = remembered(subject, value, "training", rng)
+            between = [rng.choice(_small_talk())] if rng.random() < BETWEEN_SHARE else []
+            yield record([memory.told, *between, memory.asked], kind="turns")
+
+
+def _corrected(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """A name, another one in its place, and the question for it."""
+    entry, pool = table()["correction"], values(NAME, "training")
+    for _ in range(NUM_CORRECTED):
+        wrong, right = rng.sample(pool, 2)
+        memory = remembered(NAME, wrong, "training", rng)
+        said = typed(rng.choice(entry["tell"]).format(v=right, o=wrong), rng)
+        asked = remembered(NAME, right, "training", rng).asked
+        yield record([memory.told, (said, entry["reply"].format(v=right)), asked], kind="turns")
+
+
+def _untold(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Asked for before it was told."""
+    answer = table()["untold"]["answer"]
+    for subject in subjects():
+        for ask in table()[subject]["ask"] if subject == NAME else rng.sample(table()[subject]["ask"], 5):
+            yield record([(typed(ask, rng, "ask"), answer)], kind="chat")
+    for ask in table()["untold"]["ask"]:
+        yield record([(typed(ask, rng, "ask"), answer)], kind="chat")
+    for half in HALVES:
+        for ask in table()["untold"]["heldout"][half]:
+            yield record([(ask, answer)], kind="chat", split=half, cluster=f"untold:{ask}")
+    others = [subject for subject in subjects() if subject != NAME]
+    for value in rng.sample(values(NAME, "training"), len(others) * 2):
+        # A name was told, something else is asked for.
+        memory = remembered(NAME, value, "training", rng)
+        asked = typed(rng.choice(table()[rng.choice(others)]["ask"]), rng, "ask")
+        yield record([memory.told, (asked, answer)], kind="turns")
+
+
+def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
+    for half in HALVES:
+        for subject in subjects():
+            pool = values(subject, half)
+            count = min(NUM_HELDOUT.get(subject, NUM_HELDOUT_OF_OTHERS), len(pool))
+            for value in rng.sample(pool, count):
+                memory = remembered(subject, value, half, rng)
+                between = [rng.choice(_small_talk())] if rng.random() < BETWEEN_SHARE else []
+                cluster = f"{subject}:{value}"
+                turns = [memory.told, *between, memory.asked]
+                yield record(turns, kind="turns", split=half, cluster=cluster, group=f"memory:{cluster}")
+
+
+def records() -> Iterator[dict[str, Any]]:
+    """Chat records of kind `turns`, and single questions of kind `chat` for what was never told."""
+    rng = random.Random(4405)
+    yield from _told(rng)
+    yield from _corrected(rng)
+    yield from _untold(rng)
+    yield from _heldout(rng)
