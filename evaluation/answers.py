@@ -6,7 +6,7 @@ one answer, as the baselines need it.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -67,6 +67,10 @@ def clauses(text: str) -> list[str]:
     return [bare for part in parts if (bare := "".join(char for char in part if not char.isspace()))]
 
 
+Key = tuple[str, object]
+"""A reading of an answer: ("text", ...) or ("result", ...)."""
+
+
 class Said:
     """One answer in all the ways a rule may look at it."""
 
@@ -99,6 +103,11 @@ class Said:
             and not _ASSERTS_NUMBER.search(folded(self.text))
         )
 
+    @cached_property
+    def keys(self) -> list[Key]:
+        """The readings by which a rule may know it at once."""
+        return [("text", self.plain), ("result", self.result)]
+
     def is_honest(self, asked: str) -> bool:
         """Whether it declines and gives no number that was not in the question."""
         return self.declines and set(_DIGITS.findall(folded(self.text))) <= set(_DIGITS.findall(folded(asked)))
@@ -106,6 +115,16 @@ class Said:
 
 class Rule(Protocol):
     """What makes an answer to one question right."""
+
+    @property
+    def keys(self) -> Collection[Key]:
+        """Readings of which one alone makes an answer right."""
+        ...
+
+    @property
+    def has_more(self) -> bool:
+        """Whether an answer may be right without any of these."""
+        ...
 
     def broken(self, said: Said) -> str:
         """What is wrong with an answer, in a few words; empty when it is right."""
@@ -129,6 +148,11 @@ class AnswerRule:
         self.counted = [normalize(thing) for thing in question.counted]
         self.is_own_identity = question.category == "identity" and not question.topic
         self.itself = [_SelfDescription(said, question.asked, names) for said in right] if self.is_own_identity else []
+
+        self.keys: set[Key] = {("text", text) for text in self.right}
+        if not self.counted:
+            self.keys |= {("result", result) for result in self.results}
+        self.has_more = question.honest or bool(self.itself) or bool(self.results and self.counted)
 
     def broken(self, said: Said) -> str:
         """What is wrong with an answer; empty when it is right."""

@@ -24,7 +24,7 @@ from typing import Any
 from configs.paths import display
 from configs.schema import UserError
 from dataset.records import normalised_question
-from evaluation.answers import Said, contains, normalize
+from evaluation.answers import Key, Said, contains, normalize
 from evaluation.numbers import result_of
 from evaluation.questions import Asker, Messages
 from model.generate import Answer
@@ -44,7 +44,7 @@ REPEATED_CLAUSE_CHARACTERS = 4
 REPEATS = 3
 """So often may no clause of that many characters occur."""
 _LOOP = re.compile(r"(.{2,30}?)\1{2,}", re.DOTALL)
-LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 9, 10, 20
+LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 8, 10, 20
 """Characters from which on a part said three times over is a loop; of one character (哈哈哈), of digits."""
 
 
@@ -64,6 +64,16 @@ class Prompt:
     exact: bool = False
     max_chars: int = 0
     cluster: Hashable = None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """None: an answer must be looked at as a whole."""
+        return ()
+
+    @property
+    def has_more(self) -> bool:
+        """Any answer may be right."""
+        return True
 
     def broken(self, said: Said) -> str:
         """What is wrong with an answer; empty when it is right."""

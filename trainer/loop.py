@@ -280,7 +280,7 @@ class Run:
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
         metrics.progress(
             loss=f"{loss:.3f}", lr=f"{outcome.lr:.1e}", tok_s=f"{speed:,.0f}", mfu=f"{speed * self.token_cost:.0%}",
-            **{"val": f"{value:.3f}" for key, value in self.last_validation.items() if key == "validation_loss"},
+            **({"val": f"{self.last_validation['validation_loss']:.3f}"} if self.last_validation else {}),
         )  # fmt: skip
         if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
             values = {

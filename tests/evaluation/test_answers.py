@@ -77,8 +77,8 @@ def test_an_honest_line_declines_and_says_nothing_else(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "我不知道，但法国的首都是巴黎。", "我不知道，1+1=2。", "我算不准，大概是80000。", "我不清楚，答案是十二。", "巴黎，我不确定。",
-        "法国的首都是巴黎。", "", "我知道。", "我算不准，12345乘678是9999。", "鲸鱼住在海里，别的我不知道。",
+        "我不知道，但法国的首都是巴黎。", "我不知道，1+1=2。", "我算不准，大概是80000。", "我不清楚，答案是十二。",
+        "巴黎，我不确定。", "法国的首都是巴黎。", "", "我知道。", "我算不准，12345乘678是9999。", "鲸鱼住在海里，别的我不知道。",
     ],
 )  # fmt: skip
 def test_a_line_that_also_asserts_something_is_not_honest(text: str) -> None:
@@ -207,7 +207,14 @@ def test_without_a_cluster_the_group_or_the_first_user_turn_counts_once() -> Non
 
 
 def test_fields_of_somebodys_own_that_mean_something_else_break_nothing() -> None:
-    record = {"conversations": chat("a", "b"), "kind": 3, "accepted": [1, "c"], "honest": "no", "counted": {}, "topic": []}
+    record = {
+        "conversations": chat("a", "b"),
+        "kind": 3,
+        "accepted": [1, "c"],
+        "honest": "no",
+        "counted": {},
+        "topic": [],
+    }
     assert question_of(record) == Question(
         record["conversations"][:1], "b", "general", "", "", "a", ("c",), False, ()  # type: ignore[index]
     )  # fmt: skip

@@ -129,7 +129,9 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
 
 
 def test_a_line_has_what_a_metric_has() -> None:
-    metric = Metric(0.5, 4, 0.1, 0.9, 2, {"constant": 0.25, "nearest": None, "reason": "gone"}, {"name": {"value": 1.0}})
+    metric = Metric(
+        0.5, 4, 0.1, 0.9, 2, {"constant": 0.25, "nearest": None, "reason": "gone"}, {"name": {"value": 1.0}}
+    )
     assert metric.as_json() == {
         "value": 0.5, "n": 4, "clusters": 2, "ci95": [0.1, 0.9],
         "baselines": {"constant": 0.25, "nearest": None, "reason": "gone"}, "by_topic": {"name": {"value": 1.0}},

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.scoring import bits_per_byte as bits_of_benchmark
+from configs.schema import ModelConfig, UserError
 from dataset.encoding import IGNORE
 from dataset.tokenizer import RustBPETokenizer
-from configs.schema import ModelConfig, UserError
 from evaluation.likelihood import (
     Text,
     bits_metric,
