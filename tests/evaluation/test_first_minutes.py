@@ -127,7 +127,8 @@ def test_an_answer_is_held_against_each_rule(rule: dict[str, Any], said: str, br
     [
         ("我很高兴，我很高兴，你好，我很高兴。", True), ("我很高兴，我很高兴。", False), ("好，好，好的。", False),
         ("今天今天今天今天天气", True), ("哈哈哈哈哈，真好笑。", False), ("哈" * 12, True), ("10000000000", False),
-        ("0" * 30, True), ("鹅，鹅，鹅，曲项向天歌。", False), ("你好你好你好", False), ("", False), ("的了的了的了的了的了", True),
+        ("0" * 30, True), ("鹅，鹅，鹅，曲项向天歌。", False), ("你好你好你好", False), ("", False),
+        ("的了的了的了的了的了", True),
         ("白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", False),
     ],
 )  # fmt: skip
