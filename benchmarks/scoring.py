@@ -3,7 +3,6 @@
 Shapes: B windows, T tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from dataset.encoding import IGNORE
 from dataset.tokenizer import RustBPETokenizer
-from trainer.evaluate import windows
+from evaluation.likelihood import bits_per_byte as bits_of_nats
+from evaluation.likelihood import windows
 
 Window = tuple[list[int], list[int]]
 """Inputs, and the id that follows each."""
@@ -63,4 +63,4 @@ def bits_per_byte(
     """Bits per byte of texts in windows of `length` tokens, and the bytes scored."""
     rows, num_bytes = text_windows(tokenizer, texts, length)
     nats = summed_nats(logits, rows, device=device, batch_size=8 if device.type == "cpu" else 64)
-    return nats / math.log(2) / num_bytes, num_bytes
+    return bits_of_nats(nats, num_bytes), num_bytes

@@ -17,18 +17,24 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.artifacts import append_line, fingerprint, require_writable, sha256_file
+from configs.artifacts import append_line, atomic_write, fingerprint, require_writable, sha256_file
 from configs.cli import Parser, run
 from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, display, find_dataset
+from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, display, find_dataset
 from configs.schema import STAGES, UserError, as_dict
 from dataset.records import read_records
 from dataset.tokenizer import RustBPETokenizer
+from evaluation.baselines import training_examples
+from evaluation.first_minutes import HALVES as PROMPT_HALVES
+from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
+from evaluation.provenance import is_bundled, mixture_of, names_of
+from evaluation.report import tables, wrong_answers
+from evaluation.stage import Evaluation
 from trainer.checkpoint import check_tokenizer, load_model
-from trainer.evaluate import Evaluation, Metric
 from trainer.runtime import choose_device, seed_everything
 
+FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
 HALVES = {
     "test": "the half that no trainer reads and no validation curve is drawn from",
     "validation": "the half that settings may have been chosen by; no test half in this file",
@@ -56,6 +62,15 @@ def build_parser() -> Parser:
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
     parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
     parser.add_argument(
+        "--first_minutes",
+        default="",
+        metavar="FILE",
+        help="prompts that a person types first, or none 人们最先输入的话，none 为不评 (dataset/first_minutes.jsonl)",
+    )
+    parser.add_argument(
+        "--half", default="report", choices=PROMPT_HALVES, help="which of its halves 用其中哪一半 (%(default)s)"
+    )
+    parser.add_argument(
         "--results_file",
         type=Path,
         metavar="FILE",
@@ -67,6 +82,10 @@ def build_parser() -> Parser:
     parser.add_argument("--batch_size", type=int, metavar="N", help="answers side by side 并行生成条数")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the choice of samples 随机种子")
+    parser.add_argument(
+        "--show_wrong", type=int, default=0, metavar="N", help="print N wrong answers a metric 打印错误回答"
+    )
+    parser.add_argument("--answers_file", type=Path, metavar="FILE", help="write all answers there, JSONL 写出全部回答")
     parser.add_argument("--run_id", default="", metavar="ID", help="name of this run; recorded once a stage 运行编号")
     return parser
 
@@ -100,8 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint."
         )
     heldout = read_heldout(data_path, manifest, settings["max_samples"], seed)
-    names = (profile.mix.name, profile.mix.author)
-    evaluation = Evaluation(model, tokenizer, names, settings, manifest["settings"]["train"]["max_seq_len"])
+    mixture = mixture_of(heldout.path.parent, manifest["training_data"])
+    names = names_of(mixture, (profile.mix.name, profile.mix.author))
+    prompts = choose_prompts(arguments.first_minutes, stage, arguments.half, names, everything=is_bundled(mixture))
+    examples = None if stage == "pretrain" else training_examples(manifest["training_data"], seed)
+    length = manifest["settings"]["train"]["max_seq_len"]
+    evaluation = Evaluation(model, tokenizer, names, settings, length, examples)
 
     if stage == "pretrain":
         metrics = evaluation.of_texts(heldout.records)
@@ -114,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         chats = arguments.sft_data_path or sibling(heldout.path)
         if chats is not None:
             metrics |= evaluation.of_chats(read_heldout(chats, manifest, settings["max_samples"], seed).records)
+    if prompts:
+        metrics |= evaluation.of_prompts(prompts)
+        settings["first_minutes"] = {"half": arguments.half, "kinds": sorted({prompt.kind for prompt in prompts})}
 
     line = {
         "run_id": arguments.run_id or fingerprint([str(path), time.time_ns()])[:12],
@@ -134,9 +160,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "metrics": {name: metric.as_json() for name, metric in metrics.items()},
     }
     append_line(results, line)
-    print_table(stage, heldout, metrics)
-    for asked, said, verdict in evaluation.samples:
-        print(f"  问: {asked}\n  答: {said.text}{'' if said.ended else ' …'} {verdict}".rstrip())
+    if arguments.answers_file:
+        with atomic_write(arguments.answers_file) as file:
+            file.writelines(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in evaluation.verdicts)
+    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
+    print("\n".join([*tables(metrics), *(f"  {note}" for note in evaluation.notes)]))
+    for label, asked, said, verdict in evaluation.samples:
+        answered = "续写" if label == "开头" else "答"
+        print(f"  {label}: {asked}\n  {answered}: {said.text}{'' if said.ended else ' …'} {verdict}".rstrip())
+    print("\n".join(wrong_answers(evaluation.verdicts, arguments.show_wrong)), end="\n" * bool(arguments.show_wrong))
     print(f"-> {display(results)}")
     return 0
 
@@ -184,6 +216,18 @@ def read_heldout(path: Path, manifest: dict[str, Any], max_samples: int, seed: i
     return Heldout(path, digest, split, records)
 
 
+def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool) -> list[Prompt]:
+    """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core` all; only what any model
+    can be asked unless its general talk and its knowledge are the bundled ones. Raises: UserError."""
+    if given == "none" or stage == "pretrain" or (not given and not FIRST_MINUTES.exists()):
+        return []
+    prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, names)
+    return [
+        prompt for prompt in prompts
+        if (prompt.is_core or prompt.half == half) and (everything or prompt.kind in KINDS_OF_ANY_MODEL)
+    ]  # fmt: skip
+
+
 def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:
     """The weights that a DPO checkpoint started from, beside it. Raises: UserError when they are others by now."""
     start = manifest["start"]
@@ -200,18 +244,6 @@ def sibling(path: Path) -> Path | None:
     """The held-out chats beside held-out pairs, to see what preference training did to the answers."""
     chats = path.with_name(path.name.replace("dpo", "sft"))
     return chats if chats != path and chats.exists() else None
-
-
-def print_table(stage: str, heldout: Heldout, metrics: dict[str, Metric]) -> None:
-    """A small table for people."""
-    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
-    width = max(len(name) for name in metrics)
-    for name, metric in metrics.items():
-        share = name.startswith(("accuracy", "ended", "preference", "name_in"))
-        value, low, high = (
-            (f"{100 * x:.1f}%" if share else f"{x:.4g}") for x in (metric.value, metric.low, metric.high)
-        )
-        print(f"  {name:<{width}}  {value:>8}  [{low}, {high}]  n = {metric.n:,}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import eval_model
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from evaluation.questions import ask
 from tests.terminal import Terminal
 from tests.tiny_run import TinyRun, lively
 from trainer.checkpoint import load_model, save_weights
-from trainer.evaluate import Question, ask
 
 Say = Callable[..., str]
 PROMPT = "你是谁？"
@@ -50,10 +50,10 @@ def test_the_answer_alone_stands_on_stdout_and_is_the_one_that_an_evaluation_jud
 ) -> None:
     for mode, name in (("1", "full_sft_16.pth"), ("2", "rlhf_16.pth")):
         model, _ = load_model(talkative / name)
-        questions = [Question([{"role": "user", "content": text}], "", "general") for text in (PROMPT, "3+4=？")]
+        prompts = (PROMPT, "3+4=？")
+        questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = ask(model.eval(), tokenizer, questions, batch_size=2, max_new_tokens=20)
-        for question, wanted in zip(questions, answers, strict=True):
-            prompt = question.messages[0]["content"]
+        for prompt, wanted in zip(prompts, answers, strict=True):
             assert say("--model_mode", mode, "--prompt", prompt, "--temperature", "0") == wanted.text + "\n"
 
 
@@ -68,7 +68,7 @@ def test_all_else_stands_on_stderr(talkative: Path) -> None:
     assert "full_sft_16.pth: 104,768 parameters, cpu" in shown.stderr
     model, _ = load_model(talkative / "full_sft_16.pth")
     tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
-    question = Question([{"role": "user", "content": PROMPT}], "", "general")
+    question = [{"role": "user", "content": PROMPT}]
     (wanted,) = ask(model.eval(), tokenizer, [question], batch_size=1, max_new_tokens=512)
     assert shown.stdout == wanted.text + "\n"
 
@@ -114,7 +114,7 @@ def test_a_conversation_remembers_its_turns_until_new(
     answers = [line.removeprefix("模型: ") for line in say("--model_mode", "1").split("模型: ")[1:]]
     model, _ = load_model(talkative / "full_sft_16.pth")
     first, last = (
-        ask(model.eval(), tokenizer, [Question([{"role": "user", "content": text}], "", "")],
+        ask(model.eval(), tokenizer, [[{"role": "user", "content": text}]],
             batch_size=1, max_new_tokens=20)[0].text
         for text in ("一", "二")
     )  # fmt: skip
@@ -145,8 +145,8 @@ def answer_to(talkative: Path, question: str) -> str:
     """What the weights of DPO say, in three tokens."""
     model, _ = load_model(talkative / "rlhf_16.pth")
     tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
-    asked = Question([{"role": "user", "content": question}], "", "general")
-    (said,) = ask(model.eval(), tokenizer, [asked], batch_size=1, max_new_tokens=3)
+    messages = [{"role": "user", "content": question}]
+    (said,) = ask(model.eval(), tokenizer, [messages], batch_size=1, max_new_tokens=3)
     return said.text
 
 

@@ -14,8 +14,9 @@ MAY_IMPORT = {
     "configs": set(),
     "dataset": {"configs"},
     "model": {"configs"},
-    "trainer": {"configs", "dataset", "model"},
-    "scripts": {"configs", "dataset", "model", "trainer"},
+    "evaluation": {"configs", "dataset", "model"},
+    "trainer": {"configs", "dataset", "model", "evaluation"},
+    "scripts": {"configs", "dataset", "model", "evaluation", "trainer"},
     "eval_model.py": {"configs", "dataset", "model", "trainer"},
 }
 """Folder or file -> what else of ours it may import."""

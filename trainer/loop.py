@@ -280,7 +280,7 @@ class Run:
         seconds = time.perf_counter() - self.clock
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
         figures = {"loss": f"{loss:.3f}"}
-        if "validation_loss" in self.last_validation:
+        if self.last_validation:
             figures["val"] = f"{self.last_validation['validation_loss']:.3f}"
         figures["tok/s"] = f"{speed:,.0f}"
         if is_wide():

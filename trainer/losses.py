@@ -129,6 +129,14 @@ def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places
     return -placed.view_as(labels).sum(dim=1)
 
 
+def target_nats(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
+    """Negative log-likelihood of each supervised token, in nats.
+
+    Args, products and memory: those of `lm_loss_sum`. Returns: (N,) float32, in the order of target_places.
+    """
+    return _target_nats(hidden, weight, labels, target_places, summed=False)
+
+
 @dataclass(frozen=True)
 class PairLogps:
     """Log-probabilities of whole answers in nats, each (B,)."""

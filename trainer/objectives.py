@@ -17,7 +17,7 @@ from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.encoding import IGNORE
 from model.model_minillm import MiniLLM
-from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps
+from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps, target_nats
 
 if TYPE_CHECKING:
     from trainer.loop import Batch, Rows
@@ -46,6 +46,16 @@ class NextToken:
             targets_of_row = (batch["labels"] != IGNORE).sum(dim=1)  # (B,)
             loss = loss + model.config.router_aux_loss_coef * (balance * targets_of_row).sum()
         return loss
+
+    @torch.no_grad()
+    def text_sums(self, model: nn.Module, batch: "Batch", sizes: Tensor) -> Tensor:
+        """For bits per byte (evaluation/likelihood.py): nats of all targets, nats of those that stand for text, and the
+        bytes of these, (3,). `sizes` (V,): bytes of each token."""
+        assert isinstance(model, MiniLLM)
+        hidden, _ = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
+        nats = target_nats(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (N,)
+        bytes_of_target = sizes[batch["labels"].flatten().index_select(0, batch["target_places"])]  # (N,)
+        return torch.stack([nats.sum(), (nats * (bytes_of_target > 0)).sum(), bytes_of_target.sum().to(nats.dtype)])
 
     def num_targets(self, batch: "Batch") -> int:
         """Supervised tokens."""

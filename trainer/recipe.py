@@ -20,6 +20,7 @@ from configs.schema import RESULT_NEUTRAL, UserError, as_dict
 from dataset.records import bare_name
 from dataset.tensors import ensure_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
+from evaluation.likelihood import bits_per_byte, token_bytes
 from model.model_minillm import MiniLLM
 from trainer.checkpoint import (
     ResumeState,
@@ -44,6 +45,7 @@ from trainer.loop import (
     train,
 )
 from trainer.metrics import Metrics
+from trainer.objectives import NextToken
 from trainer.runtime import DTYPES, Runtime, dtype_name, seed_everything
 
 VALIDATION_ROWS = 128
@@ -311,21 +313,26 @@ class Stage:
         count = min(VALIDATION_ROWS, len(rows))
         numbers = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
         runtime, size = self.runtime, self.config.batch_size
+        sizes = token_bytes(self.tokenizer).to(runtime.device)
 
         @torch.no_grad()
         def validate(model: nn.Module) -> dict[str, float]:
             model.eval()
-            sums = torch.zeros(2, device=runtime.device)
+            sums = torch.zeros(4, device=runtime.device)  # loss, targets; nats and bytes of the text among them
             mine = numbers[runtime.rank :: runtime.world_size]
             with runtime.validating():
                 for start in range(0, len(mine), size):
                     batch = rows.batch(mine[start : start + size])
                     with runtime.autocast():
-                        sums[0] += objective.loss_sum(model, runtime.to_device(batch))
+                        if isinstance(objective, NextToken):
+                            sums[[0, 2, 3]] += objective.text_sums(model, runtime.to_device(batch), sizes)
+                        else:
+                            sums[0] += objective.loss_sum(model, runtime.to_device(batch))
                     sums[1] += objective.num_targets(batch)
             model.train()
-            total, targets = runtime.sum_over_ranks(sums).tolist()
-            return {"validation_loss": total / max(targets, 1.0)}
+            total, targets, nats, num_bytes = runtime.sum_over_ranks(sums).tolist()
+            found = {"validation_loss": total / max(targets, 1.0)}
+            return found | ({"validation_bits_per_byte": bits_per_byte(nats, num_bytes)} if num_bytes else {})
 
         return validate
 

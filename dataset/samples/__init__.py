@@ -11,7 +11,6 @@ from typing import Any
 from configs.artifacts import atomic_write, sha256_file, write_json
 from dataset.samples.exam import EXAM_FILE, without_exam
 
-<<<<<<< HEAD
 
 @dataclass(frozen=True, slots=True)
 class SampleFile:
@@ -25,7 +24,7 @@ class SampleFile:
 
 
 SAMPLE_FILES = {
-    "general": SampleFile("general", ("dialogue", "medley"), ("general",)),
+    "general": SampleFile("general", ("dialogue", "dialogue_series", "dialogue_memory", "medley"), ("general",)),
     # What no such model can do, and what to say where a life is in danger: true whatever else it learns.
     "limits": SampleFile("general", ("limits", "danger")),
     "knowledge": SampleFile("knowledge", ("knowledge", "knowledge_follow_ups"), ("knowledge",)),
@@ -34,14 +33,6 @@ SAMPLE_FILES = {
     "math": SampleFile("math", ("arithmetic",), ("math",)),
     "preference": SampleFile("preference", ("preference",), ("preference",)),
     "corpus": SampleFile("corpus", ("prose",), ("corpus",)),
-=======
-GENERATORS = {
-    "general": ("dialogue", "dialogue_series", "dialogue_memory", "medley"),
-    "knowledge": ("knowledge",),
-    "math": ("arithmetic",),
-    "preference": ("preference",),
-    "corpus": ("prose",),
->>>>>>> talk
 }
 """By name, in the order of the mix. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
 MANIFEST = "samples_manifest.json"

@@ -30,26 +30,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_category_has_its_file_and_is_made_once(tmp_path: Path, runs: list[str]) -> None:
     paths = samples.write_samples(tmp_path)
     assert {name: path.name for name, path in paths.items()} == {
-        name: f"{name}_cn_sample.jsonl" for name in ("general", "knowledge", "math", "preference", "corpus")
+        name: f"{name}_cn_sample.jsonl" for name in samples.SAMPLE_FILES
     }
     assert json.loads(paths["math"].read_text(encoding="utf-8")) == {"text": "样例"}
     assert samples.write_samples(tmp_path) == paths
-    assert sorted(runs) == [
-<<<<<<< HEAD
-        "arithmetic", "dialogue", "knowledge", "knowledge_follow_ups", "medley", "preference", "prose",
-    ]  # fmt: skip
-=======
-        "arithmetic",
-        "dialogue",
-        "dialogue_memory",
-        "dialogue_series",
-        "knowledge",
-        "medley",
-        "preference",
-        "prose",
-    ]
->>>>>>> talk
-
+    assert sorted(runs) == sorted(module for file in samples.SAMPLE_FILES.values() for module in file.modules)
 
 def test_only_what_is_asked_for_is_made(tmp_path: Path, runs: list[str]) -> None:
     assert samples.write_samples(tmp_path, {"math"}).keys() == {"math"}

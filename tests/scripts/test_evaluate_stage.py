@@ -16,7 +16,7 @@ from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from scripts import evaluate_stage
-from tests.tiny_run import TinyRun, sum_record, write_jsonl
+from tests.tiny_run import TinyRun, pair_record, sum_record, write_jsonl
 
 KEYS = [
     "run_id", "stage", "profile", "checkpoint", "checkpoint_sha256", "tokenizer_sha256", "data_path", "data_sha256",
@@ -57,8 +57,14 @@ def test_a_stage_appends_exactly_one_line_with_exactly_the_documented_keys(
     assert line["data_sha256"] == sha256_file(trained.data / f"{stage}_heldout.jsonl")
     assert line["tokenizer_sha256"] == trained.manifest(stage)["tokenizer_sha256"]
     assert metrics <= line["metrics"].keys()
-    for metric in line["metrics"].values():
-        assert metric.keys() == {"value", "n", "ci95"}
+    for name, metric in line["metrics"].items():
+        rules = {"baselines"} if name.startswith(("accuracy", "preference")) else set()
+        assert metric.keys() == {"value", "n", "clusters", "ci95"} | rules
+        assert 0 < metric["clusters"] <= metric["n"]
+        if rules:
+            kinds = {"length", "nearest"} if name.startswith("preference") else {"constant", "nearest"}
+            assert metric["baselines"].keys() == kinds
+            assert all(0 <= value <= 1 for value in metric["baselines"].values())
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
         assert metric["n"] > 0
     assert evaluate(trained, results, stage) == 0
@@ -81,8 +87,7 @@ def test_two_evaluations_of_one_checkpoint_give_the_same_numbers(trained: TinyRu
     first, second = (line["metrics"] for line in lines_of(results))
     assert first == {
         name: {
-            "value": pytest.approx(metric["value"], rel=1e-4), "n": metric["n"],
-            "ci95": pytest.approx(metric["ci95"], rel=1e-4),
+            **metric, "value": pytest.approx(metric["value"], rel=1e-4), "ci95": pytest.approx(metric["ci95"], rel=1e-4),
         }
         for name, metric in second.items()
     }  # fmt: skip
@@ -163,6 +168,110 @@ def test_a_torn_results_file_is_named_with_its_line(trained: TinyRun, tmp_path: 
     results.write_text('{"run_id": "x", "stage": "sft"}\n{"run\n')
     with pytest.raises(UserError, match=r"results\.jsonl:2: not a JSON line"):
         evaluate(trained, results, "sft", "--run_id", "a")
+
+
+def test_where_training_data_is_gone_the_nearest_baseline_is_null_and_says_why(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tiny.manifest("sft")["training_data"][-1]["path"]
+    copy = Path(seen).rename(tmp_path / "elsewhere.jsonl")
+    try:
+        evaluate(tiny, tmp_path / "results.jsonl", "dpo")
+    finally:
+        copy.rename(seen)
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    for name, constant in (("accuracy_math", "constant"), ("preference_accuracy", "length")):
+        baselines = line["metrics"][name]["baselines"]
+        assert baselines.keys() == {constant, "nearest", "reason"}
+        assert baselines["nearest"] is None
+        assert f"{seen}: no such file" in baselines["reason"]
+    assert "no nearest training example: " in capsys.readouterr().out
+
+
+PROMPTS: list[dict[str, Any]] = [
+    {"list": "unseen", "half": "report", "kind": "sums", "prompt": "1加1", "number": "2"},
+    {"list": "unseen", "half": "report", "kind": "identity", "prompt": "你叫啥", "accept": ["{{name}}"]},
+    {"list": "unseen", "half": "choose", "kind": "identity", "turns": ["你好", "谁做的你"], "accept": ["{{author}}"]},
+    {"list": "unseen", "half": "choose", "kind": "chat", "prompt": "在吗", "accept": ["在"]},
+    {"list": "core", "kind": "facts", "prompt": "法国首都", "accept": ["巴黎"]},
+    {"list": "core", "kind": "chat", "prompt": "你好", "accept": ["你好"]},
+]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("half", ["report", "choose"])
+def test_of_a_mix_that_is_not_traced_only_identity_and_chat_are_asked(
+    trained: TinyRun, tmp_path: Path, stage: str, half: str
+) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    evaluate(trained, tmp_path / "results.jsonl", stage, "--first_minutes", str(prompts), "--half", half)
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    found = {name: metric["n"] for name, metric in line["metrics"].items() if name.startswith("first")}
+    chat_too = {"first_minutes_chat": 1} if half == "choose" else {}
+    assert (
+        found == {"first_minutes": 1 + len(chat_too), "first_minutes_core": 1, "first_minutes_identity": 1} | chat_too
+    )
+    assert line["settings"]["first_minutes"] == {"half": half, "kinds": ["chat", "identity"]}
+    assert line["metrics"]["first_minutes"]["baselines"].keys() == {"constant", "nearest"}
+
+
+@pytest.mark.parametrize(
+    ("sample", "kinds"), [(True, ["chat", "facts", "identity", "sums"]), (False, ["chat", "identity"])]
+)
+def test_all_kinds_are_asked_where_talk_and_knowledge_are_the_bundled_ones(
+    trained: TinyRun, tmp_path: Path, sample: bool, kinds: list[str]
+) -> None:
+    heldout = Path(shutil.copy(trained.data / "sft_heldout.jsonl", tmp_path))
+    sources = [{"category": name, "sample": sample or name == "general"} for name in ("general", "knowledge", "math")]
+    digest = trained.manifest("sft")["training_data"][-1]["sha256"]
+    manifest = {"outputs": {"sft_chinese.jsonl": {"sha256": digest}}, "sources": sources, "settings": {"name": "小明"}}
+    (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    answers = tmp_path / "answers.jsonl"
+    evaluate(
+        trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts),
+        "--answers_file", str(answers),
+    )  # fmt: skip
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["settings"]["first_minutes"]["kinds"] == kinds
+    (named,) = [one for one in lines_of(answers) if one["metric"] == "first_minutes_identity"]
+    assert named["expected"] == ["小明"]  # the name that the mix filled in
+
+
+def test_no_prompts_are_asked_after_pretraining_or_where_none_are_wanted(trained: TinyRun, tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    evaluate(trained, tmp_path / "results.jsonl", "pretrain", "--first_minutes", str(prompts))
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--first_minutes", "none")
+    for line in lines_of(tmp_path / "results.jsonl"):
+        assert not [name for name in line["metrics"] if name.startswith("first")]
+        assert "first_minutes" not in line["settings"]
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
+        evaluate(trained, tmp_path / "results.jsonl", "sft", "--first_minutes", "nowhere.jsonl")
+
+
+def test_answers_are_written_down_and_wrong_ones_shown_with_their_rule(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--answers_file", str(answers), "--show_wrong", "2")
+    lines = lines_of(answers)
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert [one["metric"] for one in lines] == ["accuracy_math"] * 5
+    assert sum(one["right"] for one in lines) == line["metrics"]["accuracy_math"]["value"] * 5
+    shown = capsys.readouterr().out
+    assert shown.count("  accuracy_math: ") == min(2, sum(not one["right"] for one in lines))
+    assert lines[0]["broken"] in shown
+
+
+def test_pairs_whose_prompt_fills_the_row_are_left_out_and_counted(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"prompt": "很长的问题" * 60, "chosen": "好", "rejected": "坏"}
+    heldout = write_jsonl(tmp_path / "mine.jsonl", [pair_record(1, 9), long, pair_record(2, 9)])
+    evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout))
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["metrics"]["preference_accuracy"]["n"] == 2
+    assert "1 of 3 pairs left out: no answer, or no difference, within 32 tokens" in capsys.readouterr().out
 
 
 def test_defaults_come_from_the_folders_of_the_pipeline(

@@ -1,0 +1,285 @@
+"""What a person types first: prompts with a rule each, asked one by one or in turns.
+
+A line of `dataset/first_minutes.jsonl`:
+
+    {"list": "unseen", "half": "report", "kind": "sums", "prompt": "1+1=?", "number": "2"}
+    {"list": "unseen", "half": "choose", "kind": "turns", "turns": ["法国的首都是哪里？", "那德国呢？"], "accept": ["柏林"]}
+
+`list`: core (what nearly everyone types; may be trained on; a score of its own) or unseen (the score; `half`: choose,
+by which settings may be chosen, or report). `kind`: one of KINDS. `prompt`, or `turns`: what the user says turn by turn;
+the model's own answers stand between. What makes the last answer right, at least one of:
+`accept`: it contains one of these texts, with `exact`: equals one of them; `all`: contains all of these; `forbid`:
+contains none of these; `number`: ends with this number; `honest`: an honest line counts too; `max_chars`: is no longer.
+Texts are compared without punctuation, spaces, widths and case. `cluster`: what counts once in the interval.
+`{{name}}` and `{{author}}` are filled in.
+"""
+
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.paths import display
+from configs.schema import UserError
+from dataset.records import normalised_question
+from evaluation.answers import Key, Said, contains, normalize
+from evaluation.numbers import result_of
+from evaluation.questions import Asker, Messages
+from model.generate import Answer
+
+LISTS = ("core", "unseen")
+HALVES = ("choose", "report")
+KINDS = ("identity", "chat", "feelings", "facts", "sums", "beyond", "unknown", "turns", "danger")
+KINDS_OF_ANY_MODEL = ("identity", "chat")
+"""Kinds that are scored where the knowledge is the user's own."""
+_FIELDS = {
+    "list": str, "half": str, "kind": str, "prompt": str, "turns": list, "accept": list, "all": list, "forbid": list,
+    "number": str, "honest": bool, "exact": bool, "max_chars": int, "cluster": str,
+}  # fmt: skip
+_RULES = ("accept", "all", "forbid", "number", "honest")
+
+REPEATED_CLAUSE_CHARACTERS = 4
+REPEATS = 3
+"""So often may no clause of that many characters occur."""
+_LOOP = re.compile(r"(.{2,30}?)\1{2,}", re.DOTALL)
+LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 8, 10, 20
+"""Characters from which on a part said three times over is a loop; of one character (哈哈哈), of digits."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a person types, and what makes the answer right."""
+
+    turns: tuple[str, ...]
+    kind: str
+    is_core: bool
+    half: str
+    accept: tuple[str, ...] = ()
+    all_of: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    number: str = ""
+    honest: bool = False
+    exact: bool = False
+    max_chars: int = 0
+    cluster: Hashable = None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """None: an answer must be looked at as a whole."""
+        return ()
+
+    @property
+    def has_more(self) -> bool:
+        """Any answer may be right."""
+        return True
+
+    def broken(self, said: Said) -> str:
+        """What is wrong with an answer; empty when it is right."""
+        if not said.plain:
+            return "empty"
+        if self.max_chars and len(said.text) > self.max_chars:
+            return f"longer than {self.max_chars} characters"
+        for text in self.forbid:
+            if contains(said.plain, normalize(text)):
+                return f"contains {text}"
+        if self.honest and said.is_honest(self.turns[-1]):
+            return ""
+        if self.exact and said.plain not in {normalize(text) for text in self.accept}:
+            return f"is not {' / '.join(self.accept)}"
+        if self.accept and not any(contains(said.plain, normalize(text)) for text in self.accept):
+            return f"contains none of {' / '.join(self.accept)}"
+        for text in self.all_of:
+            if not contains(said.plain, normalize(text)):
+                return f"does not contain {text}"
+        if self.number and said.result != result_of(self.number):
+            return f"does not end with {self.number}"
+        if self.honest and not (self.accept or self.all_of or self.number):
+            return "no honest line"
+        return ""
+
+
+def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
+    """The prompts of a file, the model's name and its author's filled in. Raises: UserError with file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{display(path)}: no such file. Check --first_minutes, or give none.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{display(path)}: can't be read ({error}). Check the file, or give --first_minutes none."
+        ) from None
+    prompts: list[Prompt] = []
+    seen: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _prompt_of(line, names)
+            key = tuple(normalised_question(turn) for turn in prompt.turns)
+            if key in seen:
+                raise ValueError(f"asks the same as line {seen[key]}")
+        except ValueError as error:
+            raise UserError(f"{display(path)}:{number}: {error}. Mend or remove that line.") from None
+        seen[key] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{display(path)}: no prompts. Fill it, or give --first_minutes none.")
+    return prompts
+
+
+def _prompt_of(line: str, names: tuple[str, str]) -> Prompt:
+    """A line as a prompt. Raises: ValueError with what is wrong."""
+    for mark, name in zip(("{{name}}", "{{author}}"), names, strict=True):
+        line = line.replace(mark, json.dumps(name, ensure_ascii=False)[1:-1])
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        raise ValueError("not a JSON object") from None
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    _check(fields)
+    turns = tuple(fields["turns"]) if "turns" in fields else (fields["prompt"],)
+    return Prompt(
+        turns=turns,
+        kind=fields["kind"],
+        is_core=fields["list"] == "core",
+        half=fields.get("half", ""),
+        accept=tuple(fields.get("accept", ())),
+        all_of=tuple(fields.get("all", ())),
+        forbid=tuple(fields.get("forbid", ())),
+        number=fields.get("number", ""),
+        honest=fields.get("honest", False),
+        exact=fields.get("exact", False),
+        max_chars=fields.get("max_chars", 0),
+        cluster=fields.get("cluster") or "\n".join(normalised_question(turn) for turn in turns),
+    )
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raises: ValueError with what is wrong with a line's fields."""
+    for name, value in fields.items():
+        if name not in _FIELDS:
+            raise ValueError(f"unknown field {name!r} (there are {', '.join(_FIELDS)})")
+        if not isinstance(value, _FIELDS[name]) or (_FIELDS[name] is int and isinstance(value, bool)):
+            raise ValueError(f"{name} is {type(value).__name__} instead of {_FIELDS[name].__name__}")
+        if isinstance(value, list) and not (value and all(isinstance(text, str) and normalize(text) for text in value)):
+            raise ValueError(f"{name} must be a list of texts, none of them empty")
+    for name, choices in (("list", LISTS), ("kind", KINDS)):
+        if fields.get(name) not in choices:
+            raise ValueError(f"{name} is {fields.get(name)!r}: must be one of {', '.join(choices)}")
+    if fields["list"] == "unseen" and fields.get("half") not in HALVES:
+        raise ValueError(f"half is {fields.get('half')!r}: must be one of {', '.join(HALVES)}")
+    if fields["list"] == "core" and "half" in fields:
+        raise ValueError("half is for unseen prompts alone")
+    if ("prompt" in fields) == ("turns" in fields):
+        raise ValueError("must have either prompt or turns")
+    if "prompt" in fields and not fields["prompt"].strip():
+        raise ValueError("prompt is empty")
+    if not any(fields.get(name) for name in _RULES):
+        raise ValueError(f"no rule: needs one of {', '.join(_RULES)}")
+    if fields.get("exact") and "accept" not in fields:
+        raise ValueError("exact needs accept")
+    if "number" in fields and result_of(fields["number"]) is None:
+        raise ValueError(f"number is {fields['number']!r}: not a number")
+    if fields.get("max_chars", 1) < 1:
+        raise ValueError("max_chars must be 1 or more")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def ask_in_turns(prompts: Sequence[Prompt], ask: Asker) -> list[list[Answer]]:
+    """The model's answers to each turn of each prompt; its own answers stand between the turns."""
+    conversations: list[Messages] = [[] for _ in prompts]
+    answers: list[list[Answer]] = [[] for _ in prompts]
+    for turn in range(max((len(prompt.turns) for prompt in prompts), default=0)):
+        numbers = [number for number, prompt in enumerate(prompts) if turn < len(prompt.turns)]
+        for number in numbers:
+            conversations[number].append({"role": "user", "content": prompts[number].turns[turn]})
+        for number, said in zip(numbers, ask([conversations[number] for number in numbers]), strict=True):
+            answers[number].append(said)
+            conversations[number].append({"role": "assistant", "content": said.text})
+    return answers
+
+
+def fault_of(said: Answer) -> str:
+    """Why an answer is wrong to any prompt: it does not end, repeats itself, or breaks a character; else empty."""
+    if not said.ended:
+        return "does not end"
+    if "\ufffd" in said.text:
+        return "breaks a character"
+    if repeats_itself(said.text):
+        return "repeats itself"
+    return ""
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a clause of 4 or more characters occurs three times, or a part is said three times over."""
+    parts = Said(text).clauses
+    if any(parts.count(part) >= REPEATS for part in set(parts) if len(part) >= REPEATED_CLAUSE_CHARACTERS):
+        return True
+    for loop in _LOOP.finditer(text):
+        part = loop[1]
+        least = LOOP_OF_DIGITS if part.isdigit() else LOOP_OF_ONE if len(set(part)) == 1 else LOOP_CHARACTERS
+        if len(loop[0]) >= least:
+            return True
+    return False
+
+
+def judge(prompt: Prompt, answers: Sequence[Answer]) -> str:
+    """What is wrong with the answers to a prompt; empty when nothing is. Only the last one is held against its rule."""
+    for turn, said in enumerate(answers, start=1):
+        if fault := fault_of(said):
+            return fault if turn == len(answers) else f"turn {turn} {fault}"
+    return prompt.broken(Said(answers[-1].text))
+
+
+# --- what the training may not contain --------------------------------------------------------------------------------
+
+MOST_ALIKE = 0.8
+"""Largest share of character trigrams (Jaccard) that an unseen prompt may have in common with a training question."""
+
+
+def trained_prompts(
+    prompts: Sequence[Prompt], conversations: Iterable[Sequence[str]]
+) -> list[tuple[Prompt, str, float]]:
+    """Prompts of the list `unseen` that stand in training conversations (their user turns), or nearly do.
+
+    A prompt of several turns is compared with as many turns in a row. Returns: prompt, what is like it, and their
+    Jaccard similarity of character trigrams (1 where they are equal).
+    """
+    unseen = [prompt for prompt in prompts if not prompt.is_core]
+    keys = ["\n".join(normalised_question(turn) for turn in prompt.turns) for prompt in unseen]
+    grams = [_trigrams(key) for key in keys]
+    holders: dict[str, list[int]] = {}
+    for number, found in enumerate(grams):
+        for gram in found:
+            holders.setdefault(gram, []).append(number)
+    lengths = sorted({len(prompt.turns) for prompt in unseen})
+    looked_at: set[str] = set()
+    alike: dict[int, tuple[float, str]] = {}
+    for turns in conversations:
+        plain = [normalised_question(turn) for turn in turns]
+        for length in lengths:
+            for start in range(len(plain) - length + 1):
+                key = "\n".join(plain[start : start + length])
+                if key in looked_at:
+                    continue
+                looked_at.add(key)
+                found = _trigrams(key)
+                shared: dict[int, int] = {}
+                for gram in found:
+                    for number in holders.get(gram, ()):
+                        shared[number] = shared.get(number, 0) + 1
+                for number, count in shared.items():
+                    similarity = count / (len(found) + len(grams[number]) - count)
+                    if len(unseen[number].turns) == length and similarity > alike.get(number, (MOST_ALIKE, ""))[0]:
+                        alike[number] = (similarity, key)
+    return [(unseen[number], key, similarity) for number, (similarity, key) in sorted(alike.items())]
+
+
+def _trigrams(text: str) -> set[str]:
+    """Character trigrams; of a shorter text, the text itself."""
+    return {text[place : place + 3] for place in range(len(text) - 2)} or {text}

@@ -1,0 +1,173 @@
+"""How likely a model finds held-out text: loss, perplexity, bits per byte.
+
+Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for text, in bits, over
+the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have no bytes and are left out; the loss in
+nats a token counts them. So it can be compared between tokenizers.
+
+Shapes: B rows, T tokens, C hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from configs.schema import UserError
+from dataset.encoding import IGNORE
+from dataset.tokenizer import RustBPETokenizer
+from evaluation.intervals import Metric, exponential, ratio
+from model.model_minillm import MiniLLM
+
+SCORE_BATCH = 32
+"""Rows scored at one time."""
+CHUNK_TOKENS = 4096
+"""Tokens whose logits exist at one time."""
+
+Row = tuple[list[int], list[int]]
+"""Inputs, and the label of each: the id that follows, or IGNORE."""
+
+
+def bits_per_byte(nats: float, num_bytes: float) -> float:
+    """Nats of the tokens that stand for text, and the bytes of these, as bits per byte."""
+    return nats / math.log(2) / num_bytes
+
+
+def token_bytes(tokenizer: RustBPETokenizer) -> Tensor:
+    """UTF-8 bytes that each token stands for, (V,) int64; 0 for special tokens."""
+    sizes = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.long)
+    for token, token_id in tokenizer.mergeable_ranks.items():
+        sizes[token_id] = len(token)
+    return sizes
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a record and which of them count."""
+
+    ids: list[int]
+    mask: list[int]
+    """1 where a token is predicted and counts."""
+    cluster: Hashable = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Likelihood of the tokens of one record that count."""
+
+    nats: float
+    num_tokens: int
+    text_nats: float
+    """Of the tokens that stand for text."""
+    num_bytes: int
+    """Bytes of these."""
+    cluster: Hashable = None
+
+
+def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Row]:
+    """Cut a record into rows of inputs and labels, each token predicted once, with the token before as context."""
+    for start in range(0, max(1, len(ids) - 1), length):
+        inputs = list(ids[start : start + length])
+        following, supervised = ids[start + 1 : start + length + 1], mask[start + 1 : start + length + 1]
+        labels = [token if kept else IGNORE for token, kept in zip(following, supervised, strict=True)]
+        yield inputs[: len(labels)], labels
+
+
+@torch.inference_mode()
+def row_nats(
+    model: MiniLLM, rows: Sequence[Row], batch_size: int, label: str, sizes: Tensor | None = None
+) -> list[tuple[float, float]]:
+    """Negative log-likelihood of the labels of each row in nats, summed: of all, and of those with bytes in `sizes`.
+
+    Rows of like length run together; of all logits only a chunk exists at one time.
+    """
+    device = model.output_weight.device
+    sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number][0]))
+    result = [(0.0, 0.0)] * len(rows)
+    for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch", leave=False):
+        numbers = order[start : start + batch_size]
+        longest = max(len(rows[number][0]) for number in numbers)
+        inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
+        labels = torch.full((len(numbers), longest), IGNORE)
+        for place, number in enumerate(numbers):
+            row_inputs, row_labels = rows[number]
+            inputs[place, : len(row_inputs)] = torch.tensor(row_inputs)
+            labels[place, : len(row_labels)] = torch.tensor(row_labels)
+        hidden, _ = model.hidden_states(inputs.to(device))
+        places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
+        targets = labels.flatten()[places]
+        nats = target_nats(hidden.flatten(0, 1), model.output_weight, places.to(device), targets.to(device))
+        owners, is_text = places // longest, sizes[targets] > 0
+        sums = torch.zeros(2, len(numbers), dtype=torch.float64)  # on the CPU: not every device knows float64
+        sums[0].index_add_(0, owners, nats)
+        sums[1].index_add_(0, owners, nats * is_text)
+        for number, (whole, text) in zip(numbers, sums.T.tolist(), strict=True):
+            result[number] = (whole, text)
+    return result
+
+
+def target_nats(hidden: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each target: hidden (B T, C), weight (V, C), places (N,), targets (N,) -> (N,) float64 on the CPU."""
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for start in range(0, len(places), CHUNK_TOKENS):
+        part = slice(start, start + CHUNK_TOKENS)
+        logits = F.linear(hidden[places[part]], weight).float()
+        found.append(F.cross_entropy(logits, targets[part], reduction="none").cpu().double())
+    return torch.cat(found)
+
+
+def score(
+    model: MiniLLM, texts: Sequence[Text], sizes: Tensor, *, length: int, label: str, batch_size: int = SCORE_BATCH
+) -> list[Scored]:
+    """Likelihood of each record. `sizes`: see `token_bytes`; `length`: tokens of one row."""
+    rows, owners = [], []
+    for number, text in enumerate(texts):
+        for row in windows(text.ids, text.mask, length):
+            rows.append(row)
+            owners.append(number)
+    sums = [[0.0, 0.0, 0, 0] for _ in texts]
+    for owner, (_, labels), (nats, text_nats) in zip(
+        owners, rows, row_nats(model, rows, batch_size, label, sizes), strict=True
+    ):
+        targets = [token for token in labels if token != IGNORE]
+        for place, value in enumerate((nats, text_nats, len(targets), int(sizes[targets].sum()))):
+            sums[owner][place] += value
+    return [
+        Scored(nats, int(tokens), text_nats, int(num_bytes), text.cluster)
+        for (nats, text_nats, tokens, num_bytes), text in zip(sums, texts, strict=True)
+    ]
+
+
+def likelihood_metrics(scored: Sequence[Scored]) -> dict[str, Metric]:
+    """Loss in nats a token, perplexity, and bits per byte of the text."""
+    kept = [one for one in scored if one.num_tokens]
+    if not kept:
+        raise UserError("the held-out file has no text to score. Give another --data_path.")
+    clusters = [number if one.cluster is None else one.cluster for number, one in enumerate(kept)]
+    loss = ratio(
+        [one.nats for one in kept], [one.num_tokens for one in kept], sum(one.num_tokens for one in kept), clusters
+    )
+    return {"loss": loss, "perplexity": exponential(loss), "bits_per_byte": bits_metric(kept)}
+
+
+def bits_metric(scored: Sequence[Scored]) -> Metric:
+    """Bits per byte of records with their interval; `n` counts bytes."""
+    clusters = [number if one.cluster is None else one.cluster for number, one in enumerate(scored)]
+    sizes = [one.num_bytes for one in scored]
+    return ratio([one.text_nats / math.log(2) for one in scored], sizes, sum(sizes), clusters)
+
+
+def raw_text(tokenizer: RustBPETokenizer, text: str, cluster: Hashable = None) -> Text:
+    """A document: all of the text and its end are predicted."""
+    ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(text), tokenizer.end_of_text_id]
+    return Text(ids, [0] + [1] * (len(ids) - 1), cluster)
+
+
+def chat_text(tokenizer: RustBPETokenizer, messages: list[dict[str, Any]], cluster: Hashable = None) -> Text:
+    """A conversation: what the assistant says is predicted, the ends of its turns too."""
+    return Text(*tokenizer.render_conversation(messages), cluster)

@@ -1,0 +1,150 @@
+"""Which answer of a held-out pair a model prefers, against its reference, by kind of fault, beside rules that know nothing.
+
+Shapes: none; log-probabilities are plain floats, in nats.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dataset.encoding import IGNORE
+from dataset.tokenizer import RustBPETokenizer
+from evaluation.baselines import TrainingExamples, pair_baselines
+from evaluation.intervals import Metric, mean, share
+from evaluation.likelihood import SCORE_BATCH, Row, row_nats, windows
+from evaluation.questions import Messages, cluster_of
+from model.model_minillm import MiniLLM
+
+HARD_KINDS: tuple[str, ...] = ()
+"""Kinds of pairs of which the SFT model, by log-probability a token, prefers the better answer in less than 80%,
+measured once. `preference_accuracy_hard` is taken over them. Where none is named, it is left out."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations that differ in the last answer."""
+
+    chosen: Messages
+    rejected: Messages
+    kind: str = ""
+    """What is wrong with the rejected answer."""
+    cluster: Hashable = None
+
+
+def pair_of(record: dict[str, Any]) -> Pair:
+    """A preference record as a pair."""
+    kind = record.get("kind")
+    return Pair(
+        record["chosen"],
+        record["rejected"],
+        kind if isinstance(kind, str) else "",
+        cluster_of(record, record["chosen"]),
+    )
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Log-probabilities in nats of both answers of a pair, and their supervised tokens."""
+
+    chosen: float
+    rejected: float
+    chosen_tokens: int
+    rejected_tokens: int
+
+    @property
+    def prefers_chosen(self) -> bool:
+        """Whether the chosen answer is likelier; a tie is no."""
+        return self.chosen > self.rejected
+
+    @property
+    def prefers_chosen_per_token(self) -> bool:
+        """The same by log-probability a token, so that length tells nothing."""
+        return self.chosen / self.chosen_tokens > self.rejected / self.rejected_tokens
+
+
+def pair_rows(tokenizer: RustBPETokenizer, pair: Pair, length: int) -> tuple[Row, Row] | None:
+    """Inputs and labels of both last answers, cut to the row length as in training; None for a pair that training leaves
+    out: one without an answer, or without a difference, within that length."""
+    rows: list[Row] = []
+    cut_ids = []
+    for messages in (pair.chosen, pair.rejected):
+        ids, mask = tokenizer.render_conversation(messages)
+        prompt = len(tokenizer.render_for_completion(messages[:-1]))
+        mask = [0] * prompt + list(mask[prompt:])  # earlier assistant turns are the same on both sides
+        if not any(mask[:length]):
+            return None
+        cut_ids.append(ids[:length])
+        rows.append(next(windows(ids[:length], mask[:length], length)))
+    return None if cut_ids[0] == cut_ids[1] else (rows[0], rows[1])
+
+
+def score_pairs(
+    model: MiniLLM, rows: Sequence[tuple[Row, Row]], *, label: str, batch_size: int = SCORE_BATCH
+) -> list[PairScore]:
+    """Log-probability of the last answer on both sides of each pair."""
+    flat = [row for pair in rows for row in pair]
+    logps = [-nats for nats, _ in row_nats(model, flat, batch_size, label)]
+    tokens = [sum(token != IGNORE for token in labels) for _, labels in flat]
+    return [
+        PairScore(logps[place], logps[place + 1], tokens[place], tokens[place + 1]) for place in range(0, len(flat), 2)
+    ]
+
+
+def preference_metrics(
+    pairs: Sequence[Pair],
+    policy: Sequence[PairScore],
+    reference: Sequence[PairScore],
+    beta: float,
+    examples: TrainingExamples,
+) -> dict[str, Metric]:
+    """Share of pairs whose chosen answer the policy prefers; a tie counts as wrong.
+
+    `preference_accuracy` compares implicit rewards, beta * (policy - reference) (arXiv:2305.18290, eq. 5), so the
+    reference itself scores 0; `_no_reference` compares log-probabilities, `_length_normalized` log-probabilities a
+    token, both with the share of the reference (`_before`) beside it. The first and the last also stand for each kind of
+    pair, and for the hard kinds together. `reward_margin` is the mean difference of the implicit rewards.
+    """
+    margins = [
+        beta * ((p.chosen - r.chosen) - (p.rejected - r.rejected)) for p, r in zip(policy, reference, strict=True)
+    ]
+    texts = [(str(pair.chosen[-1]["content"]), str(pair.rejected[-1]["content"])) for pair in pairs]
+    lengths = [(score.chosen_tokens, score.rejected_tokens) for score in policy]
+    guesses = pair_baselines(texts, lengths, examples)
+    everything = list(range(len(pairs)))
+
+    def of(outcome: Callable[[int], bool], numbers: Sequence[int]) -> Metric:
+        metric = share([outcome(number) for number in numbers], [pairs[number].cluster for number in numbers])
+        return replace(metric, baselines=_baselines([guesses[number] for number in numbers], examples))
+
+    def both(name: str, numbers: Sequence[int]) -> dict[str, Metric]:
+        return {
+            f"preference_accuracy{name}": of(lambda i: margins[i] > 0, numbers),
+            f"preference_accuracy_length_normalized{name}": of(lambda i: policy[i].prefers_chosen_per_token, numbers),
+            f"preference_accuracy_length_normalized{name}_before": of(
+                lambda i: reference[i].prefers_chosen_per_token, numbers
+            ),
+        }
+
+    metrics = both("", everything) | {
+        "preference_accuracy_no_reference": of(lambda i: policy[i].prefers_chosen, everything),
+        "preference_accuracy_no_reference_before": of(lambda i: reference[i].prefers_chosen, everything),
+        "reward_margin": mean(margins, [pair.cluster for pair in pairs]),
+    }
+    kinds = sorted({pair.kind for pair in pairs if pair.kind})
+    groups = {f"_{kind}": {kind} for kind in kinds} | {"_hard": set(HARD_KINDS)}
+    for name, members in groups.items():
+        if numbers := [number for number in everything if pairs[number].kind in members]:
+            metrics |= both(name, numbers)
+    return metrics
+
+
+def _baselines(
+    guesses: Sequence[tuple[bool, bool, bool | None]], examples: TrainingExamples
+) -> dict[str, float | str | None]:
+    """`length`: the better of always the longer and always the shorter answer; `nearest`: see `pair_baselines`."""
+    n = len(guesses)
+    longer, shorter = sum(guess[0] for guess in guesses), sum(guess[1] for guess in guesses)
+    found: dict[str, float | str | None] = {"length": max(longer, shorter) / n}
+    if not examples.chosen:
+        return found | {"nearest": None, "reason": examples.reason or "the training data has no pairs"}
+    return found | {"nearest": sum(bool(guess[2]) for guess in guesses) / n}

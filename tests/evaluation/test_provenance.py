@@ -1,0 +1,41 @@
+"""Which mix a checkpoint was trained on, as far as it still lies beside the held-out data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import MixConfig
+from dataset.mix import build_mix, find_sources
+from evaluation.provenance import is_bundled, mixture_of, names_of
+from tests.tiny_run import chat, write_jsonl
+
+NAMES = ("MiniLLM", "MiniLLM 团队")
+
+
+@pytest.mark.parametrize("own", ["", "general", "knowledge", "math"])
+def test_a_mix_tells_whether_its_talk_and_knowledge_are_the_bundled_ones(tmp_path: Path, own: str) -> None:
+    (tmp_path / "mine").mkdir()
+    if own:
+        records = [{"conversations": chat(f"问题{n}", f"回答{n}")} for n in range(40)]
+        write_jsonl(tmp_path / "mine" / f"{own}.jsonl", records)
+    config = MixConfig(general=60, knowledge=60, math=60, identity=60, preference=60, name="小明")
+    sources = find_sources(tmp_path / "mine", tmp_path / "samples", config, {f"{own}.jsonl": own})
+    outputs = build_mix(sources, config, tmp_path / "mix")["outputs"]
+    trained = [{"path": "gone.jsonl", "sha256": outputs["sft_chinese.jsonl"]["sha256"]}]
+    mixture = mixture_of(tmp_path / "mix", trained)
+    assert mixture is not None
+    assert is_bundled(mixture) is (own in {"", "math"})
+    assert names_of(mixture, NAMES) == ("小明", config.author)
+
+
+def test_another_mix_or_none_tells_nothing(tmp_path: Path) -> None:
+    trained = [{"path": "a", "sha256": "1"}]
+    manifests: list[Any] = [None, [], {}, {"outputs": {"a": {"sha256": "2"}}}, {"outputs": {"a": 3}}, {"outputs": []}]
+    for manifest in manifests:
+        if manifest is not None:
+            (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
+        assert mixture_of(tmp_path, trained) is None
+    assert not is_bundled(None)
+    assert names_of(None, NAMES) == NAMES
