@@ -10,7 +10,7 @@ from typing import Any
 from configs.artifacts import atomic_write, sha256_file, write_json
 
 GENERATORS = {
-    "general": ("dialogue", "medley"),
+    "general": ("dialogue", "danger", "medley"),
     "knowledge": ("knowledge",),
     "math": ("arithmetic",),
     "preference": ("preference",),

@@ -34,7 +34,7 @@ def test_each_category_has_its_file_and_is_made_once(tmp_path: Path, runs: list[
     }
     assert json.loads(paths["math"].read_text(encoding="utf-8")) == {"text": "样例"}
     assert samples.write_samples(tmp_path) == paths
-    assert sorted(runs) == ["arithmetic", "dialogue", "knowledge", "medley", "preference", "prose"]
+    assert sorted(runs) == ["arithmetic", "danger", "dialogue", "knowledge", "medley", "preference", "prose"]
 
 
 def test_only_what_is_asked_for_is_made(tmp_path: Path, runs: list[str]) -> None:
