@@ -198,7 +198,7 @@ def _pairs(text: str) -> frozenset[str]:
     return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
 
 
-def _bare(question: str) -> str:
+def bare(question: str) -> str:
     """The question without what people put around it."""
     return _AROUND.sub("", question)
 
@@ -207,9 +207,9 @@ def _bare(question: str) -> str:
 def _names_asked() -> tuple[frozenset[str], int]:
     """Every name that a question may be about, and the length of the longest.
 
-    These are the subjects of facts, their other names, and the names of the tables.
+    These are the subjects of facts and dialogues, their other names, and the names of the tables.
     """
-    found = {fact.subject for fact in knowledge.facts()}
+    found = {fact.subject for fact in knowledge.facts()} | {item.topic for item in dialogue.items()}
     for relation in knowledge.relations().values():
         found.update(itertools.chain.from_iterable(getattr(relation, "names", {}).values()))
     for area in AREAS:
@@ -238,7 +238,7 @@ def _taught_questions() -> frozenset[str]:
     """What the users of the knowledge and dialogue records say, in any turn, without what stands around it."""
     records = itertools.chain(knowledge.records(), dialogue.records())
     turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
-    return frozenset(_bare(turn["content"]) for turn in turns)
+    return frozenset(bare(turn["content"]) for turn in turns)
 
 
 @cache
@@ -264,7 +264,7 @@ def asks_taught(question: str, name: str) -> bool:
 
     Other taught names in it don't count, unless they share half of the name: 世界杯 in 2022年世界杯.
     """
-    question = _bare(question)
+    question = bare(question)
     if normalised(question) in _taught_keys():
         return True
     for other, rest in _split_at_names(question):
@@ -291,11 +291,11 @@ def framed(question: str, rng: random.Random) -> str:
         form, before = "statement", _BEFORE_STATEMENT
     if form == "question" and not re.search("[吗呢吧啊呀没不]$", text):
         draw = rng.random()
-        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]", text):
+        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]|^请", text):
             text = f"你知道{text}吗"
         elif draw < 0.12:
             text += rng.choice(("呢", "啊", "呀"))
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and not text.startswith(("请", "你好", "我想", "想")):
         text = rng.choice(before) + text
     end = rng.choice(_END_OF[form])
     if rng.random() < 0.03:
