@@ -53,7 +53,8 @@ SIMILAR = 0.5
 
 # What people write around a question. A request starts with a verb and takes other words of politeness than a question.
 _AROUND = re.compile(
-    "^(?:你好|您好|请问一下|请问|我?想?问一下|想问下|问个问题|问你个问题|考考你|对了|那么|那|嗯|麻烦你|告诉我|我想知道|[，,：: ])+"
+    "^(?:你好|您好|请问一下|请问|我?想?问一下|想问下|问个问题|问你个问题|考考你|对了|那么|那|嗯|麻烦你|告诉我|我想知道"
+    "|[，,：: ])+"
     "|[，,？?！!。 ]*(?:谢谢你?啦?|多谢)?[。！!？?~ ]*$"
 )
 _PLACEHOLDER = re.compile(r"\{\w+\}")
@@ -139,7 +140,7 @@ def _wordings(entry: dict[str, Any]) -> tuple[Wording, ...]:
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """The topics of all areas. A name that a fact or a dialogue speaks of is left out."""
+    """The topics of all areas. Those with general wordings have no name that a fact or a dialogue speaks of."""
     taught = {name for fact in knowledge.facts() for name in (fact.subject, fact.answer)}
     taught.update(item.topic for item in dialogue.items())
     classes = _load(WORDINGS_FILE)
@@ -150,7 +151,9 @@ def topics() -> tuple[Topic, ...]:
             default = "who" if entry["class"] == "person" else "fact"
             entry = {"answer": default, **entry}
             general = {"answer": entry["answer"], **classes[entry["class"]]}
-            names = tuple(name for name in _names(entry["names"]) if name.strip("《》") not in taught)
+            names = _names(entry["names"])
+            if classes[entry["class"]]:  # what it is, or who, may be taught
+                names = tuple(name for name in names if name.strip("《》") not in taught)
             count = entry.get("records", NUM_TOPIC)
             found.append(Topic(name, entry.get("half", ""), names, _wordings(entry), _wordings(general), count))
     return tuple(found)
@@ -195,7 +198,7 @@ def _pairs(text: str) -> frozenset[str]:
     return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
 
 
-def _bare(question: str) -> str:
+def bare(question: str) -> str:
     """The question without what people put around it."""
     return _AROUND.sub("", question)
 
@@ -204,9 +207,9 @@ def _bare(question: str) -> str:
 def _names_asked() -> tuple[frozenset[str], int]:
     """Every name that a question may be about, and the length of the longest.
 
-    These are the subjects of facts, their other names, and the names of the tables.
+    These are the subjects of facts and dialogues, their other names, and the names of the tables.
     """
-    found = {fact.subject for fact in knowledge.facts()}
+    found = {fact.subject for fact in knowledge.facts()} | {item.topic for item in dialogue.items()}
     for relation in knowledge.relations().values():
         found.update(itertools.chain.from_iterable(getattr(relation, "names", {}).values()))
     for area in AREAS:
@@ -235,7 +238,7 @@ def _taught_questions() -> frozenset[str]:
     """What the users of the knowledge and dialogue records say, in any turn, without what stands around it."""
     records = itertools.chain(knowledge.records(), dialogue.records())
     turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
-    return frozenset(_bare(turn["content"]) for turn in turns)
+    return frozenset(bare(turn["content"]) for turn in turns)
 
 
 @cache
@@ -256,14 +259,19 @@ def _taught_keys() -> frozenset[str]:
     return frozenset(map(normalised, _taught_questions()))
 
 
-def asks_taught(question: str) -> bool:
-    """Whether the question is a taught one, or asks of a name, near enough, what is taught about it."""
-    question = _bare(question)
+def asks_taught(question: str, name: str) -> bool:
+    """Whether the question, which is about `name`, is a taught one, or asks near enough what is taught about the name.
+
+    Other taught names in it don't count, unless they share half of the name: 世界杯 in 2022年世界杯.
+    """
+    question = bare(question)
     if normalised(question) in _taught_keys():
         return True
-    for name, rest in _split_at_names(question):
+    for other, rest in _split_at_names(question):
+        if not (name in other or (other in name and len(other) > 1 and 2 * len(other) >= len(name))):
+            continue
         asked = _meant(rest)
-        if any(len(asked & taught) >= SIMILAR * len(asked | taught) for taught in _taught().get(name, ())):
+        if any(len(asked & taught) >= SIMILAR * len(asked | taught) for taught in _taught().get(other, ())):
             return True
     return False
 
@@ -274,6 +282,7 @@ def framed(question: str, rng: random.Random) -> str:
     A text that ends with "。" is a request.
     """
     text = question.rstrip("。")
+    before: tuple[str, ...]
     if question.endswith("。"):
         form, before = "request", _BEFORE_REQUEST if _REQUEST.match(text) else ("你好，",)
     elif _QUESTION.search(text):
@@ -282,11 +291,11 @@ def framed(question: str, rng: random.Random) -> str:
         form, before = "statement", _BEFORE_STATEMENT
     if form == "question" and not re.search("[吗呢吧啊呀没不]$", text):
         draw = rng.random()
-        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]", text):
+        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]|^请", text):
             text = f"你知道{text}吗"
         elif draw < 0.12:
             text += rng.choice(("呢", "啊", "呀"))
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and not text.startswith(("请", "你好", "我想", "想")):
         text = rng.choice(before) + text
     end = rng.choice(_END_OF[form])
     if rng.random() < 0.03:
@@ -294,8 +303,8 @@ def framed(question: str, rng: random.Random) -> str:
     return text + end
 
 
-def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Questions and answers without end: names and wordings in turn, so that each gets its share."""
+def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str, str]]:
+    """Questions, what they are about, and answers without end: names and wordings in turn, so that each gets its share."""
     names, ways = list(topic.names), list(wordings)
     for turn in itertools.count():
         # Each list is shuffled anew when it ends, or the two would meet in the same pairs again.
@@ -305,7 +314,7 @@ def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Ite
             rng.shuffle(ways)
         name, way = names[turn % len(names)], ways[turn % len(ways)]
         other = rng.choice([other for other in names if other != name])
-        yield way.text.format(s=name, t=other), ANSWERS[way.answer]
+        yield way.text.format(s=name, t=other), name, ANSWERS[way.answer]
 
 
 def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict[str, Any]]:
@@ -319,11 +328,11 @@ def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict
             parts.append((_asked(topic, topic.general, rng), num_general))
     for questions, wanted in parts:
         found = 0
-        for question, answer in itertools.islice(questions, 20 * wanted):  # few are taken or taught
+        for question, name, answer in itertools.islice(questions, 20 * wanted):  # few are taken or taught
             if found == wanted:
                 break
             key = normalised(question)
-            if key in taken or asks_taught(question):
+            if key in taken or asks_taught(question, name):
                 continue
             taken.add(key)
             found += 1
