@@ -1,4 +1,4 @@
-"""The bundled arithmetic, identity and dialogue: right answers, clean sides, the same text every time."""
+"""The bundled arithmetic and identity: right answers, clean sides, the same text every time."""
 
 import re
 from collections import Counter
@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from dataset.samples import arithmetic, dialogue, identity
+from dataset.samples import arithmetic, identity
 
 Record = dict[str, Any]
 ARITHMETIC = list(arithmetic.records())
 IDENTITY = list(identity.records())
-DIALOGUE = list(dialogue.records())
 EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 
 
@@ -36,12 +35,12 @@ def key_without_marks(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
-@pytest.mark.parametrize("generate", [arithmetic.records, identity.records, dialogue.records])
+@pytest.mark.parametrize("generate", [arithmetic.records, identity.records])
 def test_two_runs_give_the_same_records(generate: Callable[[], Iterator[Record]]) -> None:
     assert list(generate()) == list(generate())
 
 
-@pytest.mark.parametrize("records", [ARITHMETIC, IDENTITY, DIALOGUE])
+@pytest.mark.parametrize("records", [ARITHMETIC, IDENTITY])
 def test_roles_alternate_and_the_assistant_speaks_last(records: list[Record]) -> None:
     for record in records:
         roles = [turn["role"] for turn in record["conversations"]]
@@ -136,39 +135,3 @@ def test_every_identity_answer_names_the_model_and_the_maker_exactly_where_asked
             assert "{{name}}" in answer
             assert ("{{author}}" in answer) == (answer in with_maker)
         assert not any("{{" in question for question in questions(record))
-
-
-# Dialogue
-
-
-def test_dialogue_reaches_its_counts() -> None:
-    rounds = Counter(len(questions(record)) for record in DIALOGUE)
-    assert len(DIALOGUE) >= 4_000
-    assert len({str(record) for record in DIALOGUE}) == len(DIALOGUE)
-    assert len({key_without_marks(questions(record)[0]) for record in DIALOGUE}) >= 3_000
-    assert rounds[2] + rounds[3] + rounds[4] >= 800
-    assert set(rounds) == {1, 2, 3, 4}
-
-
-def test_dialogue_never_names_the_model_or_its_maker() -> None:
-    for record in DIALOGUE:
-        assert not re.search(r"\{\{|minillm|语言模型|开发", " ".join(answers(record)).lower())
-
-
-def test_dialogue_answers_are_short_whole_sentences() -> None:
-    for record in DIALOGUE:
-        for answer in answers(record):
-            assert 8 <= len(answer) <= 80
-            assert answer.endswith(("。", "！", "？", "”"))
-
-
-def test_one_question_has_one_answer() -> None:
-    first_answer: dict[str, str] = {}
-    for record in DIALOGUE + IDENTITY:
-        key = key_without_marks(questions(record)[0])
-        assert first_answer.setdefault(key, answers(record)[0]) == answers(record)[0]
-
-
-def test_dialogue_and_identity_ask_different_things() -> None:
-    about_model = {key_without_marks(question) for record in IDENTITY for question in questions(record)}
-    assert not about_model & {key_without_marks(questions(record)[0]) for record in DIALOGUE}
