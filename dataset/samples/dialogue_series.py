@@ -19,10 +19,10 @@ SERIES_FILE = FOLDER / "dialogue_series.yaml"
 IDIOMS_FILE = FOLDER / "dialogue_idioms.txt"
 
 NUM_FIRST = 4
-"""Answers that a series may begin with."""
+"""Answers that a series may begin with, or more where it is long: at most so many lie between two of them."""
 NUM_TYPED = 22
 """Training records of a series with one turn."""
-NUM_CHAINS_AN_ANSWER = 1.5
+NUM_CHAINS_AN_ANSWER = 1.25
 """Conversations in which another one is asked for, for each answer of a series."""
 NUM_IDIOM_GAMES = 60
 SMILES: tuple[Turn, ...] = (
@@ -39,8 +39,7 @@ GAME_OPENERS = {
         "玩个成语接龙", "来成语接龙", "会成语接龙吗", "你会成语接龙吗", "陪我玩游戏", "我们玩个游戏吧", "玩游戏", "陪我玩",
         "玩个游戏", "玩点什么", "来玩游戏吧", "有什么好玩的游戏", "接龙", "开始成语接龙",
     ),
-    "validation": ("跟我玩成语接龙", "来一局成语接龙"),
-    "test": ("咱们来成语接龙", "能玩成语接龙吗"),
+    "validation": ("跟我玩成语接龙", "来一局成语接龙", "能玩成语接龙吗"),
 }  # fmt: skip
 GAME_START = "好呀，我先来：一心一意。"
 GAME_END = "我接不上了，你赢了！"
@@ -78,8 +77,12 @@ class Series:
 
     def first(self, number: int) -> int:
         """The answer that the wording of this number gets: a few take turns, spread over the series."""
-        heads = min(NUM_FIRST, len(self.answers))
-        return number % heads * (len(self.answers) // heads)
+        return number % self.num_first * len(self.answers) // self.num_first
+
+    @property
+    def num_first(self) -> int:
+        """How many answers may come first."""
+        return max(min(NUM_FIRST, len(self.answers)), -(-len(self.answers) // NUM_FIRST))
 
 
 @cache
@@ -183,9 +186,9 @@ def guesses(one: Series, position: int, rng: random.Random, half: Half = "traini
 
 
 def _chains(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Conversations that begin all over the list of wordings and so, together, pass through the whole series."""
+    """Conversations that begin with each first answer and reach the next one, so that no step is left out."""
     for number in range(round(NUM_CHAINS_AN_ANSWER * len(one.answers))):
-        num_more = rng.choice((1, 2, 2, 3, 3, 4) if not one.solutions else (0, 1, 1, 2))
+        num_more = (NUM_FIRST, 2, 3, 1)[number // one.num_first % 4]
         yield record(chain(one, number % len(one.ask), num_more, rng), kind="turns")
 
 
@@ -250,9 +253,8 @@ def idiom_game(opening: str, num_turns: int, rng: random.Random) -> list[Turn]:
 def _games(rng: random.Random) -> Iterator[dict[str, Any]]:
     for opening in GAME_OPENERS["training"]:
         yield record([(typed(opening, rng, "do"), GAME_START)], kind="chat")
-    for half in HALVES:
-        for opening in GAME_OPENERS[half]:
-            yield record([(opening, GAME_START)], kind="chat", split=half, cluster="chat:idioms")
+    for opening in GAME_OPENERS["validation"]:
+        yield record([(opening, GAME_START)], kind="chat", split="validation", cluster="chat:idioms")
     for idiom in idioms():
         yield record(
             [(rng.choice(("成语接龙：{}", "我先来：{}", "{}", "接龙，{}")).format(idiom), idiom_reply(idiom))],

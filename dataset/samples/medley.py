@@ -6,7 +6,7 @@ alone. Between the blocks the user tells something of themselves and asks for it
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,12 +28,12 @@ NUM_SHORT = 360
 NUM_HELDOUT = {"known": 40, "memory": 24, "short": 22}
 """Held-out conversations a half: a known question at the end, something to remember, a turn that refers back."""
 MIN_TURNS, MAX_TURNS = 6, 13
-MOST_TOKENS, ALL_TOKENS = 214, 229
+MOST_TOKENS, ALL_TOKENS = 212, 225
 """Tokens of four conversations in five, and of all: they have to fit into rows of 256."""
-MOST_OVER_MEAN = 1.6
-"""A conversation of many turns takes short blocks: none is longer a turn than this many times the mean."""
-MAX_MISSES = 25
-"""Blocks that don't fit before a conversation ends early."""
+RESERVED_SHARE = 0.75
+"""A long block is taken only if it leaves this share of the mean number of tokens for each turn to come."""
+NUM_LOOKS = 40
+"""Blocks of a module that are looked at for one that fits."""
 CHARACTERS_A_TOKEN = 1.37
 MARKS_A_TURN = 7
 FOLLOW_UP_SHARE = 0.12
@@ -105,18 +105,24 @@ def blocks() -> dict[str, list[Block]]:
 
 
 class Deck:
-    """Blocks of every module, shuffled and dealt one by one, so that all come up equally often."""
+    """Blocks of every module, dealt one by one without putting any back, so that all come up equally often."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.piles: dict[str, list[Block]] = {name: [] for name in SHARES}
 
-    def deal(self) -> tuple[str, Block]:
-        """A module by its share, and its next block."""
+    def deal(self, fits: Callable[[str, Block], bool]) -> tuple[str, Block] | None:
+        """A module by its share, and one of its blocks that fits; None if NUM_LOOKS random ones did not."""
         name = self.rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
-        if not self.piles[name]:
-            self.piles[name] = self.rng.sample(blocks()[name], len(blocks()[name]))
-        return name, self.piles[name].pop()
+        pile = self.piles[name]
+        if len(pile) < NUM_LOOKS:
+            pile += blocks()[name]
+        for _ in range(NUM_LOOKS):
+            index = self.rng.randrange(len(pile))
+            if fits(name, pile[index]):
+                pile[index], pile[-1] = pile[-1], pile[index]
+                return name, pile.pop()
+        return None
 
 
 def num_tokens(turns: Iterable[Turn]) -> int:
@@ -128,25 +134,28 @@ def num_tokens(turns: Iterable[Turn]) -> int:
 
 
 def _string(deck: Deck, num_turns: int, budget: int, asked: set[str], rng: random.Random) -> list[Block]:
-    """Blocks of about `num_turns` turns within a budget of tokens; no question twice (`asked`: those that are taken)."""
+    """Blocks of about `num_turns` turns within a budget of tokens; no question of `asked`, and none twice."""
     strung: list[Block] = []
-    count, misses = 0, 0
-    most_a_turn = MOST_OVER_MEAN * budget / max(num_turns, 1)
-    while count < num_turns and misses < MAX_MISSES:
-        module, block = deck.deal()
-        if rng.random() < FOLLOW_UP_SHARE:
-            fitting = [one for one in follow_ups() if one.fits(module, block)]
-            if fitting:
-                block = (*block, rng.choice(fitting).turn(block, "training", rng))
-        cost, questions = num_tokens(block), {key(user) for user, _ in block}
-        too_long = cost > min(budget, most_a_turn * len(block)) or count + len(block) > num_turns + 1
-        if too_long or questions & asked:
-            misses += 1
+    reserve = RESERVED_SHARE * budget / max(num_turns, 1)
+
+    def fits(_: str, block: Block) -> bool:
+        turns_left = num_turns - sum(map(len, strung)) - len(block)
+        tokens_left = budget - sum(map(num_tokens, strung)) - num_tokens(block)
+        new = not asked & {key(user) for user, _ in block}
+        return new and turns_left >= -1 and tokens_left >= max(turns_left, 0) * reserve
+
+    while sum(map(len, strung)) < num_turns:
+        dealt = deck.deal(fits)
+        if dealt is None:
+            num_turns -= 1  # nothing is short enough for so many turns
             continue
+        module, block = dealt
+        following = [one for one in follow_ups() if one.fits(module, block)]
+        if following and rng.random() < FOLLOW_UP_SHARE:
+            longer = (*block, rng.choice(following).turn(block, "training", rng))
+            block = longer if fits(module, longer) else block
         strung.append(block)
-        asked |= questions
-        budget -= cost
-        count += len(block)
+        asked |= {key(user) for user, _ in block}
     return strung
 
 
@@ -180,7 +189,7 @@ def long_conversation(deck: Deck, rng: random.Random) -> list[Turn]:
     extra = [turn for memory in memories for turn in (memory.told, memory.asked)]
     if rng.random() < UNTOLD_SHARE:
         extra.append(_untold(memories, rng))
-    num_turns = rng.randint(MIN_TURNS, MAX_TURNS) - len(extra)
+    num_turns = max(rng.randint(MIN_TURNS, MAX_TURNS), rng.randint(MIN_TURNS, MAX_TURNS)) - len(extra)
     asked = {key(user) for user, _ in extra}
     strung = _string(deck, max(num_turns, 2), budget - num_tokens(extra), asked, rng)
     if len(strung) < 2:
@@ -206,11 +215,22 @@ def _short(rng: random.Random) -> Iterator[dict[str, Any]]:
     deck = Deck(rng)
     made = 0
     while made < NUM_SHORT:
-        module, block = deck.deal()
-        fitting = [one for one in follow_ups() if one.fits(module, block)]
-        if fitting:
+        one = follow_ups()[made % len(follow_ups())]
+        if dealt := deck.deal(one.fits):
             made += 1
-            yield record([*block, rng.choice(fitting).turn(block, "training", rng)], split="train", kind="turns")
+            yield record([*dealt[1], one.turn(dealt[1], "training", rng)], split="train", kind="turns")
+
+
+def _last(deck: Deck, asked: set[str], follow_up: FollowUp | None) -> Block:
+    """A block of one turn that was not asked, and that the follow-up may come after."""
+    while True:
+        dealt = deck.deal(
+            lambda name, block: (
+                len(block) == 1 and key(block[0][0]) not in asked and (follow_up is None or follow_up.fits(name, block))
+            )
+        )
+        if dealt:
+            return dealt[1]
 
 
 def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
@@ -229,18 +249,12 @@ def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
                     turns.append(memory.asked)
                     cluster = f"name:{name}"
                 else:
-                    module, block = deck.deal()
-                    chosen = follow_ups()[number % len(follow_ups())]
-                    while (
-                        len(block) > 1
-                        or key(block[0][0]) in asked
-                        or (kind == "short" and not chosen.fits(module, block))
-                    ):
-                        module, block = deck.deal()
+                    follow_up = follow_ups()[number % len(follow_ups())]
+                    block = _last(deck, asked, follow_up if kind == "short" else None)
                     turns += block
                     cluster = f"{kind}:{block[0][0]}"
                     if kind == "short":
-                        turns.append(chosen.turn(block, half, rng))
+                        turns.append(follow_up.turn(block, half, rng))
                 group = f"medley:{half}:{kind}:{number}"
                 yield record([memory.told, *turns], split=half, kind="turns", cluster=cluster, group=group)
 

@@ -1,0 +1,295 @@
+"""The bundled talk: one answer a topic, clean halves, another joke each time, names that are remembered right."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dataset.samples import dialogue, dialogue_memory, dialogue_series, identity
+from dataset.samples.dialogue import HALVES, key
+
+Record = dict[str, Any]
+DIALOGUE = list(dialogue.records())
+SERIES = list(dialogue_series.records())
+MEMORY = list(dialogue_memory.records())
+ALL = [*DIALOGUE, *SERIES, *MEMORY]
+
+
+def turns_of(record: Record) -> list[tuple[str, str]]:
+    contents = [message["content"] for message in record["conversations"]]
+    return list(zip(contents[::2], contents[1::2], strict=True))
+
+
+def training(records: list[Record]) -> list[Record]:
+    return [record for record in records if "split" not in record]
+
+
+def half(records: list[Record], name: str) -> list[Record]:
+    return [record for record in records if record.get("split") == name]
+
+
+def questions(records: list[Record]) -> set[str]:
+    return {key(user) for record in records for user, _ in turns_of(record)}
+
+
+def first_questions(records: list[Record]) -> set[str]:
+    return {key(turns_of(record)[0][0]) for record in records}
+
+
+# All of it
+
+
+@pytest.mark.parametrize("generate", [dialogue.records, dialogue_series.records, dialogue_memory.records])
+def test_two_runs_give_the_same_records(generate: Callable[[], Iterator[Record]]) -> None:
+    assert list(generate()) == list(generate())
+
+
+def test_roles_alternate_and_no_slot_stays_open() -> None:
+    for record in ALL:
+        roles = [message["role"] for message in record["conversations"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and roles
+        for message in record["conversations"]:
+            assert message["content"].strip() == message["content"] != ""
+            assert not re.search(r"[{}()|\t]", message["content"].replace("👍", "")), message
+
+
+def test_every_conversation_is_distinct() -> None:
+    said = Counter(str(turns_of(record)) for record in ALL)
+    assert [text for text, count in said.items() if count > 1] == []
+
+
+def test_one_question_has_one_answer_in_all_samples_of_talk() -> None:
+    answers: dict[str, str] = {}
+    for record in [*ALL, *identity.records()]:
+        question, answer = turns_of(record)[0]
+        assert answers.setdefault(key(question), answer) == answer, question
+
+
+def test_held_out_questions_are_asked_nowhere_in_training_and_in_one_half_only() -> None:
+    trained = questions(training(ALL))
+    validation, test = (first_questions(half(ALL, name)) for name in HALVES)
+    assert not trained & (validation | test)
+    assert not validation & test
+
+
+def test_the_halves_share_no_topic() -> None:
+    validation, test = ({record["cluster"] for record in half(ALL, name)} for name in HALVES)
+    assert not validation & test
+
+
+def test_held_out_conversations_of_several_turns_have_a_group_of_their_own() -> None:
+    for record in ALL:
+        if "split" in record and len(turns_of(record)) > 1:
+            assert record["group"]
+
+
+def test_each_half_has_enough_of_each_kind() -> None:
+    for name in HALVES:
+        counts = Counter(record.get("kind") for record in half(ALL, name))
+        assert all(60 <= counts[kind] <= 350 for kind in ("feelings", "chat", "turns", None)), counts
+
+
+def test_no_answer_names_the_model_or_its_maker() -> None:
+    for record in ALL:
+        said = " ".join(answer for _, answer in turns_of(record)).lower()
+        assert not re.search(r"\{\{|minillm|语言模型|开发", said)
+
+
+def test_answers_are_short_and_end_with_a_mark() -> None:
+    for record in ALL:
+        for _, answer in turns_of(record):
+            assert 4 <= len(answer) <= 70
+            assert answer.endswith(("。", "！", "？", "”")), answer
+
+
+# Feelings and small talk
+
+
+def test_there_are_many_feelings_with_one_answer_and_twenty_wordings_each() -> None:
+    wordings: dict[str, set[str]] = defaultdict(set)
+    for record in training(DIALOGUE):
+        if record.get("kind") == "feelings":
+            question, answer = turns_of(record)[0]
+            wordings[answer].add(question)
+    assert len(wordings) >= 45
+    assert all(len(asked) >= 20 for asked in wordings.values())
+
+
+def test_small_talk_that_is_scored_has_twenty_wordings() -> None:
+    wordings: dict[str, set[str]] = defaultdict(set)
+    for record in training([*DIALOGUE, *SERIES]):
+        if record.get("kind") == "chat":
+            question, answer = turns_of(record)[0]
+            wordings[answer].add(question)
+    scored = [topic for topic in dialogue.topics(dialogue.SMALLTALK_FILE) if topic.heldout]
+    assert len(scored) >= 80
+    assert all(len(wordings[topic.answer]) >= 20 for topic in scored)
+
+
+def test_a_topic_is_held_out_in_one_half_only_and_in_several_wordings() -> None:
+    for path in (dialogue.FEELINGS_FILE, dialogue.SMALLTALK_FILE):
+        for topic in dialogue.topics(path):
+            trained = {key(wording) for pattern in topic.training for wording in dialogue.expand(pattern)}
+            tested = {key(wording) for pattern in topic.heldout for wording in dialogue.expand(pattern)}
+            assert not trained & tested, (topic.answer, trained & tested)
+            assert not topic.heldout or len(tested) >= 2
+
+
+def test_patterns_expand_to_all_their_wordings() -> None:
+    assert dialogue.expand("(好,很,)难过(啊,)") == ["好难过啊", "好难过", "很难过啊", "很难过", "难过啊", "难过"]
+    assert len(dialogue.expand("{w}{d}难过")) == 8 * 6
+
+
+# Everyday questions
+
+
+def test_items_have_distinct_topics_and_answers() -> None:
+    items = dialogue.items()
+    assert len({(item.kind, item.topic) for item in items}) == len(items) >= 400
+    assert len({item.answer for item in items}) == len(items)
+    assert all(item.answer != item.more for item in items)
+
+
+def test_held_out_wordings_of_a_kind_are_not_trained_on() -> None:
+    table = dialogue._wordings(dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8")))
+    for name, entry in table.items():
+        assert len(set(entry.training)) == len(entry.training) >= 9, name
+        assert not set(entry.training) & {*entry.validation, *entry.test}, name
+        assert not set(entry.validation) & set(entry.test), name
+
+
+def test_closings_and_openings_are_answered_as_in_small_talk() -> None:
+    table = dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8"))
+    known = {
+        key(wording): topic.answer
+        for path in (dialogue.SMALLTALK_FILE, dialogue.FEELINGS_FILE)
+        for topic in dialogue.topics(path)
+        for pattern in topic.training
+        for wording in dialogue.expand(pattern)
+    }
+    ends = [turn for closing in table["closings"].values() for turn in closing["turns"]] + table["openings"]
+    for user, assistant in [*ends, *dialogue_series.SMILES]:
+        assert known[key(user)] == assistant, user
+
+
+# Jokes, riddles and their kin
+
+
+def test_another_one_is_always_another_one() -> None:
+    for one in dialogue_series.series():
+        for record in training(SERIES):
+            told = [answer for _, answer in turns_of(record) if answer in one.answers]
+            assert len(set(told)) == len(told)
+
+
+def test_every_answer_of_a_series_is_reached_by_another_one() -> None:
+    said = {answer for record in training(SERIES) for _, answer in turns_of(record)[1:]}
+    for one in dialogue_series.series():
+        assert set(one.answers) <= said, one.name
+
+
+def test_there_are_enough_jokes_riddles_poems_and_stories() -> None:
+    count = {one.name: len(set(one.answers)) for one in dialogue_series.series()}
+    assert count["joke"] >= 12 and count["riddle"] >= 12 and count["poem"] >= 8 and count["story"] >= 10
+    assert count["twister"] >= 3
+
+
+def test_a_riddle_is_solved_by_its_solution_alone() -> None:
+    solution = {
+        answer: name
+        for one in dialogue_series.series()
+        for answer, name in zip(one.answers, one.solutions, strict=False)
+    }
+    outcomes = Counter()
+    for record in SERIES:
+        riddle = ""
+        for user, answer in turns_of(record):
+            if answer in solution:
+                riddle = solution[answer]
+            elif answer.startswith("答对了"):
+                assert riddle in user and answer == f"答对了，就是{riddle}！"
+                outcomes["right"] += 1
+            elif answer.startswith("不对哦"):
+                assert riddle not in user
+                outcomes["wrong"] += 1
+            elif answer.startswith("答案是"):
+                assert answer == f"答案是{riddle}。"
+                outcomes["told"] += 1
+    assert min(outcomes.values()) >= 20
+
+
+def test_held_out_follow_ups_accept_every_other_answer_of_their_series() -> None:
+    of_answer = {answer: one for one in dialogue_series.series() for answer in one.answers}
+    for record in SERIES:
+        if record.get("kind") == "turns" and "split" in record and "accepted" in record:
+            (_, first), (_, second) = turns_of(record)
+            assert {first, second, *record["accepted"]} == set(of_answer[first].answers)
+            assert first not in record["accepted"]
+
+
+def test_an_idiom_is_taken_up_by_its_last_character() -> None:
+    assert len(set(dialogue_series.idioms())) == len(dialogue_series.idioms()) >= 150
+    for idiom in dialogue_series.idioms():
+        reply = dialogue_series.idiom_reply(idiom)
+        assert len(idiom) == 4
+        assert reply == dialogue_series.GAME_END or reply[0] == idiom[-1]
+
+
+# What the user tells of themselves
+
+
+def test_what_was_told_is_remembered_and_what_was_not_told_is_not_made_up() -> None:
+    untold = dialogue_memory.table()["untold"]["answer"]
+    known = 0
+    for record in MEMORY:
+        turns = turns_of(record)
+        question, answer = turns[-1]
+        if answer == untold:
+            continue
+        replies = [reply for _, reply in turns[:-1]]
+        subject = next(
+            name
+            for name in dialogue_memory.subjects()
+            for value in dialogue_memory.values(name, record.get("split", "training"))
+            if answer == dialogue_memory.table()[name]["answer"].format(v=value)
+        )
+        entry = dialogue_memory.table()[subject]
+        value = answer[entry["answer"].index("{v}") : len(answer) - len(entry["answer"].split("{v}")[1])]
+        told = [entry["reply"].format(v=value), dialogue_memory.table()["correction"]["reply"].format(v=value)]
+        assert set(told) & set(replies), turns
+        assert any(value in user for user, _ in turns[:-1])
+        assert value not in question
+        known += 1
+    assert known >= 700
+
+
+def test_a_corrected_name_is_the_one_that_counts() -> None:
+    corrected = [r for r in training(MEMORY) if len(turns_of(r)) == 3 and "我记住了" in turns_of(r)[1][1]]
+    corrected = [
+        r for r in corrected if turns_of(r)[1][1].startswith("好的，") and turns_of(r)[0][1].startswith("你好，")
+    ]
+    assert len(corrected) == dialogue_memory.NUM_CORRECTED
+    for record in corrected:
+        (_, reply), (_, answer) = turns_of(record)[1:]
+        assert answer == f"你叫{reply.removeprefix('好的，').removesuffix('，我记住了。')}。"
+
+
+def test_names_are_many_and_held_out_names_are_new() -> None:
+    trained = set(dialogue_memory.values("name", "training"))
+    assert len(trained) >= 300
+    for name in HALVES:
+        unseen = set(dialogue_memory.values("name", name))
+        assert len(unseen) >= 30
+        assert not unseen & trained
+
+
+def test_values_and_wordings_of_a_half_are_new_for_each_subject() -> None:
+    for subject in dialogue_memory.subjects():
+        entry = dialogue_memory.table()[subject]
+        sides = [set(dialogue_memory.values(subject, side)) for side in ("training", "validation", "test")]
+        assert sum(map(len, sides)) == len(set.union(*sides)), subject
+        for field in ("tell", "ask"):
+            wordings = [set(entry[field]), *(set(entry[name][field]) for name in HALVES)]
+            assert sum(map(len, wordings)) == len(set.union(*wordings)), subject
