@@ -35,7 +35,9 @@ NUM_TYPED_HELDOUT = 2
 NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}
 """Conversations of two to four questions."""
 _CHAIN_LENGTHS = (2, 2, 2, 3, 3, 4)
-_ANY_CASE: dict[str, int] = {"as written": 11, "lower": 8, "upper": 1}
+_OF_QUIZZES = ("考考你", "你知道吗")
+"""Frames that fit a question about facts, but not one about whom one talks to."""
+_ANY_CASE: frames.Choices = {"as written": 11, "lower": 8, "upper": 1}
 """How people type English words."""
 _ENGLISH = re.compile(r"\{+\w+\}+|[A-Za-z]+")
 _SLOT = re.compile(r"(?<!\{)\{([mcp])\}")
@@ -114,7 +116,10 @@ def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> s
     if clause.form == "short":
         return frames.marked(text, rng)
     form: frames.Form = "do" if clause.form == "do" else "wh" if clause.form == "wh" else "ask"
-    return frames.framed(text, rng, form)
+    question = frames.framed(text, rng, form)
+    while any(frame in question and frame not in text for frame in _OF_QUIZZES):
+        question = frames.framed(text, rng, form)
+    return question
 
 
 def _questions(
