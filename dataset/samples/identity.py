@@ -29,15 +29,15 @@ OWN_NAMES: frames.Choices = {"{{name}}": 7, "{{name_lower}}": 3}
 """How people type the model's name: as it is written, or all in lower case."""
 MAIN_TOPICS = ("name", "who", "own", "maker", "what", "ai", "human", "other", "company", "ability", "intro")
 """Topics that nearly everyone asks about: in training their clauses are typed in more ways."""
-NUM_TYPED = 2
-"""Ways in which one clause is typed."""
-NUM_TYPED_MAIN = 3
-NUM_TYPED_SLOT = 4
-"""The same for training clauses of the main topics, and for those that name another model, a company or a person."""
+NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 1, 2, 3
+"""Ways in which one training clause is typed; of the main topics; of clauses that name another model or a person."""
+NUM_TYPED_HELDOUT = 2
 NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}
 """Conversations of two to four questions."""
 _CHAIN_LENGTHS = (2, 2, 2, 3, 3, 4)
-_ANY_CASE: dict[str, int] = {"as written": 11, "lower": 8, "upper": 1}
+_OF_QUIZZES = ("考考你", "你知道吗")
+"""Frames that fit a question about facts, but not one about whom one talks to."""
+_ANY_CASE: frames.Choices = {"as written": 11, "lower": 8, "upper": 1}
 """How people type English words."""
 _ENGLISH = re.compile(r"\{+\w+\}+|[A-Za-z]+")
 _SLOT = re.compile(r"(?<!\{)\{([mcp])\}")
@@ -116,7 +116,10 @@ def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> s
     if clause.form == "short":
         return frames.marked(text, rng)
     form: frames.Form = "do" if clause.form == "do" else "wh" if clause.form == "wh" else "ask"
-    return frames.framed(text, rng, form)
+    question = frames.framed(text, rng, form)
+    while any(frame in question and frame not in text for frame in _OF_QUIZZES):
+        question = frames.framed(text, rng, form)
+    return question
 
 
 def _questions(
@@ -132,6 +135,13 @@ def _questions(
         if len(found) == count:
             break
     return list(found.values())
+
+
+def _times_typed(topic: Topic, clause: Clause) -> int:
+    """How often a training clause is asked."""
+    if clause.slot:
+        return NUM_TYPED_SLOT
+    return NUM_TYPED_MAIN if topic.name in MAIN_TOPICS else NUM_TYPED
 
 
 def _record(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: str) -> dict[str, Any]:
@@ -168,9 +178,7 @@ def records() -> Iterator[dict[str, Any]]:
         taken: set[str] = set()
         for topic in all_topics:
             for clause in topic.clauses[side]:
-                count = NUM_TYPED
-                if side == TRAINING and (clause.slot or topic.name in MAIN_TOPICS):
-                    count = NUM_TYPED_SLOT if clause.slot else NUM_TYPED_MAIN
+                count = NUM_TYPED_HELDOUT if side != TRAINING else _times_typed(topic, clause)
                 for question in _questions(clause, count, side, names, rng):
                     if question not in taken:
                         taken.add(question)
