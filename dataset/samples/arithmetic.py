@@ -43,19 +43,19 @@ __all__ = [
     "table_problems",
 ]
 
-TRAIN_STEPS = True
+TRAIN_STEPS = False
 """Whether 1+2+3 is worked out (kind `steps`); else it gets an honest line (kind `beyond`)."""
 
 NUM_OTHER_WORDINGS = 10
 """Wordings, beside the common ones, in which each single-digit problem is trained."""
 NUM_BASIC_WORDINGS = {VALIDATION: 1, TEST: 3}
-NUM_TABLE_WORDINGS = {TRAIN: 8, VALIDATION: 1, TEST: 1}
+NUM_TABLE_WORDINGS = {TRAIN: 14, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
 NUM_EASY_AGAIN = 1
 """Further sums and differences of each training pair of small or round numbers."""
 EASY_LIMIT = 20
 NUM_PLAIN_HELDOUT = 350
-NUM_WORD = {TRAIN: 2700, VALIDATION: 120, TEST: 120}
+NUM_WORD = {TRAIN: 4500, VALIDATION: 120, TEST: 120}
 NUM_STEPS = {TRAIN: 700, VALIDATION: 80, TEST: 80}
 NUM_TURNS = {TRAIN: 800, VALIDATION: 80, TEST: 80}
 NUM_BEYOND = {TRAIN: 2300, VALIDATION: 150, TEST: 150}
@@ -127,12 +127,14 @@ def _basic(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _plain(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Training pairs as sum and difference, one of the two in both orders; held-out pairs as one of them."""
+    """Training pairs as sum and difference, each in both orders; held-out pairs as one of them."""
     pairs = [(a, b) for a in range(LIMIT + 1) for b in range(a, LIMIT + 1) if not is_basic((a, b))]
-    for index, pair in enumerate(pair for pair in pairs if not is_foreign(pair, TRAIN)):
-        chosen = [_ordered(pair, sign, asker.rng) for sign in "+-" * (1 + NUM_EASY_AGAIN * _is_easy(pair))]
-        turned = chosen[index % 2]
-        for problem in (*chosen, Problem(turned.b, turned.sign, turned.a)):
+    for pair in (pair for pair in pairs if not is_foreign(pair, TRAIN)):
+        for problem in (
+            Problem(a, sign, b)
+            for a, b in dict.fromkeys((pair, pair[::-1]))
+            for sign in "+-" * (1 + NUM_EASY_AGAIN * _is_easy(pair))
+        ):
             yield asker.record(problem, TRAIN, _name(pair))
     for side in HELDOUT_SIDES:
         for index, pair in enumerate(asker.rng.sample(sorted(heldout_pairs(side)), NUM_PLAIN_HELDOUT)):
