@@ -10,7 +10,7 @@ from typing import Any
 from configs.artifacts import atomic_write, sha256_file, write_json
 
 GENERATORS = {
-    "general": ("dialogue", "dialogue_series", "dialogue_memory", "medley"),
+    "general": ("dialogue", "dialogue_series", "dialogue_memory", "dialogue_flow", "medley"),
     "knowledge": ("knowledge",),
     "math": ("arithmetic",),
     "preference": ("preference",),

@@ -37,6 +37,7 @@ def test_each_category_has_its_file_and_is_made_once(tmp_path: Path, runs: list[
     assert sorted(runs) == [
         "arithmetic",
         "dialogue",
+        "dialogue_flow",
         "dialogue_memory",
         "dialogue_series",
         "knowledge",
