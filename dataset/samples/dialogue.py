@@ -29,7 +29,7 @@ Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
-NUM_TYPED = 22
+NUM_TYPED = 24
 """Training records of each feeling and each subject of small talk, all typed differently."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
@@ -88,8 +88,10 @@ def expand(pattern: str) -> list[str]:
 def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the others."""
     queues = [rng.sample(wordings, len(wordings)) for wordings in map(expand, patterns)]
-    in_turn = [wording for row in zip_longest(*queues) for wording in row if wording is not None]
-    return list({key(wording): wording for wording in reversed(in_turn)}.values())[::-1][:count]
+    found: dict[str, str] = {}
+    for wording in (wording for row in zip_longest(*queues) for wording in row if wording is not None):
+        found.setdefault(key(wording), wording)
+    return list(found.values())[:count]
 
 
 # --- feelings and small talk ------------------------------------------------------------------------------------
