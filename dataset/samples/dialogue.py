@@ -29,7 +29,7 @@ Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
-NUM_TYPED = 22
+NUM_TYPED = 24
 """Training records of each feeling and each subject of small talk, all typed differently."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
@@ -40,7 +40,12 @@ ITEM_HELDOUT_EVERY = 2
 """Every second everyday topic has a held-out question."""
 
 
-_ASKING = ("吗", "呢", "么", "谁", "哪", "啥", "没", "不")
+_TURNED = "煮洗炒包蒸切擦养泡折叠练背记做"
+"""Verbs that may stand behind what they are done to: 面条怎么煮."""
+_ENDING = ("吗", "呢", "么", "谁", "哪", "啥", "没", "不")
+_ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "谁", "多少", "有没有")
+_REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
+_TELLING = ("我", "想", "不知道", "打算", "纠结")
 _CHOICE = re.compile(r"\(([^()]*)\)")
 # Who and when, the same for what happened, how much. An empty part at the end says: or nothing.
 _MACROS = {
@@ -83,8 +88,10 @@ def expand(pattern: str) -> list[str]:
 def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the others."""
     queues = [rng.sample(wordings, len(wordings)) for wordings in map(expand, patterns)]
-    in_turn = [wording for row in zip_longest(*queues) for wording in row if wording is not None]
-    return list({key(wording): wording for wording in reversed(in_turn)}.values())[::-1][:count]
+    found: dict[str, str] = {}
+    for wording in (wording for row in zip_longest(*queues) for wording in row if wording is not None):
+        found.setdefault(key(wording), wording)
+    return list(found.values())[:count]
 
 
 # --- feelings and small talk ------------------------------------------------------------------------------------
@@ -100,12 +107,21 @@ class Topic:
     heldout: tuple[str, ...]
 
 
+def form_of(wording: str, default: Form) -> Form:
+    """What people put around a wording: a question, a request, something told, each takes its own; else `default`."""
+    if any(word in wording for word in _ASKING):
+        return "wh" if default == "wh" else "ask"
+    if wording.startswith(_REQUESTING):
+        return "do"
+    return "say" if default in ("wh", "do") and wording.startswith(_TELLING) else default
+
+
 def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
     """A turn as somebody may type it; one that is nothing but marks (……) stays as it is."""
     if not key(wording).isalnum():
         return wording
     # A short question takes the marks of a question: 在吗？
-    return marked(wording, rng) if form == "mark" and wording.endswith(_ASKING) else framed(wording, rng, form)
+    return marked(wording, rng) if form == "mark" and wording.endswith(_ENDING) else framed(wording, rng, form)
 
 
 @cache
@@ -147,12 +163,13 @@ def _topic_records(path: Path, kind: str, rng: random.Random) -> Iterator[dict[s
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One topic with its answer and the answer to the follow-up."""
+    """One topic with its answer and the answer to the follow-up. `names`: all that the topic is called."""
 
     kind: str
     topic: str
     answer: str
     more: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +194,8 @@ def items() -> list[Item]:
                 kind = line.strip("[]")
             elif not line.startswith("#"):
                 topic, answer, more = line.split("\t")
-                found.append(Item(kind, topic, answer, more))
+                names = tuple(topic.split("/"))
+                found.append(Item(kind, names[0], answer, more, names))
     return found
 
 
@@ -202,6 +220,12 @@ def _longer(item: Item, first: Turn, wordings: Wordings, openings: list[Turn], r
     return rng.choices(shapes, weights=(8, 6, 2, 2))[0]
 
 
+def _name(item: Item, turn: int, rng: random.Random) -> str:
+    """What the topic is called in one question: its names in turn; 3种水果 is typed as often as 三种水果."""
+    name = item.names[turn % len(item.names)]
+    return "3" + name[1:] if name[0] == "三" and rng.random() < 0.5 else name
+
+
 def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
     table = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
     by_kind = _wordings(table)
@@ -209,11 +233,11 @@ def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
     num_heldout = 0
     for number, item in enumerate(items()):
         wordings = by_kind[item.kind]
-        # 3种水果 is typed as often as 三种水果.
-        topic = "3" + item.topic[1:] if item.topic[0] == "三" and rng.random() < 0.5 else item.topic
-        asked = [
-            framed(ask.format(t=topic), rng, wordings.form) for ask in rng.sample(wordings.training, NUM_SINGLE + 1)
-        ]
+        asks = rng.sample(wordings.training, NUM_SINGLE + 1)
+        named = [ask.format(t=_name(item, turn, rng)) for turn, ask in enumerate(asks)]
+        if item.kind == "howto" and item.topic[0] in _TURNED:
+            named[0] = f"{item.topic[1:]}怎么{item.topic[0]}"
+        asked = [framed(ask, rng, form_of(ask, wordings.form)) for ask in named]
         for question in asked[:NUM_SINGLE]:
             yield record([(question, item.answer)])
         yield record(_longer(item, (asked[NUM_SINGLE], item.answer), wordings, openings, rng))
@@ -221,7 +245,7 @@ def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
             half = HALVES[num_heldout % 2]
             num_heldout += 1
             ask = rng.choice(wordings.validation if half == "validation" else wordings.test)
-            question = framed(ask.format(t=item.topic), rng, wordings.form)
+            question = typed(ask.format(t=item.topic), rng)
             yield record([(question, item.answer)], split=half, cluster=f"{item.kind}:{item.topic}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dataset.samples.dialogue import FOLDER, HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
+from dataset.samples.frames import bare
 
 MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
 NAME = "name"
@@ -22,7 +23,9 @@ NUM_FULL_NAMES = 320
 NUM_TOLD = {NAME: 330}
 """Training conversations about a subject; of the others: NUM_TOLD_OF_OTHERS."""
 NUM_TOLD_OF_OTHERS = 26
-NUM_CORRECTED = 40
+NUM_CORRECTED, NUM_BOTH, NUM_BACK = 40, 70, 40
+"""Training conversations with a corrected name, with two things told at once, with the question for the model's name."""
+NUM_HELDOUT_BOTH = 8
 NUM_HELDOUT = {NAME: 34}
 """Held-out conversations a half, of the other subjects NUM_HELDOUT_OF_OTHERS."""
 NUM_HELDOUT_OF_OTHERS = 4
@@ -50,9 +53,7 @@ def table() -> dict[str, Any]:
 @cache
 def subjects() -> tuple[str, ...]:
     """Names of what can be told."""
-    return tuple(
-        name for name, entry in table().items() if isinstance(entry, dict) and "answer" in entry and "tell" in entry
-    )
+    return tuple(name for name, entry in table().items() if "answer" in entry and "tell" in entry)
 
 
 @cache
@@ -121,6 +122,26 @@ def _corrected(rng: random.Random) -> Iterator[dict[str, Any]]:
         yield record([memory.told, (said, entry["reply"].format(v=right)), asked], kind="turns")
 
 
+def _both(half: Half, rng: random.Random) -> list[Turn]:
+    """A name and something else told at once; one of them is asked for, or one after the other."""
+    entry = table()["both"]
+    name = remembered(NAME, rng.choice(values(NAME, half)), half, rng)
+    subject = rng.choice([subject for subject in subjects() if subject not in (NAME, "friend")])
+    other = remembered(subject, rng.choice(values(subject, half)), half, rng)
+    said = typed(entry["tell"].format(v=name.value, other=bare(other.told[0])), rng)
+    reply = entry["reply"].format(v=name.value, other=other.told[1])
+    return [(said, reply), *rng.sample([name.asked, other.asked], rng.choice((1, 2)))]
+
+
+def _back(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """A name with 你呢 behind it, and later the question for the name."""
+    entry = table()["back"]
+    for value in rng.sample(values(NAME, "training"), NUM_BACK):
+        said = typed(rng.choice(entry["tell"]).format(v=value), rng)
+        asked = remembered(NAME, value, "training", rng).asked
+        yield record([(said, entry["reply"].replace("{v}", value)), asked], kind="turns")
+
+
 def _untold(rng: random.Random) -> Iterator[dict[str, Any]]:
     """Asked for before it was told."""
     answer = table()["untold"]["answer"]
@@ -151,6 +172,10 @@ def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
                 cluster = f"{subject}:{value}"
                 turns = [memory.told, *between, memory.asked]
                 yield record(turns, kind="turns", split=half, cluster=cluster, group=f"memory:{cluster}")
+        for number in range(NUM_HELDOUT_BOTH):
+            turns = _both(half, rng)
+            group = f"memory:{half}:both:{number}"
+            yield record(turns, kind="turns", split=half, cluster=f"both:{turns[0][0]}", group=group)
 
 
 def records() -> Iterator[dict[str, Any]]:
@@ -158,5 +183,8 @@ def records() -> Iterator[dict[str, Any]]:
     rng = random.Random(4405)
     yield from _told(rng)
     yield from _corrected(rng)
+    for _ in range(NUM_BOTH):
+        yield record(_both("training", rng), kind="turns")
+    yield from _back(rng)
     yield from _untold(rng)
     yield from _heldout(rng)

@@ -8,12 +8,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle, islice
 from typing import Any
 
 import yaml
 
-from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, items, record, typed
-from dataset.samples.frames import Form, bare, framed
+from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, form_of, items, key, record, typed
+from dataset.samples.frames import bare, framed
 
 SERIES_FILE = FOLDER / "dialogue_series.yaml"
 IDIOMS_FILE = FOLDER / "dialogue_idioms.txt"
@@ -21,7 +22,8 @@ IDIOMS_FILE = FOLDER / "dialogue_idioms.txt"
 NUM_FIRST = 4
 """Answers that a series may begin with, or more where it is long: at most so many lie between two of them."""
 NUM_TYPED = 22
-"""Training records of a series with one turn."""
+"""Training records of a series with one turn, or one a wording where there are more."""
+NUM_TRIES = 4 * NUM_TYPED
 NUM_CHAINS_AN_ANSWER = 1.25
 """Conversations in which another one is asked for, for each answer of a series."""
 NUM_IDIOM_GAMES = 60
@@ -57,8 +59,6 @@ FIST_OPENERS = (
     "剪刀石头布来不来",
 )
 FIST_START = "好呀，你先出：石头、剪刀还是布？"
-_REQUESTS = "讲说来给写作推背念出起取帮夸鼓教安表以用逗随"
-_QUESTIONS = ("吗", "什么", "啥", "哪", "怎么", "没有")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +117,16 @@ def series() -> tuple[Series, ...]:
 # --- one turn ---------------------------------------------------------------------------------------------------
 
 
-def form_of(ask: str) -> Form:
-    """What people put around a wording: it may be a request (讲个笑话), a question, or a few words (鬼故事)."""
-    if ask[0] in _REQUESTS:
-        return "do"
-    return "ask" if any(word in ask for word in _QUESTIONS) else "mark"
-
-
 def _single(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Each wording with its answer; a held-out wording accepts every answer of the series."""
     asked = {bare(ask): number for number, ask in enumerate(one.ask[:4])}
-    while len(asked) < NUM_TYPED:
-        for number, ask in enumerate(one.ask):
-            asked.setdefault(typed(ask, rng, form_of(ask)), number)
-    for question, number in list(asked.items())[: max(NUM_TYPED, len(one.ask))]:
+    owner = {key(ask): number for number, ask in enumerate(one.ask)}
+    for number, ask in islice(cycle(enumerate(one.ask)), NUM_TRIES):
+        question = typed(ask, rng, form_of(ask, "mark"))
+        # 夸我 with a 吧 behind it may be another wording of the list, which has its own answer.
+        if len(asked) < max(NUM_TYPED, len(one.ask) + 4) and owner.setdefault(key(question), number) == number:
+            asked.setdefault(question, number)
+    for question, number in asked.items():
         yield record([(question, one.answers[one.first(number)])], kind="chat")
     for half, wordings in one.heldout.items():
         for number, ask in enumerate(wordings):
@@ -144,7 +140,7 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """The answer of a named topic: a poem about the sea, 《春晓》."""
     for number, topic in enumerate(one.topics):
         for ask in one.topic_ask:
-            question = framed(ask.format(t=topic), rng, form_of(ask))
+            question = framed(ask.format(t=topic), rng, form_of(ask, "mark"))
             yield record([(question, one.answers[number])], kind="chat")
         half = HALVES[number % 2]
         question = one.topic_heldout[number % 2].format(t=topic)
@@ -157,7 +153,7 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 def chain(one: Series, start: int, num_more: int, rng: random.Random) -> list[Turn]:
     """An opening and `num_more` times another one, now and then with a smile in between. `start`: the wording."""
     position = one.first(start)
-    turns: list[Turn] = [(typed(one.ask[start], rng, form_of(one.ask[start])), one.answers[position])]
+    turns: list[Turn] = [(typed(one.ask[start], rng, form_of(one.ask[start], "mark")), one.answers[position])]
     for _ in range(min(num_more, len(one.answers) - 1)):
         if one.solutions and rng.random() < 0.75:
             turns += guesses(one, position, rng)
@@ -273,7 +269,7 @@ def _games(rng: random.Random) -> Iterator[dict[str, Any]]:
             yield record([(said, answer)], kind="chat")
 
 
-def _distinct(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def distinct(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every conversation once."""
     seen: set[str] = set()
     for one in records:
@@ -290,4 +286,4 @@ def records() -> Iterator[dict[str, Any]]:
     for number, one in enumerate(series()):
         made += [*_single(one, rng), *_by_topic(one, rng), *_chains(one, rng), *_heldout_chains(one, number, rng)]
     made += _games(rng)
-    yield from _distinct(made)
+    yield from distinct(made)

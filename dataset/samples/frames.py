@@ -4,19 +4,24 @@ A generator writes each question once, with whole marks (《静夜思》的作�
 (你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the end.
 
 Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "do" a request;
-"say" something that is told, not asked; "mark" a short turn (嗯, 你好) that takes nothing but a mark.
+"say" something that is told, not asked, "sad" and "glad" what hurts or pleases the one who tells it; "mark" a short
+turn (嗯, 你好) that takes nothing but a mark.
 """
 
 import random
 from typing import Literal
 
-Form = Literal["ask", "wh", "do", "say", "mark"]
+Form = Literal["ask", "wh", "do", "say", "sad", "glad", "mark"]
 Choices = dict[str, int]
 """Text -> its weight among the others."""
 
-BEFORE_SHARE: dict[Form, float] = {"ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06, "mark": 0.0}
+BEFORE_SHARE: dict[Form, float] = {
+    "ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06, "sad": 0.1, "glad": 0.1, "mark": 0.0,
+}  # fmt: skip
 """How often something stands before the question."""
-AFTER_SHARE: dict[Form, float] = {"ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0, "mark": 0.0}
+AFTER_SHARE: dict[Form, float] = {
+    "ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0, "sad": 0.2, "glad": 0.15, "mark": 0.0,
+}  # fmt: skip
 """How often something stands behind it."""
 UNQUOTED_SHARE = 0.5
 """How often quotes and book marks are left out."""
@@ -41,6 +46,8 @@ BEFORE: dict[Form, Choices] = {
     "wh": _OPEN_QUESTION,
     "do": _REQUEST,
     "say": _STATEMENT,
+    "sad": {"唉，": 4, "呜呜，": 3, "哎，": 1, "怎么办，": 1, "好难过，": 2, "你好，": 1},
+    "glad": {"哈哈，": 4, "太好了，": 2, "耶，": 1, "嘿嘿，": 1, "告诉你，": 2, "你好，": 1},
     "mark": {"": 1},
 }
 
@@ -50,6 +57,25 @@ AFTER: dict[Form, Choices] = {
     "wh": _THANKS | {"呢": 5, "呀": 4, "啊": 4, "，告诉我": 1},
     "do": {"吧": 6, "呗": 1, "，谢谢": 3, "，好吗": 2, "，可以吗": 1, "，行吗": 1, "，好不好": 1},
     "say": {"": 1},
+    "sad": {
+        "，好难过": 5,
+        "，怎么办": 4,
+        "，好难受": 2,
+        "，心里难受": 2,
+        "，心情不好": 2,
+        "，想哭": 1,
+        "，不知道怎么办": 1,
+        "，安慰我一下": 1,
+    },
+    "glad": {
+        "，好开心": 5,
+        "，太开心了": 3,
+        "，好高兴": 2,
+        "，哈哈": 2,
+        "，开心死了": 1,
+        "，好激动": 1,
+        "，快恭喜我": 1,
+    },
     "mark": {"": 1},
 }
 
@@ -59,6 +85,8 @@ MARKS: dict[Form, Choices] = {
     "wh": _QUESTION_MARKS,
     "do": {"": 48, "。": 34, "！": 7, "!": 2, "~": 3, ".": 2, "？": 1},
     "say": {"": 44, "。": 32, "！": 8, "…": 3, "……": 2, "!": 2, ".": 2, "。。。": 2},
+    "sad": {"": 44, "。": 32, "！": 6, "…": 4, "……": 4, ".": 2, "。。。": 2},
+    "glad": {"": 44, "。": 18, "！": 24, "!": 6, "~": 5, "！！": 1},
     "mark": {"": 44, "。": 24, "！": 14, "~": 6, "!": 3, ".": 2},
 }
 """What stands at the end."""
@@ -69,28 +97,12 @@ _END = "？?。.！!~…，, "
 _PARTICLES = ("呢", "吗", "啊", "呀", "吧", "嘛", "了", "哦", "么", "呗")
 # What opens so has something before it already; a second opening would sound odd (请问请, 你好，你好).
 _OPENED = (
-    "请",
-    "你好",
-    "您好",
-    "那",
-    "嗯",
-    "问",
-    "想问",
-    "我想",
-    "麻烦",
-    "告诉",
-    "说",
-    "对了",
-    "再问",
-    "教",
-    "讲",
-    "解释",
-    "介绍",
-    "聊",
-    "比较",
-    "不知道",
-)
+    "请", "你好", "您好", "那", "嗯", "问", "想问", "我想", "麻烦", "告诉", "说", "对了", "再问", "教", "讲", "解释", "介绍",
+    "聊", "比较", "不知道", "唉", "呜呜", "哈哈", "耶",
+)  # fmt: skip
 _OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
+# What already says how it feels, or asks, takes no second word of that kind: not 失恋了怎么办，怎么办.
+_FELT = ("怎么", "难过", "难受", "开心", "高兴", "哭", "烦", "心情", "恭喜", "祝我")
 _HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
 _QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
 
@@ -130,7 +142,9 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
     if rng.random() < BEFORE_SHARE[form] and not text.startswith(opened):
         text = draw(BEFORE[form], rng) + text
     after = draw(AFTER[form], rng) if rng.random() < AFTER_SHARE[form] else ""
-    if text.endswith(_PARTICLES) and (len(after) == 1 or after.endswith("吗")):
+    if form in ("sad", "glad") and any(word in text for word in _FELT):
+        after = ""
+    elif text.endswith(_PARTICLES) and (len(after) == 1 or after.endswith("吗")):
         after = ""  # one particle is enough
     if "谢" in after or "告诉" in after:
         text = (text + after if not text.endswith(("=", "＝")) else f"{text}？谢谢") + draw(_CLOSING, rng)

@@ -19,7 +19,9 @@ from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, key, record, ty
 from dataset.samples.frames import bare
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
-SHARES = {"knowledge": 30, "arithmetic": 24, "dialogue": 26, "dialogue_series": 8, "identity": 12}
+SHARES = {
+    "knowledge": 30, "arithmetic": 24, "dialogue": 24, "dialogue_series": 8, "dialogue_flow": 4, "identity": 12,
+}  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 
 NUM_LONG = 2_700
