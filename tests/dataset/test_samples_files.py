@@ -36,6 +36,7 @@ def test_each_category_has_its_file_and_is_made_once(tmp_path: Path, runs: list[
     assert samples.write_samples(tmp_path) == paths
     assert sorted(runs) == sorted(module for file in samples.SAMPLE_FILES.values() for module in file.modules)
 
+
 def test_only_what_is_asked_for_is_made(tmp_path: Path, runs: list[str]) -> None:
     assert samples.write_samples(tmp_path, {"math"}).keys() == {"math"}
     assert runs == ["arithmetic"]
