@@ -1,7 +1,8 @@
-"""Which answers are right: the same words, the same number, the right thing about itself, or an honest line.
+"""Which answers are right: the same words, the same number, the right thing about itself, or an
+honest line.
 
-A rule is made once a question. `Said` holds what an answer is in each of its readings, so that many rules can look at
-one answer, as the baselines need it.
+A rule is made once a question. `Said` holds what an answer is in each of its readings, so that many
+rules can look at one answer, as the baselines need it.
 """
 
 import re
@@ -28,7 +29,8 @@ _HARMLESS_CLAUSE = re.compile(
     "这个太|这种|这些|这方面|只|因为|所以|不过我|但我|等我|以后|.*请(?:问|用|看|找|教|去|查|咨询)|"
     ".*太(?:大|长|难|复杂|专业|深)了?$"
 )
-"""How the other clauses of an honest line may begin: an apology, a reason that lies in itself, advice."""
+"""How the other clauses of an honest line may begin: an apology, a reason that lies in itself,
+advice."""
 _ASSERTS_NUMBER = re.compile(
     r"(?:=|等于|得数?|答案|结果|是|为|约|大概)\s*(?:是|为|约)?\s*-?(?:\d|[一二两三四五六七八九十百千万]{2})"
 )
@@ -38,7 +40,8 @@ _MARKS_IN_NUMBERS = re.compile(r"(?<=\d)[.,/:~-](?=\d)|(?<![\d\w])-(?=\d)|(?<=\d
 
 
 def normalize(text: str) -> str:
-    """Text without punctuation and spaces, widths and case folded; marks inside numbers stay (1.5, 3-5, -5, 50%)."""
+    """Text without punctuation and spaces, widths and case folded; marks inside numbers stay (1.5,
+    3-5, -5, 50%)."""
     text = folded(text).casefold()
     kept = {match.start() for match in _MARKS_IN_NUMBERS.finditer(text)}
     return "".join(char for place, char in enumerate(text) if place in kept or not _is_mark(char))
@@ -49,7 +52,8 @@ def _is_mark(char: str) -> bool:
 
 
 def contains(text: str, part: str) -> bool:
-    """Whether a normalised text contains a normalised part; a number only as a whole: 110 is not in 1108."""
+    """Whether a normalised text contains a normalised part; a number only as a whole: 110 is not in
+    1108."""
     start = text.find(part)
     while start >= 0:
         end = start + len(part)
@@ -134,9 +138,11 @@ class Rule(Protocol):
 class AnswerRule:
     """The rule of a held-out question.
 
-    - An answer equal to the expected one or to one of `accepted`, but for punctuation and spaces, is right.
+    - An answer equal to the expected one or to one of `accepted`, but for punctuation and spaces,
+      is right.
     - Mathematics: so is one that ends with the same numbers, and speaks of the thing counted.
-    - Identity without a topic (a user's own records): see `_about_itself`. With a topic: equal ones alone.
+    - Identity without a topic (a user's own records): so is another wording (`_SelfDescription`).
+      With a topic: equal ones alone.
     - Where `honest` is set, an honest line is right too.
     """
 
@@ -179,7 +185,7 @@ class AnswerRule:
         return ""
 
 
-# --- what a model says about itself -----------------------------------------------------------------------------------
+# --- what a model says about itself ---------------------------------------------------------------
 
 _YES = re.compile("是的|对[的啊呀]?$|没错|当然|是啊|嗯|正是|没有错|yes")
 _NO = re.compile(
@@ -193,15 +199,18 @@ _ASKS_WHO = re.compile(
 _VERBS = re.compile("^(?:是|会|能|有|叫|由|属于|可以|要|想)+")
 _SMALL_WORDS = re.compile("[我你您是的叫由个]")
 FEW_BIGRAMS = 4
-"""Pairs of characters beside the names from which on an answer about the model is taken to say something of its own."""
+"""Pairs of characters beside the names from which on an answer about the model is taken to say
+something of its own."""
 
 
 class _SelfDescription:
-    """One right answer about the model, of which another wording is accepted where it says the same.
+    """One right answer about the model, of which another wording is accepted where it says the
+    same.
 
-    It must name what the right one names, say yes or no as it does, deny nothing that the right one affirms (its names
-    above all) and affirm nothing that the right one denies. Names alone are enough where somebody asks who it is or
-    who made it; elsewhere half of what else the right answer says must be there too.
+    It must name what the right one names, say yes or no as it does, deny nothing that the right one
+    affirms (its names above all) and affirm nothing that the right one denies. Names alone are
+    enough where somebody asks who it is or who made it; elsewhere half of what else the right
+    answer says must be there too.
     """
 
     def __init__(self, right: Said, asked: str, names: tuple[str, str]) -> None:
@@ -244,7 +253,8 @@ def _says_no(said: Said) -> bool:
 
 
 def _denied(said: Said) -> list[str]:
-    """The things that an answer denies: what follows a denial and its verb, up to where a clause affirms again."""
+    """The things that an answer denies: what follows a denial and its verb, up to where a clause
+    affirms again."""
     found = []
     for clause in said.clauses:
         if denial := _NO.search(clause):
@@ -278,7 +288,8 @@ _KIND_NAME = re.compile("[a-z][a-z0-9_]{0,23}")
 
 
 def metric_name(question: Question) -> str:
-    """`accuracy_CATEGORY`, and `accuracy_CATEGORY_KIND` where a record has a kind that can stand in a name."""
+    """`accuracy_CATEGORY`, and `accuracy_CATEGORY_KIND` where a record has a kind that can stand in
+    a name."""
     kind = f"_{question.kind}" if _KIND_NAME.fullmatch(question.kind) else ""
     return f"accuracy_{question.category}{kind}"
 

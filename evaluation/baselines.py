@@ -1,7 +1,8 @@
-"""What rules that know nothing reach on the same questions: one constant answer, and the nearest training question.
+"""What rules that know nothing reach on the same questions: one constant answer, and the nearest
+training question.
 
-A score says something only above these. Both see what the model saw in training, and nothing of the held-out answers
-but the constant, which is even chosen by them.
+A score says something only above these. Both see what the model saw in training, and nothing of the
+held-out answers but the constant, which is even chosen by them.
 """
 
 import random
@@ -21,7 +22,8 @@ from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
 
 MAX_QUESTIONS = 200_000
-"""Distinct training questions, and training texts of each side of pairs, that are looked at; of more, a seeded sample."""
+"""Distinct training questions, and training texts of each side of pairs, that are looked at; of
+more, a seeded sample."""
 FREQUENT_ANSWERS = 200
 """Most frequent training answers that are tried as the constant one."""
 LONGEST_CONSTANT = 200
@@ -32,41 +34,50 @@ TURN_MARK = "\x01"
 """Stands between two turns that are looked up together."""
 
 
-# --- what the model was trained on ------------------------------------------------------------------------------------
+# --- what the model was trained on ----------------------------------------------------------------
 
 
 @dataclass
 class TrainingExamples:
-    """Questions with their answers, and the answers of pairs, from the files that a checkpoint was trained on."""
+    """Questions with their answers, and the answers of pairs, from the files that a checkpoint was
+    trained on."""
 
     questions: list[str] = field(default_factory=list)
-    """Normalised; a turn that follows another stands twice: alone, and behind the turn before it."""
+    """Normalised; a turn that follows another stands twice: alone, and behind the turn before
+    it."""
     answers: list[str] = field(default_factory=list)
     frequent: list[str] = field(default_factory=list)
     """The most frequent answers."""
     chosen: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
+    seen: set[bytes] = field(default_factory=set, repr=False)
+    """Hashes (`text_hash`) of all questions, however many, and of all raw texts."""
     reason: str = ""
     """Why there are none; empty where there are."""
 
 
 def question_text(messages: Messages) -> str:
-    """What is looked up of a conversation: the last user turn, with the one before it where there is one."""
+    """What is looked up of a conversation: the last user turn, with the one before it where there
+    is one."""
     turns = [str(message["content"]) for message in messages if message["role"] == "user"][-2:]
     return TURN_MARK.join(normalised_question(turn) for turn in turns)
 
 
 def training_examples(sources: Iterable[Mapping[str, Any]], seed: int, limit: int = MAX_QUESTIONS) -> TrainingExamples:
-    """What stands in the files of a checkpoint's `training_data` (path and SHA-256 of each; raw texts are passed over).
+    """What stands in the files of a checkpoint's `training_data` (path and SHA-256 of each).
 
     A file that is gone, or another one by now, leaves no examples but the reason.
     """
     choose = random.Random(seed)
     questions, chosen, rejected = (_Sample(limit, choose) for _ in range(3))
     counts: Counter[str] = Counter()
+    texts: set[bytes] = set()
     try:
         for path in _files(sources):
-            for record in _with_turns(path):
+            for record in read_records(path):
+                if "text" in record and "conversations" not in record:
+                    texts.add(text_hash(record["text"]))
+                    continue
                 for question, answer in _exchanges(record):
                     questions.add(question, (question, answer))
                     if len(answer) <= LONGEST_CONSTANT:
@@ -80,13 +91,14 @@ def training_examples(sources: Iterable[Mapping[str, Any]], seed: int, limit: in
     except UserError as error:
         return TrainingExamples(reason=str(error))
     if not questions.kept:
-        return TrainingExamples(reason="the training data has no questions")
+        return TrainingExamples(seen=texts, reason="the training data has no questions")
     return TrainingExamples(
         [question for question, _ in questions.kept],
         [answer for _, answer in questions.kept],
         [answer for answer, _ in counts.most_common(FREQUENT_ANSWERS)],
         chosen.kept,
         rejected.kept,
+        texts | questions.seen,
     )
 
 
@@ -99,16 +111,9 @@ def _files(sources: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
         yield path
 
 
-def _with_turns(path: Path) -> Iterator[dict[str, Any]]:
-    """Conversations and pairs of a file; a file that begins with raw text has none."""
-    for record in read_records(path):
-        if "conversations" not in record and "chosen" not in record:
-            return
-        yield record
-
-
 def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Normalised question and answer of each turn of the assistant; of a pair, the chosen answer."""
+    """Normalised question and answer of each turn of the assistant; of a pair, the chosen
+    answer."""
     before = ""
     asked = ""
     for message in record["conversations"] if "conversations" in record else record["chosen"]:
@@ -140,14 +145,15 @@ class _Sample:
             self.kept[place] = item
 
 
-# --- the nearest text -------------------------------------------------------------------------------------------------
+# --- the nearest text -----------------------------------------------------------------------------
 
 
 class NearestText:
-    """Finds the text whose counts of character bigrams have the largest cosine with those of a query.
+    """Finds the text whose counts of character bigrams have the largest cosine with those of a
+    query.
 
-    An inverted index: bigram -> texts that have it. A query adds up the lists of its few bigrams, so 5,000 queries
-    against 60,000 texts take seconds.
+    An inverted index: bigram -> texts that have it. A query adds up the lists of its few bigrams,
+    so 5,000 queries against 60,000 texts take seconds.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -161,7 +167,8 @@ class NearestText:
         self.num_texts = len(texts)
 
     def find(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Number and cosine of the nearest text of each query; the first of equal ones, and 0 where none has a bigram."""
+        """Number and cosine of the nearest text of each query; the first of equal ones, and 0 where
+        none has a bigram."""
         nearest, cosines = np.zeros(len(queries), np.int64), np.zeros(len(queries))
         keys, owners, counts = _bigram_counts(queries)
         bounds = np.searchsorted(owners, np.arange(len(queries) + 1))
@@ -184,8 +191,8 @@ class NearestText:
 
 
 def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bigrams of all texts, sorted by text: bigram as one number, number of the text, count. Each text has a mark before
-    and after it, so that a single character has two bigrams."""
+    """Bigrams of all texts, sorted by text: bigram as one number, number of the text, count. Each
+    text has a mark before and after it, so that a single character has two bigrams."""
     joined = "\0".join(["", *(text.replace("\0", " ") for text in texts), ""])
     points = np.frombuffer(joined.encode("utf-32-le", errors="replace"), np.uint32).astype(np.uint64)
     owners = np.cumsum(points == 0)[:-1] - 1  # the mark before a text belongs to it
@@ -194,12 +201,13 @@ def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nda
     return pairs[1], pairs[0].astype(np.int64), counts
 
 
-# --- the rules --------------------------------------------------------------------------------------------------------
+# --- the rules ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the baselines see it: what is looked up, its rule, and the answers that it expects."""
+    """A question as the baselines see it: what is looked up, its rule, and the answers that it
+    expects."""
 
     text: str
     rule: Rule
@@ -215,8 +223,8 @@ class Baselines:
         self._index: NearestText | None = None
 
     def of(self, asked: Sequence[Asked]) -> dict[str, float | str | None]:
-        """Shares that the rules get right: `constant` and `nearest`, the latter null with a reason where there is no
-        training data."""
+        """Shares that the rules get right: `constant` and `nearest`, the latter null with a reason
+        where there is no training data."""
         rules = [one.rule for one in asked]
         candidates = dict.fromkeys(text for one in asked for text in one.expected)
         found: dict[str, float | str | None] = {
@@ -263,11 +271,12 @@ def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int
 def pair_baselines(
     pairs: Sequence[tuple[str, str]], lengths: Sequence[tuple[int, int]], examples: TrainingExamples
 ) -> list[tuple[bool, bool, bool | None]]:
-    """For each pair of answers, chosen first: whether it is the longer one, the shorter one, and whether its training
-    neighbours speak for it.
+    """For each pair of answers, chosen first: whether it is the longer one, the shorter one, and
+    whether its training neighbours speak for it.
 
-    An answer's neighbours are the chosen and the rejected training text nearest to it; it is taken for the better one
-    where the first is nearer than the second, by more than it is for the other answer. A tie is wrong.
+    An answer's neighbours are the chosen and the rejected training text nearest to it; it is taken
+    for the better one where the first is nearer than the second, by more than it is for the other
+    answer. A tie is wrong.
     """
     longer = [chosen > rejected for chosen, rejected in lengths]
     shorter = [chosen < rejected for chosen, rejected in lengths]

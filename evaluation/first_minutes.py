@@ -1,17 +1,21 @@
 """What a person types first: prompts with a rule each, asked one by one or in turns.
 
-A line of `dataset/first_minutes.jsonl`:
+A line of `dataset/first_minutes.jsonl` is one prompt:
 
     {"list": "unseen", "half": "report", "kind": "sums", "prompt": "1+1=?", "number": "2"}
-    {"list": "unseen", "half": "choose", "kind": "turns", "turns": ["法国的首都是哪里？", "那德国呢？"], "accept": ["柏林"]}
+    {"list": "core", "kind": "turns", "turns": ["法国的首都是哪里？", "那德国呢？"], "accept": ["柏林"]}
 
-`list`: core (what nearly everyone types; may be trained on; a score of its own) or unseen (the score; `half`: choose,
-by which settings may be chosen, or report). `kind`: one of KINDS. `prompt`, or `turns`: what the user says turn by turn;
-the model's own answers stand between. What makes the last answer right, at least one of:
-`accept`: it contains one of these texts, with `exact`: equals one of them; `all`: contains all of these; `forbid`:
-contains none of these; `number`: ends with this number; `honest`: an honest line counts too; `max_chars`: is no longer.
-Texts are compared without punctuation, spaces, widths and case. `cluster`: what counts once in the interval.
-`{{name}}` and `{{author}}` are filled in.
+- `list`: `core`, what nearly everyone types; it may be trained on, and is a score of its own. Or
+  `unseen`, the score, with its `half`: `choose`, by which settings may be chosen, or `report`.
+- `kind`: one of KINDS. `cluster`: what counts once in the interval; by default the prompt itself.
+- `prompt`, or `turns`: what the user says turn by turn. The model's own answers stand between.
+- The rule for the last answer, at least one of: `accept`, it contains one of these texts (`exact`:
+  it equals one of them); `all`, it contains all of these; `forbid`, it contains none of these;
+  `number`, it ends with this number; `honest`, an honest line is right too, or alone where nothing
+  else is asked for. `max_chars`: it is no longer.
+
+Texts are compared without punctuation, spaces, widths and case. `{{name}}` and `{{author}}` are
+filled in. An answer that does not end, is empty, repeats itself or breaks a character is wrong.
 """
 
 import json
@@ -45,7 +49,8 @@ REPEATS = 3
 """So often may no clause of that many characters occur."""
 _LOOP = re.compile(r"(.{2,30}?)\1{2,}", re.DOTALL)
 LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 8, 10, 20
-"""Characters from which on a part said three times over is a loop; of one character (哈哈哈), of digits."""
+"""Characters from which on a part said three times over is a loop; of one character (哈哈哈), of
+digits."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class Prompt:
 
 
 def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
-    """The prompts of a file, the model's name and its author's filled in. Raises: UserError with file and line."""
+    """The prompts of a file, the model's name and its author's filled in. Raises: UserError with
+    file and line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -187,7 +193,7 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ValueError("max_chars must be 1 or more")
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def ask_in_turns(prompts: Sequence[Prompt], ask: Asker) -> list[list[Answer]]:
@@ -205,7 +211,8 @@ def ask_in_turns(prompts: Sequence[Prompt], ask: Asker) -> list[list[Answer]]:
 
 
 def fault_of(said: Answer) -> str:
-    """Why an answer is wrong to any prompt: it does not end, repeats itself, or breaks a character; else empty."""
+    """Why an answer is wrong to any prompt: it does not end, repeats itself, or breaks a character;
+    else empty."""
     if not said.ended:
         return "does not end"
     if "\ufffd" in said.text:
@@ -216,7 +223,8 @@ def fault_of(said: Answer) -> str:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a clause of 4 or more characters occurs three times, or a part is said three times over."""
+    """Whether a clause of 4 or more characters occurs three times, or a part is said three times
+    over."""
     parts = Said(text).clauses
     if any(parts.count(part) >= REPEATS for part in set(parts) if len(part) >= REPEATED_CLAUSE_CHARACTERS):
         return True
@@ -229,26 +237,29 @@ def repeats_itself(text: str) -> bool:
 
 
 def judge(prompt: Prompt, answers: Sequence[Answer]) -> str:
-    """What is wrong with the answers to a prompt; empty when nothing is. Only the last one is held against its rule."""
+    """What is wrong with the answers to a prompt; empty when nothing is. Only the last one is held
+    against its rule."""
     for turn, said in enumerate(answers, start=1):
         if fault := fault_of(said):
             return fault if turn == len(answers) else f"turn {turn} {fault}"
     return prompt.broken(Said(answers[-1].text))
 
 
-# --- what the training may not contain --------------------------------------------------------------------------------
+# --- what the training may not contain ------------------------------------------------------------
 
 MOST_ALIKE = 0.8
-"""Largest share of character trigrams (Jaccard) that an unseen prompt may have in common with a training question."""
+"""Largest share of character trigrams (Jaccard) that an unseen prompt may have in common with a
+training question."""
 
 
 def trained_prompts(
     prompts: Sequence[Prompt], conversations: Iterable[Sequence[str]]
 ) -> list[tuple[Prompt, str, float]]:
-    """Prompts of the list `unseen` that stand in training conversations (their user turns), or nearly do.
+    """Prompts of the list `unseen` that stand in training conversations (their user turns), or
+    nearly do.
 
-    A prompt of several turns is compared with as many turns in a row. Returns: prompt, what is like it, and their
-    Jaccard similarity of character trigrams (1 where they are equal).
+    A prompt of several turns is compared with as many turns in a row. Returns: prompt, what is like
+    it, and their Jaccard similarity of character trigrams (1 where they are equal).
     """
     unseen = [prompt for prompt in prompts if not prompt.is_core]
     keys = ["\n".join(normalised_question(turn) for turn in prompt.turns) for prompt in unseen]

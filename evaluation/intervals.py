@@ -1,8 +1,8 @@
 """Shares, means and ratios with 95% confidence intervals that count what is independent.
 
-Three wordings of one fact are three questions, but little more than one observation. So every record belongs to a
-cluster (a fact, a pair of operands, a clause, a topic), `n` counts records, `clusters` counts clusters, and the
-interval is as wide as the clusters demand.
+Three wordings of one fact are three questions, but little more than one observation. So every
+record belongs to a cluster (a fact, a pair of operands, a clause, a topic), `n` counts records,
+`clusters` counts clusters, and the interval is as wide as the clusters demand.
 """
 
 import math
@@ -24,7 +24,8 @@ class Metric:
     low: float
     high: float
     clusters: int | None = None
-    """Independent things among the items; None where the items themselves are taken for independent."""
+    """Independent things among the items; None where the items themselves are taken for
+    independent."""
     baselines: Mapping[str, float | str | None] | None = None
     """What rules that know nothing reach on the same items; None where there is no such rule."""
     by_topic: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -46,8 +47,9 @@ class Metric:
 def share(outcomes: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Metric:
     """A share of right outcomes with Wilson's interval (Wilson 1927), which stays inside [0, 1].
 
-    With clusters (one a record) the interval is that of the effective sample size (`effective_size`), as Korn and
-    Graubard (1998, Survey Methodology 24) and Franco et al. (2019, J. Survey Statistics and Methodology 7) have it.
+    With clusters (one a record) the interval is that of the effective sample size
+    (`effective_size`), as Korn and Graubard (1998, Survey Methodology 24) and Franco et al. (2019,
+    J. Survey Statistics and Methodology 7) have it.
     """
     n = len(outcomes)
     if n == 0:
@@ -61,13 +63,15 @@ def share(outcomes: Sequence[bool], clusters: Sequence[Hashable] | None = None) 
 
 
 def effective_size(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> float:
-    """How many independent records tell as much about the share as these clustered ones: at most as many as there are.
+    """How many independent records tell as much about the share as these clustered ones: at most as
+    many as there are.
 
-    It is n divided by the design effect (Kish 1965): the variance of the share between clusters over that of n
-    independent records. Where all outcomes are equal no variance can be seen, though 300 right answers to 100 facts
-    are no proof of 300 things. So two clusters of usual size are imagined beside the real ones, one all right and one
-    all wrong (as Agresti and Coull 1998 add two of each): all right then counts once a cluster. As the effect is
-    estimated from m clusters, the size shrinks by (z / t)**2, t being Student's quantile for m - 1.
+    It is n divided by the design effect (Kish 1965): the variance of the share between clusters
+    over that of n independent records. Where all outcomes are equal no variance can be seen, though
+    300 right answers to 100 facts are no proof of 300 things. So two clusters of usual size are
+    imagined beside the real ones, one all right and one all wrong (as Agresti and Coull 1998 add
+    two of each): all right then counts once a cluster. As the effect is estimated from m clusters,
+    the size shrinks by (z / t)**2, t being Student's quantile for m - 1.
     """
     n = len(outcomes)
     sums: dict[Hashable, list[int]] = defaultdict(lambda: [0, 0])
@@ -87,7 +91,8 @@ def effective_size(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> fl
 
 
 def student95(degrees: int) -> float:
-    """Student's two-sided 95% quantile (Abramowitz and Stegun 1964, 26.7.5; within 1%). `degrees` >= 1."""
+    """Student's two-sided 95% quantile (Abramowitz and Stegun 1964, 26.7.5; within 1%). `degrees`
+    >= 1."""
     if degrees == 1:
         return math.tan(0.475 * math.pi)
     z = Z95
@@ -108,10 +113,11 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
 def ratio(
     numerators: Sequence[float], denominators: Sequence[float], n: int, clusters: Sequence[Hashable] | None = None
 ) -> Metric:
-    """Sum over sum, such as nats over tokens, with the linearised interval of a ratio (Cochran 1977, 6.3 and 11.3).
+    """Sum over sum, such as nats over tokens, with the linearised interval of a ratio (Cochran
+    1977, chapter 6).
 
-    The residuals of a cluster are added up before they are squared; without `clusters` each record is one. A single
-    cluster tells nothing about the spread, and has an interval of no width.
+    The residuals of a cluster are added up before they are squared; without `clusters` each record
+    is one. A single cluster tells nothing about the spread, and has an interval of no width.
     """
     total = sum(denominators)
     value = sum(numerators) / total

@@ -1,8 +1,9 @@
 """How likely a model finds held-out text: loss, perplexity, bits per byte.
 
-Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for text, in bits, over
-the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have no bytes and are left out; the loss in
-nats a token counts them. So it can be compared between tokenizers.
+Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for
+text, in bits, over the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have
+no bytes and are left out; the loss in nats a token counts them. So it can be compared between
+tokenizers.
 
 Shapes: B rows, T tokens, C hidden size, V vocabulary.
 """
@@ -69,7 +70,8 @@ class Scored:
 
 
 def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Row]:
-    """Cut a record into rows of inputs and labels, each token predicted once, with the token before as context."""
+    """Cut a record into rows of inputs and labels, each token predicted once, with the token before
+    as context."""
     for start in range(0, max(1, len(ids) - 1), length):
         inputs = list(ids[start : start + length])
         following, supervised = ids[start + 1 : start + length + 1], mask[start + 1 : start + length + 1]
@@ -81,7 +83,8 @@ def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Ro
 def row_nats(
     model: MiniLLM, rows: Sequence[Row], batch_size: int, label: str, sizes: Tensor | None = None
 ) -> list[tuple[float, float]]:
-    """Negative log-likelihood of the labels of each row in nats, summed: of all, and of those with bytes in `sizes`.
+    """Negative log-likelihood of the labels of each row in nats, summed: of all, and of those with
+    bytes in `sizes`.
 
     Rows of like length run together; of all logits only a chunk exists at one time.
     """
@@ -112,7 +115,8 @@ def row_nats(
 
 
 def target_nats(hidden: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target: hidden (B T, C), weight (V, C), places (N,), targets (N,) -> (N,) float64 on the CPU."""
+    """Nats of each target: hidden (B T, C), weight (V, C), places (N,), targets (N,) -> (N,)
+    float64 on the CPU."""
     found = [torch.zeros(0, dtype=torch.float64)]
     for start in range(0, len(places), CHUNK_TOKENS):
         part = slice(start, start + CHUNK_TOKENS)

@@ -1,7 +1,9 @@
-"""What a text gives as its result, as numbers: 1,234 = 1234, 0.50 = 0.5, 十二 = 12, 3/4 as a fraction, 3~5 as a range.
+"""What a text gives as its result, as numbers: 1,234 = 1234, 0.50 = 0.5, 十二 = 12, 3/4 as a
+fraction, 3~5 as a range.
 
-Two texts agree where their results are equal, however they are written. What stands before an equals sign is working,
-a unit's exponent (m2) is no number, and a sum that nobody worked out (3+4) is no result.
+Two texts agree where their results are equal, however they are written. What stands before an
+equals sign is working, a unit's exponent (m2) is no number, and a sum that nobody worked out (3+4)
+is no result.
 """
 
 import re
@@ -9,7 +11,8 @@ import unicodedata
 from fractions import Fraction
 
 Result = tuple[object, ...]
-"""A kind of result and its numbers: ("number", 7), ("range", 3, 5), ("several", (("x", 5), ("y", 3))) ..."""
+"""A kind of result and its numbers: ("number", 7), ("range", 3, 5), ("several", (("x", 5), ("y",
+3))) ..."""
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -44,7 +47,8 @@ _UNIT_MARK = re.compile(rf"\s*(?:{_UNITS}|:)零?\s*$")
 
 
 def folded(text: str) -> str:
-    """Widths and superscripts made plain, `m²` to `m^2`; a Chinese minus before a number becomes `-`."""
+    """Widths and superscripts made plain, `m²` to `m^2`; a Chinese minus before a number becomes
+    `-`."""
     text = re.sub(r"(?<=\d)(?=[¼½¾⅐-⅞])", "又", text)
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^" + run[0].translate(_SUPERSCRIPTS), text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
@@ -56,8 +60,9 @@ def folded(text: str) -> str:
 def result_of(text: str) -> Result | None:
     """What a text ends up with, or None where it gives no number.
 
-    Several variables (x=5，y=3) are one result. Otherwise it is the last number, with the one before where the two are
-    a range (3~5), a quotient and its remainder (3余1), or parts of one quantity (3小时20分).
+    Several variables (x=5，y=3) are one result. Otherwise it is the last number, with the one
+    before where the two are a range (3~5), a quotient and its remainder (3余1), or parts of one
+    quantity (3小时20分).
     """
     text = folded(text)
     parts = _parts(text)
@@ -94,7 +99,8 @@ def _quantity(text: str, parts: "list[tuple[int, int, Fraction | None]]") -> "tu
 
 
 def _assignments(text: str, parts: "list[tuple[int, int, Fraction | None]]") -> tuple[tuple[str, object], ...]:
-    """Each variable's values, where there are two or more variables or values; a later line of the same is a repeat."""
+    """Each variable's values, where there are two or more variables or values; a later line of the
+    same is a repeat."""
     found: dict[str, set[Fraction | None]] = {}
     for start, _, value in parts:
         if named := _ASSIGNED.search(text[:start]):

@@ -1,4 +1,5 @@
-"""Which answer of a held-out pair a model prefers, against its reference, by kind of fault, beside rules that know nothing.
+"""Which answer of a held-out pair a model prefers, against its reference, by kind of fault, beside
+rules that know nothing.
 
 Shapes: none; log-probabilities are plain floats, in nats.
 """
@@ -16,8 +17,9 @@ from evaluation.questions import Messages, cluster_of
 from model.model_minillm import MiniLLM
 
 HARD_KINDS: tuple[str, ...] = ()
-"""Kinds of pairs of which the SFT model, by log-probability a token, prefers the better answer in less than 80%,
-measured once. `preference_accuracy_hard` is taken over them. Where none is named, it is left out."""
+"""Kinds of pairs of which the SFT model, by log-probability a token, prefers the better answer in
+less than 80%, measured once. `preference_accuracy_hard` is taken over them. Where none is named, it
+is left out."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class PairScore:
 
 
 def pair_rows(tokenizer: RustBPETokenizer, pair: Pair, length: int) -> tuple[Row, Row] | None:
-    """Inputs and labels of both last answers, cut to the row length as in training; None for a pair that training leaves
-    out: one without an answer, or without a difference, within that length."""
+    """Inputs and labels of both last answers, cut to the row length as in training; None for a pair
+    that training leaves out: one without an answer, or without a difference, within that length."""
     rows: list[Row] = []
     cut_ids = []
     for messages in (pair.chosen, pair.rejected):
@@ -99,10 +101,11 @@ def preference_metrics(
 ) -> dict[str, Metric]:
     """Share of pairs whose chosen answer the policy prefers; a tie counts as wrong.
 
-    `preference_accuracy` compares implicit rewards, beta * (policy - reference) (arXiv:2305.18290, eq. 5), so the
-    reference itself scores 0; `_no_reference` compares log-probabilities, `_length_normalized` log-probabilities a
-    token, both with the share of the reference (`_before`) beside it. The first and the last also stand for each kind of
-    pair, and for the hard kinds together. `reward_margin` is the mean difference of the implicit rewards.
+    `preference_accuracy` compares implicit rewards, beta * (policy - reference) (arXiv:2305.18290,
+    eq. 5), so the reference itself scores 0; `_no_reference` compares log-probabilities,
+    `_length_normalized` log-probabilities a token, both with the share of the reference (`_before`)
+    beside it. The first and the last also stand for each kind of pair, and for the hard kinds
+    together. `reward_margin` is the mean difference of the implicit rewards.
     """
     margins = [
         beta * ((p.chosen - r.chosen) - (p.rejected - r.rejected)) for p, r in zip(policy, reference, strict=True)
@@ -141,7 +144,8 @@ def preference_metrics(
 def _baselines(
     guesses: Sequence[tuple[bool, bool, bool | None]], examples: TrainingExamples
 ) -> dict[str, float | str | None]:
-    """`length`: the better of always the longer and always the shorter answer; `nearest`: see `pair_baselines`."""
+    """`length`: the better of always the longer and always the shorter answer; `nearest`: see
+    `pair_baselines`."""
     n = len(guesses)
     longer, shorter = sum(guess[0] for guess in guesses), sum(guess[1] for guess in guesses)
     found: dict[str, float | str | None] = {"length": max(longer, shorter) / n}

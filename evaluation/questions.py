@@ -14,8 +14,8 @@ from model.model_minillm import MiniLLM
 Messages = list[dict[str, Any]]
 
 FIRST_TOKENS = 32
-"""Tokens that every answer may have at first. Only the few longer ones are written again, side by side, so that they do
-not keep a whole batch waiting."""
+"""Tokens that every answer may have at first. Only the few longer ones are written again, side by
+side, so that they do not keep a whole batch waiting."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def question_of(record: dict[str, Any]) -> Question:
 
 
 def cluster_of(record: dict[str, Any], messages: Messages) -> Hashable:
-    """What counts as one in an interval: the record's `cluster`, else its `group`, else its first user turn."""
+    """What counts as one in an interval: the record's `cluster`, else its `group`, else its first
+    user turn."""
     for name in ("cluster", "group"):
         if (value := record.get(name)) not in (None, ""):
             return f"{name} {value}"

@@ -45,7 +45,8 @@ def _kinds(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _kinds_table(kinds: Sequence[str], metrics: Mapping[str, Metric]) -> list[str]:
-    """A row a kind: the gain over the reference, and which answer is likelier a token, before and after."""
+    """A row a kind: the gain over the reference, and which answer is likelier a token, before and
+    after."""
     rows = [["pairs", "gained", "95% interval", "n", "clusters", "per token", "before", *_HEADS["length"]]]
     for kind in kinds:
         metric, after = metrics[f"{_PREFERENCE}{kind}"], metrics[f"{_PER_TOKEN}{kind}"]
@@ -115,7 +116,8 @@ def _columns(cells: Sequence[str], width: int = 96) -> list[str]:
 
 
 def wrong_answers(verdicts: Sequence[Verdict], limit: int) -> list[str]:
-    """Up to `limit` wrong answers of each metric: what was asked, what was said, what was expected, what is wrong."""
+    """Up to `limit` wrong answers of each metric: what was asked, what was said, what was expected,
+    what is wrong."""
     lines: list[str] = []
     counts: dict[str, int] = {}
     for verdict in verdicts:

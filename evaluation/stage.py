@@ -76,14 +76,16 @@ class Evaluation:
         self.sizes = token_bytes(tokenizer)
         self.verdicts: list[Verdict] = []
         self.samples: list[tuple[str, str, Answer, str]] = []
-        """Label and text of what was given, the answer, and whether it is right, of a few to show."""
+        """Label and text of what was given, the answer, and whether it is right, of a few to
+        show."""
         self.notes: list[str] = []
         """What was left out, and why."""
 
-    # --- text ---------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------
 
     def of_texts(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-        """Loss, perplexity and bits per byte of raw texts; the last also of prose and of the text of chats apart."""
+        """Loss, perplexity and bits per byte of raw texts; the last also of prose and of the text
+        of chats apart."""
         prose = [record for record in records if record.get("category") == "corpus"] or records
         self._remember_texts([record["text"][:OPENING_CHARACTERS] for record in prose[:SHOWN]])
         scored = self._score([raw_text(self.tokenizer, record["text"]) for record in records])
@@ -100,7 +102,7 @@ class Evaluation:
     def _score(self, texts: Sequence[Text]) -> Any:
         return score(self.model, texts, self.sizes, length=self.length, label="likelihood")
 
-    # --- chats --------------------------------------------------------------------------------------------------------
+    # --- chats ------------------------------------------------------------------------------------
 
     def of_chats(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
         """The same over what the assistant says, and the accuracy of greedy answers."""
@@ -122,8 +124,9 @@ class Evaluation:
         )  # fmt: skip
 
     def answer_metrics(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Accuracy of each category and kind beside its baselines, and what holds of all answers: that they end, do not
-        name the model where nobody asks for it, and do not decline what was taught."""
+        """Accuracy of each category and kind beside its baselines, and what holds of all answers:
+        that they end, do not name the model where nobody asks for it, and do not decline what was
+        taught."""
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for question, said in zip(questions, answers, strict=True):
             rule, scored = AnswerRule(question, self.names), is_scored(question)
@@ -184,10 +187,11 @@ class Evaluation:
             if group
         }
 
-    # --- first minutes ------------------------------------------------------------------------------------------------
+    # --- first minutes ----------------------------------------------------------------------------
 
     def of_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Metric]:
-        """`first_minutes` over the list `unseen` and for each of its kinds, and `first_minutes_core`."""
+        """`first_minutes` over the list `unseen` and for each of its kinds, and
+        `first_minutes_core`."""
         answers = ask_in_turns(prompts, self.ask)
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for prompt, said in zip(prompts, answers, strict=True):
@@ -202,10 +206,11 @@ class Evaluation:
                 groups[name].append((verdict, Asked(question_text(messages), prompt, expected, prompt.cluster)))
         return {name: self._accuracy(group) for name, group in sorted(groups.items())}
 
-    # --- pairs --------------------------------------------------------------------------------------------------------
+    # --- pairs ------------------------------------------------------------------------------------
 
     def of_pairs(self, records: Sequence[dict[str, Any]], reference: MiniLLM, beta: float) -> dict[str, Metric]:
-        """How often the better answer of a pair is preferred over the reference's taste, and by how much."""
+        """How often the better answer of a pair is preferred over the reference's taste, and by how
+        much."""
         pairs, rows = [], []
         for record in records:
             pair = pair_of(record)
@@ -227,7 +232,7 @@ class Evaluation:
         )
         return preference_metrics(pairs, policy_scores, reference_scores, beta, self.examples)
 
-    # --- what is shown ------------------------------------------------------------------------------------------------
+    # --- what is shown ----------------------------------------------------------------------------
 
     def _remember_texts(self, openings: list[str]) -> None:
         prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]

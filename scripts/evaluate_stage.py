@@ -1,7 +1,8 @@
-"""Evaluate a checkpoint on held-out records and append one JSON line of metrics. 在留出数据上评估一个阶段。
+"""Evaluate a checkpoint on held-out records and append one JSON line of metrics.
+在留出数据上评估一个阶段。
 
-python scripts/evaluate_stage.py --stage sft
-python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
+python scripts/evaluate_stage.py --stage sft python scripts/evaluate_stage.py --stage pretrain
+--checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
 """
 
 import json
@@ -28,7 +29,7 @@ from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
-from evaluation.provenance import is_bundled, mixture_of, names_of
+from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
 from evaluation.report import tables, wrong_answers
 from evaluation.stage import Evaluation
 from trainer.checkpoint import check_tokenizer, load_model
@@ -50,6 +51,8 @@ class Heldout:
     sha256: str
     split: str
     records: list[dict[str, Any]]
+    notes: list[str]
+    """What was left out, and why."""
 
 
 def build_parser() -> Parser:
@@ -118,13 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint."
         )
-    heldout = read_heldout(data_path, manifest, settings["max_samples"], seed)
+    examples = training_examples(manifest["training_data"], seed)
+    heldout = read_heldout(data_path, manifest, examples.seen, settings["max_samples"], seed)
     mixture = mixture_of(heldout.path.parent, manifest["training_data"])
     names = names_of(mixture, (profile.mix.name, profile.mix.author))
     prompts = choose_prompts(arguments.first_minutes, stage, arguments.half, names, everything=is_bundled(mixture))
-    examples = None if stage == "pretrain" else training_examples(manifest["training_data"], seed)
     length = manifest["settings"]["train"]["max_seq_len"]
     evaluation = Evaluation(model, tokenizer, names, settings, length, examples)
+    evaluation.notes += heldout.notes
 
     if stage == "pretrain":
         metrics = evaluation.of_texts(heldout.records)
@@ -136,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = evaluation.of_pairs(heldout.records, start.eval(), manifest["settings"]["train"]["beta"])
         chats = arguments.sft_data_path or sibling(heldout.path)
         if chats is not None:
-            metrics |= evaluation.of_chats(read_heldout(chats, manifest, settings["max_samples"], seed).records)
+            heldout_chats = read_heldout(chats, manifest, examples.seen, settings["max_samples"], seed)
+            evaluation.notes += heldout_chats.notes
+            metrics |= evaluation.of_chats(heldout_chats.records)
     if prompts:
         metrics |= evaluation.of_prompts(prompts)
         settings["first_minutes"] = {"half": arguments.half, "kinds": sorted({prompt.kind for prompt in prompts})}
@@ -187,10 +193,13 @@ def already_recorded(results: Path, run_id: str, stage: str) -> bool:
     return False
 
 
-def read_heldout(path: Path, manifest: dict[str, Any], max_samples: int, seed: int) -> Heldout:
-    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a category.
+def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_samples: int, seed: int) -> Heldout:
+    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a
+    category and kind.
 
-    Raises: UserError when the file is training data of the checkpoint, or has nothing to evaluate on.
+    Those that were trained on (`seen`: hashes of the training's questions and texts) are left out.
+    Raises: UserError when the file is training data of the checkpoint, or has nothing to evaluate
+    on.
     """
     path = find_dataset(path)
     digest = sha256_file(path)
@@ -207,18 +216,29 @@ def read_heldout(path: Path, manifest: dict[str, Any], max_samples: int, seed: i
         records = [record for record in records if record.get("split") == split]
     if not records:
         raise UserError(f"{display(path)}: no record to evaluate on. Give another --data_path.")
+    notes = []
+    unseen = not_trained_on(records, seen)
+    if left_out := len(records) - len(unseen):
+        notes.append(f"{display(path)}: {left_out} of {len(records)} records left out: the model was trained on them")
+    if not unseen:
+        raise UserError(
+            f"{display(path)}: this checkpoint was trained on every one of its {len(records)} records, so a score on them "
+            "means nothing. Give a held-out file."
+        )
+    records = unseen
     if max_samples:
         by_kind: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for record in records:
             by_kind[record.get("category", ""), record.get("kind", "")].append(record)
         choose = random.Random(seed)
         records = [r for kept in by_kind.values() for r in choose.sample(kept, min(max_samples, len(kept)))]
-    return Heldout(path, digest, split, records)
+    return Heldout(path, digest, split, records, notes)
 
 
 def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool) -> list[Prompt]:
-    """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core` all; only what any model
-    can be asked unless its general talk and its knowledge are the bundled ones. Raises: UserError."""
+    """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core`
+    all; only what any model can be asked unless its general talk and its knowledge are the bundled
+    ones. Raises: UserError."""
     if given == "none" or stage == "pretrain" or (not given and not FIRST_MINUTES.exists()):
         return []
     prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, names)
@@ -229,7 +249,8 @@ def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *,
 
 
 def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:
-    """The weights that a DPO checkpoint started from, beside it. Raises: UserError when they are others by now."""
+    """The weights that a DPO checkpoint started from, beside it. Raises: UserError when they are
+    others by now."""
     start = manifest["start"]
     path = checkpoint.parent / start["path"]
     if not path.exists() or sha256_file(path) != start["sha256"]:
@@ -241,7 +262,8 @@ def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:
 
 
 def sibling(path: Path) -> Path | None:
-    """The held-out chats beside held-out pairs, to see what preference training did to the answers."""
+    """The held-out chats beside held-out pairs, to see what preference training did to the
+    answers."""
     chats = path.with_name(path.name.replace("dpo", "sft"))
     return chats if chats != path and chats.exists() else None
 

@@ -49,8 +49,8 @@ class NextToken:
 
     @torch.no_grad()
     def text_sums(self, model: nn.Module, batch: "Batch", sizes: Tensor) -> Tensor:
-        """For bits per byte (evaluation/likelihood.py): nats of all targets, nats of those that stand for text, and the
-        bytes of these, (3,). `sizes` (V,): bytes of each token."""
+        """For bits per byte (evaluation/likelihood.py): nats of all targets, nats of those that stand
+        for text, and the bytes of these, (3,). `sizes` (V,): bytes of each token."""
         assert isinstance(model, MiniLLM)
         hidden, _ = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
         nats = target_nats(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (N,)

@@ -59,7 +59,7 @@ def test_a_fact_is_right_when_equal_to_the_expected_or_an_accepted_answer(
     assert is_right(question, said, NAMES) is right
 
 
-# --- honest lines -----------------------------------------------------------------------------------------------------
+# --- honest lines ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_where_the_expected_line_is_honest_the_right_number_may_stand_in_accepte
     assert not is_right(question, "等于80,236", NAMES)
 
 
-# --- about itself -----------------------------------------------------------------------------------------------------
+# --- about itself ---------------------------------------------------------------------------------
 
 OWN = {
     "你叫什么名字？": "我叫MiniLLM。",
@@ -185,7 +185,7 @@ def test_the_rule_that_an_answer_breaks_is_said() -> None:
     assert AnswerRule(own("你会做什么？"), NAMES).broken(Said(CONSTANT)) == "says something else"
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def test_a_record_becomes_a_question_with_all_that_its_scoring_needs() -> None:

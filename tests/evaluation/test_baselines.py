@@ -1,4 +1,5 @@
-"""The rules that know nothing: the nearest text is the nearest, the constant the best, and lost files are told."""
+"""The rules that know nothing: the nearest text is the nearest, the constant the best, and lost
+files are told."""
 
 import math
 import random

@@ -1,4 +1,5 @@
-"""Prompts as people type them: their file, their rules, their turns, and that the training has none of them."""
+"""Prompts as people type them: their file, their rules, their turns, and that the training has none
+of them."""
 
 import json
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, text: str, match: str
         load_prompts(tmp_path / "none.jsonl", NAMES)
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_the_models_own_answers_stand_between_the_turns() -> None:
     assert [[said.text for said in one] for one in answers] == [["答1"], ["答1", "答3"], ["答1", "答3", "答5"]]
 
 
-# --- what the training may not contain --------------------------------------------------------------------------------
+# --- what the training may not contain ------------------------------------------------------------
 
 
 def test_prompts_that_stand_in_the_training_are_found_and_core_ones_are_not_looked_for() -> None:

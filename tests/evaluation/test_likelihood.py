@@ -1,4 +1,5 @@
-"""Hand-computed likelihoods, and one meaning of bits per byte for evaluation, validation and benchmarks."""
+"""Hand-computed likelihoods, and one meaning of bits per byte for evaluation, validation and
+benchmarks."""
 
 import math
 

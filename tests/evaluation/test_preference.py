@@ -127,7 +127,8 @@ def test_a_policy_equal_to_its_reference_prefers_nothing(tokenizer: RustBPEToken
 
 
 def test_models_that_follow_the_rules_come_out_at_their_baselines() -> None:
-    """A judge by length, and one by the nearest training answer, score what stands beside every preference."""
+    """A judge by length, and one by the nearest training answer, score what stands beside every
+    preference."""
     examples = TrainingExamples(chosen=["请多喝水。", "北京。"], rejected=["关我什么事。", "我不想说。"])
     texts = [
         ("请喝水。", "关我啥事。"),

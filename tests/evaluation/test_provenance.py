@@ -8,20 +8,29 @@ import pytest
 
 from configs.schema import MixConfig
 from dataset.mix import build_mix, find_sources
-from evaluation.provenance import is_bundled, mixture_of, names_of
+from dataset.records import text_hash
+from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
 from tests.tiny_run import chat, write_jsonl
 
 NAMES = ("MiniLLM", "MiniLLM 团队")
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the bundled samples are written once."""
+    return tmp_path_factory.mktemp("samples")
+
+
 @pytest.mark.parametrize("own", ["", "general", "knowledge", "math"])
-def test_a_mix_tells_whether_its_talk_and_knowledge_are_the_bundled_ones(tmp_path: Path, own: str) -> None:
+def test_a_mix_tells_whether_its_talk_and_knowledge_are_the_bundled_ones(
+    tmp_path: Path, samples: Path, own: str
+) -> None:
     (tmp_path / "mine").mkdir()
     if own:
         records = [{"conversations": chat(f"问题{n}", f"回答{n}")} for n in range(40)]
         write_jsonl(tmp_path / "mine" / f"{own}.jsonl", records)
     config = MixConfig(general=60, knowledge=60, math=60, identity=60, preference=60, name="小明")
-    sources = find_sources(tmp_path / "mine", tmp_path / "samples", config, {f"{own}.jsonl": own})
+    sources = find_sources(tmp_path / "mine", samples, config, {f"{own}.jsonl": own})
     outputs = build_mix(sources, config, tmp_path / "mix")["outputs"]
     trained = [{"path": "gone.jsonl", "sha256": outputs["sft_chinese.jsonl"]["sha256"]}]
     mixture = mixture_of(tmp_path / "mix", trained)
@@ -39,3 +48,14 @@ def test_another_mix_or_none_tells_nothing(tmp_path: Path) -> None:
         assert mixture_of(tmp_path, trained) is None
     assert not is_bundled(None)
     assert names_of(None, NAMES) == NAMES
+
+
+def test_records_are_known_by_their_text_or_their_first_question() -> None:
+    seen = {text_hash("春天来了。"), text_hash("你好"), text_hash("1+23等于几")}
+    old = [
+        {"text": "春天来了。"}, {"conversations": chat("你好！", "你好")}, {"chosen": chat("1+23 等于几？", "24")},
+        {"conversations": [{"role": "system", "content": "x"}, *chat("你好", "好")]},
+    ]  # fmt: skip
+    new = [{"text": "春天"}, {"conversations": chat("12+3等于几？", "15")}, {"chosen": chat("再见", "再见")}]
+    assert not_trained_on([*old, *new], seen) == new
+    assert not_trained_on(old, set()) == old

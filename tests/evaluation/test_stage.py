@@ -1,4 +1,5 @@
-"""A whole stage: what is scored, in which groups, and that models which know nothing come out at their baselines."""
+"""A whole stage: what is scored, in which groups, and that models which know nothing come out at
+their baselines."""
 
 import importlib
 import itertools
@@ -44,7 +45,7 @@ def heard(questions: Sequence[Any], speaker: Evaluation) -> Any:
     return speaker.answer_metrics(questions, speaker.ask([question.messages for question in questions]))
 
 
-# --- rules that know nothing ------------------------------------------------------------------------------------------
+# --- rules that know nothing ----------------------------------------------------------------------
 
 RECORDS = [
     *({"conversations": chat(f"{a}+{b}等于几？", f"{a}+{b}={a + b}。"), "category": "math"} for a in range(4) for b in range(4)),
@@ -142,7 +143,7 @@ def test_without_training_data_the_nearest_baseline_has_a_reason(tokenizer: Rust
     assert metric.as_json()["baselines"] == {"constant": 0.5, "nearest": None, "reason": "sft.jsonl: no such file"}
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
 
 def test_each_category_kind_and_topic_is_counted_apart(tokenizer: RustBPETokenizer) -> None:
@@ -196,7 +197,7 @@ def test_every_answer_can_be_written_down_with_the_rule_it_broke(tokenizer: Rust
     assert lines[-2]["turns"] == ["你好", "你叫啥"]
 
 
-# --- real weights -----------------------------------------------------------------------------------------------------
+# --- real weights ---------------------------------------------------------------------------------
 
 
 def held_out(category: str) -> Iterator[dict[str, Any]]:

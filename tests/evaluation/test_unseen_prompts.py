@@ -1,4 +1,5 @@
-"""No prompt of the list `unseen`, by which the model is judged, stands in what it learns from, or nearly does."""
+"""No prompt of the list `unseen`, by which the model is judged, stands in what it learns from, or
+nearly does."""
 
 from collections.abc import Iterator
 from pathlib import Path

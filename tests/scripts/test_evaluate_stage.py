@@ -1,4 +1,5 @@
-"""scripts/evaluate_stage.py: one line of results, on held-out records that the weights have never seen."""
+"""scripts/evaluate_stage.py: one line of results, on held-out records that the weights have never
+seen."""
 
 import json
 import os
@@ -101,6 +102,23 @@ def test_training_data_is_refused(tiny: TinyRun, tmp_path: Path, stage: str) -> 
         with pytest.raises(UserError, match=r"copy_of_.*\.jsonl: this checkpoint was trained on this very file"):
             evaluate(tiny, tmp_path / "results.jsonl", stage, "--data_path", str(copy))
     assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_records_that_were_trained_on_are_left_out_and_a_file_of_them_is_refused(
+    trained: TinyRun, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = (trained.data / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+    own, results = tmp_path / "own.jsonl", tmp_path / "results.jsonl"
+    own.write_text("".join(seen), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"own\.jsonl: .* trained on every one of its {len(seen)} records"):
+        evaluate(trained, results, stage, "--data_path", str(own))
+    new = (trained.data / f"{stage}_heldout.jsonl").read_text(encoding="utf-8").replace('"split"', '"old_split"')
+    own.write_text("".join(seen[:7]) + new, encoding="utf-8")
+    evaluate(trained, results, stage, "--data_path", str(own))
+    assert (
+        f"7 of {7 + len(new.splitlines())} records left out: the model was trained on them" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("halves", "split", "count"), [("ttv", "test", 2), ("vv", "validation", 2), ("   ", "all", 3)])
