@@ -24,7 +24,9 @@ class SampleFile:
 
 
 SAMPLE_FILES = {
-    "general": SampleFile("general", ("dialogue", "dialogue_series", "dialogue_memory", "medley"), ("general",)),
+    "general": SampleFile(
+        "general", ("dialogue", "dialogue_series", "dialogue_memory", "dialogue_flow", "medley"), ("general",)
+    ),
     # What no such model can do, and what to say where a life is in danger: true whatever else it learns.
     "limits": SampleFile("general", ("limits", "danger")),
     "knowledge": SampleFile("knowledge", ("knowledge", "knowledge_follow_ups"), ("knowledge",)),
