@@ -57,6 +57,8 @@ class FollowUp:
     """A turn that refers back: after which samples, how it is asked on each side, what is answered."""
 
     after: frozenset[str]
+    holds: str
+    """What the answer before has to contain."""
     answer: str
     wordings: dict[Half, tuple[str, ...]]
 
@@ -64,7 +66,7 @@ class FollowUp:
         """Whether it may come after this block. A question is only quoted where it stands alone."""
         question, answer = block[-1]
         quoted = "{q}" not in self.answer or (len(bare(question)) <= 14 and not _NOT_QUOTED & set(bare(question)))
-        return module in self.after and len(answer) <= LONGEST_REPEATED and quoted
+        return module in self.after and self.holds in answer and len(answer) <= LONGEST_REPEATED and quoted
 
     def turn(self, block: Block, half: Half, rng: random.Random) -> Turn:
         """The turn itself."""
@@ -80,6 +82,7 @@ def follow_ups() -> tuple[FollowUp, ...]:
     return tuple(
         FollowUp(
             frozenset(entry["after"]),
+            entry.get("holds", ""),
             entry["answer"],
             {"training": tuple(entry["ask"]), **{half: tuple(entry[half]) for half in HALVES}},
         )
