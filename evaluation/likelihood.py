@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.encoding import IGNORE
 from dataset.tokenizer import RustBPETokenizer
@@ -92,25 +92,27 @@ def row_nats(
     sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
     order = sorted(range(len(rows)), key=lambda number: len(rows[number][0]))
     result = [(0.0, 0.0)] * len(rows)
-    for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch", leave=False):
-        numbers = order[start : start + batch_size]
-        longest = max(len(rows[number][0]) for number in numbers)
-        inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
-        labels = torch.full((len(numbers), longest), IGNORE)
-        for place, number in enumerate(numbers):
-            row_inputs, row_labels = rows[number]
-            inputs[place, : len(row_inputs)] = torch.tensor(row_inputs)
-            labels[place, : len(row_labels)] = torch.tensor(row_labels)
-        hidden, _ = model.hidden_states(inputs.to(device))
-        places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
-        targets = labels.flatten()[places]
-        nats = target_nats(hidden.flatten(0, 1), model.output_weight, places.to(device), targets.to(device))
-        owners, is_text = places // longest, sizes[targets] > 0
-        sums = torch.zeros(2, len(numbers), dtype=torch.float64)  # on the CPU: not every device knows float64
-        sums[0].index_add_(0, owners, nats)
-        sums[1].index_add_(0, owners, nats * is_text)
-        for number, (whole, text) in zip(numbers, sums.T.tolist(), strict=True):
-            result[number] = (whole, text)
+    with progress_bar(len(rows), desc=label, unit="rows", leave=False) as bar:
+        for start in range(0, len(rows), batch_size):
+            numbers = order[start : start + batch_size]
+            longest = max(len(rows[number][0]) for number in numbers)
+            inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
+            labels = torch.full((len(numbers), longest), IGNORE)
+            for place, number in enumerate(numbers):
+                row_inputs, row_labels = rows[number]
+                inputs[place, : len(row_inputs)] = torch.tensor(row_inputs)
+                labels[place, : len(row_labels)] = torch.tensor(row_labels)
+            hidden, _ = model.hidden_states(inputs.to(device))
+            places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
+            targets = labels.flatten()[places]
+            nats = target_nats(hidden.flatten(0, 1), model.output_weight, places.to(device), targets.to(device))
+            owners, is_text = places // longest, sizes[targets] > 0
+            sums = torch.zeros(2, len(numbers), dtype=torch.float64)  # on the CPU: not every device knows float64
+            sums[0].index_add_(0, owners, nats)
+            sums[1].index_add_(0, owners, nats * is_text)
+            for number, (whole, text) in zip(numbers, sums.T.tolist(), strict=True):
+                result[number] = (whole, text)
+            bar.update(len(numbers))
     return result
 
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from configs.progress import Progress, progress_bar
 from dataset.records import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer, Sampling, answer
@@ -93,11 +92,12 @@ def ask(
     prompts = [tokenizer.render_for_completion(messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: list[Answer | None] = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc=label, unit="answer", leave=False) as bar:
-        for limit in sorted({min(FIRST_TOKENS, max_new_tokens), max_new_tokens}):
-            _answer_all(model, tokenizer, prompts, order, answers, limit, batch_size)
+    limits = sorted({min(FIRST_TOKENS, max_new_tokens), max_new_tokens})
+    with progress_bar(len(limits) * len(prompts), desc=label, unit="answers", leave=False) as bar:
+        for limit in limits:
+            bar.update(len(prompts) - len(order))
+            _answer_all(model, tokenizer, prompts, order, answers, limit, batch_size, bar)
             order = [number for number in order if not _ended(answers[number])]
-            bar.update(len(prompts) - len(order) - bar.n)
     return [said for said in answers if said is not None]
 
 
@@ -113,6 +113,7 @@ def _answer_all(
     answers: list[Answer | None],
     limit: int,
     batch_size: int,
+    bar: Progress,
 ) -> None:
     """Write the answers to the prompts of these numbers into `answers`."""
     sampling = Sampling(max_new_tokens=limit, temperature=0.0)
@@ -121,6 +122,7 @@ def _answer_all(
         said = answer(model, tokenizer, [prompts[number] for number in numbers], sampling)
         for number, one in zip(numbers, said, strict=True):
             answers[number] = one
+        bar.update(len(numbers))
 
 
 Asker = Callable[[Sequence[Messages]], list[Answer]]
