@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dataset.records import heldout_key, parse_record
-from dataset.samples import GENERATORS, danger
+from dataset.samples import SAMPLE_FILES, danger
 from dataset.samples.danger import ANSWER, DANGER, HARMLESS, KINDS, SIDES, TEST, TRAINING, VALIDATION
 
 Record = dict[str, Any]
@@ -34,7 +34,8 @@ def wordings(kind: str, side: str) -> set[str]:
 
 def test_two_runs_give_the_same_records_and_the_mix_has_them() -> None:
     assert list(danger.records()) == RECORDS
-    assert "danger" in GENERATORS["general"]
+    assert "danger" in SAMPLE_FILES["limits"].modules
+    assert not SAMPLE_FILES["limits"].replaced_by  # it stays beside the user's own data
 
 
 def test_the_answer_names_somebody_near_and_three_right_numbers() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs.paths import IDENTITY_SAMPLE
-from dataset.samples import GENERATORS
+from dataset.samples import SAMPLE_FILES
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.answers import EXACT_CATEGORIES
 from evaluation.baselines import Baselines, TrainingExamples, question_text
@@ -208,7 +208,7 @@ def held_out(category: str) -> Iterator[dict[str, Any]]:
         )
         records: Iterator[dict[str, Any]] = (json.loads(line) for line in lines.splitlines())
     else:
-        records = importlib.import_module(f"dataset.samples.{GENERATORS[category][0]}").records()
+        records = importlib.import_module(f"dataset.samples.{SAMPLE_FILES[category].modules[0]}").records()
     return (record | {"category": category} for record in records if record.get("split"))
 
 
