@@ -5,6 +5,7 @@ but for case, spacing and punctuation, or nearly so. What users bring themselves
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any
 from dataset.records import normalised_question
 
 EXAM_FILE = Path(__file__).resolve().parents[1] / "first_minutes.jsonl"
+_NAME = re.compile(r"\{\{name(_lower)?\}\}")
 MOST_ALIKE = 0.8
 """Jaccard index of two questions' character trigrams from which they count as one."""
 
@@ -23,10 +25,16 @@ def trigrams(question: str) -> frozenset[str]:
     return frozenset(question[i : i + 3] for i in range(max(1, len(question) - 2)))
 
 
+def _normalised(turns: Sequence[str]) -> str:
+    """The turns in one text, as they are compared, with a name in place of what stands for it."""
+    return normalised_question(_NAME.sub("MiniLLM", "\n".join(turns)))
+
+
 class Exam:
     """Questions, each one turn of a user or several together."""
 
     def __init__(self, questions: Iterable[Sequence[str]]) -> None:
+        """`questions`: the user's turns of each; `{{name}}` stands for the model's name."""
         self.trigrams: list[frozenset[str]] = []
         self.texts: set[str] = set()
         self.lengths: set[int] = set()
@@ -34,7 +42,7 @@ class Exam:
         self.holders: dict[str, list[int]] = defaultdict(list)
         """Trigram -> the questions that have it."""
         for turns in questions:
-            text = normalised_question("\n".join(turns))
+            text = _normalised(turns)
             self.texts.add(text)
             self.lengths.add(len(turns))
             for trigram in trigrams(text):
@@ -45,7 +53,7 @@ class Exam:
         """Whether a conversation holds a question of the exam, or one that is nearly the same."""
         for length in self.lengths:
             for start in range(len(user_turns) - length + 1):
-                if self._is_close(normalised_question("\n".join(user_turns[start : start + length]))):
+                if self._is_close(_normalised(user_turns[start : start + length])):
                     return True
         return False
 

@@ -20,6 +20,7 @@ import yaml
 from configs.artifacts import atomic_write
 from dataset.samples import frames
 from dataset.samples.alternatives import wordings
+from dataset.samples.exam import without_exam
 
 WORDINGS_FILE = Path(__file__).with_name("identity_wordings.yaml")
 SAMPLE_FILE = Path(__file__).parents[1] / "identity_cn_sample.jsonl"
@@ -188,7 +189,7 @@ def records() -> Iterator[dict[str, Any]]:
 
 def sample_text() -> str:
     """The whole of SAMPLE_FILE."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records())
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in without_exam(records()))
 
 
 def main() -> int:
