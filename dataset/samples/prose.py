@@ -6,7 +6,8 @@ A grammar file holds word tables and scenes:
     苹果 | 圆圆的/红红的 | 又脆又甜     "/" divides phrasings of a cell
     scene orchard                      a story type
     @f fruit                           f becomes one row of a table: {f} is its first cell, {f.taste} another
-    @g fruit season={f.season}         ... a row whose cell equals the value
+    @g fruit season={f.season}         ... a row one of whose phrasings in that column is the value; several
+                                       conditions stand one after the other: "season=春天 bed=是"
     @day = [周末/放学后]               a phrase that is drawn once and then stays the same
     - 一句话，{f}[很/真]甜。            the next sentence of the story
     | 另一种说法。                      ... another phrasing of it
@@ -196,28 +197,31 @@ class Story:
         if recipe.startswith("= "):
             self._bound[name] = ("text", {"text": (self.expand(recipe[2:]),)})
             return
-        table, _, condition = recipe.partition(" ")
+        table, *conditions = recipe.split()
         if table in ("child", "someone"):
             self._bound[name] = ("name", self._person(table == "someone"))
             return
-        column, _, value = condition.partition("=")
-        wanted = self.expand(value)
+        wanted = [(column, self.expand(value)) for column, _, value in (c.partition("=") for c in conditions)]
         taken = [row for _, row in self._bound.values()]
-        rows = [r for r in self._grammar.tables[table].rows if r not in taken and (not column or wanted in r[column])]
+        rows = [
+            row
+            for row in self._grammar.tables[table].rows
+            if row not in taken and all(value in row[column] for column, value in wanted)
+        ]
         self._bound[name] = (self._grammar.tables[table].columns[0], self._rng.choice(rows))
 
     def _person(self, may_be_me: bool) -> Row:
-        """A child whose name no other child of the story has."""
+        """A child whose name shares no character but 小 with another one of the story: no 壮壮 beside 大壮."""
         if may_be_me and self._rng.random() < 0.5:
             return {"name": ("我",), "ta": ("我",)}
-        taken = {row["name"] for _, row in self._bound.values() if "name" in row}
+        taken = {char for _, row in self._bound.values() if "ta" in row for char in row["name"][0]} - {"小"}
         while True:
             gender, ta = self._rng.choice((("boy", "他"), ("girl", "她")))
             if self._rng.random() < 0.45:
                 name = self._word(f"{gender}_short")
             else:
                 name = self._word("surname") + self._word(f"{gender}_given")
-            if (name,) not in taken:
+            if not taken & set(name):
                 return {"name": (name,), "ta": (ta,)}
 
     def _pronoun_of_all(self) -> str:
