@@ -1,0 +1,548 @@
+"""The five parts of `on_gpu.py`, in order of worth: which checks each has, what they must find, and what that means.
+
+With --tiny the shapes are those of the profile `smoke`, so that a CPU can walk through every part.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.on_gpu_checks import FAILED, OK, Check, CheckFailed, Ended, Part, Row, Session, no_figures
+from benchmarks.on_gpu_data import Recipe, tensors
+from configs.artifacts import read_json
+from configs.flags import WEIGHT_NAMES, latest_weights
+from configs.paths import ROOT, TOKENIZER_DIR
+from configs.schema import STAGES, UserError
+
+PROBES = str(ROOT / "benchmarks" / "on_gpu_probes.py")
+Rows = Mapping[str, Row]
+
+HEAD_DIMS = (64, 96, 80)
+"""Of minillm-26m, minillm-104m and minillm-moe-145m."""
+STEP_TOKENS = 32_768
+"""Of the steps that are only looked at: several at once fit a large card."""
+SHAPE_TOKENS = 16_384
+"""The same of the larger models."""
+SPEED_TOKENS = 262_144
+"""Of a step where speed counts: what a step costs besides its tokens is little beside so many."""
+MOST_DIFFERENT = 0.05
+"""Nats by which losses of a compiled run may differ from those of the same run uncompiled."""
+MEMORY_SHARE = 0.6
+"""Of what a run needed: too little, so that its micro-batch must be halved."""
+TALKS = (
+    ("你好！", "你是谁？", "谁开发了你？", "你能做什么？"),
+    ("法国的首都是哪里？", "一年有几个月？", "17+25等于多少？", "小明有8个苹果，吃了3个，还剩几个？"),
+    ("今天心情不太好。", "给我讲一个小故事。", "你喜欢什么颜色？", "谢谢你，再见！"),
+)
+"""Three conversations of four turns: what somebody types who tries a model."""
+
+
+# --- 1: tests ---------------------------------------------------------------------------------------------------------
+
+
+def tests(session: Session) -> None:
+    """The tests that need a GPU, and attention at the sizes of our models."""
+    files = {
+        "attention": ["tests/model/test_attention.py"],
+        "network": ["tests/model/test_model_minillm.py"],
+        "training": ["tests/trainer"],
+    }
+    checks = [pytest_check(f"tests of {name}", paths, session) for name, paths in files.items()]
+    size = ("--rows", "2", "--tokens", "200") if session.tiny else ()
+    for head_dim in HEAD_DIMS:
+        words = ("attention", "--head_dim", str(head_dim), "--device", session.device, *size)
+        checks.append(probe_check(f"attention, head size {head_dim}", *words, limit=90))
+    session.run(checks, session.at_once)
+
+
+def pytest_check(name: str, paths: Sequence[str], session: Session) -> Check:
+    """The tests with a GPU in their name."""
+    report = session.folder(name) / "junit.xml"
+    options = ["-k", "cuda or gpu", "-v", "--junitxml", str(report), "-p", "no:cacheprovider"]
+    options += ["-o", "addopts=--strict-markers --import-mode=importlib"]
+    return Check(
+        name=name, command=[sys.executable, "-m", "pytest", *options, *paths], limit=95, read=partial(of_junit, report)
+    )
+
+
+def of_junit(report: Path, ended: Ended) -> Row:
+    """Counts, and each failure with its traceback. Raises: OSError where pytest got to no report."""
+    cases = list(ET.parse(report).iter("testcase"))
+    failures = [
+        {"test": f"{case.get('classname')}::{case.get('name')}", "traceback": (fault.text or "")[-4000:]}
+        for case in cases
+        for fault in (*case.findall("failure"), *case.findall("error"))
+    ]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    figures = {"passed": len(cases) - len(failures) - skipped, "failed_tests": len(failures), "skipped": skipped}
+    return {**figures, **({"failures": failures} if failures else {})}
+
+
+def probe_check(name: str, *words: str, limit: float) -> Check:
+    """A verb of on_gpu_probes.py, whose figures are the check's."""
+    return Check(name=name, command=[sys.executable, PROBES, *words], limit=limit, read=of_probe)
+
+
+def of_probe(ended: Ended) -> Row:
+    """The figures of a probe. Raises: CheckFailed where it names a problem."""
+    found = ended.json()
+    if "problem" in found:
+        raise CheckFailed(found.pop("problem"), found)
+    return found
+
+
+def tests_result(rows: Rows) -> str:
+    counts = {key: sum(row.get(key, 0) for row in rows.values()) for key in ("passed", "failed_tests", "skipped")}
+    return f"{counts['passed']} tests passed, {counts['failed_tests']} failed, {counts['skipped']} skipped"
+
+
+def tests_details(rows: Rows) -> list[str]:
+    lines = [
+        f"- {failure['test']}: {(failure['traceback'].strip().splitlines() or ['?'])[-1]}"
+        for row in rows.values()
+        for failure in row.get("failures", [])
+    ]
+    return ["failed tests:", "", *lines] if lines else []
+
+
+# --- steps of a trainer -----------------------------------------------------------------------------------------------
+
+
+def stage_words(session: Session, stage: str, *, tokens: int = STEP_TOKENS) -> list[str]:
+    """Flags of a trainer without folders and shape: the profile, the data, and what keeps a run short."""
+    row_tokens = Recipe.of(tiny=session.tiny).row_tokens[stage]
+    words = ["--profile", "smoke" if session.tiny else "default", "--tokenizer_dir", str(TOKENIZER_DIR)]
+    words += ["--data_path", str(tensors(session.data, stage, row_tokens)), "--max_seq_len", str(row_tokens)]
+    words += ["--device", session.device, "--log_interval", "1", "--eval_interval", "1000000"]
+    if not session.tiny and stage != "dpo":
+        words += ["--tokens_per_step", str(tokens)]
+    return words
+
+
+def train_check(
+    session: Session,
+    name: str,
+    stage: str,
+    *more: str,
+    steps: int = 8,
+    tokens: int = STEP_TOKENS,
+    limit: float = 90,
+    probe_words: Sequence[str] = (),
+    must_fall: bool = True,
+) -> Check:
+    """A few steps of a trainer, from the weights that `more` names."""
+    folder = session.folder(name)
+    flags = [*stage_words(session, stage, tokens=tokens), "--out_dir", str(folder), "--tf_dir", str(folder)]
+    flags += ["--max_steps", str(steps), "--save_interval", "1000000", "--from_resume", "0", *more]
+    return Check(
+        name=name,
+        command=[sys.executable, PROBES, "train", stage, *probe_words, "--", *flags],
+        limit=limit,
+        read=partial(of_training, must_fall),
+    )
+
+
+def of_training(must_fall: bool, ended: Ended) -> Row:
+    """Losses, speed and memory. Raises: CheckFailed where the trainer took another way than was asked for."""
+    figures = ended.json()
+    for notice in ("torch.compile failed", "FlexAttention cannot be used", "step skipped"):
+        if line := next((line.strip() for line in ended.err.splitlines() if notice in line), ""):
+            raise CheckFailed(line, figures)
+    first, last = figures["first_loss"], figures["last_loss"]
+    if must_fall and not last < first:  # NaN, too
+        raise CheckFailed(f"the loss does not fall: {first} to {last}", figures)
+    return figures
+
+
+# --- 2: steps ---------------------------------------------------------------------------------------------------------
+
+
+def steps(session: Session) -> None:
+    """Each trainer eager and compiled; memory that runs out; runs that are killed and resumed."""
+
+    def way(stage: str, switch: str, *more: str) -> Check:
+        name = f"{stage} {'compiled' if switch == '1' else 'eager'}"
+        return train_check(session, name, stage, "--use_compile", switch, *more, must_fall=stage != "dpo")
+
+    fresh = ("--from_weight", "none")
+    first = [way("pretrain", "1"), way("pretrain", "0"), way("sft", "0", *fresh), resume_check(session, "pretrain")]
+    rows = {row["check"]: row for row in session.run(first, session.at_once)}
+    second = memory_checks(session, rows["pretrain eager"])
+    start = weights(session, "sft eager", "sft")
+    if start:
+        after_sft = ("--from_weight", str(start))
+        second += [way("dpo", "0", *after_sft), resume_check(session, "dpo", *after_sft)]
+    if session.device == "cpu":
+        for stage in ("sft", "dpo"):
+            session.skip(f"{stage} compiled", "a CPU compiles it for a minute or more")
+    else:
+        second += [way("sft", "1", *fresh), *([way("dpo", "1", *after_sft)] if start else [])]
+    if not start:
+        session.skip("dpo", "SFT left no weights to start from")
+    rows |= {row["check"]: row for row in session.run(second, session.at_once)}
+    for stage in STAGES:
+        compare(session, f"{stage} compiled as eager", rows.get(f"{stage} eager"), rows.get(f"{stage} compiled"))
+
+
+def weights(session: Session, check: str, stage: str) -> Path | None:
+    """The weights that a check's run has written, where it came so far."""
+    try:
+        return latest_weights(WEIGHT_NAMES[stage], session.folder(check))
+    except UserError:
+        return None
+
+
+def resume_check(session: Session, stage: str, *more: str) -> Check:
+    """Three runs with --deterministic, one of them killed: the same bits at the end."""
+    name = f"resume {stage}"
+    flags = [*stage_words(session, stage), "--out_dir", str(session.folder(name)), "--use_compile", "0", *more]
+    return probe_check(name, "resume", stage, "--", *flags, limit=100)
+
+
+def memory_checks(session: Session, free: Row) -> list[Check]:
+    """The same run with less memory than it took: a micro-batch chosen here is halved, one asked for is refused."""
+    names = ("out of memory, halved", "out of memory, refused")
+    peak = free.get("peak_memory_gb")
+    if not peak:
+        why = "needs a GPU" if session.device == "cpu" else "the run with all of the memory failed"
+        for name in names:
+            session.skip(name, why)
+        return []
+    limit = ("--memory_gb", f"{MEMORY_SHARE * peak:.3f}")
+
+    def halved(ended: Ended) -> Row:
+        figures = of_training(True, ended)
+        if not figures["micro_batch"] < free["micro_batch"]:
+            raise CheckFailed(f"the micro-batch was not halved: {figures['micro_batch']} rows", figures)
+        return figures
+
+    def refused(ended: Ended) -> Row:
+        if "does not fit the GPU's memory" not in ended.err or "Traceback" in ended.err:
+            raise CheckFailed("the message is not the one line that names the remedy")
+        return {"said": next(line for line in ended.err.splitlines() if line.startswith("error:"))}
+
+    chosen = train_check(session, names[0], "pretrain", "--use_compile", "0", probe_words=limit)
+    rows = ("--batch_size", str(free["micro_batch"]))
+    asked = train_check(session, names[1], "pretrain", "--use_compile", "0", *rows, probe_words=limit)
+    return [replace(chosen, read=halved), replace(asked, read=refused, code=1)]
+
+
+def compare(session: Session, name: str, eager: Row | None, compiled: Row | None) -> None:
+    """Whether two runs of the same steps have the same losses, to rounding."""
+    if not eager or not compiled or not (eager.get("losses") and compiled.get("losses")):
+        return  # the run that has none tells why
+    difference = max(abs(a - b) for a, b in zip(eager["losses"], compiled["losses"], strict=True))
+    row: Row = {"check": name, "status": OK, "seconds": 0.0, "largest_difference_nats": round(difference, 5)}
+    if not difference <= MOST_DIFFERENT:
+        row |= {"status": FAILED, "error": f"losses differ by {difference:.4f} nats, more than {MOST_DIFFERENT}"}
+    session.found(row)
+
+
+def steps_result(rows: Rows) -> str:
+    found = [
+        f"{name} {row['tokens_per_s']:,} tokens/s"
+        + (f" in {row['peak_memory_gb']} GB" if "peak_memory_gb" in row else "")
+        for name, row in rows.items()
+        if row["status"] == OK and "tokens_per_s" in row
+    ]
+    return ", ".join(found)
+
+
+# --- 3: the pipeline --------------------------------------------------------------------------------------------------
+
+
+def pipeline(session: Session) -> None:
+    """All that `run.sh` does after the environment, on the bundled data alone, and a talk with what comes out."""
+    base = session.folder("run")
+    more = f"--device {session.device}" + (" --dtype auto" if session.tiny else "")
+    environment = {
+        "DATA_DIR": str(base / "data"), "OUT_DIR": str(base / "out"), "TF_DIR": str(base / "tf_dir"),
+        **{f"{stage.upper()}_ARGS": more for stage in STAGES},
+    }  # fmt: skip
+    book = [sys.executable, str(ROOT / "scripts" / "stage.py"), "--profile", "smoke" if session.tiny else "default"]
+
+    def check(
+        name: str, words: Sequence[str], limit: float, read: Callable[[Ended], Row] = no_figures, **more: Any
+    ) -> Check:
+        return Check(
+            name=name, command=[sys.executable, *words], limit=limit, read=read, environment=environment, **more
+        )
+
+    def planned(stage: str, step: str = "") -> list[str]:
+        for verb in (["begin", stage], ["command", stage, *([step] if step else [])]):
+            done = subprocess.run(
+                [*book, *verb], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+                timeout=60, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise CheckFailed(f"stage.py {' '.join(verb)}: {done.stderr.strip()}")
+        return done.stdout.splitlines()
+
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "no_sources").mkdir()
+    mix = [*planned("mix"), "--source_dir", str(base / "no_sources")]
+    trained = partial(of_stage, base)
+    evaluations = []
+    if not all_ok(session.run([check("mix", mix, 60)])):
+        return
+    if not all_ok(session.run([check(f"export {s}", planned("export", s), 60) for s in STAGES], session.at_once)):
+        return
+    for stage in STAGES:
+        if not all_ok(session.run([check(f"train {stage}", planned(stage, "train"), 90, partial(trained, stage))])):
+            break
+        evaluations.append(
+            check(f"evaluate {stage}", planned(stage, "evaluate"), 90, partial(of_evaluation, base, stage))
+        )
+        if stage != "pretrain":
+            talk = [str(ROOT / "eval_model.py"), "--weight", str(latest_weights(WEIGHT_NAMES[stage], base / "out"))]
+            talk += ["--device", session.device, "--temperature", "0"]
+            talk += ["--max_new_tokens", "16" if session.tiny else "128"]
+            asked = "/new\n".join("\n".join([*turns, ""]) for turns in TALKS)
+            session.run([check(f"talk after {stage}", talk, 60, of_talk, stdin=asked)])
+    session.run(evaluations, session.at_once)
+
+
+def all_ok(rows: Sequence[Row]) -> bool:
+    return all(row["status"] == OK for row in rows)
+
+
+def of_stage(base: Path, stage: str, ended: Ended) -> Row:
+    """What a trainer's last line of metrics says."""
+    lines = [
+        json.loads(line)
+        for path in (base / "tf_dir" / "metrics").glob(f"{stage}_*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    last = [line for line in lines if "loss" in line][-1]
+    validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    chose = next((line.strip() for line in ended.err.splitlines() if line.startswith(f"{stage}: ")), "")
+    return {
+        "steps": last["step"], "tokens": round(last["tokens"]), "last_loss": round(last["loss"], 4),
+        "validation_losses": [round(loss, 4) for loss in validations], "chose": chose,
+    }  # fmt: skip
+
+
+def of_evaluation(base: Path, stage: str, ended: Ended) -> Row:
+    """The scores, as they stand in the results file."""
+    text = (base / "tf_dir" / "eval_results.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    metrics = next(line["metrics"] for line in reversed(lines) if line["stage"] == stage)
+    return {"scores": {name: round(metric["value"], 4) for name, metric in metrics.items()}}
+
+
+def of_talk(ended: Ended) -> Row:
+    """Questions and answers. Raises: CheckFailed where an answer is missing."""
+    answers = [part.strip() for part in re.split(r"(?:^|\n)(?:你: )+模型: ", ended.out)[1:]]
+    if answers:  # behind the last one stands the question that the end of the input left open
+        answers[-1] = answers[-1].removesuffix("你:").strip()
+    questions = [question for turns in TALKS for question in turns]
+    talk = [list(pair) for pair in zip(questions, answers, strict=False)]
+    if len(answers) != len(questions):
+        raise CheckFailed(f"{len(answers)} answers to {len(questions)} questions", {"talk": talk})
+    return {"talk": talk}
+
+
+def pipeline_result(rows: Rows) -> str:
+    seconds = sum(row["seconds"] for name, row in rows.items() if not name.startswith("evaluate"))
+    words = [f"{seconds:.0f} s from the mix to DPO, talks included"]
+    for stage in ("sft", "dpo"):
+        scores = rows.get(f"evaluate {stage}", {}).get("scores", {})
+        shown = [f"{name.removeprefix('accuracy_')} {value:.1%}" for name, value in scores.items() if is_share(name)]
+        words += [f"after {stage}: {', '.join(shown)}"] if shown else []
+    return "; ".join(words)
+
+
+def is_share(name: str) -> bool:
+    return name.startswith(("accuracy_", "ended", "preference_accuracy"))
+
+
+def pipeline_details(rows: Rows) -> list[str]:
+    lines = []
+    for name, row in rows.items():
+        if row.get("talk"):
+            lines += [
+                f"{name}:",
+                "",
+                *(f"- {asked} → {said.splitlines()[0] if said else '(nothing)'}" for asked, said in row["talk"]),
+                "",
+            ]
+        if row.get("scores"):
+            lines += [f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in row["scores"].items()), ""]
+    return lines
+
+
+# --- 4: speed ---------------------------------------------------------------------------------------------------------
+
+
+def speed(session: Session) -> None:
+    """Tokens a second of 26 M at 2,048 tokens, beside the peak and the bound; then a few steps under the profiler."""
+    found = session.folder("train speed") / "speed.json"
+    if session.tiny:
+        ours = "--use_compile 0 --tokens_per_step 2048 --batch_size 0 --accumulation_steps 0 --max_steps 0"
+        words = ["--model", "64x2", "--profile", "smoke", "--minutes", "0.02", f"--pretrain_args={ours}"]
+    else:
+        ours = f"--use_compile 1 --tokens_per_step {SPEED_TOKENS} --log_interval 5"
+        words = ["--model", "minillm-26m", "--profile", "default", "--minutes", "0.3", f"--pretrain_args={ours}"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "train_speed.py"),
+        "--work_dir",
+        str(session.data),
+        "--arms",
+        "minillm",
+    ]
+    command += ["--device", session.device, "--json", str(found), *words]
+    session.run([Check(name="train speed", command=command, limit=110, read=partial(of_speed, found))])
+    switch = ("--use_compile", "0" if session.tiny else "1")
+    session.run(
+        [
+            train_check(
+                session, "where the time goes", "pretrain", *switch, steps=10, tokens=SPEED_TOKENS,
+                probe_words=("--profile_steps", "3"), must_fall=False,
+            )
+        ]
+    )  # fmt: skip
+
+
+def of_speed(found: Path, ended: Ended) -> Row:
+    """The figures of train_speed.py."""
+    result = read_json(found, "See the log.")[0]
+    rate, bound = result["real_tokens_per_s"], result["gemm_bound_tokens_per_s"]
+    return {
+        "tokens_per_s": rate, "mfu": result["mfu"], "share_of_bound": round(rate / bound, 4),
+        "bound_tokens_per_s": bound, "bound_tflops": round(result["bound_tflops"], 1),
+        "peak_tflops": round(result["peak_tflops"], 2), "peak_from": result["peak_from"], "dtype": result["dtype"],
+        "startup_s": result["startup_seconds"], "measured_s": result["measured_seconds"],
+    }  # fmt: skip
+
+
+def speed_result(rows: Rows) -> str:
+    row, words = rows.get("train speed", {}), []
+    if "mfu" in row:
+        words.append(
+            f"{row['tokens_per_s']:,.0f} tokens/s, utilisation {row['mfu']:.1%} of {row['peak_tflops']:g} TFLOP/s "
+            f"(goal 35%), {row['share_of_bound']:.0%} of its products' bound, {row['startup_s']:.0f} s of start-up"
+        )
+    profiled = rows.get("where the time goes", {})
+    if "busy_share" in profiled:
+        words.append(f"kernels run in {profiled['busy_share']:.0%} of a step's {profiled['step_ms']:g} ms")
+    return "; ".join(words)
+
+
+def speed_details(rows: Rows) -> list[str]:
+    kernels = rows.get("where the time goes", {}).get("kernels", [])
+    if not kernels:
+        return []
+    lines = ["| kernel | calls a step | ms a step | share |", "|---|---|---|---|"]
+    return lines + [f"| `{k['name']}` | {k['calls']} | {k['ms']:.3f} | {k['share']:.1%} |" for k in kernels]
+
+
+# --- 5: shapes --------------------------------------------------------------------------------------------------------
+
+
+def shapes(session: Session) -> None:
+    """The other models, float16, decoding, and the time to a loss."""
+    large, moe = ["--preset", "minillm-104m"], ["--preset", "minillm-moe-145m"]
+    decoded = ["--model", "minillm-26m", "--batch_sizes", "1", "8", "64", "--tokens", "128"]
+    if session.tiny:  # narrower, with heads of the same sizes
+        narrow = ["--num_hidden_layers", "2", "--num_attention_heads", "2", "--num_key_value_heads", "1"]
+        large = [*narrow, "--hidden_size", "192"]
+        moe = [*narrow, "--hidden_size", "160", "--use_moe", "1", "--num_experts", "4", "--moe_intermediate_size", "64"]
+        decoded = ["--model", "64x2", "--batch_sizes", "1", "2", "4", "--tokens", "8"]
+    plans = [
+        ("104 M compiled", large, "1"), ("MoE 145 M compiled", moe, "1"), ("104 M eager", large, "0"),
+        ("MoE 145 M eager", moe, "0"), ("float16", ["--dtype", "float16"], "0"),
+        ("MoE 145 M deterministic", [*moe, "--deterministic"], "0"),
+    ]  # fmt: skip
+    if session.tiny:
+        plans = [plan for plan in plans if plan[2] == "0"]  # a CPU compiles each for half a minute
+    session.run(
+        [
+            train_check(session, name, "pretrain", *words, "--use_compile", switch, tokens=SHAPE_TOKENS)
+            for name, words, switch in plans
+        ],
+        session.at_once,
+    )
+    session.run([probe_check("decoding", "decode", "--device", session.device, *decoded, limit=60)])
+    session.run([time_to_loss(session)])
+
+
+def time_to_loss(session: Session) -> Check:
+    """Our trainer beside transformers in a few seconds each."""
+    found = session.folder("time to loss") / "loss.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "time_to_loss.py"), "--work_dir", str(session.data)]
+    command += ["--device", session.device, "--json", str(found), "--learning_rates", "1e-3"]
+    if session.tiny:
+        command += [
+            "--model",
+            "64x2",
+            "--profile",
+            "smoke",
+            "--minutes",
+            "0.06",
+            "--budgets",
+            "0.06",
+            "--batch_sizes",
+            "2",
+        ]
+        command += [
+            "--calibrate_minutes",
+            "0.01",
+            "--pretrain_args=--batch_size 0 --accumulation_steps 0 --max_steps 0",
+        ]
+    else:
+        command += ["--model", "minillm-26m", "--profile", "default", "--minutes", "0.5", "--budgets", "0.25"]
+        command += [
+            "--batch_sizes",
+            "32",
+            "--calibrate_minutes",
+            "0.05",
+            "--pretrain_args=--log_interval 2 --use_compile 0",
+        ]
+    return Check(name="time to loss", command=command, limit=150, read=partial(of_time_to_loss, found))
+
+
+def of_time_to_loss(found: Path, ended: Ended) -> Row:
+    """Seconds and bits per byte of both arms' ends."""
+    figures: Row = {}
+    for result in read_json(found, "See the log."):
+        end = result["curve"][-1]
+        figures |= {f"{result['arm']}_{key}": end[key] for key in ("seconds", "steps", "heldout_bpb")}
+    return figures
+
+
+def shapes_result(rows: Rows) -> str:
+    words = [
+        f"{name} {row['tokens_per_s']:,} tokens/s"
+        for name, row in rows.items()
+        if row["status"] == OK and "tokens_per_s" in row
+    ]
+    found = {name: value for name, value in rows.get("decoding", {}).items() if name.startswith("tokens_per_s_batch_")}
+    if found:
+        words.append("decoding " + ", ".join(f"{value:,.0f}" for value in found.values()) + " tokens/s at batch "
+                     + ", ".join(name.rpartition("_")[2] for name in found))  # fmt: skip
+    loss = rows.get("time to loss", {})
+    words += [
+        f"{arm} {loss[f'{arm}_heldout_bpb']:.3f} bits per byte after {loss[f'{arm}_seconds']:.0f} s"
+        for arm in ("minillm", "baseline")
+        if f"{arm}_seconds" in loss
+    ]
+    return ", ".join(words)
+
+
+PARTS = (
+    Part("tests", "tests on the GPU, FlexAttention against the dense mask 显卡测试", 100, tests, tests_result, tests_details),
+    Part("steps", "steps of each stage, memory, resuming 各阶段训练步、显存、恢复", 130, steps, steps_result),
+    Part("pipeline", "the whole run on the bundled data 自带数据全流程", 130, pipeline, pipeline_result, pipeline_details),
+    Part("speed", "utilisation, and where the time goes 利用率与耗时分布", 150, speed, speed_result, speed_details),
+    Part("shapes", "larger models, float16, decoding, time to loss 其他结构、精度与生成", 280, shapes, shapes_result),
+)  # fmt: skip
+"""In order of worth."""
