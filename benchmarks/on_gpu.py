@@ -5,13 +5,15 @@
     bash benchmarks/on_gpu.sh --device cpu --tiny --out gpu_report
     bash benchmarks/on_gpu.sh --prepare --text pretrain.jsonl.xz
 
-Five parts in order of worth; the first four take the eight minutes. Each check in them is a process of its own with a
-time limit. Results are written to DIR/results.json as they come, with a traceback where something fails, and DIR/report.md
-says in tables what was found; all that the checks printed is in DIR/PART.log. Send that folder to report back.
-结果写入 DIR/results.json、DIR/report.md，各项输出在 DIR/PART.log；反馈问题时请附上该目录。
+Five parts in order of worth; the first four take the eight minutes. Each check in them is a process
+of its own with a time limit. Results go to DIR/results.json as they come, with a traceback where
+something fails. DIR/report.md shows them in tables, DIR/PART.log holds all that was printed. Send
+the folder to report back.
+结果随时写入 DIR/results.json，表格在 DIR/report.md，全部输出在 DIR/PART.log；反馈时请附上该目录。
 
-Needs torch, transformers, pytest, tiktoken, numpy, pyyaml and tqdm, and no network. The tokens to train on are those that
---prepare made in data/on_gpu/, which can be carried to another machine; without them, the bundled samples.
+Needs torch, transformers, pytest, tiktoken, numpy, pyyaml and tqdm, and no network. The tokens to
+train on are those that --prepare made in data/on_gpu/, a folder that can be carried to another
+machine; where it is missing, those of the bundled samples.
 """
 
 import argparse
@@ -28,9 +30,10 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.on_gpu_checks import NOT_RUN, Part, Results, Row, Session, run_part
-from benchmarks.on_gpu_data import MAX_TOKENS, Recipe, prepare, prepared
-from benchmarks.on_gpu_parts import PARTS, PROBES
+from benchmarks.gpu.checks import NOT_RUN, Part, Results, Row, Session, run_part
+from benchmarks.gpu.commands import PROBES
+from benchmarks.gpu.data import MAX_TOKENS, Recipe, prepare, prepared
+from benchmarks.gpu.parts import PARTS
 from configs.artifacts import atomic_write, require_writable
 from configs.cli import Parser, add_switch, run
 from configs.flags import env_path
@@ -71,8 +74,9 @@ def parts_help() -> str:
     return "parts and their time limits 各部分与时限:\n" + "\n".join(lines)
 
 
-def chosen_parts(text: str | None, parts: Sequence[Part] = PARTS) -> list[Part]:
-    """The parts that numbers or names stand for, in their order. Raises: UserError on an unknown one."""
+def chosen_parts(text: str | None, parts: Sequence[Part]) -> list[Part]:
+    """The parts that numbers or names stand for, in their order. Raises: UserError on an unknown
+    one."""
     if text is None:
         return list(parts)
     by_name = {str(number): part for number, part in enumerate(parts, 1)} | {part.name: part for part in parts}
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("text", "conversations", "pairs", "max_tokens"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: only with --prepare, which makes the tokens. Add it, or leave this out.")
-    parts = chosen_parts(args.parts)
+    parts = chosen_parts(args.parts, PARTS)
     if args.out is None:
         raise UserError("--out is missing: name a folder for the report.")
     if not args.patience > 0:
@@ -137,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_parts(parts: Sequence[Part], session: Session) -> int:
-    """Run parts one after the other, each whatever became of those before. Returns: how many have a failure."""
+    """Run parts one after the other, each whatever became of those before. Returns: how many have a
+    failure."""
     bad = 0
     for part in parts:
         print(f"\n{part.name}: {part.about}, {part.limit * session.patience:.0f} s at most", flush=True)
@@ -164,7 +169,8 @@ def make_data(args: argparse.Namespace) -> int:
 
 
 def data_for(parts: Sequence[Part], scratch: Path, *, tiny: bool) -> tuple[Path, dict[str, Any]]:
-    """The tokens for these parts: those prepared, else made now from the bundled samples. Returns: where and what."""
+    """The tokens for these parts: those prepared, else made now from the bundled samples. Returns:
+    where and what."""
     recipe = Recipe.of(tiny=tiny)
     if found := prepared(DATA_FOLDER, recipe):
         return DATA_FOLDER, found
@@ -206,7 +212,7 @@ def commit() -> str:
         return ""
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def report(content: Row) -> list[str]:

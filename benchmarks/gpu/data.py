@@ -1,8 +1,9 @@
-"""The tokens that `on_gpu.py` trains on: made once, small enough to be carried to the machine with the GPU.
+"""The tokens that `on_gpu.py` trains on: made once, small enough to be carried to another machine.
 
-    data/on_gpu/corpus/       real text, as benchmarks/corpus.py prepares it: our rows, and documents for the baseline
-    data/on_gpu/sft_tokens/   conversations; data/on_gpu/dpo_tokens/: pairs
-    data/on_gpu/prepared.json what they were made from
+    data/on_gpu/corpus/        text, as benchmarks/corpus.py prepares it for us and for the baseline
+    data/on_gpu/sft_tokens/    conversations
+    data/on_gpu/dpo_tokens/    pairs
+    data/on_gpu/prepared.json  what they were made from
 
 What no file is given for comes from the bundled samples.
 """
@@ -34,7 +35,8 @@ MAX_TOKENS = 8_000_000
 MOST_RECORDS = {"sft": 4_000, "dpo": 1_500}
 HELDOUT_DOCUMENTS = 60
 TINY_ROW_TOKENS = 512
-"""The least that benchmarks/arms.py takes, whose windows are longer than the smoke profile's rows."""
+"""The least that benchmarks/arms.py takes, whose windows are longer than the smoke profile's
+rows."""
 BUNDLED = "bundled samples"
 
 
@@ -60,7 +62,8 @@ class Recipe:
 
 
 def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """Make the folder anew. Returns: what it holds. Raises: UserError on a file that can't be read."""
+    """Make the folder anew. Returns: what it holds. Raises: UserError on a file that can't be
+    read."""
     files = {stage: find_dataset(path) for stage, path in recipe.files.items()}  # a misspelt name ends here
     tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
     require_writable(folder.parent)
@@ -99,7 +102,8 @@ def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def mix_bundled(profile: str, folder: Path) -> None:
-    """The mix of the bundled samples alone, whatever lies in the user's folder. Raises: UserError where it fails."""
+    """The mix of the bundled samples alone, whatever lies in the user's folder. Raises: UserError
+    where it fails."""
     command = [sys.executable, str(ROOT / "scripts" / "build_chinese_mix.py"), "--profile", profile]
     command += ["--source_dir", str(folder / "no_sources"), "--output_dir", str(folder)]
     (folder / "no_sources").mkdir()

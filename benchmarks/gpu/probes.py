@@ -1,12 +1,14 @@
-"""What `on_gpu.py` measures from inside a process: each verb prints one JSON object as its last line.
+"""What `on_gpu.py` measures from inside a process: a verb's last line is a JSON object.
 
-    python benchmarks/on_gpu_probes.py machine
-    python benchmarks/on_gpu_probes.py attention --head_dim 96
-    python benchmarks/on_gpu_probes.py decode --model minillm-26m --batch_sizes 1 8 64
-    python benchmarks/on_gpu_probes.py train pretrain --profile_steps 3 -- --data_path ROWS --out_dir DIR --tf_dir DIR ...
-    python benchmarks/on_gpu_probes.py resume pretrain -- --data_path ROWS --out_dir DIR ...
+    python benchmarks/gpu/probes.py machine
+    python benchmarks/gpu/probes.py attention --head_dim 96
+    python benchmarks/gpu/probes.py decode --model minillm-26m --batch_sizes 1 8 64
+    python benchmarks/gpu/probes.py train sft --profile_steps 3 -- --data_path ROWS --out_dir DIR ...
+    python benchmarks/gpu/probes.py resume pretrain -- --data_path ROWS --out_dir DIR ...
 
-Flags behind `--` go to the trainer. Shapes: B rows, H query heads, K key/value heads, T tokens, D head size.
+Flags behind `--` go to the trainer.
+
+Shapes: B rows, H query heads, K key/value heads, T tokens, D head size.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from typing import Any
 from unittest import mock
 
 if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
 import torch
@@ -63,7 +65,7 @@ POLL_SECONDS = 0.005
 RESUMED_STEPS, SAVED_EACH = 12, 2
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------
+# --- the machine ----------------------------------------------------------------------------------
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,13 +104,13 @@ def driver_version() -> str:
         return ""
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 def attention(args: argparse.Namespace) -> dict[str, Any]:
-    """Values and gradients of the attention of packed rows against a dense mask in float64, and the time of both ways.
+    """Attention of packed rows: errors against a dense mask in float64, and time, forward and backward.
 
-    On a GPU FlexAttention and the masked kernel; on a CPU the blocked one, which is what a CPU takes.
+    On a GPU of FlexAttention and of the masked kernel; on a CPU of the blocked one, which it takes.
     """
     device = choose_device(args.device)
     B, H, K, T, D = args.rows, args.heads, 2, args.tokens, args.head_dim
@@ -125,7 +127,8 @@ def attention(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def attention_in(name: str, start: Sequence[Tensor], documents: Tensor) -> dict[str, Any]:
-    """The same in one dtype. Args: start: q (B, H, T, D), k and v (B, K, T, D) in float64. documents (B, T)."""
+    """The same in one dtype. Args: start: q (B, H, T, D), k and v (B, K, T, D) in float64.
+    documents (B, T)."""
     dtype, device = DTYPES[name], documents.device
     allowed = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
     bias = torch.zeros(allowed.shape, dtype=torch.float64, device=device).masked_fill_(~allowed, -torch.inf)
@@ -151,7 +154,7 @@ def attention_in(name: str, start: Sequence[Tensor], documents: Tensor) -> dict[
         seconds = min(timed(partial(values_and_gradients, attend, inputs), device, 5))
         found[f"{way}_{name}_error"] = float(f"{max(errors):.2g}")
         found[f"{way}_{name}_ms"] = round(1000 * seconds, 3)
-        if not max(errors) <= LARGEST_ERROR[dtype]:  # NaN, too
+        if not all(error <= LARGEST_ERROR[dtype] for error in errors):  # NaN, too
             found["problem"] = f"{way} in {name}: values, dq, dk, dv are off by {errors}"
     return found
 
@@ -162,11 +165,12 @@ def values_and_gradients(attend: Callable[..., Tensor], inputs: Sequence[Tensor]
     return [y, *torch.autograd.grad(y.double().square().sum(), inputs)]
 
 
-# --- steps of a trainer -----------------------------------------------------------------------------------------------
+# --- steps of a trainer ---------------------------------------------------------------------------
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Call a trainer in this process, and tell what only this process knows: memory, choices, where the time went."""
+    """Call a trainer in this process, and tell what only this process knows: memory, choices, where
+    the time went."""
     on_gpu = torch.cuda.is_available()
     if args.memory_gb:
         if not on_gpu:
@@ -196,7 +200,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def progress(tf_dir: Path, stage: str) -> dict[str, Any]:
-    """Losses of all steps, and the tokens a second of the later half. Raises: UserError where there are too few steps."""
+    """Losses of all steps, and the tokens a second of the later half. Raises: UserError where there
+    are too few steps."""
     path = next(iter((tf_dir / "metrics").glob(f"{stage}_*.jsonl")), tf_dir / "none")
     lines = read_lines(path)
     if len(lines) < 4:
@@ -213,7 +218,8 @@ def progress(tf_dir: Path, stage: str) -> dict[str, Any]:
 
 @contextmanager
 def watched(profile_steps: int) -> Iterator[dict[str, Any]]:
-    """Note when the first step has ended, and profile a few of the later ones; the trainer's own code stays as it is."""
+    """Note when the first step has ended, and profile a few of the later ones; the trainer's own
+    code stays as it is."""
     after_step, seen = Run.after_step, dict[str, Any]()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     profiler = profile(activities=activities)
@@ -259,11 +265,11 @@ def where_time_goes(profiler: profile, seconds: float, steps: int) -> dict[str, 
     }
 
 
-# --- killed and resumed -----------------------------------------------------------------------------------------------
+# --- killed and resumed ---------------------------------------------------------------------------
 
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
-    """A deterministic run, undisturbed, and one that is killed after a save and started again: are they equal?
+    """Whether a deterministic run that is killed after a save, and resumed, ends as one undisturbed.
 
     Each is a process of its own. Raises: UserError where one fails, or ends before it is killed.
     """
@@ -296,7 +302,8 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def said(command: Sequence[str]) -> str:
-    """Run a command; what it said on stderr, which is passed on. Raises: UserError where it fails."""
+    """Run a command; what it said on stderr, which is passed on. Raises: UserError where it
+    fails."""
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     print(done.stderr, file=sys.stderr, flush=True)
     if done.returncode:
@@ -304,11 +311,12 @@ def said(command: Sequence[str]) -> str:
     return done.stderr
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 def decode(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of `model/generate.py`, in the precision in which weights are loaded, at each batch size."""
+    """Tokens a second of `model/generate.py`, in the precision in which weights are loaded, at each
+    batch size."""
     device = choose_device(args.device)
     model = MiniLLM(ModelConfig(**preset(args.model)).resolve()).to(device).eval()
     found: dict[str, Any] = {"model": args.model, "dtype": dtype_name(model.output_weight.dtype)}
@@ -326,7 +334,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-# --- the command line -------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def build_parser() -> Parser:

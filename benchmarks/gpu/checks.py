@@ -1,7 +1,8 @@
-"""What `on_gpu.py` runs: checks in processes of their own, each with a time limit, each result kept as it comes.
+"""What `on_gpu.py` runs: checks in processes of their own, each with a time limit.
 
-A check that fails, crashes or hangs leaves a line with its traceback, and the next one starts. Nothing here imports
-torch: a GPU whose context broke in one check is whole again in the next.
+A check that fails, crashes or hangs leaves a line with its traceback, and the next one starts. Each
+result is kept as it comes. Nothing here imports torch: a GPU whose context broke in one check is
+whole again in the next.
 """
 
 import json
@@ -32,12 +33,15 @@ NOTICE = re.compile(r"torch\.compile failed|FlexAttention cannot be used|step sk
 """Lines of our programs that tell of something which did not stop them."""
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
 """As in trainer/runtime.py, which imports torch: a trainer whose starter is gone ends."""
-OWN_VARIABLES = ("DATA_DIR", "OUT_DIR", "TF_DIR", "PRETRAIN_ARGS", "SFT_ARGS", "DPO_ARGS", "RANK", "WORLD_SIZE")
+OWN_VARIABLES = (
+    "DATA_DIR", "OUT_DIR", "TF_DIR", "PRETRAIN_ARGS", "SFT_ARGS", "DPO_ARGS", "ENABLE_RUSTBPE", "NUM_GPUS", "RANK",
+    "WORLD_SIZE",
+)  # fmt: skip
 """Settings of the user's own runs, which must not reach a check."""
 OK, FAILED, TIMED_OUT, NOT_RUN = "ok", "failed", "timed out", "not run"
 
 Row = dict[str, Any]
-"""A check's result: check, status, seconds; its figures; where it is not ok, error and perhaps traceback."""
+"""A check's result: check, status, seconds, figures; where it is not ok, error and traceback."""
 
 
 class CheckFailed(Exception):
@@ -53,11 +57,10 @@ class Ended:
     """What a command left."""
 
     out: str
-    err: str
-    folder: Path
+    err: str = ""
 
     def json(self) -> dict[str, Any]:
-        """The JSON object that a probe prints last. Raises: ValueError, IndexError where there is none."""
+        """The JSON object that a probe prints last. Raises: ValueError or IndexError without one."""
         found: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
         return found
 
@@ -83,7 +86,7 @@ class Check:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-# --- the results file -------------------------------------------------------------------------------------------------
+# --- the results file -----------------------------------------------------------------------------
 
 
 class Results:
@@ -124,7 +127,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 class Running:
@@ -159,7 +162,8 @@ class Running:
         return {**head, **self._verdict(code)}
 
     def end(self, *, dump: bool = False) -> None:
-        """Kill all of it; with `dump` it first writes where its threads stand, as faulthandler has been switched on."""
+        """Kill all of it; with `dump` it first writes where its threads stand, as faulthandler has
+        been switched on."""
         if dump:
             self.process.send_signal(signal.SIGABRT)
             with suppress(subprocess.TimeoutExpired):  # deep in a driver, where no signal is taken
@@ -178,7 +182,7 @@ class Running:
         if code != self.check.code:
             problem = f"exit code {code}: {self._last_words()}"
         try:
-            figures = self.check.read(Ended(self.text("out"), self.text("err"), self.folder))
+            figures = self.check.read(Ended(self.text("out"), self.text("err")))
         except CheckFailed as error:
             problem, figures = str(error), error.figures
         except Exception as error:  # what a check left can be anything
@@ -206,7 +210,7 @@ class Running:
         return "\n".join(text.strip().splitlines()[-TRACEBACK_LINES:])
 
 
-# --- one run of the script --------------------------------------------------------------------------------------------
+# --- one run of the script ------------------------------------------------------------------------
 
 
 @dataclass
@@ -216,7 +220,7 @@ class Session:
     device: str
     tiny: bool
     data: Path
-    """Tensors and text, as benchmarks/on_gpu_data.py makes them."""
+    """Tensors and text, as benchmarks/gpu/data.py makes them."""
     work: Path
     """Where checks write; what was there before is gone."""
     out: Path
@@ -229,7 +233,8 @@ class Session:
 
     @property
     def at_once(self) -> int:
-        """Checks side by side, where no time is measured: as many as memory and cores have room for."""
+        """Checks side by side, where no time is measured: as many as memory and cores have room
+        for."""
         if self.device == "cpu":
             return num_cores()
         return max(1, min(4, int(self.machine["memory_gb"] // 20), num_cores() // 4))
@@ -239,7 +244,8 @@ class Session:
         return self.work / self.part / name.replace(" ", "_").replace("/", "_")
 
     def run(self, checks: Sequence[Check], at_once: int = 1) -> list[Row]:
-        """Run checks, some of them side by side, and keep each result as it comes. Returns: in the order of `checks`."""
+        """Run checks, some of them side by side, and keep each result as it comes. Returns: in the
+        order of `checks`."""
         waiting, running = deque(checks), list[Running]()
         rows: dict[str, Row] = {}
         try:
@@ -251,7 +257,7 @@ class Session:
                         rows[check.name] = self.skip(check.name, "the part's time was over")
                         continue
                     limit = min(check.limit * self.patience, left)
-                    running.append(Running(check, limit, self.folder(check.name), self._environment(at_once)))
+                    running.append(Running(check, limit, self.folder(check.name), self.environment(at_once)))
                 for started in list(running):
                     if (row := started.row()) is not None:
                         running.remove(started)
@@ -281,7 +287,8 @@ class Session:
             )
             log.write(f"{started.text('out').strip()}\n--- stderr\n{started.text('err').strip()}\n\n")
 
-    def _environment(self, at_once: int) -> dict[str, str]:
+    def environment(self, at_once: int = 1) -> dict[str, str]:
+        """The variables of a check, beside so many others."""
         compiled = self.work / "compiled"
         given = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | {
             PARENT_VARIABLE: str(os.getpid()),
