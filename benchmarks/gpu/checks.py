@@ -60,7 +60,8 @@ class Ended:
     err: str = ""
 
     def json(self) -> dict[str, Any]:
-        """The JSON object that a probe prints last. Raises: ValueError or IndexError without one."""
+        """The JSON object that a probe prints last. Raises: ValueError or IndexError without
+        one."""
         found: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
         return found
 

@@ -297,34 +297,23 @@ def pipeline_details(rows: Rows) -> list[str]:
 
 
 def speed(session: Session) -> None:
-    """Tokens a second of 26 M at 2,048 tokens, beside the peak and the bound; then a few steps
-    under the profiler."""
+    """Tokens a second of 26 M at 2,048 tokens, beside peak and bound; then steps under a
+    profiler."""
     found = session.folder("train speed") / "speed.json"
+    size = "--model minillm-26m --profile default --minutes 0.3"
+    ours = f"--use_compile 1 --tokens_per_step {SPEED_TOKENS} --log_interval 5"
     if session.tiny:
+        size = "--model 64x2 --profile smoke --minutes 0.02"
         ours = "--use_compile 0 --tokens_per_step 2048 --batch_size 0 --accumulation_steps 0 --max_steps 0"
-        words = ["--model", "64x2", "--profile", "smoke", "--minutes", "0.02", f"--pretrain_args={ours}"]
-    else:
-        ours = f"--use_compile 1 --tokens_per_step {SPEED_TOKENS} --log_interval 5"
-        words = ["--model", "minillm-26m", "--profile", "default", "--minutes", "0.3", f"--pretrain_args={ours}"]
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "train_speed.py"),
-        "--work_dir",
-        str(session.data),
-        "--arms",
-        "minillm",
-    ]
-    command += ["--device", session.device, "--json", str(found), *words]
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py"), "--work_dir", str(session.data)]
+    command += ["--arms", "minillm", "--device", session.device, "--json", str(found)]
+    command += [*size.split(), f"--pretrain_args={ours}"]
     session.run([Check(name="train speed", command=command, limit=110, read=partial(of_speed, found))])
-    switch = ("--use_compile", "0" if session.tiny else "1")
-    session.run(
-        [
-            train_check(
-                session, "where the time goes", "pretrain", *switch, steps=10, tokens=SPEED_TOKENS,
-                probe_words=("--profile_steps", "3"), must_fall=False,
-            )
-        ]
+    profiled = train_check(
+        session, "where the time goes", "pretrain", "--use_compile", "0" if session.tiny else "1",
+        steps=10, tokens=SPEED_TOKENS, probe_words=("--profile_steps", "3"), must_fall=False,
     )  # fmt: skip
+    session.run([profiled])
 
 
 def of_speed(found: Path, ended: Ended) -> Row:
@@ -370,7 +359,8 @@ def shapes(session: Session) -> None:
     if session.tiny:  # narrower, with heads of the same sizes
         narrow = ["--num_hidden_layers", "2", "--num_attention_heads", "2", "--num_key_value_heads", "1"]
         large = [*narrow, "--hidden_size", "192"]
-        moe = [*narrow, "--hidden_size", "160", "--use_moe", "1", "--num_experts", "4", "--moe_intermediate_size", "64"]
+        experts = ["--use_moe", "1", "--num_experts", "4", "--moe_intermediate_size", "64"]
+        moe = [*narrow, "--hidden_size", "160", *experts]
         decoded = ["--model", "64x2", "--batch_sizes", "1", "2", "4", "--tokens", "8"]
     eager, compiled = ["--use_compile", "0"], ["--use_compile", "1"]
     plans = {
@@ -393,37 +383,18 @@ def shapes(session: Session) -> None:
 
 
 def time_to_loss(session: Session) -> Check:
-    """Our trainer beside transformers in a few seconds each."""
+    """Our trainer beside transformers, seconds each."""
     found = session.folder("time to loss") / "loss.json"
+    size = (
+        "--model minillm-26m --profile default --minutes 0.5 --budgets 0.25 --calibrate_minutes 0.05 --batch_sizes 32"
+    )
+    ours = "--log_interval 2 --use_compile 0"
+    if session.tiny:
+        size = "--model 64x2 --profile smoke --minutes 0.06 --budgets 0.06 --calibrate_minutes 0.01 --batch_sizes 2"
+        ours = "--batch_size 0 --accumulation_steps 0 --max_steps 0"
     command = [sys.executable, str(ROOT / "benchmarks" / "time_to_loss.py"), "--work_dir", str(session.data)]
     command += ["--device", session.device, "--json", str(found), "--learning_rates", "1e-3"]
-    if session.tiny:
-        command += [
-            "--model",
-            "64x2",
-            "--profile",
-            "smoke",
-            "--minutes",
-            "0.06",
-            "--budgets",
-            "0.06",
-            "--batch_sizes",
-            "2",
-        ]
-        command += [
-            "--calibrate_minutes",
-            "0.01",
-            "--pretrain_args=--batch_size 0 --accumulation_steps 0 --max_steps 0",
-        ]
-    else:
-        command += ["--model", "minillm-26m", "--profile", "default", "--minutes", "0.5", "--budgets", "0.25"]
-        command += [
-            "--batch_sizes",
-            "32",
-            "--calibrate_minutes",
-            "0.05",
-            "--pretrain_args=--log_interval 2 --use_compile 0",
-        ]
+    command += [*size.split(), f"--pretrain_args={ours}"]
     return Check(name="time to loss", command=command, limit=150, read=partial(of_time_to_loss, found))
 
 
@@ -456,10 +427,10 @@ def shapes_result(rows: Rows) -> str:
 
 
 PARTS = (
-    Part("tests", "tests on the GPU, FlexAttention against the dense mask 显卡测试", 100, tests, tests_result, tests_details),
-    Part("steps", "steps of each stage, memory, resuming 各阶段训练步、显存、恢复", 130, steps, steps_result),
-    Part("pipeline", "the whole run on the bundled data 自带数据全流程", 130, pipeline, pipeline_result, pipeline_details),
-    Part("speed", "utilisation, and where the time goes 利用率与耗时分布", 150, speed, speed_result, speed_details),
+    Part("tests", "tests on the GPU, FlexAttention against the dense mask 显卡测试", 90, tests, tests_result, tests_details),
+    Part("steps", "steps of each stage, memory, resuming 各阶段训练步、显存、恢复", 120, steps, steps_result),
+    Part("pipeline", "the whole run on the bundled data 自带数据全流程", 200, pipeline, pipeline_result, pipeline_details),
+    Part("speed", "utilisation, and where the time goes 利用率与耗时分布", 140, speed, speed_result, speed_details),
     Part("shapes", "larger models, float16, decoding, time to loss 其他结构、精度与生成", 280, shapes, shapes_result),
 )  # fmt: skip
 """In order of worth."""

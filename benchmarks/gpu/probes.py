@@ -3,7 +3,7 @@
     python benchmarks/gpu/probes.py machine
     python benchmarks/gpu/probes.py attention --head_dim 96
     python benchmarks/gpu/probes.py decode --model minillm-26m --batch_sizes 1 8 64
-    python benchmarks/gpu/probes.py train sft --profile_steps 3 -- --data_path ROWS --out_dir DIR ...
+    python benchmarks/gpu/probes.py train sft --profile_steps 3 -- --data_path ROWS ...
     python benchmarks/gpu/probes.py resume pretrain -- --data_path ROWS --out_dir DIR ...
 
 Flags behind `--` go to the trainer.
@@ -108,7 +108,7 @@ def driver_version() -> str:
 
 
 def attention(args: argparse.Namespace) -> dict[str, Any]:
-    """Attention of packed rows: errors against a dense mask in float64, and time, forward and backward.
+    """Attention of packed rows: errors against a dense mask in float64, and forward and backward time.
 
     On a GPU of FlexAttention and of the masked kernel; on a CPU of the blocked one, which it takes.
     """
@@ -248,7 +248,7 @@ def where_time_goes(profiler: profile, seconds: float, steps: int) -> dict[str, 
     on_gpu = torch.cuda.is_available()
     rows = []
     for event in profiler.key_averages():
-        is_kernel = str(event.device_type) == "DeviceType.CUDA"
+        is_kernel = str(event.device_type) == "DeviceType.CUDA" and not event.is_user_annotation
         micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if micros > 0 and (is_kernel or not on_gpu):
             rows.append({"name": event.key[:90], "calls": event.count // steps, "ms": micros / 1000 / steps})
@@ -269,7 +269,7 @@ def where_time_goes(profiler: profile, seconds: float, steps: int) -> dict[str, 
 
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
-    """Whether a deterministic run that is killed after a save, and resumed, ends as one undisturbed.
+    """Whether a deterministic run that is killed after a save and resumed ends as one undisturbed.
 
     Each is a process of its own. Raises: UserError where one fails, or ends before it is killed.
     """

@@ -6,13 +6,15 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import on_gpu
+from benchmarks.arms import add_flags, our_words
 from benchmarks.corpus import prepare as prepare_corpus
 from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu import probes
@@ -30,10 +32,12 @@ from benchmarks.gpu.checks import (
     Session,
     run_part,
 )
-from benchmarks.gpu.commands import of_junit, of_training
+from benchmarks.gpu.commands import PROBES, of_junit, of_training
 from benchmarks.gpu.data import BUNDLED, Recipe, prepare, prepared, tensors
 from benchmarks.gpu.parts import PARTS, TALKS, compare, memory_checks, of_talk
 from benchmarks.on_gpu import chosen_parts, main, report, run_parts
+from configs.cli import Parser
+from configs.flags import parse_run
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, SFTDataset
@@ -301,6 +305,64 @@ def test_what_no_file_is_given_for_comes_from_the_bundled_samples(tmp_path: Path
     assert found["from"] == {"pretrain": "pretrain.jsonl", "sft": BUNDLED, "dpo": BUNDLED}
     assert (tmp_path / "on_gpu" / "sft_tokens" / "validation").is_dir()
     assert not list((tmp_path / "on_gpu").glob(".*"))
+
+
+# --- what a GPU will be asked to do ---------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(session: Session, monkeypatch: pytest.MonkeyPatch) -> dict[str, Check]:
+    """The checks of all parts on a large card, by name, as if each had gone well."""
+    session.device, session.tiny = "cuda", False
+    session.machine = {**MACHINE, "card": "NVIDIA H100", "memory_gb": 85.0}
+    checks: dict[str, Check] = {}
+
+    def run(self: Session, given: Sequence[Check], at_once: int = 1) -> list[Row]:
+        checks.update({check.name: check for check in given})
+        well = {"status": OK, "seconds": 1.0, "peak_memory_gb": 9.0, "micro_batch": 16, "losses": [8.0, 7.0]}
+        return [self.found({"check": check.name, **well}) for check in given]
+
+    monkeypatch.setattr(Session, "run", run)
+    monkeypatch.setattr(gpu_parts, "weights", lambda session, check, stage: Path("full_sft_512.pth"))
+    monkeypatch.setattr(gpu_parts, "latest_weights", lambda stem, folder: Path(f"{stem}_512.pth"))
+    monkeypatch.setattr(gpu_parts, "ask", lambda *words, environment: ["scripts/program.py", *words])
+    assert run_parts(PARTS, session) == 0
+    return checks
+
+
+def test_every_trainer_that_a_gpu_is_given_understands_its_flags(asked: dict[str, Check]) -> None:
+    stages = []
+    for check in asked.values():
+        words = list(check.command)
+        if words[1] == PROBES and words[2] in ("train", "resume"):
+            run = parse_run(words[3], "", words[words.index("--") + 1 :])
+            stages.append(run.stage)
+            assert run.profile == "default" and run.train.device == "cuda" and run.train.log_interval == 1
+            is_halved = check.name == "out of memory, halved"
+            assert ("--memory_gb" in words) == (is_halved or check.name == "out of memory, refused")
+    assert {stage: stages.count(stage) for stage in ("pretrain", "sft", "dpo")} == {"pretrain": 12, "sft": 2, "dpo": 3}
+    names = ["pretrain eager", "pretrain compiled", "sft compiled", "dpo compiled", "MoE 145 M deterministic"]
+    assert set(names) <= asked.keys()
+    assert not parse_run("pretrain", "", asked["104 M eager"].command[-2:]).train.use_compile
+
+
+def test_the_benchmarks_that_a_gpu_is_given_understand_their_flags(asked: dict[str, Check]) -> None:
+    for name, minutes in (("train speed", 0.3), ("time to loss", 0.5)):
+        parser = Parser()
+        add_flags(parser, minutes=1.0, minutes_help="")
+        parser.add_argument("--budgets", type=float, nargs="+")
+        parser.add_argument("--calibrate_minutes", type=float)
+        args = parser.parse_args(list(asked[name].command[2:]))
+        assert (args.minutes, args.model, args.device) == (minutes, "minillm-26m", "cuda")
+        assert parse_run("pretrain", "", our_words(args, torch.device("cuda"))).train.max_seq_len == 2048
+
+
+def test_several_checks_run_at_once_only_where_card_and_cores_have_room(session: Session, monkeypatch: Any) -> None:
+    session.device = "cuda"
+    for memory, cores, at_once in ((85.0, 16, 4), (42.0, 16, 2), (8.0, 16, 1), (85.0, 2, 1)):
+        monkeypatch.setattr("benchmarks.gpu.checks.num_cores", lambda cores=cores: cores)
+        session.machine = {**MACHINE, "memory_gb": memory}
+        assert session.at_once == at_once
 
 
 # --- what checks make of what they find -----------------------------------------------------------
