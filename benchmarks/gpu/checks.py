@@ -160,11 +160,12 @@ class Running:
             self.end(dump=True)
             error = f"ran past its limit of {self.limit:.0f} s"
             return {**head, "status": TIMED_OUT, **self._notes(), "error": error, "traceback": self._traceback()}
+        self.end()  # what it left running would hold memory of the card
         return {**head, **self._verdict(code)}
 
     def end(self, *, dump: bool = False) -> None:
-        """Kill all of it; with `dump` it first writes where its threads stand, as faulthandler has
-        been switched on."""
+        """Kill all of it; with `dump` it first writes where its threads stand (faulthandler is
+        on)."""
         if dump:
             self.process.send_signal(signal.SIGABRT)
             with suppress(subprocess.TimeoutExpired):  # deep in a driver, where no signal is taken
@@ -234,8 +235,7 @@ class Session:
 
     @property
     def at_once(self) -> int:
-        """Checks side by side, where no time is measured: as many as memory and cores have room
-        for."""
+        """Checks side by side, where no time is measured: what memory and cores have room for."""
         if self.device == "cpu":
             return num_cores()
         return max(1, min(4, int(self.machine["memory_gb"] // 20), num_cores() // 4))
@@ -245,8 +245,8 @@ class Session:
         return self.work / self.part / name.replace(" ", "_").replace("/", "_")
 
     def run(self, checks: Sequence[Check], at_once: int = 1) -> list[Row]:
-        """Run checks, some of them side by side, and keep each result as it comes. Returns: in the
-        order of `checks`."""
+        """Run checks, some side by side, keeping each result as it comes. Returns: in their
+        order."""
         waiting, running = deque(checks), list[Running]()
         rows: dict[str, Row] = {}
         try:

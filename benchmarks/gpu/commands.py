@@ -36,8 +36,7 @@ def pytest_check(name: str, paths: Sequence[str], session: Session) -> Check:
 
 
 def of_junit(report: Path, ended: Ended) -> Row:
-    """Counts, and each failure with its traceback. Raises: OSError where pytest got to no
-    report."""
+    """Counts, and each failure with its traceback. Raises: OSError where there is no report."""
     cases = list(ET.parse(report).iter("testcase"))
     failures = [
         {"test": f"{case.get('classname')}::{case.get('name')}", "traceback": (fault.text or "")[-4000:]}
@@ -66,8 +65,7 @@ def of_probe(ended: Ended) -> Row:
 
 
 def stage_words(session: Session, stage: str, *, tokens: int = STEP_TOKENS) -> list[str]:
-    """Flags of a trainer without folders and shape: the profile, the data, and what keeps a run
-    short."""
+    """Flags of a trainer without folders and shape: the profile, the data, what keeps it short."""
     row_tokens = Recipe.of(tiny=session.tiny).row_tokens[stage]
     words = ["--profile", "smoke" if session.tiny else "default", "--tokenizer_dir", str(TOKENIZER_DIR)]
     words += ["--data_path", str(tensors(session.data, stage, row_tokens)), "--max_seq_len", str(row_tokens)]
@@ -105,8 +103,8 @@ def train_check(
 
 
 def of_training(must_fall: bool, ended: Ended) -> Row:
-    """Losses, speed and memory. Raises: CheckFailed where the trainer took another way than was
-    asked for."""
+    """Losses, speed and memory. Raises: CheckFailed where the trainer went another way than
+    asked."""
     figures = ended.json()
     for notice in FALLBACKS:
         if line := next((line.strip() for line in ended.err.splitlines() if notice in line), ""):

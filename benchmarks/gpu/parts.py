@@ -108,8 +108,10 @@ def steps(session: Session) -> None:
 
 
 def memory_checks(session: Session, free: Row) -> list[Check]:
-    """The same run with less memory than it took: a micro-batch chosen here is halved, one asked
-    for is refused."""
+    """The same run with less memory than it took.
+
+    A micro-batch that the trainer chose must be halved, one that was asked for be refused.
+    """
     names = ("out of memory, halved", "out of memory, refused")
     peak = free.get("peak_memory_gb")
     if not peak:
@@ -162,8 +164,8 @@ def steps_result(rows: Rows) -> str:
 
 
 def pipeline(session: Session) -> None:
-    """All that `run.sh` does after the environment, on the bundled data alone, and a talk with what
-    comes out."""
+    """All that `run.sh` does after the environment, on the bundled data, and a talk with the
+    result."""
     base = session.folder("run")
     own_flags = f"--device {session.device}" + (" --dtype auto" if session.tiny else "")
     environment = {

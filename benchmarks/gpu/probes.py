@@ -108,7 +108,7 @@ def driver_version() -> str:
 
 
 def attention(args: argparse.Namespace) -> dict[str, Any]:
-    """Attention of packed rows: errors against a dense mask in float64, and forward and backward time.
+    """Attention of packed rows: its errors against a dense mask in float64, and its time.
 
     On a GPU of FlexAttention and of the masked kernel; on a CPU of the blocked one, which it takes.
     """

@@ -93,7 +93,7 @@ def test_a_part_that_fails_one_that_hangs_and_one_that_crashes_do_not_stop_the_n
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     parts = [
         Part("broken", "raises", 60.0, broken, lambda rows: ""),
-        part("hanging", program("asleep", HANG, limit=1.5)),
+        part("hanging", program("asleep", HANG, limit=2.5)),
         part("crashing", program("segfault", crash), program("error", "raise ValueError('what it was')")),
         part("sound", program("well", "print('done')")),
     ]
@@ -151,10 +151,11 @@ def test_a_check_has_what_is_left_of_its_part_s_time_and_one_that_comes_later_is
     assert "timed out: asleep; not run: late" in found["result"]
 
 
-def test_what_a_hanging_check_has_started_ends_with_it(session: Session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", [True, False], ids=["hanging", "ended"])
+def test_what_a_check_has_started_ends_with_it(session: Session, tmp_path: Path, hangs: bool) -> None:
     alive = tmp_path / "alive"
     child = f"import pathlib, time\nwhile True:\n    pathlib.Path({str(alive)!r}).touch()\n    time.sleep(0.01)"
-    text = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
+    text = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}]){'.wait()' if hangs else ''}"
     run_part(part("family", program("parent", text, limit=2.0)), session)
     alive.unlink(missing_ok=True)
     time.sleep(0.3)
