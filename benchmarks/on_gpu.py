@@ -268,9 +268,11 @@ def part_lines(name: str, found: Row) -> list[str]:
 def figures(row: Row) -> list[str]:
     """The plain figures of a row; lists and tables have a place of their own."""
     plain = {name: value for name, value in row.items() if name not in HIDDEN and not isinstance(value, list | dict)}
-    return [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in plain.items()][
-        :FIGURES_SHOWN
-    ]
+    words = []
+    for name, value in list(plain.items())[:FIGURES_SHOWN]:
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        words.append(f"{name} {value:,}" if is_count else f"{name} {value}")
+    return words
 
 
 def docs_row(content: Row, name: str) -> str:

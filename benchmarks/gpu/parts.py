@@ -198,8 +198,8 @@ def pipeline(session: Session) -> None:
         well = all_ok(session.run([training]))
         if not well:
             continue
-        scores = partial(of_evaluation, base, stage)
-        evaluations.append(check(f"evaluate {stage}", planned(stage, "evaluate"), 90, scores))
+        judge = [*planned(stage, "evaluate"), *(["--max_samples", "8"] if session.tiny else [])]
+        evaluations.append(check(f"evaluate {stage}", judge, 90, partial(of_evaluation, base, stage)))
         if stage != "pretrain":
             path = latest_weights(WEIGHT_NAMES[stage], base / "out")
             session.run([talk_check(session, f"talk after {stage}", path)])

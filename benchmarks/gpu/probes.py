@@ -294,7 +294,11 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("the second run did not go on from the saved state. See what it said.")
     ours, theirs = (read_weights(latest_weights(WEIGHT_NAMES[args.stage], folder))[0] for folder in (killed, unbroken))
     different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
-    found: dict[str, Any] = {"resumed": resumed, "tensors": len(theirs), "different": len(different)}
+    found: dict[str, Any] = {
+        "resumed": resumed.removeprefix("resuming "),
+        "tensors": len(theirs),
+        "different": len(different),
+    }
     if different:
         largest = max((ours[name] - theirs[name]).abs().max().item() for name in different)
         found["problem"] = f"{len(different)} tensors differ, by {largest:.3g} at most: {', '.join(different[:3])}"
