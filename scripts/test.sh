@@ -22,7 +22,7 @@ main() {
   check format "$VENV_DIR/bin/ruff" format --check .
   check lint "$VENV_DIR/bin/ruff" check .
   check types "$VENV_DIR/bin/mypy"
-  check shell "$VENV_DIR/bin/shellcheck" scripts/*.sh .ci/run
+  check shell "$VENV_DIR/bin/shellcheck" scripts/*.sh benchmarks/*.sh .ci/run
   check requirements "$VENV_DIR/bin/python" -m pip check
   if ((rust)); then check_rust; fi
   check tests "$VENV_DIR/bin/python" -m pytest "$@"

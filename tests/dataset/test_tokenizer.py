@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
@@ -28,6 +26,9 @@ from dataset.tokenizer import (
     merge_bytes,
     to_byte_alphabet,
 )
+
+hypothesis = pytest.importorskip("hypothesis")
+example, given, settings, st = hypothesis.example, hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 shipped = RustBPETokenizer.from_directory(TOKENIZER_DIR)
 bytes_alone = {bytes([byte]): byte for byte in range(NUM_BYTES)}

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import regex
 import tiktoken
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 rustbpe = pytest.importorskip("rustbpe", exc_type=ImportError)
 if not hasattr(rustbpe, "Tokenizer"):  # the folder of the sources, which Python takes for a package, is not the module
     pytest.skip("the crate is not installed: maturin develop --release", allow_module_level=True)

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
@@ -30,6 +28,9 @@ from trainer.choices import (
 )
 from trainer.optim import build_optimizer, lr_at, set_lr
 from trainer.runtime import Runtime
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(**preset("192x4")).resolve()
