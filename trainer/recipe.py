@@ -32,7 +32,7 @@ from trainer.checkpoint import (
     weights_fingerprint,
 )
 from trainer.choices import fill_in, rehearse, repeat, row_length
-from trainer.flops import machine_peak, training_flops
+from trainer.flops import machine_peak, training_flops, usable_dtypes
 from trainer.loop import (
     BatchStream,
     Objective,
@@ -211,18 +211,26 @@ class Stage:
     def _repeat_choices(self, chosen: dict[str, Any]) -> None:
         """Take what the interrupted run had chosen, so that the arithmetic goes on as it began.
 
-        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it.
+        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it. It may
+        on an older one of the same kind too.
         """
         self.config = repeat(self.config, chosen)
-        here, before = self.runtime.device.type, chosen["device"]
-        if here == before:
-            self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
-            torch.set_num_threads(chosen["threads"])
+        here, before, dtype = self.runtime.device.type, chosen["device"], chosen["dtype"]
+        own = dtype_name(self.runtime.dtype)
+        if here != before:
+            self.say(
+                f"warning: this run began on {before} and goes on on {here}, in {own}: its numbers will differ a little, and "
+                "the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
+            )
             return
-        self.say(
-            f"warning: this run began on {before} and goes on on {here}, in {dtype_name(self.runtime.dtype)}: its numbers will "
-            "differ a little, and the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
-        )
+        torch.set_num_threads(chosen["threads"])
+        if dtype != "bfloat16" or self.run.train.dtype == dtype or dtype in usable_dtypes(self.runtime.device):
+            self.runtime = replace(self.runtime, dtype=DTYPES[dtype])
+        else:
+            self.say(
+                f"warning: this run began in {dtype}, which this {here} has no instructions for, and goes on in {own}: its "
+                "numbers will differ a little. --from_resume 0 starts afresh."
+            )
 
     def load_reference(self) -> MiniLLM:
         """The starting weights again, frozen. Raises: UserError when the stage starts from none."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
-from trainer import choices, runtime
+from trainer import choices, flops, runtime
 from trainer.checkpoint import read_checkpoint
 from trainer.choices import (
     CHOSEN,
@@ -317,6 +317,26 @@ def test_a_run_resumed_on_another_device_says_so_and_takes_its_dtype(
     assert tiny.train("pretrain", *words) == 0
     assert "this run began on cuda and goes on on cpu, in float32" in capsys.readouterr().err
     assert tiny.manifest("pretrain")["choices"]["dtype"] == "float32"
+
+
+def test_a_run_resumed_where_its_dtype_is_not_real_says_so_and_takes_another_unless_asked_for_it(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked, goes_on in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        words = ["--seed", "4", "--dtype", asked]
+        for module in (runtime, flops):
+            monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+        with killed_in_step(4):
+            tiny.train("pretrain", *words)
+        for module in (runtime, flops):
+            monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
+        assert tiny.train("pretrain", *words) == 0
+        said = (
+            "began in bfloat16, which this cpu has no instructions for, and goes on in float32"
+            in capsys.readouterr().err
+        )
+        assert said is (asked == "auto")
+        assert tiny.manifest("pretrain")["choices"]["dtype"] == goes_on
 
 
 def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:
