@@ -94,6 +94,10 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 SQUARE = 128
 """Queries and keys of one square of scores, which FlexAttention computes or passes over as a whole."""
 
+KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Without it rows of fewer than 128 tokens would take the kernel for decoding, whose tiles hold all queries of a group at
+once: it refuses where these are more than a square (8 heads on 2 and rows of 33 tokens are)."""
+
 
 def document_blocks(document_ids: Tensor) -> BlockMask:
     """What FlexAttention computes: causal, and within one document. Negative numbers are padding, a document of its own.
@@ -136,11 +140,14 @@ def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
 def document_attention(q: Tensor, k: Tensor, v: Tensor, documents: BlockMask) -> Tensor:
     """Grouped-query attention within documents, with gradients for q, k and v; keys and values are not copied.
 
+    A head of any even size is taken: the kernel rounds it up to a power of two and masks the rest.
+
     Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. documents: from `document_blocks`. Returns: (B, H, T, D).
     """
     if torch.compiler.is_compiling():  # the block around it, which it becomes a part of
-        return flex_attention(q, k, v, block_mask=documents, enable_gqa=True)
-    return _compiled_flex_attention()(q, k, v, block_mask=documents, enable_gqa=True)  # uncompiled it holds all scores
+        return flex_attention(q, k, v, block_mask=documents, enable_gqa=True, kernel_options=KERNEL_OPTIONS)
+    attend = _compiled_flex_attention()  # uncompiled it holds all scores
+    return attend(q, k, v, block_mask=documents, enable_gqa=True, kernel_options=KERNEL_OPTIONS)
 
 
 @functools.cache
@@ -154,21 +161,29 @@ _TRIED: dict[Hashable, bool] = {}
 
 
 def flex_works(
-    device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype, trial: Callable[[], object]
+    device: torch.device,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    trial: Callable[[], object],
+    *,
+    untried: bool = False,
 ) -> bool:
     """Whether `document_attention` can be used; where not, a line on stderr says why, once.
 
     Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So the first time
-    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with; compiled
-    blocks make their own.
+    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with.
 
-    Args: shape (H, K, D). trial: computes attention that way, and its gradients.
+    Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: expect it to work where
+    nothing is known against it: compiled blocks make kernels of their own, so those of a trial would serve nobody.
     """
     if device.type == "cpu":
         return False  # no backward pass there, and `blocked_attention` is fast
     key = (device, shape, dtype)
     if key not in _TRIED:
-        reason = _obstacle(device, head_dim=shape[-1]) or _failure(trial)
+        reason = _obstacle(device, head_dim=shape[-1])
+        if untried and not reason:
+            return True
+        reason = reason or _failure(trial)
         _TRIED[key] = not reason
         if reason:
             _tell(reason)

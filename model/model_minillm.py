@@ -163,8 +163,9 @@ class Attention(nn.Module):
         elif mask is not None and context.cache is None:
             y = (blocked_attention if x.device.type == "cpu" else masked_attention)(q, k, v, mask)
         else:
-            if x.device.type == "cuda" and v.dtype == torch.float32 and context.cache is None:
-                # PyTorch has one kernel for groups in float32, which holds all scores; with copied keys one that doesn't
+            if x.device.type == "cuda" and v.dtype != torch.bfloat16 and context.cache is None:
+                # In float32, and in float16 on the GPUs that have no bfloat16, PyTorch's one kernel for groups holds all
+                # scores; with copied keys there is one that doesn't
                 k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
@@ -296,6 +297,8 @@ class MiniLLM(nn.Module):
         self.gradient_checkpointing = False
         """Keep of each block only its input, and compute the rest again in the backward pass: less memory, about a
         third more time, the same gradients."""
+        self.tries_attention = False
+        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled always do."""
         self.model = Backbone(self.config)
         self.initialize()
 
@@ -392,7 +395,9 @@ class MiniLLM(nn.Module):
             return torch.autograd.grad(attention(start, context).float().sum(), start)
 
         shape = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
-        return flex_works(x.device, shape, compute_dtype(x), trial)
+        return flex_works(
+            x.device, shape, compute_dtype(x), trial, untried=self.is_compiled and not self.tries_attention
+        )
 
     def forward(self, input_ids: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) -> logits (B, T, V)."""
@@ -403,6 +408,11 @@ class MiniLLM(nn.Module):
         """Let torch.compile make one piece of code for all blocks, from the next forward pass on; or have none again."""
         for block in self.model.layers:
             block.compile() if wanted else setattr(block, "_compiled_call_impl", None)  # where compile() puts it
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the blocks run as compiled code."""
+        return self.model.layers[0]._compiled_call_impl is not None
 
     def num_parameters(self) -> int:
         """Trainable parameters; the tied matrix counts once."""

@@ -216,12 +216,19 @@ def repeat(config: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
 
 
 def rehearse(
-    config: TrainConfig, model: MiniLLM, step: Callable[[int], None], runtime: Runtime, *, free_to_choose: bool
+    config: TrainConfig,
+    model: MiniLLM,
+    step: Callable[[int], None],
+    runtime: Runtime,
+    *,
+    free_to_choose: bool,
+    resuming: bool = False,
 ) -> TrainConfig:
     """Try a micro-batch before the first step counts: what doesn't compile runs as it is, what doesn't fit is halved.
 
-    Args: step: computes loss and gradients of so many rows. free_to_choose: whether the micro-batch was chosen here,
-    and may change. Raises: UserError when a micro-batch of a size that was asked for doesn't fit, or a single row.
+    Args: step: computes loss and gradients of so many rows. free_to_choose: whether the micro-batch was not asked for,
+    and may change. resuming: whether steps were made already; then a step keeps its rows to the last one, so that the data
+    goes on where it was. Raises: UserError when a micro-batch of a size that was asked for doesn't fit, or a single row.
     """
     while True:
         failed: Exception | None = None
@@ -230,13 +237,15 @@ def rehearse(
         except Exception as error:  # compilers fail with whatever they meet
             failed = error
         model.zero_grad(set_to_none=True)
-        is_full = isinstance(failed, torch.OutOfMemoryError)
-        if runtime.any_rank(is_full):
+        if runtime.any_rank(is_out_of_memory(failed)):
             failed = None  # its frames hold the tensors of the step
-            config = _halved(config, free_to_choose)
+            config = _halved(config, free_to_choose, resuming, runtime)
         elif runtime.any_rank(failed is not None):
             if not config.use_compile:
                 raise failed or RuntimeError("another process failed: see its message")
+            if runtime.device.type == "cuda" and not model.tries_attention:
+                model.tries_attention = True  # if it was FlexAttention alone, the blocks compile without it
+                continue
             _say_without_compiler(failed, runtime)
             model.compile_blocks(False)
             config = replace(config, use_compile=False)
@@ -244,7 +253,14 @@ def rehearse(
             return config
 
 
-def _halved(config: TrainConfig, free_to_choose: bool) -> TrainConfig:
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a GPU's memory was full, perhaps while a compiler tried its code: it wraps what it meets."""
+    if error is None or isinstance(error, torch.OutOfMemoryError):
+        return error is not None
+    return is_out_of_memory(getattr(error, "inner_exception", None) or error.__cause__)
+
+
+def _halved(config: TrainConfig, free_to_choose: bool, resuming: bool, runtime: Runtime) -> TrainConfig:
     size = config.batch_size
     if size == 1 or not free_to_choose:
         raise UserError(
@@ -253,7 +269,19 @@ def _halved(config: TrainConfig, free_to_choose: bool) -> TrainConfig:
         )
     torch.compiler.reset()  # else the blocks are compiled anew for rows of any number, which is slower
     torch.cuda.empty_cache()
-    smaller, parts = split_rows(size * config.accumulation_steps, size // 2)
+    rows = size * config.accumulation_steps
+    smaller, parts = split_rows(rows, size // 2)
+    if resuming:
+        smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)
+        parts = rows // smaller
+        if runtime.is_main:
+            print(
+                f"micro-batches of {size} rows, which this run began with, do not fit the GPU's memory now: it goes on with "
+                f"{parts} of {smaller} a step, the same rows; its numbers will differ by rounding. "
+                f"(显存放不下原来的 {size} 行，改为每步 {parts} × {smaller} 行，数据不变)",
+                file=sys.stderr,
+                flush=True,
+            )
     return replace(config, batch_size=smaller, accumulation_steps=parts)
 
 

@@ -22,6 +22,9 @@ from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_states, set_rn
 
 MAX_SKIPPED_STEPS = 5
 """Steps in a row without a finite loss or gradient after which a run gives up."""
+MAX_OVERFLOWS = 21
+"""The same for steps whose loss is finite and whose gradients are too large for float16. Each halves the loss scale, and
+some of them at the start are no fault: this many lead from 65,536, where it begins, to 1/32, where it can't be the cause."""
 
 Batch = dict[str, Tensor]
 
@@ -134,7 +137,7 @@ def train(
     read later. (But float16's loss scaling waits once a step, and experts on a GPU without a grouped kernel wait in each
     product.)
     Raises: TrainingStopped when asked to end (the state is saved), TrainingDiverged after five steps without a
-    finite loss.
+    finite loss, or 21 whose gradients float16 can't hold.
     """
     runtime = run.runtime
     optimizer = build_optimizer(model, config, run.newton_schulz_dtype)
@@ -155,11 +158,12 @@ def train(
         grad_norm = clip_gradients(model, config.grad_clip)
         total = runtime.sum_over_ranks(total)
         finite = run.is_finite(total, grad_norm)
+        loss_scale = run.scaler.scale(torch.ones_like(total))
         run.scaler.step(optimizer, taken=finite)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
-        found = torch.stack([finite.float(), total, grad_norm, *counts, asked_to_stop])
+        found = torch.stack([finite.float(), total, grad_norm, *counts, asked_to_stop, loss_scale])
         run.after_step(Outcome(step + 1, lr, runtime.fetched(found)), model, optimizer, stream)
 
 
@@ -180,8 +184,9 @@ class Outcome:
     """Steps finished with it."""
     lr: float
     read: Callable[[], list[float]]
-    """Waits for the step, and gives six numbers: finite (1 or 0), loss in nats a target, gradient norm, the step's targets
-    and tokens, and how many processes were asked to stop: all read the same number after the same step."""
+    """Waits for the step, and gives seven numbers: finite (1 or 0), loss in nats a target, gradient norm, the step's targets
+    and tokens, how many processes were asked to stop (all read the same number after the same step), and float16's loss
+    scale (elsewhere 1)."""
 
 
 class Run:
@@ -208,7 +213,7 @@ class Run:
         self.newton_schulz_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.parent = ParentWatch()
         self.unread: list[Outcome] = []
-        self.skipped = 0
+        self.skipped = self.overflows = 0
         self.tokens = self.targets = 0.0
         self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
@@ -221,10 +226,12 @@ class Run:
             return 0
         model.load_state_dict(self.resume["model"], strict=True)
         optimizer.load_state_dict(self.resume["optimizer"])
-        self.scaler.load_state_dict(self.resume["scaler"])
+        if self.resume["scaler"]:  # empty where the run was not in float16 before
+            self.scaler.load_state_dict(self.resume["scaler"])
         set_rng_states(self.resume["rng"], self.runtime)
         self.tokens = self.tokens_at_clock = self.resume["tokens"]
         self.targets, self.skipped = self.resume["targets"], self.resume["skipped"]
+        self.overflows = self.resume.get("overflows", 0)
         step: int = self.resume["step"]
         self.resume = None  # frees the memory of a second copy of everything
         return step
@@ -262,15 +269,17 @@ class Run:
     def report(self, outcome: Outcome, stream: BatchStream) -> bool:
         """Log a step, or say which rows kept it from being taken; returns whether a process was asked to stop.
 
-        Raises: TrainingDiverged after five steps in a row that could not be taken.
+        Raises: TrainingDiverged after too many steps in a row that could not be taken.
         """
-        finite, loss, grad_norm, targets, tokens, asked_to_stop = outcome.read()
+        finite, loss, grad_norm, targets, tokens, asked_to_stop, loss_scale = outcome.read()
         self.tokens += tokens
         self.targets += targets
-        if finite:
-            self.skipped = 0
-        else:
+        if not finite:
             self.tell_of_skipped(outcome.step, loss, grad_norm, stream)
+        elif not math.isfinite(grad_norm):  # float16 alone comes here: elsewhere such a step is not finite
+            self.tell_of_overflow(outcome.step, loss_scale)
+        else:
+            self.skipped = self.overflows = 0
         if self.metrics is not None:
             self.show(outcome, loss, grad_norm, self.metrics)
         return bool(asked_to_stop)
@@ -311,6 +320,18 @@ class Run:
                 "Lower --learning_rate, or look at the rows with export_embeddings.py --inspect."
             )
 
+    def tell_of_overflow(self, step: int, loss_scale: float) -> None:
+        """Say that a step's gradients did not fit float16. Raises: TrainingDiverged after 21 such steps in a row."""
+        self.overflows += 1
+        self.say(
+            f"step {step}: gradients too large for float16 at loss scale {loss_scale:g}: step skipped, the scale is halved"
+        )
+        if self.overflows >= MAX_OVERFLOWS:
+            raise TrainingDiverged(
+                f"{self.overflows} steps in a row whose gradients float16 cannot hold, the last at loss scale {loss_scale:g}. "
+                "Lower --learning_rate, or pass --dtype float32."
+            )
+
     def evaluate(self, step: int, model: nn.Module) -> None:
         """Take the validation loss, outside the time that speeds are made of."""
         assert self.validate is not None
@@ -336,6 +357,7 @@ class Run:
                     "tokens": self.tokens,
                     "targets": self.targets,
                     "skipped": self.skipped,
+                    "overflows": self.overflows,
                     "choices": choices(self.config, self.runtime),
                 }
             )

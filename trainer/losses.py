@@ -31,6 +31,9 @@ class _TargetNats(torch.autograd.Function):
     - not summed: each token has a number of its own, known in the backward pass alone, and weight's gradient adds the
       tokens up. So the logits are computed again there, a chunk at a time. That fourth product is the price of holding
       neither all probabilities (N, V) nor a gradient of weight for each row (B, V, C).
+
+    A sum in float16 goes the second way too: the number that comes in bears the loss scale, and gradients that are rounded
+    to float16 before it is multiplied in have lost what it should have kept, probabilities below 6e-8 to begin with.
     """
 
     @staticmethod
@@ -103,6 +106,8 @@ def _target_nats(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: 
     if not torch.is_grad_enabled():  # a function's `needs_input_grad` does not look at this
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device_type, enabled=False):
+        if summed and hidden.dtype == torch.float16:
+            return _TargetNats.apply(hidden, weight, targets, False).sum()
         nats: Tensor = _TargetNats.apply(hidden, weight, targets, summed)
     return nats
 

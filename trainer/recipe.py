@@ -1,5 +1,6 @@
 """The frame of every supervised stage: flags -> data -> starting weights -> loop -> weights with their manifest."""
 
+import math
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ from trainer.checkpoint import (
     weights_fingerprint,
 )
 from trainer.choices import fill_in, rehearse, repeat, row_length
-from trainer.flops import machine_peak, training_flops
+from trainer.flops import machine_peak, training_flops, usable_dtypes
 from trainer.loop import (
     BatchStream,
     Objective,
@@ -212,18 +213,26 @@ class Stage:
     def _repeat_choices(self, chosen: dict[str, Any]) -> None:
         """Take what the interrupted run had chosen, so that the arithmetic goes on as it began.
 
-        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it.
+        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it. It may
+        on an older one of the same kind too.
         """
         self.config = repeat(self.config, chosen)
-        here, before = self.runtime.device.type, chosen["device"]
-        if here == before:
-            self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
-            torch.set_num_threads(chosen["threads"])
+        here, before, dtype = self.runtime.device.type, chosen["device"], chosen["dtype"]
+        own = dtype_name(self.runtime.dtype)
+        if here != before:
+            self.say(
+                f"warning: this run began on {before} and goes on on {here}, in {own}: its numbers will differ a little, and "
+                "the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
+            )
             return
-        self.say(
-            f"warning: this run began on {before} and goes on on {here}, in {dtype_name(self.runtime.dtype)}: its numbers will "
-            "differ a little, and the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
-        )
+        torch.set_num_threads(chosen["threads"])
+        if dtype != "bfloat16" or self.run.train.dtype == dtype or dtype in usable_dtypes(self.runtime.device):
+            self.runtime = replace(self.runtime, dtype=DTYPES[dtype])
+        else:
+            self.say(
+                f"warning: this run began in {dtype}, which this {here} has no instructions for, and goes on in {own}: its "
+                "numbers will differ a little. --from_resume 0 starts afresh."
+            )
 
     def load_reference(self) -> MiniLLM:
         """The starting weights again, frozen. Raises: UserError when the stage starts from none."""
@@ -234,7 +243,7 @@ class Stage:
 
     def fit(self, model: MiniLLM, rows: Rows, objective: Objective, validation: Rows | None) -> int:
         """Train, write the weights, and return the exit code."""
-        self._rehearse(model, rows, objective)
+        self._rehearse(model, rows, objective, validation)
         stream = BatchStream(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         first_step = self.resume["step"] if self.resume else 0
@@ -274,7 +283,7 @@ class Stage:
         self.runtime.close()
         return 0
 
-    def _rehearse(self, model: MiniLLM, rows: Rows, objective: Objective) -> None:
+    def _rehearse(self, model: MiniLLM, rows: Rows, objective: Objective, validation: Rows | None) -> None:
         """Where a compiler or a GPU's memory could fail, find out before the first step."""
         if not self.config.use_compile and self.runtime.device.type != "cuda":
             return
@@ -289,16 +298,21 @@ class Stage:
                 loss = objective.loss_sum(model, self.runtime.to_device(batch)) / num_targets
             loss.backward()
             del held
-            if self.config.use_compile and self.runtime.validates_compiled:  # better now than hours later
-                with torch.no_grad(), self.runtime.autocast():
-                    objective.loss_sum(model.eval(), self.runtime.to_device(batch))
+            if (
+                validation and self.config.use_compile and self.runtime.validates_compiled
+            ):  # better now than hours later
+                for numbers in validation_batches(len(validation), num_rows, self.runtime)[:1]:
+                    with torch.no_grad(), self.runtime.autocast():
+                        objective.loss_sum(model.eval(), self.runtime.to_device(validation.batch(numbers)))
 
         # The optimizer makes its two moments of each weight in the first step, and all micro-batches but a step's first
         # one find gradients there: here their memory is held for them.
         rows_of_step = self.config.batch_size * self.config.accumulation_steps
         num_weights = sum(p.numel() for p in model.parameters()) if self.runtime.device.type == "cuda" else 0
-        chosen_here = self.resume is None and not self.run.train.batch_size
-        self.config = rehearse(self.config, model, step, self.runtime, free_to_choose=chosen_here)
+        self.config = rehearse(
+            self.config, model, step, self.runtime,
+            free_to_choose=not self.run.train.batch_size, resuming=self.resume is not None,
+        )  # fmt: skip
 
     def _token_cost(self) -> float:
         """A token's operations as a share of what all devices can do in a second."""
@@ -310,19 +324,17 @@ class Stage:
         if rows is None or len(rows) == 0:
             self.say("no validation data beside the tensors: no validation loss will be shown")
             return None
-        count = min(VALIDATION_ROWS, len(rows))
-        numbers = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
-        runtime, size = self.runtime, self.config.batch_size
+        runtime = self.runtime
+        batches = validation_batches(len(rows), self.config.batch_size, runtime)
         sizes = token_bytes(self.tokenizer).to(runtime.device)
 
         @torch.no_grad()
         def validate(model: nn.Module) -> dict[str, float]:
             model.eval()
             sums = torch.zeros(4, device=runtime.device)  # loss, targets; nats and bytes of the text among them
-            mine = numbers[runtime.rank :: runtime.world_size]
             with runtime.validating():
-                for start in range(0, len(mine), size):
-                    batch = rows.batch(mine[start : start + size])
+                for numbers in batches:
+                    batch = rows.batch(numbers)
                     with runtime.autocast():
                         if isinstance(objective, NextToken):
                             sums[[0, 2, 3]] += objective.text_sums(model, runtime.to_device(batch), sizes)
@@ -367,6 +379,21 @@ class Stage:
         """Print a line from the main process."""
         if self.runtime.is_main:
             print(text, file=sys.stderr, flush=True)
+
+
+def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.ndarray]:
+    """Numbers of the rows in each batch of this process, `size` at most: VALIDATION_ROWS in all, evenly spread.
+
+    A GPU compiles a kernel for each size that it meets, so there the batches are equal, at the price of a few rows.
+    """
+    count, world = min(VALIDATION_ROWS, num_rows), runtime.world_size
+    if runtime.validates_compiled and count >= world:
+        parts = math.ceil(count // world / size)
+        size = count // world // parts
+        count = parts * size * world
+    numbers = np.linspace(0, num_rows - 1, count).round().astype(np.int64)
+    mine = numbers[runtime.rank :: world]
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
 def tensors_beside(records: Path, stage: str) -> Path:

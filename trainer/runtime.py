@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import platform
 import random
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -89,6 +91,24 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+CARD_MARGIN = 0.05
+"""Of a GPU's memory, what is left to the desktop and to libraries where the driver spills."""
+
+
+def driver_spills() -> bool:
+    """Whether the GPU's driver lends the host's memory when its own is full, as that of Windows does, WSL2 included.
+
+    Then nothing is ever out of memory; a step that does not fit is many times slower instead.
+    """
+    return sys.platform == "win32" or "microsoft" in platform.release().lower()
+
+
+def stay_on_card(device: torch.device) -> None:
+    """Let PyTorch run out of memory where the card's own ends: what is free now is all that this process may take."""
+    free, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(max(0.0, free / total - CARD_MARGIN), device)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where one process computes, and its place among the others."""
@@ -112,6 +132,8 @@ class Runtime:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+            if driver_spills():
+                stay_on_card(chosen)
         elif chosen.type == "cpu":
             keep_freed_memory()
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -139,7 +161,12 @@ class Runtime:
 
     def pinned(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch that the GPU can fetch while it works; elsewhere the batch itself."""
-        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self.device.type == "cuda" else batch
+        if self.device.type != "cuda":
+            return batch
+        try:
+            return {name: tensor.pin_memory() for name, tensor in batch.items()}
+        except RuntimeError:  # WSL2 allows little pinned memory, and from other memory the GPU can be served too
+            return batch
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch, without waiting for it."""
@@ -149,7 +176,7 @@ class Runtime:
         """Send a few numbers (n,) to the host; what comes back waits for them, and for nothing asked for later."""
         if self.device.type != "cuda":
             return numbers.tolist
-        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        host = self.pinned({"numbers": torch.empty(numbers.shape, dtype=numbers.dtype)})["numbers"]
         host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()

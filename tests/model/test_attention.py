@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -146,15 +147,32 @@ def test_squares_that_are_passed_over_hold_no_pair_and_whole_ones_every_pair(
     assert torch.equal(squares(found.full_q_num_blocks, found.full_q_indices), whole.mT)
 
 
-@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (6, 2), (4, 1)])
+@pytest.mark.parametrize(("H", "K", "D"), [(4, 4, 16), (4, 2, 16), (6, 2, 16), (4, 1, 16), (4, 2, 80), (4, 2, 96)])
 @pytest.mark.parametrize("T", [40, SQUARE + 72])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as a reference it may be slow
-def test_document_attention_equals_the_dense_one(monkeypatch: pytest.MonkeyPatch, T: int, H: int, K: int) -> None:
+def test_document_attention_equals_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch, T: int, H: int, K: int, D: int
+) -> None:
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
     documents = packed(2, T)
-    q, k, v = (x.detach() for x in inputs(2, H, K, T, 16, torch.float32))
+    q, k, v = (x.detach() for x in inputs(2, H, K, T, D, torch.float32))
     dense = blocked_attention(q, k, v, causal_bias(documents, torch.float32))
     torch.testing.assert_close(document_attention(q, k, v, document_blocks(documents)), dense)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_short_rows_do_not_take_the_kernel_for_decoding(monkeypatch: pytest.MonkeyPatch, compiling: bool) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        asked.append(options["kernel_options"])
+        return q
+
+    monkeypatch.setattr(attention, "flex_attention", attend)
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: attend)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    document_attention(*inputs(1, 2, 1, 40, 16, torch.float32), document_blocks(packed(1, 40)))
+    assert asked == [{"FORCE_USE_FLEX_ATTENTION": True}]
 
 
 def test_masked_attention_equals_the_blocked_one() -> None:
@@ -169,11 +187,19 @@ def test_masked_attention_equals_the_blocked_one() -> None:
 
 
 @ON_CUDA
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("T", [40, SQUARE + 72, 4 * SQUARE])
-def test_on_cuda_values_and_gradients_equal_those_of_the_dense_mask(T: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("T", "D", "dtype"),
+    [
+        (40, 64, torch.bfloat16),
+        (SQUARE + 72, 64, torch.float32),
+        (4 * SQUARE, 64, torch.bfloat16),
+        (4 * SQUARE, 80, torch.bfloat16),
+        (SQUARE + 72, 96, torch.bfloat16),
+    ],
+)
+def test_on_cuda_values_and_gradients_equal_those_of_the_dense_mask(T: int, D: int, dtype: torch.dtype) -> None:
     documents = packed(2, T).cuda()
-    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs(2, 4, 2, T, 64, dtype))
+    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs(2, 8, 2, T, D, dtype))
     bias = causal_bias(documents, torch.float64)
     precise = [x.double() for x in (q, k, v)]
     truth = F.scaled_dot_product_attention(*precise, attn_mask=bias, enable_gqa=True)
@@ -230,6 +256,17 @@ def test_flex_attention_is_tried_once_and_then_used(gpu: torch.device, capsys: p
     assert all(flex_works(gpu, SHAPE, torch.bfloat16, trial) for _ in range(3))
     assert trial.count == 1
     assert capsys.readouterr().err == ""
+
+
+def test_blocks_that_make_kernels_of_their_own_are_told_without_a_trial(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial(RuntimeError("out of resource"))
+    assert flex_works(gpu, SHAPE, torch.bfloat16, trial, untried=True) and trial.count == 0
+    assert not flex_works(gpu, SHAPE, torch.bfloat16, trial) and trial.count == 1
+    assert not flex_works(gpu, SHAPE, torch.bfloat16, trial, untried=True)  # known by now
+    old(monkeypatch)
+    assert not flex_works(gpu, SHAPE, torch.float16, trial, untried=True) and trial.count == 1
 
 
 def test_where_flex_attention_fails_one_line_says_why_and_it_is_not_tried_again(

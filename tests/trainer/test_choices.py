@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
-from trainer import choices, runtime
+from trainer import choices, flops, runtime
 from trainer.checkpoint import read_checkpoint
 from trainer.choices import (
     CHOSEN,
@@ -26,6 +26,7 @@ from trainer.choices import (
     split_rows,
     step_tokens,
 )
+from trainer.objectives import NextToken
 from trainer.optim import build_optimizer, lr_at, set_lr
 from trainer.runtime import Runtime
 
@@ -169,26 +170,53 @@ def test_the_parts_of_a_step_fit_and_make_no_more_of_it_than_a_row_each(rows: in
     assert rows % size == 0 or 2 * size >= min(most, rows)  # a prime number of rows makes no tiny ones
 
 
+class CompilerError(RuntimeError):
+    """As PyTorch's compiler wraps what it meets."""
+
+    def __init__(self, inner_exception: Exception) -> None:
+        super().__init__(str(inner_exception))
+        self.inner_exception = inner_exception
+
+
 class Steps:
     """A rehearsal's micro-batches: too many rows don't fit, and compiled ones fail where asked."""
 
-    def __init__(self, most_rows: int, *, compiler_breaks: bool = False) -> None:
-        self.most_rows, self.compiler_breaks, self.tried = most_rows, compiler_breaks, []  # type: ignore[var-annotated]
+    def __init__(self, most_rows: int, *, compiler_breaks: bool = False, attention_breaks: bool = False) -> None:
+        self.most_rows, self.compiler_breaks, self.attention_breaks = most_rows, compiler_breaks, attention_breaks
+        self.tried: list[int] = []
         self.model = MiniLLM(TINY)
 
     def __call__(self, num_rows: int) -> None:
         self.tried.append(num_rows)
         if num_rows > self.most_rows:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        if self.compiler_breaks and self.model.model.layers[0]._compiled_call_impl is not None:
+            full = torch.OutOfMemoryError("CUDA out of memory")
+            raise CompilerError(full) if self.model.is_compiled else full
+        if self.model.is_compiled and (
+            self.compiler_breaks or (self.attention_breaks and not self.model.tries_attention)
+        ):
             raise RuntimeError("no C++ compiler\nand many more lines")
 
 
-def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_stays() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_stays(compiled: bool) -> None:
     steps = Steps(5)
-    config = TrainConfig(batch_size=24, accumulation_steps=1, use_compile=False)
+    steps.model.compile_blocks(compiled)
+    config = TrainConfig(batch_size=24, accumulation_steps=1, use_compile=compiled)
     found = rehearse(config, steps.model, steps, CPU, free_to_choose=True)
     assert (found.batch_size, found.accumulation_steps) == (3, 8) and steps.tried == [24, 12, 6, 3]
+    assert found.use_compile is compiled  # the compiler was not at fault
+
+
+def test_a_resumed_run_whose_micro_batch_no_longer_fits_keeps_the_rows_of_a_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for resuming, sizes in ((False, (4, 3)), (True, (1, 11))):  # a row more would be a row that comes again too early
+        steps = Steps(4)
+        config = TrainConfig(batch_size=11, accumulation_steps=1, use_compile=False)
+        found = rehearse(config, steps.model, steps, CPU, free_to_choose=True, resuming=resuming)
+        assert (found.batch_size, found.accumulation_steps) == sizes
+        said = capsys.readouterr().err
+        assert ("micro-batches of 11 rows" in said and "11 of 1 a step" in said) if resuming else not said
 
 
 @pytest.mark.parametrize(("most", "free", "words"), [(5, False, "of so many rows"), (0, True, "a single row")])
@@ -206,6 +234,22 @@ def test_what_does_not_compile_runs_without_after_one_line(capsys: pytest.Captur
     assert rehearse(config, steps.model, steps, CPU, free_to_choose=True) == replace(config, use_compile=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("torch.compile failed (no C++ compiler): training goes on without it")
+
+
+GPU = Runtime(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.parametrize("fault", ["attention", "compiler"])
+def test_blocks_that_fail_with_flex_attention_are_compiled_without_before_the_compiler_is_given_up(
+    fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(8, compiler_breaks=fault == "compiler", attention_breaks=fault == "attention")
+    steps.model.compile_blocks()
+    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
+    found = rehearse(config, steps.model, steps, GPU, free_to_choose=True)
+    assert found.use_compile is steps.model.is_compiled is (fault == "attention")
+    assert len(steps.tried) == (2 if fault == "attention" else 3)
+    assert ("torch.compile failed" in capsys.readouterr().err) is (fault == "compiler")
 
 
 def test_a_fault_that_is_not_the_compilers_is_raised() -> None:
@@ -232,6 +276,32 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
     assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
 
 
+def test_a_run_resumed_where_less_memory_is_takes_smaller_micro_batches_of_the_same_steps(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MiniLLM, "compile_blocks", lambda self, wanted=True: None)
+    words = ["--batch_size", "0", "--accumulation_steps", "0", "--tokens_per_step", "128", "--use_compile", "1"]
+    assert tiny.train("pretrain", *words) == 0
+    losses = tiny.metric("pretrain")
+    assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
+    tiny.path("pretrain").unlink()
+    with killed_in_step(4):
+        tiny.train("pretrain", *words)
+    loss_sum = NextToken.loss_sum
+
+    def full(self: NextToken, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(batch["input_ids"]) > 2 and model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_sum(self, model, batch)
+
+    monkeypatch.setattr(NextToken, "loss_sum", full)
+    assert tiny.train("pretrain", *words) == 0
+    assert "goes on with 2 of 2 a step" in capsys.readouterr().err
+    found = tiny.manifest("pretrain")["choices"]
+    assert (found["batch_size"], found["accumulation_steps"]) == (2, 2)
+    assert list(tiny.metric("pretrain").values()) == pytest.approx(list(losses.values()), rel=1e-4)
+
+
 def test_a_run_resumed_on_another_device_says_so_and_takes_its_dtype(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +318,26 @@ def test_a_run_resumed_on_another_device_says_so_and_takes_its_dtype(
     assert tiny.train("pretrain", *words) == 0
     assert "this run began on cuda and goes on on cpu, in float32" in capsys.readouterr().err
     assert tiny.manifest("pretrain")["choices"]["dtype"] == "float32"
+
+
+def test_a_run_resumed_where_its_dtype_is_not_real_says_so_and_takes_another_unless_asked_for_it(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked, goes_on in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        words = ["--seed", "4", "--dtype", asked]
+        for module in (runtime, flops):
+            monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+        with killed_in_step(4):
+            tiny.train("pretrain", *words)
+        for module in (runtime, flops):
+            monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
+        assert tiny.train("pretrain", *words) == 0
+        said = (
+            "began in bfloat16, which this cpu has no instructions for, and goes on in float32"
+            in capsys.readouterr().err
+        )
+        assert said is (asked == "auto")
+        assert tiny.manifest("pretrain")["choices"]["dtype"] == goes_on
 
 
 def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:

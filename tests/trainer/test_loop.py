@@ -13,6 +13,7 @@ from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
+from trainer.checkpoint import read_weights
 from trainer.loop import Batch, BatchStream, Outcome, Run, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
@@ -196,6 +197,70 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
         tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
 
 
+def overflow_in(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the embedding's gradient infinite in the first backward passes, while every loss stays finite."""
+    loss_sum, left = NextToken.loss_sum, [passes]
+
+    def infinite(gradient: torch.Tensor) -> torch.Tensor:
+        left[0] -= 1
+        return gradient * float("inf") if left[0] >= 0 else gradient
+
+    def hooked(objective: NextToken, model: MiniLLM, rows: Batch) -> torch.Tensor:
+        weight = model.output_weight
+        if weight.requires_grad and not weight._backward_hooks:
+            weight.register_hook(infinite)
+        return loss_sum(objective, model, rows)
+
+    monkeypatch.setattr(NextToken, "loss_sum", hooked)
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_gradients_too_large_for_float16_are_told_and_the_run_goes_on(
+    tiny: TinyRun,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    if where == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
+    overflow_in(12, monkeypatch)  # two passes a step
+    assert tiny.train("pretrain", "--dtype", "float16", "--seed", "3", "--max_steps", "9") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "too large for float16" in line]
+    assert [line.split(":")[0] for line in said] == [f"step {step}" for step in range(1, 7)]  # more than five
+    assert "loss scale 65536" in said[0] and "loss scale 2048" in said[-1]
+    assert all(tensor.isfinite().all() for tensor in tiny.weights("pretrain").values())
+    losses = tiny.metric("pretrain")
+    assert losses[9] < losses[1]
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_gradients_that_never_fit_float16_end_the_run_with_the_cause(
+    tiny: TinyRun, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
+    overflow_in(1000, monkeypatch)
+    words = ["--dtype", "float16", "--seed", "3", "--epochs", "50", "--max_steps", "40", "--save_interval", "4"]
+    with killed_in_step(10):
+        tiny.train("pretrain", *words)
+    with pytest.raises(
+        UserError, match=r"21 steps in a row whose gradients float16 cannot hold, .* 0\.0625\. .*float32"
+    ):
+        tiny.train("pretrain", *words)
+
+
+def test_a_run_that_goes_on_in_float16_after_another_dtype_starts_with_a_fresh_loss_scale(tiny: TinyRun) -> None:
+    with killed_in_step(4):
+        tiny.train("pretrain", "--seed", "4")
+    path = tiny.out / "checkpoints" / "pretrain" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["scaler"] == {}
+    torch.save(state | {"choices": state["choices"] | {"dtype": "float16"}}, path)
+    assert tiny.train("pretrain", "--seed", "4") == 0
+    assert tiny.manifest("pretrain")["choices"]["dtype"] == "float16"
+
+
 def test_a_validation_that_does_not_compile_is_found_out_before_the_first_step(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +294,22 @@ def test_a_deterministic_run_killed_and_resumed_ends_in_the_same_bits_on_cuda(ti
         tiny.train(stage, *words)
     assert tiny.train(stage, *words) == 0
     assert same(tiny.weights(stage), unbroken)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU every run gives the same bits")
+@pytest.mark.usefixtures("determinism_ends_with_the_test")
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_flex_attention_and_experts_give_the_same_bits_again_on_cuda(tiny: TinyRun, kind: str, compiled: str) -> None:
+    words = ["--device", "cuda", "--deterministic", "--dtype", "auto", "--use_compile", compiled, "--hidden_size", "64"]
+    if kind == "moe":  # heads of 32: those of the other tests are too small for FlexAttention
+        words += ["--use_moe", "--num_experts", "4", "--moe_intermediate_size", "32"]
+    path = tiny.out / ("pretrain_64_moe.pth" if kind == "moe" else "pretrain_64.pth")
+    runs = []
+    for _ in range(2):
+        assert tiny.train("pretrain", *words, "--from_resume", "0") == 0
+        runs.append(read_weights(path)[0])
+    assert same(*runs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: on a CPU nothing waits for a device")

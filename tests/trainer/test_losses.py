@@ -104,6 +104,22 @@ def test_under_autocast_products_are_rounded_and_nothing_else(loss: Loss) -> Non
     assert_close(found, wanted, atol=0.05, rtol=0.02)
 
 
+def test_in_float16_gradients_are_rounded_after_the_loss_scale_and_not_before() -> None:
+    scale = 65536.0
+    labels = torch.tensor([[0, 0, 0]])
+    hidden = torch.tensor([[[1.0, 0.5], [1.0, 0.25], [1.0, 0.0]]], requires_grad=True)  # (1, 3, 2)
+    weight = torch.tensor(
+        [[12.0, 0.0], [-8.0, 0.0], [-8.0, 1.0]], requires_grad=True
+    )  # the others' probabilities: 2e-9
+    wanted = torch.autograd.grad(-plain_logps(hidden, weight, labels).sum(), (hidden, weight))
+    with torch.autocast("cpu", torch.float16):
+        loss = lm_loss_sum(hidden, weight, labels, target_places(labels))
+    assert_close(loss, -plain_logps(hidden, weight, labels).sum(), atol=1e-6, rtol=0.0)
+    found = torch.autograd.grad(loss * scale, (hidden, weight))
+    assert_close(tuple(gradient / scale for gradient in found), wanted, atol=1e-11, rtol=2e-3)
+    assert wanted[0].abs().max() < torch.finfo(torch.float16).smallest_normal  # without the scale little or nothing
+
+
 def test_a_loss_that_nobody_derives_computes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = LABELS["answers of two pairs"]
     hidden, weight = operands(labels)

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch.testing import assert_close
 
 from configs.paths import ROOT
@@ -17,6 +19,8 @@ from configs.schema import UserError
 from tests.tiny_run import SHAPE, TRAINERS, TinyRun, same, sum_record, write_jsonl
 from trainer.checkpoint import read_weights
 from trainer.loop import Run
+from trainer.recipe import validation_batches
+from trainer.runtime import Runtime
 
 STAGES = ("pretrain", "sft", "dpo")
 FILES = {"pretrain": "train_pretrain", "sft": "train_full_sft", "dpo": "train_dpo"}
@@ -141,6 +145,29 @@ def test_a_mixture_of_experts_trains_and_its_weights_say_so(tiny: TinyRun) -> No
     assert (config.use_moe, config.num_experts) == (True, 4)
     assert tiny.train("sft", "--use_moe", "--max_steps", "1") == 0
     assert (tiny.out / "full_sft_16_moe.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "size"), [(1000, 32), (1000, 48), (1000, 128), (50, 32), (7, 3), (1, 4), (130, 65)]
+)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_gpu_validates_in_batches_of_one_size_and_a_cpu_on_every_row(
+    num_rows: int, size: int, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_all_processes() -> list[np.ndarray]:
+        runtimes = [Runtime(torch.device("cpu"), torch.float32, rank, world_size) for rank in range(world_size)]
+        return [batch for runtime in runtimes for batch in validation_batches(num_rows, size, runtime)]
+
+    count = min(128, num_rows)
+    wanted = np.linspace(0, num_rows - 1, count).round().astype(int)
+    assert sorted(np.concatenate(of_all_processes())) == list(wanted)
+    monkeypatch.setattr(Runtime, "validates_compiled", True)
+    batches = of_all_processes()
+    rows = np.concatenate(batches)
+    if num_rows >= world_size:
+        assert len({len(batch) for batch in batches}) == 1 and len(batches[0]) <= size
+        assert len(rows) > count - len(batches) - world_size
+    assert len(set(rows)) == len(rows) and min(rows) == 0 and max(rows) <= num_rows - 1
 
 
 # --- how it is started ----------------------------------------------------------------------------------------------

@@ -64,6 +64,46 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are(monkeypatch: pytes
             choose_device(name)
 
 
+@pytest.mark.parametrize(
+    ("release", "system", "spills"),
+    [
+        ("6.6.87.2-microsoft-standard-WSL2", "linux", True),
+        ("4.4.0-19041-Microsoft", "linux", True),
+        ("11", "win32", True),
+        ("6.1.0-18-amd64", "linux", False),
+        ("24.6.0", "darwin", False),
+    ],
+)
+def test_where_the_driver_spills_a_process_takes_no_more_than_is_free_on_the_card(
+    monkeypatch: pytest.MonkeyPatch, release: str, system: str, spills: bool
+) -> None:
+    limits: list[tuple[float, torch.device]] = []
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9 << 30, 12 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+    Runtime.start("cuda", "bfloat16")
+    assert limits == ([(pytest.approx(0.7), card)] if spills else [])
+
+
+def test_where_no_memory_can_be_pinned_batches_go_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = {"input_ids": torch.arange(4)}
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    assert torch.equal(CPU.pinned(batch)["input_ids"], torch.arange(4))
+    gpu = replace(CPU, device=torch.device("cuda", 0))
+    assert torch.equal(gpu.pinned(batch)["input_ids"], torch.arange(4) + 1)
+
+    def refused(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    assert gpu.pinned(batch) is batch
+
+
 @pytest.mark.usefixtures("determinism_ends_with_the_test")
 def test_deterministic_refuses_kernels_that_may_differ() -> None:
     Runtime.start("cpu", "float32")
