@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataset.samples.preference_answers import Others, drafts
-from dataset.samples.preference_prompts import HALVES, Prompt, Side, prompts
+from dataset.samples.preference_prompts import SIDES, Prompt, Side, prompts
 
 WEIGHTS: dict[str, dict[str, int]] = {
     "wrong_fact": {"facts": 620},
@@ -35,7 +35,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "too_short": {"facts": 90, "sums": 60, "stories": 10, "everyday": 40, "feelings": 60, "chat": 10, "unknown": 30},
     "impolite": {"everyday": 60, "sums": 60, "basics": 40, "facts": 140},
     "refusal": {"sums": 40, "basic sums": 20, "facts": 100, "basics": 50, "stories": 40, "everyday": 50},
-    "overclaim": {"limits": 20, "beyond": 120, "unknown": 300},
+    "overclaim": {"limits": 50, "beyond": 120, "unknown": 270},
     "cold": {"feelings": 260},
     "rude": {"facts": 60, "sums": 30, "everyday": 40},
     "repetitive": {"facts": 60, "sums": 30, "everyday": 40},
@@ -69,15 +69,15 @@ def _numbers(kind: str, sources: Mapping[str, Sequence[Prompt]], side: Side) -> 
 def _spread(mine: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
     """The prompts in random order, those about something new first."""
     seen: dict[str, int] = {}
-    turns = []
+    turns: list[tuple[int, int, Prompt]] = []
     for prompt in rng.sample(mine, min(len(mine), MOST_TRIED)):
         turns.append((seen.get(prompt.key, 0), len(turns), prompt))
         seen[prompt.key] = seen.get(prompt.key, 0) + 1
     return [prompt for _, _, prompt in sorted(turns, key=lambda turn: turn[:2])]
 
 
-def _pairs(kind: str, side: Side, others: Others) -> Iterator[dict[str, Any]]:
-    """The pairs of one kind and side."""
+def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[dict[str, Any]]:
+    """The pairs of one kind and side. `said` are the bad answers of other sides, which are avoided."""
     rng = random.Random(f"{kind} {side}")
     sources = prompts(side)
     used: Counter[str] = Counter()
@@ -93,6 +93,7 @@ def _pairs(kind: str, side: Side, others: Others) -> Iterator[dict[str, Any]]:
             found = drafts(kind, prompt, others, rng)
             if not found:
                 continue
+            found = [text for text in found if text not in said] or found
             least = min(used[text] for text in found)
             fresh = [text for text in found if used[text] == least]
             bad = min(fresh, key=lambda text: abs(len(text) - target)) if kind in BALANCED_KINDS else fresh[0]
@@ -117,7 +118,9 @@ def _record(prompt: Prompt, bad: str, kind: str, side: Side) -> dict[str, Any]:
 
 def records() -> Iterator[dict[str, Any]]:
     """Preference records with `kind` and `cluster`; held-out ones carry `split`."""
-    for side in ("train", *HALVES):
+    said: set[str] = set()
+    for side in SIDES:
         others = Others(side)
-        for kind in KINDS:
-            yield from _pairs(kind, side, others)
+        made = [record for kind in KINDS for record in _pairs(kind, side, others, said)]
+        said |= {record["rejected"][-1]["content"] for record in made}
+        yield from made

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dataset.samples import knowledge
-from dataset.samples.arithmetic_problems import Problem
+from dataset.samples.arithmetic_problems import LIMIT, Problem
 from dataset.samples.preference_prompts import Neighbours, Prompt, Side, core, equation, facts, prompts, wordings
 
 STYLES_FILE = Path(__file__).with_name("preference_styles.yaml")
@@ -32,6 +32,8 @@ LEAD_SHARE = 0.25
 """Of the answers that are too long: those that begin with talk."""
 BARE_SHARE = 0.35
 """Of the impolite answers: those that don't say what was asked."""
+HONEST_SHARE = 0.5
+"""Of the refusals: those in the very words that are right for a question which was not taught."""
 SLIPS = {1: 5, -1: 5, 10: 3, -10: 3, 2: 1, -2: 1}
 """By how much wrong results miss the right one, by weight."""
 
@@ -87,8 +89,8 @@ def wrong_sum(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     if found is None:
         return []
     if prompt.source == "steps":
-        start, _, result = prompt.answer.rstrip("。").rpartition("=")
-        return [f"{start}={wrong}。" for wrong in _misses(int(result), rng)]
+        start, _, last = prompt.answer.rstrip("。").rpartition("=")
+        return [f"{start}={wrong}。" for wrong in _misses(int(last), rng)]
     a, sign, b, result = found
     head, tail = f"{a}{sign}{b}=", prompt.answer.partition("=")[2].removeprefix(str(result))
     drafts = [f"{head}{wrong}{_with_result(tail, result, wrong)}" for wrong in _misses(result, rng, a, sign, b)]
@@ -153,19 +155,14 @@ def _other_facts(prompt: Prompt, others: Others) -> list[str]:
 
 def _about_numbers(a: int, b: int, rng: random.Random) -> list[str]:
     """True sentences about two numbers that don't compute anything."""
-    kind = ["双数", "单数"]
-    found = [
-        f"{a}是{kind[a % 2]}，{b}是{kind[b % 2]}。",
-        f"{a}在{a - 1}和{a + 1}之间。" if a > 0 else f"{b}的后面是{b + 1}。",
-        f"{b}的后面是{b + 1}。",
-        f"{a}的后面是{a + 1}。",
-        f"{a}是{kind[a % 2]}。",
-        f"{b}是{kind[b % 2]}。",
-    ]
+    kinds = [("双数", "单数")[number % 2] for number in (a, b)]
+    found = [f"{a}是{kinds[0]}，{b}是{kinds[1]}。", f"{b}是{kinds[1]}，{a}是{kinds[0]}。"]
+    if kinds[0] == kinds[1] and a != b:
+        found += [f"{a}和{b}都是{kinds[0]}。"]
     if a != b:
         found += [f"{max(a, b)}比{min(a, b)}大。", f"{min(a, b)}比{max(a, b)}小。"]
-    if a == b:
-        found.append(f"{a}和{b}一样大。")
+    else:
+        found += [f"{a}和{b}一样大。"]
     if min(a, b) > 9 and max(a, b) < 100:
         found += [f"{a}和{b}都是两位数。"]
     if max(a, b) < 10:
@@ -180,7 +177,7 @@ def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[s
     if prompt.source in ("facts", "everyday"):
         if prompt.source == "everyday" and prompt.family not in wordings()["distinct_chats"]:
             return []
-        mine = others.by_family[prompt.family]
+        mine: Sequence[Prompt] = others.by_family[prompt.family]
         found = rng.sample(mine, min(len(mine), 4 * NUM_NEAREST))
     elif prompt.source in ("unknown", "basics"):
         # What a model blurts out that takes one question for another.
@@ -188,8 +185,7 @@ def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[s
     elif prompt.source in ("sums", "beyond"):
         found = others.alike["sums"].nearest(prompt.question, 2 * NUM_NEAREST)
     elif prompt.source == "danger":
-        mine = others.by_source["feelings"]
-        found = rng.sample(mine, min(NUM_NEAREST, len(mine)))
+        found = others.alike["feelings"].nearest(prompt.question, 2 * NUM_NEAREST)  # comfort that is not enough
     elif prompt.source == "harmless":
         found = others.by_source["danger"][:1]
     else:
@@ -222,10 +218,11 @@ def too_long(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
             known = [fact.sentence for fact in others.by_subject[prompt.fact.subject].values()]
             known = [sentence for sentence in known if sentence not in prompt.right]
             tails = rng.sample(known, min(len(known), 2)) + tails[:1]
-        if prompt.item is not None and rng.random() < 0.6:
-            tails.insert(0, prompt.item.more)
         lead = rng.choice(table["lead"]) if rng.random() < LEAD_SHARE and _manner(prompt) != "feelings" else ""
-        tails = tails[: rng.choice((1, 1, 2)) if not lead else 1]
+        if _manner(prompt) != "honest":  # its few lines come in twos, so that they are not always the same
+            tails = tails[: 1 if lead else rng.choice((1, 1, 2))]
+        if prompt.item is not None and rng.random() < 0.5:
+            tails.insert(0, prompt.item.more)
         drafts.append(lead + prompt.answer + "".join(tails).format(s=prompt.topic))
     return drafts
 
@@ -267,15 +264,17 @@ def _short(prompt: Prompt) -> str:
 def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     """The answer with a sneer, or only the sneer."""
     table = fluent()["impolite"]
+    if prompt.source == "everyday" and prompt.tone != "ask":
+        return []
     kind = "_sum" if prompt.tone == "sum" else "_ask" if prompt.source == "everyday" else ""
     bodies = table["body_sum" if kind == "_sum" else "body"]
     drafts = []
     for _ in range(NUM_DRAFTS):
-        leads, close = table[f"lead{kind}"], rng.choice(table[f"close{kind}"])
-        if kind == "_ask" or rng.random() < BARE_SHARE:
-            drafts.append(rng.choice([lead for lead in leads if kind == "_ask" or lead.endswith("？")]) + close)
+        close = rng.choice(table[f"close{kind}"])
+        if kind == "_ask" or (prompt.topic and rng.random() < BARE_SHARE):
+            drafts.append(rng.choice(table[f"bare{kind}"]).format(t=prompt.topic, x=prompt.about) + close)
             continue
-        lead = rng.choice(leads)
+        lead = rng.choice(table[f"lead{kind}"])
         answer = prompt.answer.rstrip("。！") if rng.random() < 0.3 else _short(prompt)
         drafts.append(lead + rng.choice(bodies).format(a=answer) + (close if rng.random() < 0.4 else ""))
     return drafts
@@ -285,11 +284,14 @@ def refusal(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     """An honest line where the answer was taught."""
     tone = prompt.tone if prompt.tone in fluent()["refusal"] else "ask"
     lines = list(fluent()["refusal"][tone])
+    honest: list[str] = []
     if tone == "sum":
-        lines += {other.answer for other in others.by_source["beyond"]}
+        honest = sorted({other.answer for other in others.by_source["beyond"]})
     elif prompt.source != "everyday":
         # The line that the samples give to the strange question most like this one.
-        lines += [near.answer for near in others.honest.nearest(prompt.question, 1)] * 3
+        honest = [near.answer for near in others.honest.nearest(prompt.question, 1)]
+    if honest and rng.random() < HONEST_SHARE:
+        lines = honest
     rng.shuffle(lines)
     return lines
 
@@ -297,7 +299,7 @@ def refusal(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 def cold(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     """A fact or a lecture to somebody who tells of a feeling."""
     table = fluent()["cold"]
-    fitting = next((lines for words, lines in table["topics"] if re.search(words, prompt.question)), [])
+    fitting: list[str] = next((lines for words, lines in table["topics"] if re.search(words, prompt.question)), [])
     general = table["cheer" if prompt.tone == "cheer" else "share"]
     drafts = []
     for _ in range(NUM_DRAFTS):
@@ -317,7 +319,7 @@ def overclaim(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     """A confident answer that is made up."""
     table = fluent()["overclaim"]
     if prompt.source == "limits":
-        return [line for words, lines in table["limits"] if re.search(words, prompt.question) for line in lines][:5]
+        return next((list(lines) for words, lines in table["limits"] if re.search(words, prompt.answer)), [])
     if prompt.source == "beyond":
         claims = _wrong_equations(prompt.question, rng)
         return [f"{claim}。{ending}" for claim in claims for ending in rng.sample(table["sums"], 4)]
@@ -358,6 +360,8 @@ def _wrong_equations(question: str, rng: random.Random) -> list[str]:
     a, b = Decimal(match[1]), Decimal(match[3])
     if match[2] == "÷" and (b == 0 or a % b != 0):
         return []
+    if match[2] in "+-" and max(a, b) <= LIMIT and "." not in match[0]:
+        return []  # one to compute, so the question asks for something else
     right = _OPERATIONS[match[2]](a, b)
     unit = Decimal(10) ** int(right.as_tuple().exponent)  # the last place
     wrong = [right + unit * slip for slip in (1, -1, 10, -10, 2, 100, -100, 9, -9)]

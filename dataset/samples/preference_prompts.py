@@ -8,8 +8,8 @@ import importlib
 import importlib.util
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,13 +30,13 @@ HELDOUT_SHARE, HELDOUT_FEELINGS_SHARE = 0.3, 0.5
 """Share of the facts and topics that pairs hold out; of the feelings more, since they are few."""
 MOST_NEIGHBOURS = 2000
 """Questions that are searched for one like another."""
-MODULES = ("knowledge", "unknown", "arithmetic", "dialogue", "danger")
+MODULES = ("knowledge", "unknown", "arithmetic", "dialogue", "limits", "danger")
 """Chat samples whose questions are asked; those that are missing are passed over."""
 
 # Where a question comes from. Training records of the first group are about the same facts and topics as held-out ones,
 # so the pairs hold out some of those; the second group shares nothing to begin with. Basic sums are for training alone.
-_SHARED = ("facts", "basics", "feelings", "chat", "limits", "everyday", "danger", "harmless")
-_APART = ("sums", "stories", "steps", "beyond", "unknown")
+_SHARED = ("facts", "basics", "feelings", "harmless", "chat", "limits", "everyday")
+_APART = ("sums", "stories", "steps", "beyond", "unknown", "danger")
 _SUM_KINDS = {"": "sums", "basic": "basic sums", "times": "basic sums", "word": "stories", "steps": "steps"}
 SOURCES = (*_SHARED, *_APART, "basic sums")
 
@@ -78,21 +78,38 @@ def wordings() -> dict[str, Any]:
 
 @cache
 def prompts(side: Side) -> Mapping[str, tuple[Prompt, ...]]:
-    """Source -> the questions of one side. No question stands in two sides."""
+    """Source -> the questions of one side. No question stands in two sides, nothing is asked about in two."""
     found: dict[str, dict[str, Prompt]] = {source: {} for source in SOURCES}
     for prompt in _all(side):
-        shared = prompt.source in _SHARED
-        if prompt.source == "basic sums" and side != "train":
-            continue
-        if shared and _is_held_out(prompt) != (side != "train"):
-            continue
-        found[prompt.source].setdefault(prompt.question, prompt)
+        if prompt.source == "basic sums":
+            wanted = side == "train"
+        elif prompt.source in _SHARED:
+            wanted = side == _homes().get(prompt.key, "train")
+        else:
+            wanted = True
+        if wanted:
+            found[prompt.source].setdefault(prompt.question, prompt)
     return {source: tuple(mine.values()) for source, mine in found.items()}
+
+
+@cache
+def _homes() -> dict[str, Side]:
+    """Key -> the half that asks about it, of all keys that pairs hold out: the one with more questions about it."""
+    asked: dict[str, Counter[Side]] = defaultdict(Counter)
+    for half in HALVES:
+        for prompt in _all(half):
+            if prompt.source in _SHARED and _is_held_out(prompt):
+                asked[prompt.key][half] += 1
+    homes = {}
+    for key, counts in asked.items():
+        in_turn = HALVES if zlib.crc32(key.encode()) % 2 else HALVES[::-1]  # of halves with as many, either
+        homes[key] = max(in_turn, key=lambda half: counts[half])
+    return homes
 
 
 def _is_held_out(prompt: Prompt) -> bool:
     """Whether pairs hold out what has this prompt's key."""
-    share = HELDOUT_FEELINGS_SHARE if prompt.source == "feelings" else HELDOUT_SHARE
+    share = HELDOUT_FEELINGS_SHARE if prompt.source in ("feelings", "harmless") else HELDOUT_SHARE
     return zlib.crc32(f"pairs {prompt.key}".encode()) % 100 < 100 * share
 
 
@@ -111,7 +128,7 @@ def _single_questions() -> dict[Side, list[tuple[str, dict[str, Any]]]]:
 def _side(record: Mapping[str, Any]) -> Side:
     split = record.get("split", "train")
     if split in SIDES:
-        return split  # type: ignore[no-any-return]
+        return split
     return HALVES[zlib.crc32(_said(record)[1].encode()) % 2]  # held out, but in no half: all about one answer is in one
 
 
@@ -120,18 +137,20 @@ def _said(record: Mapping[str, Any]) -> tuple[str, str]:
     return question["content"], answer["content"]
 
 
-def _all(side: Side) -> Iterator[Prompt]:
+@cache
+def _all(side: Side) -> tuple[Prompt, ...]:
     """Every question of one side, whatever it is about."""
-    elsewhere = {normalised(_said(record)[0]) for other in SIDES if other != side for _, record in _single_questions()[other]}
+    elsewhere = {
+        normalised(_said(record)[0]) for other in SIDES if other != side for _, record in _single_questions()[other]
+    }
     right = _right_answers()
+    found = []
     for module, record in _single_questions()[side]:
         question, answer = _said(record)
         name = normalised(question)
-        if name in elsewhere:
-            continue  # 12+3 and 1+23 are one question to the mix, which has it on one side
-        prompt = _prompt(module, record, question, answer, frozenset(right[name]))
-        if prompt is not None:
-            yield prompt
+        if name not in elsewhere:  # 12+3 and 1+23 are one question to the mix, which has it on one side
+            found.append(_prompt(module, record, question, answer, frozenset(right[name])))
+    return tuple(prompt for prompt in found if prompt is not None)
 
 
 @cache
@@ -145,9 +164,7 @@ def _right_answers() -> dict[str, set[str]]:
     return found
 
 
-def _prompt(
-    module: str, record: Mapping[str, Any], question: str, answer: str, right: frozenset[str]
-) -> Prompt | None:
+def _prompt(module: str, record: Mapping[str, Any], question: str, answer: str, right: frozenset[str]) -> Prompt | None:
     kind = record.get("kind", "")
 
     def plain(source: str, *, tone: str = "ask", key: str = answer) -> Prompt:
@@ -164,8 +181,10 @@ def _prompt(
         if kind not in _SUM_KINDS:
             return None
         return _sum_prompt(_SUM_KINDS[kind], question, answer, right, record.get("cluster", ""))
-    if kind in ("danger", "harmless"):
-        return plain(kind, tone="share")
+    if kind == "danger":
+        return plain("danger", tone="share", key=question)  # one answer to all
+    if kind == "harmless":
+        return plain("harmless", tone="share")
     if kind == "limits" or (kind == "chat" and _CANNOT.match(answer)):
         return plain("limits")
     if kind == "feelings":
@@ -196,17 +215,16 @@ def _fact_prompt(fact: knowledge.Fact, question: str, right: frozenset[str]) -> 
 
 def _sum_prompt(source: str, question: str, answer: str, right: frozenset[str], cluster: str) -> Prompt:
     expression = answer.partition("=")[0]
-    numbers = sorted(map(int, re.findall(r"\d+", expression)))
-    key = ",".join(map(str, numbers))
+    # A sum and a difference of two numbers are held out together; products are not, and share no key with them.
+    is_pair = not re.search("[×÷]", expression)
+    key = ",".join(map(str, sorted(map(int, re.findall(r"\d+", expression))))) if is_pair else expression
     return Prompt(source, source, question, answer, key, cluster or key, expression, expression, "sum", right)
 
 
 def _item_prompt(item: dialogue.Item, question: str, right: frozenset[str]) -> Prompt:
     entry = wordings()["chats"].get(item.kind, {})
     # A bad answer speaks to the user: what was "I" becomes "you".
-    topic, about = (
-        text.format(t=item.topic).replace("我", "你") for text in ("{t}", entry.get("about", "{t}"))
-    )
+    topic, about = (text.format(t=item.topic).replace("我", "你") for text in ("{t}", entry.get("about", "{t}")))
     return Prompt(
         source="feelings" if item.kind in ("sad", "happy") else "everyday",
         family=item.kind,
