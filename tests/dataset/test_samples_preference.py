@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dataset.records import PreferenceRecord, normalised, normalised_question, parse_record
-from dataset.samples import arithmetic, dialogue, knowledge, preference
+from dataset.samples import arithmetic, dialogue, knowledge, preference, preference_prompts
 from dataset.samples.preference_answers import MAKERS, Others, fluent, styles
 from dataset.samples.preference_prompts import (
     HALVES,
@@ -343,11 +343,13 @@ def test_no_answer_speaks_of_a_name_or_a_maker() -> None:
 
 
 def test_a_new_relation_or_everyday_kind_needs_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = next(prompt for prompt in prompts("train")["facts"] if prompt.about != prompt.topic)
-    assert wordings()["about"].format(s="甲") == "甲"
-    assert asked.about != asked.topic
-    for kind in {item.kind for item in dialogue.items()} - set(wordings()["chats"]):
-        assert all(prompt.tone == "ask" for prompt in prompts("train")["everyday"] if prompt.family == kind)
+    monkeypatch.setattr(preference_prompts, "wordings", lambda: wordings() | {"facts": {}, "chats": {}})
+    fact, item = knowledge.facts()[0], dialogue.items()[0]
+    asked = preference_prompts._fact_prompt(fact, "问？", frozenset())
+    assert (asked.about, asked.tone) == (fact.subject, "ask")
+    assert fact.sentence in asked.right
+    asked = preference_prompts._item_prompt(item, "问？", frozenset())
+    assert (asked.topic, asked.about, asked.tone) == (item.topic, item.topic, "ask")
 
 
 def test_every_tone_has_its_bad_answers() -> None:
