@@ -24,7 +24,7 @@ SHARES = {
 }  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 
-NUM_LONG = 2_700
+NUM_LONG = 1_800
 NUM_SHORT = 360
 """Conversations of one block and a turn that refers back to it."""
 NUM_HELDOUT = {"known": 40, "memory": 24, "short": 22}
