@@ -254,9 +254,10 @@ def test_held_out_scenes_and_things_are_in_no_training_record() -> None:
         assert clusters == {scene.question for scene in scenes if scene.side == side}
 
 
-def test_three_terms_that_are_held_out_are_trained_in_no_order() -> None:
+def test_three_terms_that_are_held_out_are_trained_in_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "TRAIN_STEPS", True)
     seen: dict[tuple[list[str], ...] | str, set[str]] = defaultdict(set)
-    for record in of_kind("steps"):
+    for record in (record for record in arithmetic.records() if record.get("kind") == "steps"):
         expression = equation_in(answers(record)[0])[0]
         key = f"{sorted(re.findall('[-+×÷]', expression))} {sorted(map(int, re.findall(r'[0-9]+', expression)))}"
         seen[key].add(side_of(record))
@@ -292,7 +293,12 @@ def test_the_table_is_trained_whole_and_held_out_in_wordings() -> None:
         assert asked == dict.fromkeys(table, times)
 
 
-def test_every_training_pair_is_asked_as_a_sum_and_as_a_difference() -> None:
+def test_every_training_pair_is_asked_as_a_sum_and_as_a_difference_in_both_orders() -> None:
+    equations = {answers(record)[0] for record in of_kind("", "train")}
+    assert {"37+45=82。", "45+37=82。", "45-37=8。", "37-45=-8。"} <= equations or (
+        37,
+        45,
+    ) in arithmetic.heldout_pairs()
     asked = {
         (sign, pair)
         for r in of_kind("", "train")
@@ -308,13 +314,13 @@ def test_every_training_pair_is_asked_as_a_sum_and_as_a_difference() -> None:
 def test_held_out_records_reach_their_counts(side: str) -> None:
     counts = Counter(record.get("kind", "") for record in RECORDS if side_of(record) == side)
     assert counts[""] == 350 and len({record["cluster"] for record in of_kind("", side)}) == 350
-    assert all(counts[kind] >= 60 for kind in ("times", "word", "steps", "turns", "beyond"))
+    assert all(counts[kind] >= 60 for kind in ("times", "word", "turns", "beyond"))
     assert all(record["cluster"] for record in RECORDS if side_of(record) == side)
 
 
 def test_training_records_are_enough_and_hold_text_alone() -> None:
     trained = [record for record in RECORDS if side_of(record) == "train"]
-    assert 22_000 <= len(trained) <= 26_000
+    assert 30_000 <= len(trained) <= 36_000
     assert all(set(record) <= {"conversations", "kind"} for record in trained)
 
 
@@ -436,11 +442,11 @@ def test_follow_up_is_the_same_for_the_same_draw() -> None:
     assert arithmetic.follow_up(random.Random(7)) == arithmetic.follow_up(random.Random(7))
 
 
-def test_three_terms_become_honest_lines_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "TRAIN_STEPS", False)
+def test_three_terms_are_honest_lines_until_they_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "TRAIN_STEPS", True)
     kinds = Counter(record.get("kind", "") for record in arithmetic.records())
-    assert kinds["steps"] == 0
-    assert kinds["beyond"] == len(of_kind("beyond")) + len(of_kind("steps"))
+    assert kinds["steps"] == sum(arithmetic.NUM_STEPS.values()) and not of_kind("steps")
+    assert len(of_kind("beyond")) == kinds["beyond"] + kinds["steps"]
 
 
 def test_people_meet_signs_of_all_kinds() -> None:
