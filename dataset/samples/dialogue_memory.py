@@ -81,6 +81,12 @@ def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memo
     return Memory(subject, value, (told, reply), (asked, answer))
 
 
+def is_told(turn: Turn) -> bool:
+    """Whether the assistant takes note of something here, or of a name."""
+    replies = [table()[subject]["reply"].split("{v}") for subject in subjects()]
+    return any(turn[1].startswith(start) and turn[1].endswith(end) for start, end in replies)
+
+
 def drawn(half: Half, rng: random.Random) -> Memory:
     """Something to remember, every second time a name."""
     subject = NAME if rng.random() < 0.5 else rng.choice(subjects())

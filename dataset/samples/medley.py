@@ -94,12 +94,16 @@ def follow_ups() -> tuple[FollowUp, ...]:
 
 
 def training_blocks(records: Iterable[dict[str, Any]]) -> list[Block]:
-    """The turns of the records that may be trained on, each a block."""
+    """The turns of the records that may be trained on, each a block.
+
+    What the user tells of themselves is left out: a conversation has that from `dialogue_memory`, once each.
+    """
     blocks = []
     for one in records:
-        if one.get("split") in (None, "", "train"):
-            said = [message["content"] for message in one["conversations"]]
-            blocks.append(tuple(zip(said[::2], said[1::2], strict=True)))
+        said = [message["content"] for message in one["conversations"]]
+        block = tuple(zip(said[::2], said[1::2], strict=True))
+        if one.get("split") in (None, "", "train") and not any(map(dialogue_memory.is_told, block)):
+            blocks.append(block)
     return blocks
 
 
