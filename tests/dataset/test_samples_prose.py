@@ -223,3 +223,10 @@ def test_names_of_one_story_share_no_character_but_xiao() -> None:
 def test_synonyms_leave_no_broken_words(texts: list[str]) -> None:
     broken = re.compile("高开心兴|这儿面|那儿面|从小看见大|会[^。，]{0,8}跑了过来|都有做错时|美丽的射门|忍不住对|我我")
     assert [match[0] for text in texts if (match := broken.search(text))] == []
+
+
+def test_a_table_is_never_laid_with_the_same_food_twice() -> None:
+    dishes = [name for name in cells("dish", "name") if name != "饺子"] + ["饺子"]
+    for story in told("list_table", 150):
+        laid = story.split("。")[1]
+        assert all(laid.count(name) <= 1 for name in dishes), story
