@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from configs.paths import IDENTITY_MARK, IDENTITY_SAMPLE
 from configs.schema import MixConfig, UserError
 from dataset import mix
 from dataset.mix import Source, Sources, build_mix, find_sources
+from dataset.samples import unknown
 
 Record = dict[str, Any]
 SMALL = MixConfig(general=40, knowledge=40, math=40, identity=20, preference=20, heldout_min=2)
@@ -460,11 +462,12 @@ def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def write_samples(folder: Path, categories: set[str]) -> dict[str, Path]:
         folder.mkdir(exist_ok=True)
         made = {
-            "general": [chat(f"聊{n}") for n in range(10)],
-            "knowledge": [chat(f"知{n}") for n in range(100)],
+            "general": [chat(f"聊{n}") for n in range(9)],
+            "knowledge": [chat(f"知{n}") for n in range(99)],
             "math": [chat(f"算{n}") for n in range(100)],
             "preference": [pair(f"选{n}") for n in range(100)],
             "corpus": [{"text": f"我叫{{{{name}}}}，第{n}段。"} for n in range(10)],
+            **REFUSALS,
         }
         return {name: write(folder / f"{name}_cn_sample.jsonl", made[name]) for name in made if name in categories}
 
@@ -480,6 +483,7 @@ def test_samples_stand_in_for_each_category_without_a_file(tmp_path: Path, bundl
     (bundled / "README.md").write_text("readme")
     sources = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
     assert [(source.path.name, source.category, source.is_sample) for source in sources.files] == [
+        ("limits_cn_sample.jsonl", "general", True),
         ("sft_mini_512.jsonl", "general", False),
         ("knowledge_cn_sample.jsonl", "knowledge", True),
         ("math_cn_sample.jsonl", "math", True),
@@ -488,6 +492,42 @@ def test_samples_stand_in_for_each_category_without_a_file(tmp_path: Path, bundl
         ("corpus_cn_sample.jsonl", "corpus", True),
     ]
     assert sources.left_out.keys() == {"README.md", "r1_mix_1024.jsonl"}
+
+
+REFUSALS = {"unknown": [chat("深海有多深？", "这个我不知道。")], "limits": [chat("现在几点了？", "我看不到时钟。")]}
+
+
+@pytest.mark.parametrize(
+    ("own", "there"),
+    [
+        ([], {"unknown", "limits"}),
+        (["knowledge_mine.jsonl"], {"limits"}),
+        (["sft_mine.jsonl"], {"limits"}),
+        (["math_mine.jsonl", "dpo_mine.jsonl", "pretrain_mine.jsonl"], {"unknown", "limits"}),
+    ],
+)
+def test_not_knowing_goes_when_the_user_brings_knowledge_but_limits_of_any_model_stay(
+    tmp_path: Path, bundled: Path, own: list[str], there: set[str]
+) -> None:
+    for name in own:
+        records = [pair("问")] if name.startswith("dpo") else [chat(f"{name}{n}") for n in range(20)]
+        write(bundled / name, records)
+    patterns = {**PATTERNS, "knowledge*": "knowledge", "math*": "math"}
+    sources = find_sources(bundled, tmp_path / "samples", SMALL, patterns)
+    assert {source.path.name.split("_")[0] for source in sources.files} & REFUSALS.keys() == there
+    build_mix(sources, replace(SMALL, general=80, knowledge=800, heldout_share=0.0), tmp_path / "out")
+    answers = {record["conversations"][-1]["content"] for record in out(tmp_path, "sft")}
+    for name, (record,) in REFUSALS.items():
+        assert (record["conversations"][-1]["content"] in answers) == (name in there)
+
+
+def test_no_conversation_of_other_samples_says_that_the_model_does_not_know() -> None:
+    """Else a user's own knowledge would meet refusals in the bundled talk."""
+    lines = set(unknown.ANSWERS.values()) - {unknown.ANSWERS["task"]}  # which tells what a model so small can do
+    for module in ("dialogue", "dialogue_series", "dialogue_memory", "dialogue_flow", "medley", "knowledge"):
+        for record in import_module(f"dataset.samples.{module}").records():
+            said = {turn["content"] for turn in record["conversations"] if turn["role"] == "assistant"}
+            assert not said & lines, record
 
 
 def test_a_target_of_0_leaves_a_category_out(tmp_path: Path, bundled: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dataset import tokenizer_training
+from dataset.samples import SAMPLE_FILES
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_training import Corpus, default_inputs, heldout_siblings, measure_vocabulary, texts_of
 
@@ -87,7 +88,7 @@ def test_without_files_named_it_takes_the_mix_else_the_sources_else_the_samples(
         folder.mkdir()
     (sources / "identity_conversations.jsonl").touch()
     samples = [path.name for path in default_inputs()]
-    assert samples == ["general", "knowledge", "math", "corpus", "identity_cn_sample.jsonl"]
+    assert samples == [*(name for name in SAMPLE_FILES if name != "preference"), "identity_cn_sample.jsonl"]
     (sources / "a.jsonl").touch()
     assert default_inputs() == [sources / "a.jsonl", sources / "identity_conversations.jsonl"]
     (processed / "sft_chinese.jsonl").touch()
