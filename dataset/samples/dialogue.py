@@ -29,7 +29,7 @@ Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
-NUM_TYPED = 24
+NUM_TYPED = 21
 """Training records of each feeling and each subject of small talk, all typed differently."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""

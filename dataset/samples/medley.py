@@ -24,8 +24,8 @@ SHARES = {
 }  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 
-NUM_LONG = 2_700
-NUM_SHORT = 360
+NUM_LONG = 2_400
+NUM_SHORT = 300
 """Conversations of one block and a turn that refers back to it."""
 NUM_HELDOUT = {"known": 40, "memory": 24, "short": 22}
 """Held-out conversations a half: a known question at the end, something to remember, a turn that refers back."""
