@@ -29,8 +29,9 @@ Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
-NUM_TYPED = 24
-"""Training records of each feeling and each subject of small talk, all typed differently."""
+NUM_TYPED = 21
+"""Training records of each feeling and each subject of small talk, all typed differently; more where the table has
+more wordings."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
 NUM_TRIES = 4 * NUM_TYPED
@@ -42,8 +43,9 @@ ITEM_HELDOUT_EVERY = 2
 
 _TURNED = "煮洗炒包蒸切擦养泡折叠练背记做"
 """Verbs that may stand behind what they are done to: 面条怎么煮."""
-_ENDING = ("吗", "呢", "么", "谁", "哪", "啥", "没", "不")
-_ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "谁", "多少", "有没有")
+_ENDING = ("吗", "呢", "么", "啥", "了没")
+_ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "谁", "多少", "有没有", "为何", "几点", "几号")
+_NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么")
 _REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
 _TELLING = ("我", "想", "不知道", "打算", "纠结")
 _CHOICE = re.compile(r"\(([^()]*)\)")
@@ -107,13 +109,21 @@ class Topic:
     heldout: tuple[str, ...]
 
 
+def asks(wording: str) -> bool:
+    """Whether the wording is a question."""
+    found = any(word in wording for word in _ASKING) or wording.endswith(_ENDING)
+    return found and not wording.startswith(_NOT_ASKING)
+
+
 def form_of(wording: str, default: Form) -> Form:
     """What people put around a wording: a question, a request, something told, each takes its own; else `default`."""
-    if any(word in wording for word in _ASKING):
+    if asks(wording):
         return "wh" if default == "wh" else "ask"
+    if default in ("say", "sad", "glad"):
+        return default
     if wording.startswith(_REQUESTING):
         return "do"
-    return "say" if default in ("wh", "do") and wording.startswith(_TELLING) else default
+    return "say" if wording.startswith(_TELLING) else default
 
 
 def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
@@ -121,7 +131,7 @@ def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
     if not key(wording).isalnum():
         return wording
     # A short question takes the marks of a question: 在吗？
-    return marked(wording, rng) if form == "mark" and wording.endswith(_ENDING) else framed(wording, rng, form)
+    return marked(wording, rng) if form == "mark" and asks(wording) else framed(wording, rng, form)
 
 
 @cache
@@ -143,11 +153,12 @@ def _topic_records(path: Path, kind: str, rng: random.Random) -> Iterator[dict[s
     """Each topic in its wordings, as people type them. Topics with held-out wordings go to the halves in turn."""
     num_heldout = 0
     for topic in topics(path):
-        wordings = spread(topic.training, NUM_TYPED, rng)
+        count = max(NUM_TYPED, len(topic.training) + NUM_BARE)
+        wordings = spread(topic.training, count - NUM_BARE, rng)
         asked = dict.fromkeys(map(bare, wordings[:NUM_BARE]))
         for wording in islice(cycle(wordings), NUM_TRIES):
-            if len(asked) < NUM_TYPED:
-                asked[typed(wording, rng, topic.form)] = None
+            if len(asked) < count:
+                asked[typed(wording, rng, topic.form if topic.form == "mark" else form_of(wording, topic.form))] = None
         for question in asked:
             yield record([(question, topic.answer)], kind=kind)
         if topic.heldout:

@@ -20,9 +20,9 @@ MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
 NAME = "name"
 NUM_FULL_NAMES = 320
 """Surname and given name, put together at random, beside the short names."""
-NUM_TOLD = {NAME: 330}
+NUM_TOLD = {NAME: 310}
 """Training conversations about a subject; of the others: NUM_TOLD_OF_OTHERS."""
-NUM_TOLD_OF_OTHERS = 26
+NUM_TOLD_OF_OTHERS = 22
 NUM_CORRECTED, NUM_BOTH, NUM_BACK = 40, 70, 40
 """Training conversations with a corrected name, with two things told at once, with the question for the model's name."""
 NUM_HELDOUT_BOTH = 8

@@ -139,7 +139,9 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
     if rng.random() < UNQUOTED_SHARE:
         text = unquoted(text)
     opened = _OPENED_REQUEST if form == "do" else _OPENED
-    if rng.random() < BEFORE_SHARE[form] and not text.startswith(opened):
+    # 你好，烦 would read as 你好烦.
+    long_enough = len(text) > 2 or form in ("ask", "wh")
+    if rng.random() < BEFORE_SHARE[form] and long_enough and not text.startswith(opened):
         text = draw(BEFORE[form], rng) + text
     after = draw(AFTER[form], rng) if rng.random() < AFTER_SHARE[form] else ""
     if form in ("sad", "glad") and any(word in text for word in _FELT):

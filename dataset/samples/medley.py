@@ -20,12 +20,13 @@ from dataset.samples.frames import bare
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
 SHARES = {
-    "knowledge": 30, "arithmetic": 24, "dialogue": 24, "dialogue_series": 8, "dialogue_flow": 4, "identity": 12,
+    "knowledge": 26, "knowledge_follow_ups": 6, "arithmetic": 24, "dialogue": 22, "dialogue_series": 8, "dialogue_flow": 4,
+    "identity": 10, "limits": 3,
 }  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 
 NUM_LONG = 1_800
-NUM_SHORT = 360
+NUM_SHORT = 300
 """Conversations of one block and a turn that refers back to it."""
 NUM_HELDOUT = {"known": 40, "memory": 24, "short": 22}
 """Held-out conversations a half: a known question at the end, something to remember, a turn that refers back."""
