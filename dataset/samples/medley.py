@@ -20,8 +20,7 @@ from dataset.samples.frames import bare
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
 SHARES = {
-    "knowledge": 26, "knowledge_follow_ups": 6, "arithmetic": 24, "dialogue": 22, "dialogue_series": 8, "dialogue_flow": 4,
-    "identity": 10, "limits": 3,
+    "knowledge": 30, "arithmetic": 24, "dialogue": 24, "dialogue_series": 8, "dialogue_flow": 4, "identity": 12,
 }  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 
