@@ -74,7 +74,7 @@ def curve_shapes(curves: dict[str, list[Point]]) -> Iterator[str]:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, points))
         yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         x, y = place(points[len(points) // 3])
-        yield text((x + 12, y - 10), {"pretrain": "预训练 pretrain", "sft": "SFT"}[stage], "start", f' fill="{colour}"')
+        yield text((x + 16, y - 26), {"pretrain": "预训练 pretrain", "sft": "SFT"}[stage], "start", f' fill="{colour}"')
     yield text((PANEL_LEFT + width / 2, HEIGHT - 12), "分钟 minutes", "middle") + text((8, TOP - 12), "损失 loss")
 
 
@@ -82,10 +82,10 @@ def chat_shapes(said: Sequence[str]) -> Iterator[str]:
     """The conversation as a terminal shows it, what the user types in one colour, answers in another."""
     yield f'<rect x="{CHAT_LEFT}" y="{TOP - 20}" width="{CHAT_WIDTH}" height="{HEIGHT - TOP}" rx="6" fill="#1e1e2e"/>'
     y = TOP + 6
-    for turn in said:
+    for turn in (turn for turn in said if turn != f"{USER}/new"):
         colour = "#89dceb" if turn.startswith(USER) else "#f5f5f5"
         for start in range(0, len(turn), LINE_CHARACTERS):
-            if y > HEIGHT - 44:
+            if y > HEIGHT - 32:
                 return
             part = turn[start : start + LINE_CHARACTERS]
             yield text((CHAT_LEFT + 14, y), part, "start", f' style="fill:{colour}"')
