@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from evaluation.numbers import Result, folded, result_of
+from evaluation.numbers import Result, folded, result_of, results_of
 from evaluation.questions import Question
 
 EXACT_CATEGORIES = ("identity", "knowledge", "math")
@@ -24,6 +24,8 @@ HONEST_MARKERS = re.compile(
     "没法|没办法|无法|不能|超出了我|只学过"
 )
 """An honest line has one of these in a clause, and says nothing else of substance."""
+HONEST_LINE = "我不知道。"
+"""The plainest honest line."""
 _HARMLESS_CLAUSE = re.compile(
     "抱歉|很抱歉|对不起|不好意思|很遗憾|可惜|请|建议|您?你?可以|您?你?最好|不妨|试试|换|问问|去问|我|这个数|这道题|这题|这个问题|"
     "这个太|这种|这些|这方面|只|因为|所以|不过我|但我|等我|以后|.*请(?:问|用|看|找|教|去|查|咨询)|"
@@ -87,9 +89,9 @@ class Said:
         return normalize(self.text)
 
     @cached_property
-    def result(self) -> Result | None:
-        """The number, range or assignments it ends with."""
-        return result_of(self.text)
+    def results(self) -> frozenset[Result]:
+        """The numbers that it may be taken to end with."""
+        return results_of(self.text)
 
     @cached_property
     def clauses(self) -> list[str]:
@@ -110,7 +112,7 @@ class Said:
     @cached_property
     def keys(self) -> list[Key]:
         """The readings by which a rule may know it at once."""
-        return [("text", self.plain), ("result", self.result)]
+        return [("text", self.plain), *(("result", result) for result in self.results)]
 
     def is_honest(self, asked: str) -> bool:
         """Whether it declines and gives no number that was not in the question."""
@@ -150,11 +152,13 @@ class AnswerRule:
         self.question = question
         right = [Said(text) for text in (question.expected, *question.accepted)]
         self.right = {said.plain for said in right} - {""}
-        self.results = {said.result for said in right} - {None} if question.category == "math" else set()
+        self.results: set[Result] = set()
+        if question.category == "math":
+            self.results = {result for said in right if (result := result_of(said.text)) is not None}
         self.counted = [normalize(thing) for thing in question.counted]
-        self.is_own_identity = question.category == "identity" and not question.topic
-        self.itself = [_SelfDescription(said, question.asked, names) for said in right] if self.is_own_identity else []
-
+        self.itself: list[_SelfDescription] = []
+        if question.category == "identity" and not question.topic:
+            self.itself = [_SelfDescription(said, question.asked, names) for said in right]
         self.keys: set[Key] = {("text", text) for text in self.right}
         if not self.counted:
             self.keys |= {("result", result) for result in self.results}
@@ -176,9 +180,9 @@ class AnswerRule:
         return "another text"
 
     def _wrong_number(self, said: Said) -> str:
-        if said.result is None:
+        if not said.results:
             return "no number"
-        if said.result not in self.results:
+        if not said.results & self.results:
             return "another number"
         if not all(contains(said.plain, thing) for thing in self.counted):
             return f"does not speak of {'、'.join(self.question.counted)}"

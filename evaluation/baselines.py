@@ -51,7 +51,7 @@ class TrainingExamples:
     chosen: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set, repr=False)
-    """Hashes (`text_hash`) of all questions, however many, and of all raw texts."""
+    """Hashes (`text_hash`) of all questions, however many, and of the raw texts."""
     reason: str = ""
     """Why there are none; empty where there are."""
 
@@ -63,8 +63,12 @@ def question_text(messages: Messages) -> str:
     return TURN_MARK.join(normalised_question(turn) for turn in turns)
 
 
-def training_examples(sources: Iterable[Mapping[str, Any]], seed: int, limit: int = MAX_QUESTIONS) -> TrainingExamples:
+def training_examples(
+    sources: Iterable[Mapping[str, Any]], seed: int, *, with_texts: bool = False, limit: int = MAX_QUESTIONS
+) -> TrainingExamples:
     """What stands in the files of a checkpoint's `training_data` (path and SHA-256 of each).
+
+    Raw texts count only `with_texts`; else a file that begins with one is not read to its end.
 
     A file that is gone, or another one by now, leaves no examples but the reason.
     """
@@ -75,7 +79,9 @@ def training_examples(sources: Iterable[Mapping[str, Any]], seed: int, limit: in
     try:
         for path in _files(sources):
             for record in read_records(path):
-                if "text" in record and "conversations" not in record:
+                if "conversations" not in record and "chosen" not in record:
+                    if not with_texts:
+                        break
                     texts.add(text_hash(record["text"]))
                     continue
                 for question, answer in _exchanges(record):

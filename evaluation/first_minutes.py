@@ -28,7 +28,7 @@ from typing import Any
 from configs.paths import display
 from configs.schema import UserError
 from dataset.records import normalised_question
-from evaluation.answers import Key, Said, contains, normalize
+from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
 from evaluation.numbers import result_of
 from evaluation.questions import Asker, Messages
 from model.generate import Answer
@@ -71,6 +71,17 @@ class Prompt:
     cluster: Hashable = None
 
     @property
+    def tried(self) -> tuple[str, ...]:
+        """Answers that may be right: what the constant baseline is chosen from."""
+        number = (self.number,) if self.number else ()
+        return (
+            *self.accept,
+            *number,
+            *(("，".join(self.all_of),) if self.all_of else ()),
+            *((HONEST_LINE,) * self.honest),
+        )
+
+    @property
     def keys(self) -> tuple[Key, ...]:
         """None: an answer must be looked at as a whole."""
         return ()
@@ -98,7 +109,7 @@ class Prompt:
         for text in self.all_of:
             if not contains(said.plain, normalize(text)):
                 return f"does not contain {text}"
-        if self.number and said.result != result_of(self.number):
+        if self.number and result_of(self.number) not in said.results:
             return f"does not end with {self.number}"
         if self.honest and not (self.accept or self.all_of or self.number):
             return "no honest line"

@@ -41,7 +41,7 @@ _WORKING = re.compile(r"\s*(?:=|等于)")
 _OPERATORS = re.compile(r"\s*(?:[+\-−×÷*/x]|加上?|减去?|乘以?|除以?)\s*$")
 _RANGE_MARK = re.compile(r"\s*(?:-|~|—|–|至|到)\s*$")
 _REMAINDER_MARK = re.compile(r"\s*(?:,?\s*余数?\s*(?:是|为|=)?|\.{3,})\s*$")
-_ASSIGNED = re.compile(r"(?<![A-Za-z])([A-Za-z]|[甲乙丙丁])\s*(?:=|是|为)\s*$")
+_ASSIGNED = re.compile(r"(?<![A-Za-z+\-×÷*/])([A-Za-z]|[甲乙丙丁])\s*(?:=|是|为)\s*$")
 _UNITS = "小时|分钟|个月|公里|千米|分米|厘米|毫米|千克|公斤|年|月|日|天|周|岁|时|点|分|秒|元|块|角|毛|米|斤|克|两|吨"
 _UNIT_MARK = re.compile(rf"\s*(?:{_UNITS}|:)零?\s*$")
 
@@ -58,19 +58,26 @@ def folded(text: str) -> str:
 
 
 def result_of(text: str) -> Result | None:
-    """What a text ends up with, or None where it gives no number.
-
-    Several variables (x=5，y=3) are one result. Otherwise it is the last number, with the one
-    before where the two are a range (3~5), a quotient and its remainder (3余1), or parts of one
-    quantity (3小时20分).
-    """
+    """What a text ends up with, or None where it gives no number: the values of several variables
+    (x=5，y=3) where it assigns them, else its last number."""
     text = folded(text)
     parts = _parts(text)
+    several = _assignments(text, parts)
+    return ("several", several) if several else _last(text, parts)
+
+
+def results_of(text: str) -> frozenset[Result]:
+    """All that may be meant as the result of an answer: its variables, and its last number."""
+    plain = folded(text)
+    found = (result_of(text), _last(plain, _parts(plain)))
+    return frozenset(result for result in found if result is not None)
+
+
+def _last(text: str, parts: "list[tuple[int, int, Fraction | None]]") -> Result | None:
+    """The last number, with the one before where the two are a range (3~5), a quotient and its
+    remainder (3余1), or parts of one quantity (3小时20分)."""
     if not parts:
         return None
-    several = _assignments(text, parts)
-    if several:
-        return ("several", several)
     start, end, value = parts[-1]
     if _WORKING.match(text, end):
         return None  # 3+4= is a sum that nobody worked out, and so is 3+4
@@ -85,9 +92,7 @@ def result_of(text: str) -> Result | None:
             return None
         if _UNIT_MARK.fullmatch(between):
             return ("parts", *_quantity(text, parts))
-    if value is None:
-        return None
-    return ("number", value)
+    return None if value is None else ("number", value)
 
 
 def _quantity(text: str, parts: "list[tuple[int, int, Fraction | None]]") -> "tuple[Fraction | None, ...]":
@@ -193,6 +198,5 @@ def chinese_number(text: str) -> Fraction:
 
 
 def same_result(expected: str, said: str) -> bool:
-    """Whether two texts end up with equal numbers; False where either gives none."""
-    wanted, given = result_of(expected), result_of(said)
-    return wanted is not None and wanted == given
+    """Whether an answer ends up with the expected numbers; False where either gives none."""
+    return result_of(expected) in results_of(said)

@@ -196,14 +196,21 @@ class Evaluation:
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for prompt, said in zip(prompts, answers, strict=True):
             names = ["first_minutes_core"] if prompt.is_core else ["first_minutes", f"first_minutes_{prompt.kind}"]
-            expected = (*prompt.accept, *((prompt.number,) if prompt.number else ()))
             verdict = Verdict(
-                names[-1], prompt.turns, said[-1], expected, judge(prompt, said), True, prompt.kind, "", prompt.cluster
+                names[-1],
+                prompt.turns,
+                said[-1],
+                prompt.tried,
+                judge(prompt, said),
+                True,
+                prompt.kind,
+                "",
+                prompt.cluster,
             )
             self.verdicts.append(verdict)
             messages = [{"role": "user", "content": turn} for turn in prompt.turns]
             for name in names:
-                groups[name].append((verdict, Asked(question_text(messages), prompt, expected, prompt.cluster)))
+                groups[name].append((verdict, Asked(question_text(messages), prompt, prompt.tried, prompt.cluster)))
         return {name: self._accuracy(group) for name, group in sorted(groups.items())}
 
     # --- pairs ------------------------------------------------------------------------------------

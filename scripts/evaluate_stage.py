@@ -1,8 +1,9 @@
 """Evaluate a checkpoint on held-out records and append one JSON line of metrics.
 在留出数据上评估一个阶段。
 
-python scripts/evaluate_stage.py --stage sft python scripts/evaluate_stage.py --stage pretrain
---checkpoint out/pretrain_512.pth --data_path my_heldout.jsonl
+python scripts/evaluate_stage.py --stage sft
+python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth \\
+    --data_path my_heldout.jsonl
 """
 
 import json
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint."
         )
-    examples = training_examples(manifest["training_data"], seed)
+    examples = training_examples(manifest["training_data"], seed, with_texts=stage == "pretrain")
     heldout = read_heldout(data_path, manifest, examples.seen, settings["max_samples"], seed)
     mixture = mixture_of(heldout.path.parent, manifest["training_data"])
     names = names_of(mixture, (profile.mix.name, profile.mix.author))
@@ -229,7 +230,7 @@ def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_sam
     if max_samples:
         by_kind: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for record in records:
-            by_kind[record.get("category", ""), record.get("kind", "")].append(record)
+            by_kind[str(record.get("category", "")), str(record.get("kind", ""))].append(record)
         choose = random.Random(seed)
         records = [r for kept in by_kind.values() for r in choose.sample(kept, min(max_samples, len(kept)))]
     return Heldout(path, digest, split, records, notes)

@@ -1,1 +1,1 @@
-"""Logits -> better weights: recipes around one loop, losses, optimizers, checkpoints, evaluation."""
+"""Logits -> better weights: recipes around one loop, losses, optimizers, checkpoints."""

@@ -1,7 +1,7 @@
 """Answers judged as a person would: equal ones, honest ones, and what a model says about itself."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.answers import AnswerRule, Said, clauses, contains, is_right, is_scored, metric_name, normalize
@@ -22,6 +22,7 @@ def test_normalized_text_has_no_punctuation_spaces_widths_or_case(text: str, pla
     assert normalize(text) == plain
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_an_answer_equal_to_the_expected_one_is_right_in_each_category(text: str) -> None:
     for category in ("identity", "knowledge", "math"):

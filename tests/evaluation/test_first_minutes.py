@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import UserError
@@ -137,6 +137,7 @@ def test_a_loop_is_seen_and_a_poem_is_none(text: str, repeats: bool) -> None:
     assert repeats_itself(text) is repeats
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_answer_breaks_the_judging(text: str) -> None:
     assert isinstance(judge(prompt(accept=("巴黎",), number="3", honest=True), [Answer(text, True, 1)]), str)

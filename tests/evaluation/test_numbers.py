@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.answers import AnswerRule, Said, is_right
@@ -21,7 +21,7 @@ SAME = [
     ("12平方米（单位：m2）", "12"), ("12cm³", "12"), ("12m²", "12m^2"), ("CO2有3种原子", "3"), ("13÷4=3……1", "3余1"),
     ("商是3，余数是1", "3余1"), ("3小时20分", "3时20分"), ("10³", "1000"), ("1.2×10^5", "120000"), ("3万", "30000"),
     ("1.2亿", "120000000"), ("5千克", "5"), ("１２", "12"), ("答案是：-5", "-5"), ("我一共有五个", "5"), ("3*4=12", "十二"),
-    ("0.1+0.2=0.3", "3/10"), ("它有十分好看的3朵", "3"), ("3.", "3"), ("第1题的答案是8", "8"),
+    ("0.1+0.2=0.3", "3/10"), ("它有十分好看的3朵", "3"), ("3.", "3"), ("第1题的答案是8", "8"), ("7", "a=3，b=4，所以a+b=7"),
 ]  # fmt: skip
 OTHER = [
     ("一共1,234元。", "一共9,234元。"), ("1,234", "234"), ("答案是3/4。", "答案是1/4。"), ("3/4", "4"),
@@ -37,7 +37,15 @@ OTHER = [
 @pytest.mark.parametrize(("expected", "said"), SAME)
 def test_equal_results_agree_however_they_are_written(expected: str, said: str) -> None:
     assert same_result(expected, said)
-    assert same_result(said, expected)
+    assert is_right(Question([], expected, "math"), said, ("MiniLLM", "x"))
+
+
+def test_several_variables_are_all_asked_for_where_the_expected_answer_has_them_alone() -> None:
+    working = "a=3，b=4，所以a+b=7"
+    assert same_result("7", working)
+    assert same_result(working, working)
+    assert not same_result(working, "7")
+    assert not same_result("a=3，b=5", working)
 
 
 @pytest.mark.parametrize(("expected", "said"), OTHER)
@@ -105,14 +113,16 @@ SOME = st.text(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), SOME), st.one_of(st.text(), SOME))
-def test_no_text_breaks_the_reading_and_agreement_is_mutual(one: str, other: str) -> None:
-    assert same_result(one, other) == same_result(other, one)
+def test_no_text_breaks_the_reading_and_each_agrees_with_itself(one: str, other: str) -> None:
+    assert same_result(one, other) in {True, False}
     assert same_result(one, one) == (result_of(one) is not None)
     if Said(one).plain:
         assert is_right(Question([], one, "math"), one, ("MiniLLM", "x"))
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**9), 10**9), st.integers(0, 10**6))
 def test_each_way_to_write_a_number_gives_that_number(whole: int, part: int) -> None:
     for text in (f"{whole}", f"{whole:,}", f"答案是{whole}。", f"{whole}.0", f"x+1={whole}"):

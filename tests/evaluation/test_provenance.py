@@ -8,8 +8,9 @@ import pytest
 
 from configs.schema import MixConfig
 from dataset.mix import build_mix, find_sources
-from dataset.records import text_hash
+from dataset.records import read_records, text_hash
 from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
+from evaluation.questions import question_of
 from tests.tiny_run import chat, write_jsonl
 
 NAMES = ("MiniLLM", "MiniLLM 团队")
@@ -37,6 +38,26 @@ def test_a_mix_tells_whether_its_talk_and_knowledge_are_the_bundled_ones(
     assert mixture is not None
     assert is_bundled(mixture) is (own in {"", "math"})
     assert names_of(mixture, NAMES) == ("小明", config.author)
+
+
+def test_what_scoring_needs_of_a_record_passes_through_the_mix_with_the_names_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    fields = {
+        "topic": "name",
+        "cluster": "{{name}} 1",
+        "accepted": ["我的名字是{{name}}。", "{{author}}"],
+        "honest": True,
+    }
+    record = {"conversations": chat("你叫啥？", "我叫{{name}}。"), "split": "test", **fields}
+    own = [record, *({"conversations": chat(f"你叫什么{n}？", "我叫{{name}}。")} for n in range(20))]
+    write_jsonl(tmp_path / "mine" / "identity_conversations.jsonl", own)
+    config = MixConfig(general=0, knowledge=0, math=0, identity=20, preference=0, name="小明", author='明"组"')
+    build_mix(find_sources(tmp_path / "mine", tmp_path / "samples", config, {}), config, tmp_path / "mix")
+    held_out = read_records(tmp_path / "mix" / "sft_chinese_heldout.jsonl")
+    (question,) = [question for question in map(question_of, held_out) if question.asked == "你叫啥？"]
+    assert question.expected == "我叫小明。"
+    assert (question.topic, question.cluster, question.honest) == ("name", "cluster 小明 1", True)
+    assert question.accepted == ("我的名字是小明。", '明"组"')
 
 
 def test_another_mix_or_none_tells_nothing(tmp_path: Path) -> None:

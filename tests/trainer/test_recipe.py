@@ -111,6 +111,8 @@ def test_a_jsonl_is_not_needed_once_its_tensors_exist(tiny: TinyRun, stage: str)
     (tiny.data / f"{stage}_heldout.jsonl").unlink()
     assert tiny.train(stage, "--seed", "11") == 0
     assert tiny.metric(stage, "validation_loss")
+    shows_bits = "validation_bits_per_byte" in next((tiny.tf_dir / "metrics").glob(f"{stage}_*.jsonl")).read_text()
+    assert shows_bits is (stage != "dpo")
 
 
 def test_a_tensor_folder_may_be_given_in_place_of_the_jsonl(tiny: TinyRun) -> None:
