@@ -407,7 +407,9 @@ def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
     for name in used:
         asked = 0
         for number, members in enumerate(_pools(name, sources, scan.counts, training)):
-            target = math.floor(getattr(config, name) * factor) if getattr(config, name) else len(members)
+            wanted = getattr(config, name) or len(members)
+            # Samples alone: targets shrink together, but none below what there is to learn.
+            target = max(math.floor(wanted * factor), min(wanted, len(members)) if factor < 1 else 0)
             rounds = target if name == "identity" else config.max_rounds
             rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
             copies[members] = _copies(len(members), target, rounds, rng)

@@ -537,14 +537,20 @@ def test_a_target_of_0_leaves_a_category_out(tmp_path: Path, bundled: Path) -> N
     assert sources.left_out == {"sft_mini_512.jsonl": "the target of general is 0"}
 
 
-def test_samples_alone_shrink_all_targets_by_one_factor(tmp_path: Path, bundled: Path) -> None:
+def test_samples_alone_shrink_all_targets_by_one_factor_but_none_below_what_there_is(
+    tmp_path: Path, bundled: Path
+) -> None:
     config = MixConfig(general=800, knowledge=1000, math=100, identity=300, preference=200, heldout_min=2, max_rounds=5)
     sources = find_sources(bundled, tmp_path / "samples", config, PATTERNS)
     manifest = build_mix(sources, config, tmp_path / "out")
     factor = 8 * 5 / 800  # 8 of the 10 general samples are trained on
     assert manifest["sample_factor"] == factor
     reached = {name: tally["reached"] for name, tally in manifest["categories"].items()}
-    assert reached == {"general": 40, "knowledge": 50, "math": 5, "identity": 15, "preference": 10, "corpus": 8}
+    assert reached == {"general": 40, "knowledge": 95, "math": 95, "identity": 300, "preference": 95, "corpus": 8}
+    config = replace(config, knowledge=4000, identity=100)
+    tallies = build_mix(sources, config, tmp_path / "out")["categories"]
+    assert tallies["knowledge"]["reached"] == 4000 * factor  # more than there is: rounds
+    assert tallies["identity"]["reached"] == 100  # fewer than there is, as asked for
 
 
 def test_targets_stay_where_the_user_brought_any_data(tmp_path: Path, bundled: Path) -> None:
