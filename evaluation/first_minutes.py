@@ -20,7 +20,7 @@ filled in. An answer that does not end, is empty, repeats itself or breaks a cha
 
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,54 +254,3 @@ def judge(prompt: Prompt, answers: Sequence[Answer]) -> str:
         if fault := fault_of(said):
             return fault if turn == len(answers) else f"turn {turn} {fault}"
     return prompt.broken(Said(answers[-1].text))
-
-
-# --- what the training may not contain ------------------------------------------------------------
-
-MOST_ALIKE = 0.8
-"""Largest share of character trigrams (Jaccard) that an unseen prompt may have in common with a
-training question."""
-
-
-def trained_prompts(
-    prompts: Sequence[Prompt], conversations: Iterable[Sequence[str]]
-) -> list[tuple[Prompt, str, float]]:
-    """Prompts of the list `unseen` that stand in training conversations (their user turns), or
-    nearly do.
-
-    A prompt of several turns is compared with as many turns in a row. Returns: prompt, what is like
-    it, and their Jaccard similarity of character trigrams (1 where they are equal).
-    """
-    unseen = [prompt for prompt in prompts if not prompt.is_core]
-    keys = ["\n".join(normalised_question(turn) for turn in prompt.turns) for prompt in unseen]
-    grams = [_trigrams(key) for key in keys]
-    holders: dict[str, list[int]] = {}
-    for number, found in enumerate(grams):
-        for gram in found:
-            holders.setdefault(gram, []).append(number)
-    lengths = sorted({len(prompt.turns) for prompt in unseen})
-    looked_at: set[str] = set()
-    alike: dict[int, tuple[float, str]] = {}
-    for turns in conversations:
-        plain = [normalised_question(turn) for turn in turns]
-        for length in lengths:
-            for start in range(len(plain) - length + 1):
-                key = "\n".join(plain[start : start + length])
-                if key in looked_at:
-                    continue
-                looked_at.add(key)
-                found = _trigrams(key)
-                shared: dict[int, int] = {}
-                for gram in found:
-                    for number in holders.get(gram, ()):
-                        shared[number] = shared.get(number, 0) + 1
-                for number, count in shared.items():
-                    similarity = count / (len(found) + len(grams[number]) - count)
-                    if len(unseen[number].turns) == length and similarity > alike.get(number, (MOST_ALIKE, ""))[0]:
-                        alike[number] = (similarity, key)
-    return [(unseen[number], key, similarity) for number, (similarity, key) in sorted(alike.items())]
-
-
-def _trigrams(text: str) -> set[str]:
-    """Character trigrams; of a shorter text, the text itself."""
-    return {text[place : place + 3] for place in range(len(text) - 2)} or {text}

@@ -1,15 +1,11 @@
 """What the bundled samples leave out because the exam of the first minutes asks it."""
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import samples
 from dataset.records import normalised_question
-from dataset.samples.exam import MOST_ALIKE, Exam, trigrams, unseen, user_turns
+from dataset.samples.exam import MOST_ALIKE, Exam, trigrams
 
 EXAM = Exam([["法国的首都是哪里？"], ["7*8"], ["我叫小明", "我叫什么？"]])
 
@@ -29,7 +25,9 @@ def test_the_same_question_in_other_clothes_is_found(turns: list[str]) -> None:
     assert EXAM.asks(turns)
 
 
-@pytest.mark.parametrize("turns", [["德国的首都是哪里？"], ["78"], ["7*9"], ["我叫小明"], ["我叫什么？"], [], ["法国"]])
+@pytest.mark.parametrize(
+    "turns", [["德国的首都是哪里？"], ["78"], ["7*9"], ["我叫小明"], ["我叫什么？"], [], ["法国"], ["法国的首都在哪？"]]
+)
 def test_another_question_is_not(turns: list[str]) -> None:
     assert not EXAM.asks(turns)
 
@@ -44,9 +42,3 @@ def test_it_finds_what_a_comparison_with_each_question_finds(questions: list[str
         return one == other or len(a & b) > MOST_ALIKE * len(a | b)
 
     assert Exam([[question] for question in questions]).asks([asked]) == any(alike(q, asked) for q in questions)
-
-
-def test_no_bundled_file_asks_the_exam(tmp_path: Path) -> None:
-    for name, path in samples.write_samples(tmp_path).items():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            assert not unseen().asks(user_turns(json.loads(line))), (name, line)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.schema import UserError
 from evaluation.answers import Said
-from evaluation.first_minutes import Prompt, ask_in_turns, judge, load_prompts, repeats_itself, trained_prompts
+from evaluation.first_minutes import Prompt, ask_in_turns, judge, load_prompts, repeats_itself
 from evaluation.questions import Messages
 from model.generate import Answer
 from tests.tiny_run import write_jsonl
@@ -173,30 +173,6 @@ def test_the_models_own_answers_stand_between_the_turns() -> None:
 
 
 # --- what the training may not contain ------------------------------------------------------------
-
-
-def test_prompts_that_stand_in_the_training_are_found_and_core_ones_are_not_looked_for() -> None:
-    prompts = [
-        prompt(turns=("法国首都？",)), prompt(turns=("你会不会讲一个很好听的故事",)), prompt(turns=("在吗", "为什么")),
-        prompt(turns=("嗯",)), prompt(turns=("你是谁",), is_core=True), prompt(turns=("完全不同的话",)),
-    ]  # fmt: skip
-    training = [
-        ["法国首都！"],
-        ["你会不会讲一个很好听的故事呀"],
-        ["为什么"],
-        ["你好", "在吗", "为什么？"],
-        ["你是谁"],
-        ["嗯嗯"],
-    ]
-    found = [(one.turns, key, round(similarity, 2)) for one, key, similarity in trained_prompts(prompts, training)]
-    assert found == [
-        (("法国首都？",), "法国首都", 1.0), (("你会不会讲一个很好听的故事",), "你会不会讲一个很好听的故事呀", 0.92),
-        (("在吗", "为什么"), "在吗\n为什么", 1.0),
-    ]  # fmt: skip
-
-
-def test_less_alike_than_the_bound_is_allowed() -> None:
-    assert trained_prompts([prompt(turns=("法国的首都在哪里",))], [["德国的首都在哪里"]]) == []
 
 
 def test_the_format_in_the_module_is_the_one_that_is_read(tmp_path: Path) -> None:
