@@ -147,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if prompts:
         metrics |= evaluation.of_prompts(prompts)
         settings["first_minutes"] = {"half": arguments.half, "kinds": sorted({prompt.kind for prompt in prompts})}
+    if not metrics:
+        reasons = "; ".join(evaluation.notes)
+        raise UserError(f"{display(heldout.path)}: nothing to evaluate on ({reasons}). Give another --data_path.")
 
     line = {
         "run_id": arguments.run_id or fingerprint([str(path), time.time_ns()])[:12],

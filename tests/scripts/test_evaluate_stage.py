@@ -290,6 +290,13 @@ def test_pairs_whose_prompt_fills_the_row_are_left_out_and_counted(
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["metrics"]["preference_accuracy"]["n"] == 2
     assert "1 of 3 pairs left out: no answer, or no difference, within 32 tokens" in capsys.readouterr().out
+    heldout = write_jsonl(tmp_path / "long.jsonl", [long])
+    with pytest.raises(UserError, match=r"long\.jsonl: nothing to evaluate on \(1 of 1 pairs left out: .*\)\. Give"):
+        evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout))
+    chats = str(trained.data / "sft_heldout.jsonl")
+    evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout), "--sft_data_path", chats)
+    assert "preference_accuracy" not in lines_of(tmp_path / "results.jsonl")[-1]["metrics"]
+    assert "1 of 1 pairs left out" in capsys.readouterr().out
 
 
 def test_defaults_come_from_the_folders_of_the_pipeline(
