@@ -141,7 +141,7 @@ def without_blocks(
 ) -> tuple[Tensor, Tensor]:
     """The same with the whole mask."""
     with patch.context() as context:
-        context.setattr(model_minillm, "flex_works", lambda *arguments: False)
+        context.setattr(model_minillm, "flex_works", lambda *arguments, **options: False)
         return learn(model, ids, document_ids)
 
 
@@ -165,7 +165,7 @@ def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_do
     dense = busy_model(TINY).train()
     model = copy.deepcopy(dense)
     model.gradient_checkpointing = checkpointing
-    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments: True)
+    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments, **options: True)
     monkeypatch.setattr(
         attention, "_compiled_flex_attention", lambda: torch.compile(flex_attention.flex_attention, backend=backend)
     )
@@ -184,7 +184,9 @@ def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_do
 
 def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(model_minillm, "flex_works", lambda device, shape, dtype, trial: bool(tried.append(trial())))
+    monkeypatch.setattr(
+        model_minillm, "flex_works", lambda device, shape, dtype, trial, **options: bool(tried.append(trial()))
+    )
     monkeypatch.setattr(
         model_minillm,
         "document_attention",
@@ -195,10 +197,33 @@ def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatc
     model.hidden_states(ids, document_ids=document_ids)
     drawn = torch.get_rng_state()
     torch.set_rng_state(state)
-    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments: False)
+    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments, **options: False)
     model.hidden_states(ids, document_ids=document_ids)
     assert tried and all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_compiled_blocks_take_flex_attention_untried_unless_they_failed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    class Asked(Exception):
+        pass
+
+    def flex_works(*arguments: object, untried: bool) -> bool:
+        asked.append(untried)
+        raise Asked
+
+    monkeypatch.setattr(model_minillm, "flex_works", flex_works)
+    model, (ids, document_ids) = busy_model(TINY).train(), new_documents(0)
+    for compiled, tries_attention in ((False, False), (True, False), (True, True)):
+        model.compile_blocks(compiled)
+        model.tries_attention = tries_attention
+        assert model.is_compiled is compiled
+        with pytest.raises(Asked):
+            model.hidden_states(ids, document_ids=document_ids)
+    assert asked == [False, True, False]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
