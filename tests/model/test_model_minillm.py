@@ -203,6 +203,29 @@ def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatc
     assert torch.equal(drawn, torch.get_rng_state())
 
 
+def test_compiled_blocks_take_flex_attention_untried_unless_they_failed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    class Asked(Exception):
+        pass
+
+    def flex_works(*arguments: object, untried: bool) -> bool:
+        asked.append(untried)
+        raise Asked
+
+    monkeypatch.setattr(model_minillm, "flex_works", flex_works)
+    model, (ids, document_ids) = busy_model(TINY).train(), new_documents(0)
+    for compiled, tries_attention in ((False, False), (True, False), (True, True)):
+        model.compile_blocks(compiled)
+        model.tries_attention = tries_attention
+        assert model.is_compiled is compiled
+        with pytest.raises(Asked):
+            model.hidden_states(ids, document_ids=document_ids)
+    assert asked == [False, True, False]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager blocks", "compiled blocks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
