@@ -35,7 +35,7 @@ def evaluate(run: TinyRun, results: Path, stage: str, *words: str) -> int:
     return evaluate_stage.main([
         "--stage", stage, "--profile", "smoke", "--device", "cpu", "--tokenizer_dir", str(TOKENIZER_DIR),
         "--checkpoint", str(run.path(stage)), "--data_path", str(run.data / f"{stage}_heldout.jsonl"),
-        "--results_file", str(results), *words,
+        "--results_file", str(results), "--first_minutes", "none", *words,
     ])  # fmt: skip
 
 
