@@ -277,7 +277,7 @@ def pipeline_result(rows: Rows) -> str:
 
 
 def is_share(name: str) -> bool:
-    return name.startswith(("accuracy_", "ended", "preference_accuracy"))
+    return name.startswith("accuracy_") or name in ("first_minutes", "ended", "preference_accuracy")
 
 
 def pipeline_details(rows: Rows) -> list[str]:
