@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ class TrainRun:
     from_resume: bool
     out_dir: Path
     tf_dir: Path
+    words: tuple[str, ...] = ()
+    """The flags as they were given: a helper process of this run is given the same."""
 
 
 def weight_file(stage: str, model: ModelConfig) -> str:
@@ -132,6 +135,9 @@ def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     loop.add_argument(
         "--accumulation_steps", type=int, metavar="N", help="micro-batches in a step; 0: by rule 梯度累积，0 为自动"
     )
+    loop.add_argument(
+        "--cpu_processes", type=int, metavar="N", help="processes on a CPU, a core each at least CPU 上的进程数"
+    )
     loop.add_argument("--max_seq_len", type=int, metavar="N", help="tokens in a row 序列长度")
     loop.add_argument(
         "--learning_rate", type=float, metavar="LR", help="peak learning rate; 0: by rule 峰值学习率，0 为自动"
@@ -203,7 +209,8 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
 
 def parse_run(stage: str, description: str, argv: Sequence[str] | None = None) -> TrainRun:
     """Parse a trainer's command line."""
-    return resolve_run(stage, build_parser(stage, description).parse_args(argv))
+    words = tuple(sys.argv[1:] if argv is None else argv)
+    return replace(resolve_run(stage, build_parser(stage, description).parse_args(words)), words=words)
 
 
 def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:

@@ -160,6 +160,9 @@ class TrainConfig:
     """Rows (pairs in DPO) in one micro-batch of one process; 0: as many as are fast and fit the free memory."""
     accumulation_steps: int = 0
     """Micro-batches in one step; 0: as many as its tokens need."""
+    cpu_processes: int = 1
+    """Processes that share a step's rows on a CPU, each with a core at least: for a small model faster than as many threads
+    (trainer/processes.py)."""
     max_seq_len: int = 2048
     """Tokens in one row."""
     optimizer: str = "muon"
@@ -204,7 +207,7 @@ class TrainConfig:
     use_wandb: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "log_interval", "save_interval")
+        _at_least(self, 1, "epochs", "log_interval", "save_interval", "cpu_processes")
         _at_least(self, 2, "max_seq_len")
         _at_least(
             self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
@@ -224,6 +227,7 @@ class TrainConfig:
 
 RESULT_NEUTRAL = frozenset(
     {"log_interval", "save_interval", "eval_interval", "num_workers", "use_wandb", "device", "gradient_checkpointing"}
+    | {"cpu_processes"}
 )
 """Fields of TrainConfig that change what is printed or where it runs, but not what is learnt: they redo no stage."""
 

@@ -47,7 +47,8 @@ from trainer.loop import (
 )
 from trainer.metrics import Metrics
 from trainer.objectives import NextToken
-from trainer.runtime import DTYPES, Runtime, dtype_name, seed_everything
+from trainer.processes import start_group
+from trainer.runtime import DTYPES, Runtime, choose_device, dtype_name, seed_everything
 
 VALIDATION_ROWS = 128
 """Rows, evenly spread over the validation data, that a validation loss is taken over."""
@@ -59,7 +60,15 @@ class Stage:
     def __init__(self, run: TrainRun) -> None:
         self.run, self.config = run, run.train
         self.stop = StopSignal()
-        self.runtime = Runtime.start(run.train.device, run.train.dtype, deterministic=run.train.deterministic)
+        self.group = start_group(run, choose_device(run.train.device))
+        self.runtime = Runtime.start(
+            run.train.device, run.train.dtype, deterministic=run.train.deterministic, group=self.group
+        )
+        if (
+            self.group is not None and self.config.accumulation_steps
+        ):  # a step keeps its rows: each takes some of its parts
+            parts = self.config.accumulation_steps // self.group.world_size
+            self.config = replace(self.config, accumulation_steps=parts)
         self.tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
         self.tensors_path = self._tensors()
         self.data_manifest = read_manifest(self.tensors_path)
@@ -275,6 +284,14 @@ class Stage:
             return self.stop.exit_code or 143
         except TrainingDiverged as error:
             raise UserError(str(error)) from None
+        except RuntimeError as error:
+            failure = self.group.failure() if self.group is not None else None
+            if failure is None:
+                raise
+            raise UserError(
+                f"a helper process ended in the middle of the run: {failure}\nThe same command goes on from the last save; "
+                "--cpu_processes 1 trains in one process, with less memory."
+            ) from error
         finally:
             if metrics is not None:
                 metrics.close()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from configs.hardware import cpu_has_bf16
 from configs.schema import DEVICES, UserError
+from trainer.processes import Group
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
@@ -119,8 +120,8 @@ class Runtime:
     world_size: int = 1
 
     @classmethod
-    def start(cls, device: str, dtype: str, *, deterministic: bool = False) -> "Runtime":
-        """Choose device and dtype, and join the other processes when started by torchrun.
+    def start(cls, device: str, dtype: str, *, deterministic: bool = False, group: Group | None = None) -> "Runtime":
+        """Choose device and dtype, and join the other processes: our own on a CPU (group), or torchrun's.
 
         Args: deterministic: take only kernels that give the same bits each time, as those of a CPU do anyway.
         """
@@ -136,6 +137,9 @@ class Runtime:
                 stay_on_card(chosen)
         elif chosen.type == "cpu":
             keep_freed_memory()
+        if group is not None:
+            group.join(PATIENCE)
+            return cls(chosen, choose_dtype(dtype, chosen), group.rank, group.world_size)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size > 1 and not dist.is_initialized():
             on_gpu = chosen.type == "cuda"
