@@ -18,11 +18,11 @@ from dataset.samples.frames import bare
 
 MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
 NAME = "name"
-NUM_FULL_NAMES = 320
-"""Surname and given name, put together at random, beside the short names."""
-NUM_TOLD = {NAME: 310}
+NUM_FULL_NAMES, NUM_NICKNAMES = 4000, 400
+"""Names put together at random, beside the short ones: so many that none can be learnt, and all have to be copied."""
+NUM_TOLD = {NAME: 700}
 """Training conversations about a subject; of the others: NUM_TOLD_OF_OTHERS."""
-NUM_TOLD_OF_OTHERS = 22
+NUM_TOLD_OF_OTHERS = 45
 NUM_CORRECTED, NUM_BOTH, NUM_BACK = 40, 70, 40
 """Training conversations with a corrected name, with two things told at once, with the question for the model's name."""
 NUM_HELDOUT_BOTH = 8
@@ -66,9 +66,17 @@ def values(subject: str, half: Half) -> tuple[str, ...]:
         return tuple(names["heldout"][half])
     unseen = {name for other in names["heldout"].values() for name in other}
     rng = random.Random(4403)
-    full = [surname + given for surname in names["surname"] for given in names["given"]]
-    drawn = rng.sample([name for name in full if name not in unseen], NUM_FULL_NAMES)
+    characters = names["characters"]
+    given = [*names["given"], *(one + other for one in characters for other in characters if one != other)]
+    full = dict.fromkeys(rng.choice(names["surname"]) + rng.choice(given) for _ in range(NUM_FULL_NAMES))
+    nick = dict.fromkeys(_nickname(rng.choice(characters), rng) for _ in range(NUM_NICKNAMES))
+    drawn = [name for name in (*nick, *full) if name not in unseen]
     return (*names["short"], *names["english"], *names["given"][41:], *drawn)
+
+
+def _nickname(character: str, rng: random.Random) -> str:
+    """A name among friends, such as 小兰 or 兰兰."""
+    return rng.choice((f"小{character}", f"阿{character}", character * 2))
 
 
 def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memory:

@@ -30,9 +30,9 @@ BASICS = "basics"
 """Stands for the relation in records about basics."""
 
 HALVES = ("validation", "test")
-QUESTIONS_PER_FACT = {"often": 10, "": 5, "seldom": 4}
+QUESTIONS_PER_FACT = {"often": 14, "": 8, "seldom": 6}
 """Training questions about a fact, by how often people ask about it."""
-QUESTIONS_PER_BASIC = 11
+QUESTIONS_PER_BASIC = 16
 HELDOUT_PER_RELATION = 5
 """Facts of each relation in each held-out half, at most."""
 OTHER_NAME_SHARE = 0.35

@@ -42,9 +42,9 @@ ANSWERS = {
 }
 """The honest lines, by the type of question."""
 
-NUM_TOPIC = 24
+NUM_TOPIC = 15
 """Training questions of each topic, where its table gives no number."""
-NUM_INVENTED = 48
+NUM_INVENTED = 30
 """Training questions of each taught relation about subjects that are not taught, where the table gives no number."""
 GENERAL_SHARE = 1 / 3
 """Share of a topic's training questions that are asked in the general wordings of its class."""
