@@ -29,13 +29,13 @@ Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
-NUM_TYPED = 21
+NUM_TYPED = 36
 """Training records of each feeling and each subject of small talk, all typed differently; more where the table has
 more wordings."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
 NUM_TRIES = 4 * NUM_TYPED
-NUM_SINGLE = 2
+NUM_SINGLE = 4
 """Single-turn records of each everyday topic; one more goes on for two to four turns."""
 ITEM_HELDOUT_EVERY = 2
 """Every second everyday topic has a held-out question."""

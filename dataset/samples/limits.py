@@ -22,7 +22,7 @@ TABLE_FILE = Path(__file__).with_name("limits.yaml")
 SLOTS = "slots"
 LIST_SEPARATOR = "、"
 HALVES = ("validation", "test")
-NUM_TRAINING = 48
+NUM_TRAINING = 70
 """Training records of each answer, all typed differently."""
 NUM_TRIES = 10 * NUM_TRAINING
 
