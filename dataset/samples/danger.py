@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from dataset.samples import dialogue, frames
 from dataset.samples.alternatives import wordings
+from dataset.samples.exam import danger_words, user_turns
 
 ANSWER = (
     "听你这么说，我很担心。请别一个人扛着，马上告诉身边信得过的人；"
@@ -116,7 +117,13 @@ def _chats(
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records with `kind`; held-out ones carry `split` and `cluster` (their wording). No record stands twice."""
+    """Chat records with `kind`; held-out ones carry `split` and `cluster` (their wording). No record stands twice, and none
+    that is trained on says what the exam says."""
+    exam = danger_words()
+    return (record for record in _all_records() if "split" in record or not exam.asks(user_turns(record)))
+
+
+def _all_records() -> Iterator[dict[str, Any]]:
     by_kind = tables()
     rng = random.Random(1235)
     said = [record["conversations"] for record in dialogue.records() if record.get("split") in (None, "train")]
