@@ -17,6 +17,10 @@ IDENTITY_SOURCE = "identity_conversations.jsonl"
 IDENTITY_MARK = ".identity_conversations.sha256"
 """Beside it: its hash as the mix wrote it, which tells whether somebody has edited it since."""
 IDENTITY_SAMPLE = ROOT / "dataset" / "identity_cn_sample.jsonl"
+FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
+"""What people type first: an exam after SFT and each later stage."""
+DANGER_PROMPTS = ROOT / "dataset" / "danger_prompts.jsonl"
+"""What people type when a life is in danger, and harmless neighbours: the other exam."""
 
 
 def find_dataset(path: Path) -> Path:

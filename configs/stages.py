@@ -30,7 +30,9 @@ from configs.flags import (
 )
 from configs.load import load_file_categories, load_profile
 from configs.paths import (
+    DANGER_PROMPTS,
     DATA_DIR,
+    FIRST_MINUTES,
     IDENTITY_MARK,
     IDENTITY_SAMPLE,
     IDENTITY_SOURCE,
@@ -291,9 +293,13 @@ class StageBook:
         if stage not in STAGES:
             return ""
         profile = self.pipeline.profile
-        heldout = [self.pipeline.heldout(stage), *([self.pipeline.heldout("sft")] if stage == "dpo" else [])]
+        read = [self.pipeline.heldout(stage)]
+        if stage == "dpo":
+            read.append(self.pipeline.heldout("sft"))
+        if stage != "pretrain":
+            read += [FIRST_MINUTES, DANGER_PROMPTS]
         settings = [as_dict(profile.evaluate), profile.mix.name, profile.mix.author]
-        return fingerprint([settings, [self.hashes.sha256(path) for path in heldout]])
+        return fingerprint([settings, [self.hashes.sha256(path) for path in read]])
 
     def outputs(self, stage: str) -> list[Path]:
         """The files that a stage must have written, and those it wrote beside them."""

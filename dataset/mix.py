@@ -36,6 +36,7 @@ from dataset.records import (
     Record,
     TextRecord,
     decode_item,
+    has_group,
     heldout_key,
     is_source,
     normalised_question,
@@ -191,6 +192,8 @@ class Scan:
     """8 bytes a record: hash of its held-out key."""
     splits: bytearray = field(default_factory=bytearray)
     """1 byte a record: its own split, or that it was rejected."""
+    grouped: bytearray = field(default_factory=bytearray)
+    """1 byte a record: whether its own `group` decides its side."""
     questions: bytearray = field(default_factory=bytearray)
     """8 bytes a user turn: hash of the question."""
     askers: "array[int]" = field(default_factory=lambda: array("I"))
@@ -247,6 +250,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
             line = {"file": source.path.name, "line": number, "reason": str(error), "text": shown_text(item)}
             rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
             scan.splits.append(_REJECTED)
+            scan.grouped.append(False)
             scan.contents += bytes(8)
             scan.keys += bytes(8)
             continue
@@ -255,6 +259,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
             scan.questions += text_hash(normalised_question(question))
             scan.askers.append(asker)
         scan.splits.append(split)
+        scan.grouped.append(has_group(record))
         scan.contents += text_hash(_content_of(record))
         scan.keys += text_hash(heldout_key(record))
         size += len(item) if isinstance(item, bytes) else len(_line(record.fields))
@@ -509,13 +514,19 @@ def _mixed(values: Bits, seed: int) -> Bits:
 
 
 def _leaks(scan: Scan, states: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Training records in which a user turn is the first question of a held-out record with another key."""
+    """Training records in which a user turn is the question of a held-out record with another key.
+
+    That question is the first user turn, which is the key; in a record with a group the last one: what comes before it
+    may be anybody's talk."""
     questions = np.frombuffer(scan.questions, dtype="<u8")
     askers = np.frombuffer(scan.askers, dtype=np.uint32)
     leaks = np.zeros(len(states), dtype=np.bool_)
     if len(askers):
-        first = np.concatenate(([True], askers[1:] != askers[:-1]))
-        held = np.unique(questions[first & (states[askers] >= _STATE_VALIDATION)])
+        changes = askers[1:] != askers[:-1]
+        first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
+        grouped = np.frombuffer(scan.grouped, dtype=np.bool_)[askers]
+        is_key = np.where(grouped, last, first)
+        held = np.unique(questions[is_key & (states[askers] >= _STATE_VALIDATION)])
         leaks[askers[np.isin(questions, held)]] = True
     leaks &= states == _STATE_TRAIN
     return leaks

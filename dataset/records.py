@@ -120,13 +120,18 @@ def normalised_question(text: str) -> str:
     return _MARKS_BUT_IN_NUMBERS.sub("", spaceless) or spaceless
 
 
+def has_group(record: Record) -> bool:
+    """Whether a record's own `group` decides its side."""
+    return record.fields.get("group") not in (None, "")
+
+
 def heldout_key(record: Record) -> str:
     """What decides a record's side: its `group`, else the first user turn, else the text; normalised.
 
     In a group marks become spaces instead of vanishing: `sum:1,23` and `sum:12,3` are two groups.
     """
     group = record.fields.get("group")
-    if group is not None and group != "":
+    if has_group(record):
         return "group " + " ".join(_MARKS.split(unicodedata.normalize("NFKC", str(group)).casefold())).strip()
     if isinstance(record, TextRecord):
         return normalised(record.text)

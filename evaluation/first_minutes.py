@@ -23,7 +23,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from configs.paths import display
 from configs.schema import UserError
@@ -35,7 +35,7 @@ from model.generate import Answer
 
 LISTS = ("core", "unseen")
 HALVES = ("choose", "report")
-KINDS = ("identity", "chat", "feelings", "facts", "sums", "beyond", "unknown", "turns", "danger")
+KINDS = ("identity", "chat", "feelings", "facts", "sums", "beyond", "unknown", "turns")
 KINDS_OF_ANY_MODEL = ("identity", "chat")
 """Kinds that are scored where the knowledge is the user's own."""
 _FIELDS = {
@@ -207,7 +207,20 @@ def _check(fields: Mapping[str, Any]) -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def ask_in_turns(prompts: Sequence[Prompt], ask: Asker) -> list[list[Answer]]:
+class Spoken(Protocol):
+    """A prompt of one or more turns, with a rule for the last answer."""
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What the user says."""
+        ...
+
+    def broken(self, said: Said) -> str:
+        """What is wrong with the last answer; empty when it is right."""
+        ...
+
+
+def ask_in_turns(prompts: Sequence[Spoken], ask: Asker) -> list[list[Answer]]:
     """The model's answers to each turn of each prompt; its own answers stand between the turns."""
     conversations: list[Messages] = [[] for _ in prompts]
     answers: list[list[Answer]] = [[] for _ in prompts]
@@ -247,7 +260,7 @@ def repeats_itself(text: str) -> bool:
     return False
 
 
-def judge(prompt: Prompt, answers: Sequence[Answer]) -> str:
+def judge(prompt: Spoken, answers: Sequence[Answer]) -> str:
     """What is wrong with the answers to a prompt; empty when nothing is. Only the last one is held
     against its rule."""
     for turn, said in enumerate(answers, start=1):

@@ -23,11 +23,12 @@ from configs.artifacts import append_line, atomic_write, fingerprint, require_wr
 from configs.cli import Parser, run
 from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, display, find_dataset
+from configs.paths import DANGER_PROMPTS, DATA_DIR, FIRST_MINUTES, OUT_DIR, TF_DIR, display, find_dataset
 from configs.schema import STAGES, UserError, as_dict
 from dataset.records import read_records
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
+from evaluation.danger import DangerPrompt, load_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
 from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
@@ -36,7 +37,6 @@ from evaluation.stage import Evaluation
 from trainer.checkpoint import check_tokenizer, load_model
 from trainer.runtime import choose_device, seed_everything
 
-FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
 HALVES = {
     "test": "the half that no trainer reads and no validation curve is drawn from",
     "validation": "the half that settings may have been chosen by; no test half in this file",
@@ -70,6 +70,12 @@ def build_parser() -> Parser:
         default="",
         metavar="FILE",
         help="prompts that a person types first, or none 人们最先输入的话，none 为不评 (dataset/first_minutes.jsonl)",
+    )
+    parser.add_argument(
+        "--danger_prompts",
+        default="",
+        metavar="FILE",
+        help="prompts about a life in danger, or none 有人有生命危险时的话，none 为不评 (dataset/danger_prompts.jsonl)",
     )
     parser.add_argument(
         "--half", default="report", choices=PROMPT_HALVES, help="which of its halves 用其中哪一半 (%(default)s)"
@@ -127,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixture = mixture_of(heldout.path.parent, manifest["training_data"])
     names = names_of(mixture, (profile.mix.name, profile.mix.author))
     prompts = choose_prompts(arguments.first_minutes, stage, arguments.half, names, everything=is_bundled(mixture))
+    danger = choose_danger_prompts(arguments.danger_prompts, stage)
     length = manifest["settings"]["train"]["max_seq_len"]
     evaluation = Evaluation(model, tokenizer, names, settings, length, examples)
     evaluation.notes += heldout.notes
@@ -147,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if prompts:
         metrics |= evaluation.of_prompts(prompts)
         settings["first_minutes"] = {"half": arguments.half, "kinds": sorted({prompt.kind for prompt in prompts})}
+    if danger:
+        metrics |= evaluation.of_danger(danger)
+        settings["danger_prompts"] = len(danger)
     if not metrics:
         reasons = "; ".join(evaluation.notes)
         raise UserError(f"{display(heldout.path)}: nothing to evaluate on ({reasons}). Give another --data_path.")
@@ -250,6 +260,14 @@ def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *,
         prompt for prompt in prompts
         if (prompt.is_core or prompt.half == half) and (everything or prompt.kind in KINDS_OF_ANY_MODEL)
     ]  # fmt: skip
+
+
+def choose_danger_prompts(given: str, stage: str) -> list[DangerPrompt]:
+    """All prompts about a life in danger, after SFT and every later stage: whatever a model was
+    taught, people will write these to it. Raises: UserError."""
+    if given == "none" or stage == "pretrain" or (not given and not DANGER_PROMPTS.exists()):
+        return []
+    return load_danger_prompts(find_dataset(Path(given)) if given else DANGER_PROMPTS)
 
 
 def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:

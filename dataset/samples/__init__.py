@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write, sha256_file, write_json
-from dataset.samples.exam import EXAM_FILE, without_exam
+from dataset.samples.exam import EXAM_FILES, without_exam
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES))
 
 
 def _sources_fingerprint() -> str:
-    """Hash of everything that the generators are made of: code and tables, and the exam that they leave out."""
+    """Hash of everything that the generators are made of: code and tables, and the exams that they leave out."""
     digest = hashlib.sha256()
-    for path in [*sorted(Path(__file__).parent.iterdir()), EXAM_FILE]:
+    for path in [*sorted(Path(__file__).parent.iterdir()), *EXAM_FILES]:
         if path.is_file():
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()

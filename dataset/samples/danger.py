@@ -3,16 +3,25 @@
 Whoever writes that they, or somebody else, want to die gets one fixed answer: it takes them seriously and names
 somebody near and the numbers to call. The line must be sharp: 累死了, 笑死我了 and 跳楼价 get answers of their own,
 and a question after such a turn is answered as ever.
+
+The wordings come from two tables, which also hold those that are held out, and from `danger_frames.yaml`, where the same
+people, times, openings and ends stand on both sides of the line.
 """
 
+import itertools
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+
+from dataset.records import normalised
 from dataset.samples import dialogue, frames
 from dataset.samples.alternatives import wordings
+from dataset.samples.exam import danger_words, user_turns
 
 ANSWER = (
     "听你这么说，我很担心。请别一个人扛着，马上告诉身边信得过的人；"
@@ -22,11 +31,12 @@ ANSWER = (
 
 DANGER_FILE = Path(__file__).with_name("danger_wordings.tsv")
 HARMLESS_FILE = Path(__file__).with_name("danger_harmless.tsv")
+FRAMES_FILE = Path(__file__).with_name("danger_frames.yaml")
 TRAINING, VALIDATION, TEST = SIDES = ("training", "validation", "test")
 DANGER, HARMLESS = KINDS = ("danger", "harmless")
 
 NUM_CHATS: dict[str, dict[str, int]] = {
-    TRAINING: {"danger_last": 150, "chat_last": 80, "harmless_last": 80, "harmless_after_danger": 50},
+    TRAINING: {"danger_last": 240, "chat_last": 110, "harmless_last": 200, "harmless_after_danger": 70},
     VALIDATION: {"danger_last": 10, "chat_last": 0, "harmless_last": 8, "harmless_after_danger": 8},
     TEST: {"danger_last": 10, "chat_last": 0, "harmless_last": 8, "harmless_after_danger": 8},
 }
@@ -35,6 +45,10 @@ BEFORE_SHARE, AFTER_SHARE = 0.15, 0.06
 """How often one of the texts below stands around a statement: of either kind, so that they tell nothing."""
 _BEFORE: frames.Choices = {"诶，": 1, "哎，": 2, "跟你说，": 2, "我跟你说，": 3, "说真的，": 2, "真的，": 2}
 _AFTER: frames.Choices = {"，真的": 3, "……真的": 1}
+
+_SLOT = re.compile(r"\{(\w+)\}")
+TRIES = 20
+"""Times that a sentence of a block is put together before the block counts as used up."""
 
 Turn = tuple[str, str]
 """What the user says, what the assistant answers."""
@@ -75,8 +89,43 @@ def _table(path: Path, kind: str) -> dict[str, list[Wording]]:
 
 
 def tables() -> dict[str, dict[str, list[Wording]]]:
-    """Kind -> side -> wordings."""
-    return {DANGER: _table(DANGER_FILE, DANGER), HARMLESS: _table(HARMLESS_FILE, HARMLESS)}
+    """Kind -> side -> wordings. Of the composed ones those stay out that hold a held-out wording of the tables."""
+    found = {DANGER: _table(DANGER_FILE, DANGER), HARMLESS: _table(HARMLESS_FILE, HARMLESS)}
+    sides = {side: [normalised(one.text) for kind in KINDS for one in found[kind][side]] for side in SIDES}
+    held = [*sides[VALIDATION], *sides[TEST]]
+    taken = {*sides[TRAINING], *held}
+    rng = random.Random(1236)
+    for kind in KINDS:
+        composed = _composed(kind, rng, taken)
+        said = {one: normalised(one.text) + "真的" for one in composed}  # as `turn` may end it
+        found[kind][TRAINING] += [one for one, text in said.items() if not any(part in text for part in held)]
+    return found
+
+
+def _composed(kind: str, rng: random.Random, taken: set[str]) -> Iterator[Wording]:
+    """The sentences put together from frames, for training. `taken`: normalised wordings that must not come again; it grows."""
+    blocks = yaml.safe_load(FRAMES_FILE.read_text(encoding="utf-8"))
+    for block in blocks[kind]:
+        slots = {
+            name: values.split("|")
+            for name, values in (blocks["shared"] | block).items()
+            if name not in ("answer", "form", "count", "frames")
+        }  # fmt: skip
+        ways = block["frames"].splitlines()
+        made = 0
+        for way in itertools.islice(itertools.cycle(ways), block["count"] * TRIES):
+            text = _filled(way, slots, rng)
+            if normalised(text) not in taken:
+                taken.add(normalised(text))
+                made += 1
+                yield Wording(text, kind, block["form"], block.get("answer", ANSWER))
+            if made == block["count"]:
+                break
+
+
+def _filled(way: str, slots: Mapping[str, list[str]], rng: random.Random) -> str:
+    """A frame with a word in each slot."""
+    return _SLOT.sub(lambda slot: rng.choice(slots[slot[1]]), way)
 
 
 def _record(turns: list[Turn], kind: str, side: str, wording: Wording | None) -> dict[str, Any]:
@@ -116,7 +165,13 @@ def _chats(
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records with `kind`; held-out ones carry `split` and `cluster` (their wording). No record stands twice."""
+    """Chat records with `kind`; held-out ones carry `split` and `cluster` (their wording). No record stands twice, and none
+    that is trained on says what the exam says."""
+    exam = danger_words()
+    return (record for record in _all_records() if "split" in record or not exam.asks(user_turns(record)))
+
+
+def _all_records() -> Iterator[dict[str, Any]]:
     by_kind = tables()
     rng = random.Random(1235)
     said = [record["conversations"] for record in dialogue.records() if record.get("split") in (None, "train")]

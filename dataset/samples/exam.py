@@ -1,7 +1,8 @@
-"""The exam of the first minutes is never trained on: bundled records that ask one of its questions are left out.
+"""The exams are never trained on: bundled records that ask one of their questions are left out.
 
-`dataset/first_minutes.jsonl` holds the exam (docs/formats.md). A record asks an unseen question if its words are the same
-but for case, spacing and punctuation, or nearly so. What users bring themselves is theirs, and is kept.
+`dataset/first_minutes.jsonl` and `dataset/danger_prompts.jsonl` hold them (docs/formats.md). A record asks a question of an
+exam if its words are the same but for case, spacing and punctuation, or nearly so. What users bring themselves is theirs,
+and is kept.
 """
 
 import json
@@ -12,9 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from configs.paths import DANGER_PROMPTS, FIRST_MINUTES
 from dataset.records import normalised_question
 
-EXAM_FILE = Path(__file__).resolve().parents[1] / "first_minutes.jsonl"
+EXAM_FILES = (FIRST_MINUTES, DANGER_PROMPTS)
 _NAME = re.compile(r"\{\{name(_lower)?\}\}")
 MOST_ALIKE = 0.8
 """Jaccard index of two questions' character trigrams from which they count as one."""
@@ -69,13 +71,29 @@ class Exam:
 
 @cache
 def unseen() -> Exam:
-    """The questions that are never trained on."""
-    rows = (json.loads(line) for line in EXAM_FILE.read_text(encoding="utf-8").splitlines())
-    return Exam(row.get("turns") or [row["prompt"]] for row in rows if row["list"] == "unseen")
+    """The questions that are never trained on: the list `unseen` of the first minutes, and what people say when a life is
+    in danger. Of a chat that ends with such words these alone count: the turns before them are anybody's talk."""
+    unseen = [_turns(row) for row in _rows(FIRST_MINUTES) if row["list"] == "unseen"]
+    return Exam([*unseen, *(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS) if row["danger"])])
+
+
+@cache
+def danger_words() -> Exam:
+    """All words of the exam about danger, harmless ones too: the sample of that name trains on none. Other samples may
+    hold harmless ones (我失恋了), which teach nothing about the line between the two."""
+    return Exam(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _turns(row: Mapping[str, Any]) -> list[str]:
+    return row.get("turns") or [row["prompt"]]
 
 
 def without_exam(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The records that ask no question of the exam."""
+    """The records that ask no question of an exam."""
     exam = unseen()
     return (record for record in records if not exam.asks(user_turns(record)))
 

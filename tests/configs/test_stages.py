@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import stages
 from configs.schema import STAGES, UserError
 from configs.stages import (
     ARGUMENT_VARIABLES,
@@ -104,6 +105,23 @@ def test_an_evaluation_setting_evaluates_again_but_keeps_the_weights(run_of: Mak
     assert book.begin("dpo")
     assert run_of(str(mine)).weights("dpo").exists()
     assert book.run_id("dpo") != first
+
+
+@pytest.mark.parametrize("name", ["FIRST_MINUTES", "DANGER_PROMPTS"])
+def test_another_exam_evaluates_again_where_it_is_asked(
+    run_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text("one")
+    monkeypatch.setattr(stages, name, exam)
+    for stage in STAGES:
+        perform(run_of(), stage)
+    assert not any(StageBook(run_of()).begin(stage) for stage in STAGES)
+    exam.write_text("another")
+    assert {stage: StageBook(run_of()).begin(stage) for stage in STAGES} == {
+        "pretrain": False, "sft": True, "dpo": True,
+    }  # fmt: skip
+    assert all(run_of().weights(stage).exists() for stage in STAGES)
 
 
 def test_a_moved_repository_stays_done(run_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The exam of the first minutes: what a person types first, and the prompts about life in danger. Both are written by hand.
+"""The exam of the first minutes: what a person types first, written by hand.
 
 A line of `dataset/first_minutes.jsonl` has `list` (core, unseen), `half` (of unseen: choose, report), `kind`, a `prompt` or
 `turns` (what the user types; the model's own answers stand between), `cluster` (the fact, pair or clause that it is about), and
@@ -45,7 +45,6 @@ def rows_of(path: str) -> list[dict[str, Any]]:
 
 ROWS = rows_of("dataset/first_minutes.jsonl")
 UNSEEN = [row for row in ROWS if row["list"] == "unseen"]
-DANGER = rows_of("tests/dataset/danger_prompts.jsonl")
 
 
 def filled(text: str) -> str:
@@ -170,10 +169,3 @@ def test_no_comfort_for_good_news_and_no_congratulation_for_bad() -> None:
         assert 0.2 <= sum(marks) / len(marks) <= 0.45, constant
     for row in (row for row in UNSEEN if row["kind"] == "feelings"):
         assert not (is_right(row, COMFORT) and is_right(row, "恭喜你，太好了，真替你高兴！")), row
-
-
-def test_the_danger_prompts_are_40_in_danger_and_200_harmless() -> None:
-    assert Counter(row["danger"] for row in DANGER) == {True: 40, False: 200}
-    assert all(row.keys() in ({"prompt", "danger"}, {"turns", "danger"}) for row in DANGER)
-    assert all(len(row.get("turns", [1, 2])) >= 2 for row in DANGER)
-    assert len(set(map(asked, DANGER))) == len(DANGER)

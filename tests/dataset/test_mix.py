@@ -320,6 +320,26 @@ def test_a_group_keeps_all_its_records_on_one_side(tmp_path: Path) -> None:
     assert [len(side) for side in groups] == [124, 20]
 
 
+def talk(*questions: str, **fields: Any) -> Record:
+    messages = []
+    for question in questions:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "答"}]
+    return {"conversations": messages, **fields}
+
+
+def test_of_a_held_out_group_only_the_last_question_is_kept_out_of_training(tmp_path: Path) -> None:
+    records = [
+        talk("你好", "讲个笑话", "谁是老大", split="test", group="boss"),
+        chat("你好"), chat("讲个笑话"), talk("在吗", "谁是老大？"), chat("谁是老大！", "别的"),
+        talk("晚安", "明天见", split="test"),
+        chat("晚安", "好梦"), chat("明天见"),
+    ]  # fmt: skip
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", records)}, MixConfig(general=9, heldout_share=0))
+    kept = {tuple(turn["content"] for turn in turns(record)[::2]) for record in out(tmp_path, "sft")}
+    assert kept == {("你好",), ("讲个笑话",), ("明天见",)}
+    assert manifest["sources"][0]["dropped"]["asks a held-out question"] == 2  # 晚安 has the key of a held-out record
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 

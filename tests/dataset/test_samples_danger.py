@@ -1,10 +1,12 @@
 """Life in danger and its harmless neighbours: one answer on one side of the line, never on the other."""
 
+import random
 import re
 from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from dataset.records import heldout_key, parse_record
 from dataset.samples import SAMPLE_FILES, danger
@@ -53,8 +55,8 @@ def test_records_are_whole_conversations_and_distinct() -> None:
 
 
 def test_danger_and_its_neighbours_reach_their_counts() -> None:
-    assert len(wordings(DANGER, TRAINING)) >= 400 and len(wordings(HARMLESS, TRAINING)) >= 1_000
-    assert len(of(DANGER, TRAINING)) >= 900 and len(of(HARMLESS, TRAINING)) >= 1_300
+    assert len(wordings(DANGER, TRAINING)) >= 1_400 and len(wordings(HARMLESS, TRAINING)) >= 2_800
+    assert len(of(DANGER, TRAINING)) >= 1_500 and len(of(HARMLESS, TRAINING)) >= 3_000
     for side in (VALIDATION, TEST):
         assert len(wordings(DANGER, side)) >= 30 and len(wordings(HARMLESS, side)) >= 80
         assert {key(record["cluster"]) for record in of(DANGER, side)} == wordings(DANGER, side)
@@ -67,6 +69,28 @@ def test_the_answer_stands_after_every_wording_of_danger_and_after_no_other() ->
     for wording in TABLES[HARMLESS][TRAINING] + TABLES[HARMLESS][VALIDATION] + TABLES[HARMLESS][TEST]:
         assert not re.search("120|110|12356", wording.answer)
         assert len(wording.answer) <= 40 and wording.answer.endswith(("。", "！", "？"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_of_frames_fills_every_slot_and_reaches_its_count(kind: str) -> None:
+    blocks = yaml.safe_load(danger.FRAMES_FILE.read_text(encoding="utf-8"))
+    composed = list(danger._composed(kind, random.Random(0), set()))
+    for block in blocks[kind]:
+        used = {slot for way in block["frames"].splitlines() for slot in re.findall(r"\{(\w+)\}", way)}
+        assert used >= block.keys() - {"answer", "form", "count", "frames"}, block["frames"]
+        assert used <= block.keys() | blocks["shared"].keys(), block["frames"]
+        assert ("answer" in block) == (kind == HARMLESS)
+    assert len(composed) >= 0.95 * sum(block["count"] for block in blocks[kind])
+    assert not [wording for wording in composed if re.search(r"[{}|\s]{1}", wording.text.replace(" ", ""))]
+
+
+def test_one_opening_stands_before_danger_and_before_none() -> None:
+    """What is shared by both sides tells nothing."""
+    shared = yaml.safe_load(danger.FRAMES_FILE.read_text(encoding="utf-8"))["shared"]
+    for name in ("near", "unlucky", "unsaid"):
+        openings = tuple(shared[name].split("|"))
+        for kind in KINDS:
+            assert sum(one.text.startswith(openings) for one in TABLES[kind][TRAINING]) >= 30, (name, kind)
 
 
 def test_no_wording_stands_on_two_sides_or_of_two_kinds() -> None:

@@ -42,7 +42,7 @@ def test_there_are_prompts_enough_of_each_kind() -> None:
     assert sum(prompt.is_core for prompt in prompts) >= 60
     unseen = [prompt for prompt in prompts if not prompt.is_core]
     assert len(unseen) >= 400
-    for kind in set(KINDS) - {"danger"}:
+    for kind in KINDS:
         for half in ("choose", "report"):
             assert sum(prompt.kind == kind and prompt.half == half for prompt in unseen) >= 20, (kind, half)
     assert sum(len(prompt.turns) > 1 for prompt in unseen) >= 20
