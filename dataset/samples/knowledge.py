@@ -32,7 +32,7 @@ BASICS = "basics"
 HALVES = ("validation", "test")
 QUESTIONS_PER_FACT = {"often": 14, "": 8, "seldom": 6}
 """Training questions about a fact, by how often people ask about it."""
-QUESTIONS_PER_BASIC = 16
+QUESTIONS_PER_BASIC = 22
 HELDOUT_PER_RELATION = 5
 """Facts of each relation in each held-out half, at most."""
 OTHER_NAME_SHARE = 0.35
