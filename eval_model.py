@@ -124,8 +124,7 @@ def weights_of(mode: int | None, out_dir: Path, hidden_size: int | None) -> Path
 def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, completes: bool) -> None:
     """A conversation in the terminal, each answer shown as it comes."""
     print("输入问题后回车，/help 查看命令。 Type and press Enter; /help lists the commands.", file=sys.stderr)
-    room = context_tokens(model)
-    messages: list[dict[str, str]] = []
+    talk = Conversation(tokenizer, context_tokens(model), completes)
     while True:
         try:
             question = input("你: ").strip()
@@ -136,23 +135,45 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
             return
         if question in {"/help", "/new"}:
             if question == "/new":
-                messages = []
+                talk.messages.clear()
             print(COMMANDS if question == "/help" else "新对话。 A new conversation.", file=sys.stderr)
             continue
         if not question:
             continue
-        messages.append({"role": "user", "content": question})
-        dropped = 0 if completes else forget(tokenizer, messages, int(READ_SHARE * room))
-        if dropped:
-            print(f"（最早的 {dropped} 轮已超出模型能读的长度 {dropped} oldest turns no longer fit）", file=sys.stderr)
-        prompt = prompt_ids(tokenizer, messages, completes)
-        if len(prompt) >= room:
+        prompt = talk.ask(question)
+        if talk.dropped:
             print(
-                f"（这段话有 {len(prompt)} 个 token，模型训练时只读过 {room} 个，回答可能不可靠 longer than the rows "
-                "it was trained on）",
+                f"（最早的 {talk.dropped} 轮已超出模型能读的长度 {talk.dropped} oldest turns no longer fit）",
                 file=sys.stderr,
             )
-        messages.append({"role": "assistant", "content": stream(model, tokenizer, prompt, sampling)})
+        if len(prompt) >= talk.room:
+            print(
+                f"（这段话有 {len(prompt)} 个 token，模型训练时只读过 {talk.room} 个，回答可能不可靠 longer than the "
+                "rows it was trained on）",
+                file=sys.stderr,
+            )
+        talk.hear(stream(model, tokenizer, prompt, sampling))
+
+
+class Conversation:
+    """What was said so far, as much of it as the model is shown."""
+
+    def __init__(self, tokenizer: RustBPETokenizer, room: int, completes: bool = False) -> None:
+        """`room`: tokens that the model can read. `completes`: it goes on with the last text alone."""
+        self.tokenizer, self.room, self.completes = tokenizer, room, completes
+        self.messages: list[dict[str, str]] = []
+        self.dropped = 0
+        """Turns that fell out before the last question."""
+
+    def ask(self, question: str) -> list[int]:
+        """The prompt for the next question; the oldest turns fall out where it would be too long."""
+        self.messages.append({"role": "user", "content": question})
+        self.dropped = 0 if self.completes else forget(self.tokenizer, self.messages, int(READ_SHARE * self.room))
+        return prompt_ids(self.tokenizer, self.messages, self.completes)
+
+    def hear(self, answer: str) -> None:
+        """Remember what the model said."""
+        self.messages.append({"role": "assistant", "content": answer})
 
 
 def context_tokens(model: MiniLLM) -> int:
@@ -172,32 +193,48 @@ def forget(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], room: in
     return dropped
 
 
+class Reply:
+    """An answer token by token, until the model ends it, it goes in circles, or it is as long as it may be."""
+
+    def __init__(self, model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> None:
+        self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, prompt, sampling
+        self.ids: list[int] = []
+        self.ended = self.loops = False
+
+    def __iter__(self) -> Iterator[int]:
+        stops = stop_ids(self.tokenizer)
+        for column in generate(self.model, [self.prompt], stops, self.sampling):
+            token = int(column[0])
+            if token in stops:
+                self.ended = True
+                return
+            self.ids.append(token)
+            yield token
+            if is_looping(self.ids):
+                self.loops = True
+                return
+
+    @property
+    def text(self) -> str:
+        """What has come of it."""
+        return self.tokenizer.decode(self.ids)
+
+
 def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
     """Print an answer as it comes; returns all of it. Ctrl-C ends the answer alone, and so does one that goes in circles."""
-    said: list[int] = []
-
-    def until_stopped() -> Iterator[int]:
-        stops = stop_ids(tokenizer)
-        for token in (int(token[0]) for token in generate(model, [prompt], stops, sampling)):
-            if token in stops:
-                return
-            said.append(token)
-            yield token
-            if is_looping(said):
-                notes.append("（回答在重复，已停止 stopped: it goes in circles）")
-                return
-
-    notes: list[str] = []
+    reply, stopped = Reply(model, tokenizer, prompt, sampling), False
     print("模型: ", end="", flush=True)
     try:
-        for piece in tokenizer.decode_stream(until_stopped()):
+        for piece in tokenizer.decode_stream(iter(reply)):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        notes.append("（已停止 stopped）")
+        stopped = True
     print(flush=True)
-    for note in notes:
-        print(note, file=sys.stderr)
-    return tokenizer.decode(said)
+    if reply.loops:
+        print("（回答在重复，已停止 stopped: it goes in circles）", file=sys.stderr)
+    if stopped:
+        print("（已停止 stopped）", file=sys.stderr)
+    return reply.text
 
 
 def is_looping(ids: Sequence[int]) -> bool:

@@ -1,117 +1,166 @@
-"""Metrics as tables that fit 100 columns, and wrong answers with the rule they broke."""
+"""Metrics as tables that fit 100 columns and few lines, and wrong answers with the rule they broke.
 
-from collections.abc import Mapping, Sequence
+The results file has more of each metric: `n`, `clusters`, and the baselines of conditions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from evaluation.intervals import Metric
 from evaluation.stage import Verdict
 
 _NOT_SHARES = ("loss", "perplexity", "bits_per_byte", "reward_margin")
-_HEADS = {"constant": ("constant", "nearest"), "length": ("length", "nearest")}
 _BEFORE = "_before"
 _PREFERENCE, _PER_TOKEN = "preference_accuracy", "preference_accuracy_length_normalized"
+_ACCURACY, _FIRST = "accuracy", "first_minutes"
+WIDTH = 100
+"""Columns of the widest line."""
 
 
 def tables(metrics: Mapping[str, Metric]) -> list[str]:
-    """The lines of all tables: text, answers with their baselines, pairs with theirs, topics."""
-    kinds = _kinds(metrics)
-    apart = {f"{stem}{kind}" for kind in kinds for stem in (_PREFERENCE, _PER_TOKEN)}
-    shown = {name: metric for name, metric in metrics.items() if not name.endswith(_BEFORE) and name not in apart}
-    plain = {name: metric for name, metric in shown.items() if metric.baselines is None}
-    lines = _table(plain, (), metrics) if plain else []
-    for key, columns in _HEADS.items():
-        part = {name: metric for name, metric in shown.items() if metric.baselines and key in metric.baselines}
-        if part:
-            lines += ["", *_table(part, columns, metrics)]
-    if kinds:
-        lines += ["", *_kinds_table(kinds, metrics)]
-    reasons = {str(m.baselines["reason"]) for m in metrics.values() if m.baselines and "reason" in m.baselines}
-    lines += [f"  no nearest training example: {reason}" for reason in sorted(reasons)]
-    for name, metric in metrics.items():
-        if metric.by_topic:
-            lines += ["", f"  {name} by topic"]
-            lines += _columns(
-                [f"{topic} {100 * part['value']:.0f}% of {part['n']}" for topic, part in metric.by_topic.items()]
-            )
+    """The lines of all tables: text; answers with their baselines; pairs with theirs; topics."""
+    shares = {name: metric for name, metric in metrics.items() if not name.startswith((_PREFERENCE, *_NOT_SHARES))}
+    rated = {name: metric for name, metric in shares.items() if metric.baselines}
+    first = {name: metric for name, metric in rated.items() if name.startswith(_FIRST)}
+    others = {name: metric for name, metric in rated.items() if name not in first}
+    conditions = {name: metric for name, metric in shares.items() if name not in rated}
+    right = [*_answers(_FIRST, first), *_conditions(conditions)]
+    return [
+        *_text(metrics),
+        *_beside([_answers(_ACCURACY, others), right]),
+        *_pairs(metrics),
+        *_reasons(metrics),
+        *_topics(metrics),
+    ]
+
+
+def _text(metrics: Mapping[str, Metric]) -> list[str]:
+    """Loss and its kin with their intervals, as many a line as fit."""
+    cells = [
+        f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
+        for name, metric in sorted(metrics.items(), key=lambda item: item[0] == "reward_margin")
+        if name.startswith(_NOT_SHARES)
+    ]
+    lines: list[str] = []
+    for cell in cells:
+        if lines and len(lines[-1]) + len(cell) + 3 <= WIDTH:
+            lines[-1] += f"   {cell}"
+        else:
+            lines.append(f"  {cell}")
+    return lines
+
+
+def _answers(prefix: str, part: Mapping[str, Metric]) -> list[str]:
+    """A row a metric: its share, what the best constant answer and the nearest training example
+    reach."""
+    if not part:
+        return []
+    rows = [[prefix, "right", "95%", "const", "near"]]
+    for name, metric in part.items():
+        short = name.removeprefix(prefix).removeprefix("_") or "all"
+        rows.append([short, *_share(metric), _baseline(metric, "constant"), _baseline(metric, "nearest")])
+    return _aligned(rows)
+
+
+def _conditions(part: Mapping[str, Metric]) -> list[str]:
+    """Shares without a baseline."""
+    return _aligned([[name, *_share(metric)] for name, metric in part.items()])
+
+
+def _pairs(metrics: Mapping[str, Metric]) -> list[str]:
+    """The gain over the reference, and which answer is likelier a token before and after: of all
+    pairs and of each kind, two kinds a line."""
+    if _PREFERENCE not in metrics:
+        return []
+    head = ["pairs", "gain", "95%", "token", "was", "long", "near"]
+    rows = []
+    for kind in _kinds(metrics):
+        metric, before = metrics[f"{_PREFERENCE}{kind}"], metrics.get(f"{_PER_TOKEN}{kind}{_BEFORE}")
+        rows.append([
+            kind.removeprefix("_") or "all", *_share(metric, digits=0), _percent(metrics[f"{_PER_TOKEN}{kind}"].value),
+            _percent(before.value) if before else "-", _baseline(metric, "length"), _baseline(metric, "nearest"),
+        ])  # fmt: skip
+    half = (len(rows) + 1) // 2
+    lines = _beside([_aligned([head, *part], gap=1) for part in (rows[:half], rows[half:]) if part])
+    lines.append("  gain: over the reference; token: likelier a token; was: before DPO; long: the longer or shorter")
+    name = f"{_PREFERENCE}_no_reference"
+    if plain := metrics.get(name):
+        before = metrics.get(f"{name}{_BEFORE}")
+        lines.append(
+            f"  {name} {' '.join(_share(plain))}{f', was {_percent(before.value, 1)}' if before else ''}; "
+            f"long {_baseline(plain, 'length')}, near {_baseline(plain, 'nearest')}"
+        )
     return lines
 
 
 def _kinds(metrics: Mapping[str, Metric]) -> list[str]:
-    """Ends of the names of preferences: none for all pairs, and `_KIND` for each kind."""
-    return [
-        name.removeprefix(_PER_TOKEN).removesuffix(_BEFORE)
-        for name in metrics
-        if name.startswith(_PER_TOKEN) and name.endswith(_BEFORE)
-    ]
+    """Ends of the names of preferences: none for all pairs, and `_KIND` for each kind; hard ones
+    second."""
+    ends = [name.removeprefix(_PER_TOKEN) for name in metrics if name.startswith(_PER_TOKEN)]
+    kinds = [end for end in ends if not end.endswith(_BEFORE)]
+    return sorted(kinds, key=lambda kind: (kind != "", kind != "_hard"))
 
 
-def _kinds_table(kinds: Sequence[str], metrics: Mapping[str, Metric]) -> list[str]:
-    """A row a kind: the gain over the reference, and which answer is likelier a token, before and
-    after."""
-    rows = [["pairs", "gained", "95% interval", "n", "clusters", "per token", "before", *_HEADS["length"]]]
-    for kind in kinds:
-        metric, after = metrics[f"{_PREFERENCE}{kind}"], metrics[f"{_PER_TOKEN}{kind}"]
-        before = metrics[f"{_PER_TOKEN}{kind}{_BEFORE}"]
-        rows.append([
-            kind.removeprefix("_") or "all", *_cells("", metric), _shown("", after.value), _shown("", before.value),
-            *(_baseline(metric, column) for column in _HEADS["length"]),
-        ])  # fmt: skip
-    return [
-        *_aligned(rows),
-        f"  gained: {_PREFERENCE}; per token: {_PER_TOKEN.replace(_PREFERENCE, '…')}; before: the reference's",
-    ]
+def _reasons(metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """What "const" and "near" are, or why there is no nearest example."""
+    reasons = {str(m.baselines["reason"]) for m in metrics.values() if m.baselines and "reason" in m.baselines}
+    if reasons:
+        yield from (f"  no nearest training example: {reason}" for reason in sorted(reasons))
+    elif any(metric.baselines for metric in metrics.values()):
+        yield "  const: one answer to everything; near: that of the nearest training example; the JSON has n, clusters"
 
 
-def _table(part: Mapping[str, Metric], columns: Sequence[str], metrics: Mapping[str, Metric]) -> list[str]:
-    has_before = any(f"{name}{_BEFORE}" in metrics for name in part)
-    heads = ["", "value", "95% interval", "n", "clusters", *columns, *(("before",) if has_before else ())]
-    rows = []
-    for name, metric in part.items():
-        before = metrics.get(f"{name}{_BEFORE}")
-        rows.append([
-            name,
-            *_cells(name, metric),
-            *(_baseline(metric, column) for column in columns),
-            *((_shown(name, before.value) if before else "",) if has_before else ()),
-        ])  # fmt: skip
-    return _aligned([heads, *rows])
+def _topics(metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """The lowest topics of each score that has some, as many as fit a line."""
+    for name, metric in metrics.items():
+        if metric.by_topic:
+            line = f"  {name}, lowest of {len(metric.by_topic)} topics:"
+            for topic, part in sorted(metric.by_topic.items(), key=lambda item: item[1]["value"]):
+                cell = f" {topic} {_percent(part['value'])} of {part['n']},"
+                if len(line) + len(cell) > WIDTH:
+                    break
+                line += cell
+            yield line.removesuffix(",")
 
 
-def _cells(name: str, metric: Metric) -> list[str]:
-    """Value, interval, n and clusters."""
-    return [
-        _shown(name, metric.value),
-        f"[{_shown(name, metric.low)}, {_shown(name, metric.high)}]",
-        f"{metric.n:,}",
-        "" if metric.clusters is None else f"{metric.clusters:,}",
-    ]
+# --- layout ---------------------------------------------------------------------------------------
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column at its left edge, all others at their right ones."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(["  " + row[0].ljust(widths[0]), *cells]).rstrip())
-    return lines
+def _share(metric: Metric, digits: int = 1) -> list[str]:
+    """Value and interval, in percent."""
+    return [_percent(metric.value, digits), f"{100 * metric.low:.0f}-{100 * metric.high:.0f}"]
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    return f"{100 * value:.{digits}f}%"
 
 
 def _baseline(metric: Metric, column: str) -> str:
     value = (metric.baselines or {}).get(column)
-    return f"{100 * value:.1f}%" if isinstance(value, float | int) else "-"
+    return _percent(value) if isinstance(value, float | int) else "-"
 
 
-def _shown(name: str, value: float) -> str:
-    return f"{value:.4g}" if name.startswith(_NOT_SHARES) else f"{100 * value:.1f}%"
+def _aligned(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
+    """Rows as lines: the first column at its left edge, all others at their right ones."""
+    if not rows:
+        return []
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append((" " * gap).join(["  " + row[0].ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
-def _columns(cells: Sequence[str], width: int = 96) -> list[str]:
-    """Cells side by side in lines of at most `width` characters."""
-    widest = max(len(cell) for cell in cells) + 2
-    per_line = max(1, width // widest)
+def _beside(blocks: Sequence[Sequence[str]]) -> list[str]:
+    """Blocks of lines side by side where they fit, else one below the other."""
+    blocks = [block for block in blocks if block]
+    widths = [max(map(len, block)) for block in blocks]
+    if len(blocks) < 2 or sum(widths) + 1 > WIDTH:
+        return [line for block in blocks for line in block]
     return [
-        "    " + "".join(cell.ljust(widest) for cell in cells[start : start + per_line]).rstrip()
-        for start in range(0, len(cells), per_line)
+        " ".join(line.ljust(width) for line, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip_longest(*blocks, fillvalue="")
     ]
 
 

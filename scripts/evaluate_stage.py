@@ -187,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join([*tables(metrics), *(f"  {note}" for note in evaluation.notes)]))
     for label, asked, said, verdict in evaluation.samples:
         answered = "续写" if label == "开头" else "答"
-        print(f"  {label}: {asked}\n  {answered}: {said.text}{'' if said.ended else ' …'} {verdict}".rstrip())
+        text = " ".join(f"{label}: {asked}  {answered}: {said.text}".split("\n"))  # a line each
+        print(f"  {text}{'' if said.ended else ' …'} {verdict}".rstrip())
     print("\n".join(wrong_answers(evaluation.verdicts, arguments.show_wrong)), end="\n" * bool(arguments.show_wrong))
     print(f"-> {display(results)}")
     return 0

@@ -35,28 +35,29 @@ def width(line: str) -> int:
 def test_tables_fit_and_their_columns_are_aligned() -> None:
     lines = tables(METRICS)
     assert max(map(width, lines)) <= 100
-    ends = [line.index("clusters") + len("clusters") for line in lines if "clusters" in line]
-    firsts = ("loss", "accuracy_identity  ", "preference_accuracy_no", "wrong_fact")
-    rows = [line for line in lines if line.lstrip().startswith(firsts)]
-    assert len(ends) == len(rows) == 4
-    for end, row in zip(ends, rows, strict=True):
-        assert row[:end].split()[-1] in {"1,234", "22", "220", "1,220"}
-        assert row[end : end + 1] in {"", " "}
+    head, row = (line for line in lines if line.startswith(("  accuracy ", "  identity ")))
+    for column, cell in (("right", "50.0%"), ("95%", "40-60"), ("const", "25%"), ("near", "50%")):
+        assert head.index(column) + len(column) == row.index(cell) + len(cell)
+
+
+def test_answers_and_first_minutes_stand_side_by_side_where_they_fit() -> None:
+    (row,) = [line.split() for line in tables(METRICS) if line.startswith("  identity ")]
+    assert row == ["identity", "50.0%", "40-60", "25%", "50%", "identity", "100.0%", "90-100", "25%", "50%"]
+    wide = "a_category_of_the_users_own_with_a_long_name"
+    lines = tables(METRICS | {f"accuracy_{wide}": METRICS["accuracy_identity"]})
+    assert max(map(width, lines)) <= 100
+    assert [line.split()[0] for line in lines].count("identity") == 2
 
 
 def test_what_was_before_and_what_rules_reach_stand_beside_a_share() -> None:
     lines = tables(METRICS)
     text = "\n".join(lines)
-    assert "constant  nearest" in text
-    assert "length  nearest  before" in text
-    (row,) = [line.split() for line in lines if line.startswith("  preference_accuracy_no_reference ")]
-    assert row[1:] == ["75.0%", "[41.5%,", "61.5%]", "12,350", "1,220", "50.0%", "-", "37.5%"]
+    assert "preference_accuracy_no_reference 75.0% 42-62, was 37.5%; long 50%, near -" in text
     (row,) = [line.split() for line in lines if line.startswith("  all ")]
-    assert row[1:] == ["75.0%", "[40.0%,", "60.0%]", "350", "220", "87.5%", "25.0%", "50.0%", "-"]
-    (row,) = [line.split() for line in lines if "wrong_fact" in line]  # its three metrics in one line
-    assert row == ["wrong_fact", "75.0%", "[40.0%,", "60.0%]", "350", "220", "50.0%", "33.3%", "50.0%", "-"]
+    assert row[:7] == ["all", "75%", "40-60", "88%", "25%", "50%", "-"]
+    assert row[7:] == ["wrong_fact", "75%", "40-60", "50%", "33%", "50%", "-"]  # its three metrics
     assert "no nearest training example: dpo.jsonl: no such file" in text
-    assert "topic_5 25% of 11" in text
+    assert "accuracy_identity, lowest of 20 topics: topic_0 0% of 11, topic_1 5% of 11" in text
 
 
 def test_wrong_answers_are_shown_with_the_rule_they_broke_some_of_each_metric() -> None:
