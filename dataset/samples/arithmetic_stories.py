@@ -32,8 +32,8 @@ HELDOUT_THING_SHARE = 0.3
 CHINESE_SHARE = 0.15
 FEW, MOST_OF_FEW = "few", 12
 """The group of things that nobody has more than a dozen of: sweaters, umbrellas."""
-ROOMY = 60
-"""Scenes whose numbers reach this far can hold hundreds as well."""
+ROOMY = 61
+"""Scenes whose numbers go beyond 60 can hold hundreds as well."""
 LARGEST_COUNTED_BY_FEW = 20
 """Above it 几 sounds odd."""
 _GIVEN_NAMES = "明红刚丽强华军芳亮美杰东兰雨林王李张伟敏"
