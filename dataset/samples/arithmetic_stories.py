@@ -30,6 +30,10 @@ SMALL_SHARE, MIDDLE_SHARE = 0.5, 0.25
 """Of the trained stories: those whose numbers are at most SMALL, and at most MIDDLE."""
 HELDOUT_THING_SHARE = 0.3
 CHINESE_SHARE = 0.15
+FEW, MOST_OF_FEW = "few", 12
+"""The group of things that nobody has more than a dozen of: sweaters, umbrellas."""
+ROOMY = 61
+"""Scenes whose numbers go beyond 60 can hold hundreds as well."""
 LARGEST_COUNTED_BY_FEW = 20
 """Above it 几 sounds odd."""
 _GIVEN_NAMES = "明红刚丽强华军芳亮美杰东兰雨林王李张伟敏"
@@ -108,9 +112,10 @@ def _span(text: str) -> range:
     return range(int(low), int(high) + 1)
 
 
-def _thing(scene: Scene, rng: random.Random) -> Thing | None:
-    """A thing that fits the scene; held-out scenes meet held-out things as well."""
-    fitting = [thing for thing in things() if thing.groups & scene.groups]
+def _thing(scene: Scene, problem: Problem, rng: random.Random) -> Thing | None:
+    """A thing that fits the scene and the numbers; held-out scenes meet held-out things as well."""
+    many = max(problem.a, problem.b, problem.result) > MOST_OF_FEW
+    fitting = [thing for thing in things() if thing.groups & scene.groups and not (many and FEW in thing.groups)]
     if not fitting:
         return None
     own = [thing for thing in fitting if thing.side == scene.side != TRAIN]
@@ -122,7 +127,7 @@ def _thing(scene: Scene, rng: random.Random) -> Thing | None:
 def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
     """One scene with the numbers of one problem, a name or two, and a thing."""
     who, other = rng.sample(_PEOPLE, 2)
-    thing = _thing(scene, rng)
+    thing = _thing(scene, problem, rng)
     names = {"who": who, "other": other, "t": thing.name if thing else "", "m": thing.measure if thing else ""}
     in_chinese = max(problem.a, problem.b) <= MIDDLE and rng.random() < CHINESE_SHARE
     numbers = {"a": problem.a, "b": problem.b}
@@ -143,8 +148,12 @@ def opened(story: str, rng: random.Random) -> str:
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:
     """`count` word problems of one side, equally many of each of its scenes, none twice."""
     mine = [scene for scene in scenes() if scene.side == side]
-    # A difference of nothing makes a poor story.
-    usable = [p for p in problems() + table_problems() if p.result > 0 and (p.sign in "×÷" or is_own(p.pair, side))]
+    # A difference of nothing makes a poor story, and so does one for each.
+    usable = [
+        p
+        for p in problems() + table_problems()
+        if p.result > (p.sign == "÷") and (p.sign in "×÷" or is_own(p.pair, side))
+    ]
     asked: set[str] = set()
     for index, scene in enumerate(mine):
         pools = _pools([problem for problem in usable if scene.fits(problem)], side)
@@ -179,6 +188,8 @@ def _pools(fitting: Sequence[Problem], side: str) -> list[tuple[list[Problem], f
 def large_stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Problem, Story]]:
     """`count` stories of one side with numbers that are too large to compute with."""
     mine = [scene for scene in scenes() if scene.side == side and scene.sign in "+-" and scene.groups]
+    roomy = [scene for scene in mine if scene.first.stop > ROOMY]
+    mine = roomy or [scene for scene in mine if "cards" in scene.groups]
     asked: set[str] = set()
     while len(asked) < count:
         scene = rng.choice(mine)
