@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from dataset.samples.arithmetic_problems import (
     LIMIT,
@@ -21,9 +20,10 @@ from dataset.samples.arithmetic_problems import (
     table_problems,
 )
 from dataset.samples.arithmetic_wordings import drawn
+from dataset.samples.tables import FOLDER, cells
 
-SCENES_FILE = Path(__file__).with_name("arithmetic_scenes.tsv")
-THINGS_FILE = Path(__file__).with_name("arithmetic_things.tsv")
+SCENES_FILE = FOLDER / "arithmetic_scenes.tsv"
+THINGS_FILE = FOLDER / "arithmetic_things.tsv"
 
 SMALL, MIDDLE = 10, 20
 SMALL_SHARE, MIDDLE_SHARE = 0.5, 0.25
@@ -77,15 +77,11 @@ class Story:
     counted: str
 
 
-def _rows(path: Path) -> list[list[str]]:
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-
-
 @cache
 def scenes() -> tuple[Scene, ...]:
     """The scenes of the table, of all sides."""
     found = []
-    for side, sign, first, second, things, question, conclusion in _rows(SCENES_FILE):
+    for side, sign, first, second, things, question, conclusion in cells(SCENES_FILE):
         groups, _, counted = things.partition("-")
         names = frozenset(name for name in groups.split(",") if name)
         found.append(Scene(side, sign, _span(first), _span(second), names, counted[1:], question, conclusion))
@@ -97,7 +93,7 @@ def things() -> tuple[Thing, ...]:
     """The things of the table, of all sides."""
     return tuple(
         Thing(side, frozenset(groups.split(",")), measure, name)
-        for side, groups, measure, names in _rows(THINGS_FILE)
+        for side, groups, measure, names in cells(THINGS_FILE)
         for name in names.split("、")
     )
 

@@ -8,14 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataset.samples.arithmetic_problems import TRAIN, Problem, chinese_number
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("arithmetic_wordings.yaml")
+WORDINGS_FILE = FOLDER / "arithmetic_wordings.yaml"
 
 COMMON_SHARE = 0.5
 """Of the training questions: those in one of the most usual wordings."""
@@ -59,9 +57,8 @@ class Wording:
         return True
 
 
-@cache
 def table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
     return loaded
 
 

@@ -14,11 +14,9 @@ from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dataset.samples.frames import Form, bare, framed, marked
+from dataset.samples.tables import FOLDER, cells, yaml_table
 
-FOLDER = Path(__file__).parent
 WORDINGS_FILE = FOLDER / "dialogue_wordings.yaml"
 ITEM_FILES = tuple(FOLDER / f"dialogue_items_{name}.tsv" for name in ("life", "words", "people"))
 SMALLTALK_FILE = FOLDER / "dialogue_smalltalk.tsv"
@@ -139,13 +137,12 @@ def topics(path: Path) -> tuple[Topic, ...]:
     """The topics of a table: answer, training patterns, held-out patterns (none: nothing is held out)."""
     found: list[Topic] = []
     form = "mark"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            form = line.strip("[]")
-        elif not line.startswith("#"):
-            answer, training, *heldout = line.split("\t")
-            patterns = tuple(heldout[0].split("|")) if heldout else ()
-            found.append(Topic(answer, form, tuple(training.split("|")), patterns))  # type: ignore[arg-type]
+    for answer, *sides in cells(path):
+        if not sides:
+            form = answer.strip("[]")
+            continue
+        training, heldout = (tuple(side.split("|")) if side else () for side in [*sides, ""][:2])
+        found.append(Topic(answer, form, training, heldout))  # type: ignore[arg-type]
     return tuple(found)
 
 
@@ -200,13 +197,12 @@ def items() -> list[Item]:
     found = []
     for path in ITEM_FILES:
         kind = ""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("["):
-                kind = line.strip("[]")
-            elif not line.startswith("#"):
-                topic, answer, more = line.split("\t")
-                names = tuple(topic.split("/"))
-                found.append(Item(kind, names[0], answer, more, names))
+        for topic, *answers in cells(path):
+            if not answers:
+                kind = topic.strip("[]")
+                continue
+            names = tuple(topic.split("/"))
+            found.append(Item(kind, names[0], *answers, names))
     return found
 
 
@@ -238,7 +234,7 @@ def _name(item: Item, turn: int, rng: random.Random) -> str:
 
 
 def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
-    table = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(WORDINGS_FILE)
     by_kind = _wordings(table)
     openings: list[Turn] = [(user, assistant) for user, assistant in table["openings"]]
     num_heldout = 0
@@ -262,10 +258,8 @@ def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 def _talk_records() -> Iterator[dict[str, Any]]:
     """Conversations written out whole, in which the assistant asks back before it answers."""
-    for line in TALKS_FILE.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            said = line.split("\t")
-            yield record(list(zip(said[::2], said[1::2], strict=True)))
+    for said in cells(TALKS_FILE):
+        yield record(list(zip(said[::2], said[1::2], strict=True)))
 
 
 def records() -> Iterator[dict[str, Any]]:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import yaml
-
 from dataset.samples import dialogue, dialogue_memory, dialogue_series
-from dataset.samples.dialogue import FEELINGS_FILE, FOLDER, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
+from dataset.samples.dialogue import FEELINGS_FILE, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
+from dataset.samples.tables import FOLDER, yaml_table
 
 LINKS_FILE = FOLDER / "dialogue_links.yaml"
 NUM_EVENTS = {"sad": 110, "glad": 60}
@@ -23,9 +22,8 @@ NUM_A_REPLY = 2
 THIRD_TURN_SHARE = 0.35
 
 
-@cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(LINKS_FILE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = yaml_table(LINKS_FILE)
     return table
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
-from dataset.samples.dialogue import FOLDER, HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
+from dataset.samples.dialogue import HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
 from dataset.samples.frames import bare
+from dataset.samples.tables import FOLDER, yaml_table
 
 MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
 NAME = "name"
@@ -43,10 +42,9 @@ class Memory:
     asked: Turn
 
 
-@cache
 def table() -> dict[str, Any]:
     """The subjects with their wordings, and the lists of names."""
-    loaded: dict[str, Any] = yaml.safe_load(MEMORY_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(MEMORY_FILE)
     return loaded
 
 

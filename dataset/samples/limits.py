@@ -10,15 +10,12 @@ import itertools
 import random
 import re
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dataset.samples.tables import FOLDER, yaml_table
 from dataset.samples.unknown import framed
 
-TABLE_FILE = Path(__file__).with_name("limits.yaml")
+TABLE_FILE = FOLDER / "limits.yaml"
 SLOTS = "slots"
 LIST_SEPARATOR = "、"
 HALVES = ("validation", "test")
@@ -29,9 +26,8 @@ NUM_TRIES = 10 * NUM_TRAINING
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-@cache
 def _table() -> dict[str, dict[str, str]]:
-    loaded: dict[str, dict[str, str]] = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, dict[str, str]] = yaml_table(TABLE_FILE)
     return loaded
 
 

@@ -12,11 +12,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-import yaml
-
 from dataset.samples import dialogue_memory
-from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, key, record, typed
+from dataset.samples.dialogue import HALVES, Half, Turn, key, record, typed
 from dataset.samples.frames import bare
+from dataset.samples.tables import FOLDER, yaml_table
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
 SHARES = {
@@ -78,7 +77,7 @@ class FollowUp:
 @cache
 def follow_ups() -> tuple[FollowUp, ...]:
     """All turns that refer back."""
-    table = yaml.safe_load(TURNS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(TURNS_FILE)
     return tuple(
         FollowUp(
             frozenset(entry["after"]),

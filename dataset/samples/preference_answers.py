@@ -10,17 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dataset.samples import knowledge
 from dataset.samples.arithmetic_problems import LIMIT, Problem
 from dataset.samples.preference_prompts import Neighbours, Prompt, Side, core, equation, facts, prompts, wordings
+from dataset.samples.tables import FOLDER, yaml_table
 
-STYLES_FILE = Path(__file__).with_name("preference_styles.yaml")
-FLUENT_FILE = Path(__file__).with_name("preference_fluent.yaml")
+STYLES_FILE = FOLDER / "preference_styles.yaml"
+FLUENT_FILE = FOLDER / "preference_fluent.yaml"
 
 NUM_DRAFTS = 40
 NUM_NEAREST = 8
@@ -38,15 +36,13 @@ SLIPS = {1: 5, -1: 5, 10: 3, -10: 3, 2: 1, -2: 1}
 """By how much wrong results miss the right one, by weight."""
 
 
-@cache
 def styles() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(STYLES_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(STYLES_FILE)
     return loaded
 
 
-@cache
 def fluent() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(FLUENT_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(FLUENT_FILE)
     return loaded
 
 

@@ -12,15 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, get_args
-
-import yaml
 
 from dataset.records import normalised
 from dataset.samples import dialogue, knowledge
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("preference_wordings.yaml")
+WORDINGS_FILE = FOLDER / "preference_wordings.yaml"
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -70,9 +68,8 @@ class Prompt:
     item: dialogue.Item | None = None
 
 
-@cache
 def wordings() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
     return loaded
 
 

@@ -19,14 +19,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataset.samples import dialogue, knowledge
+from dataset.samples.tables import FOLDER, yaml_table
 
-FOLDER = Path(__file__).parent
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
 WORDINGS_FILE = FOLDER / "unknown_wordings.yaml"
 BOUNDARY_FILE = FOLDER / "unknown_boundary.yaml"
@@ -115,14 +112,9 @@ def normalised(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
-@cache
-def _load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return loaded
-
-
 def _table(area: str) -> dict[str, Any]:
-    return _load(FOLDER / f"unknown_{area}.yaml")
+    table: dict[str, Any] = yaml_table(FOLDER / f"unknown_{area}.yaml")
+    return table
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -143,7 +135,7 @@ def topics() -> tuple[Topic, ...]:
     """The topics of all areas. Those with general wordings have no name that a fact or a dialogue speaks of."""
     taught = {name for fact in knowledge.facts() for name in (fact.subject, fact.answer)}
     taught.update(item.topic for item in dialogue.items())
-    classes = _load(WORDINGS_FILE)
+    classes = yaml_table(WORDINGS_FILE)
     found = []
     for area in AREAS:
         for name, entry in _table(area).items():
@@ -161,7 +153,7 @@ def topics() -> tuple[Topic, ...]:
 
 def invented() -> tuple[Topic, ...]:
     """Taught relations and subjects that are not taught in them; their wordings are the relation's own and loose ones."""
-    table = _load(BOUNDARY_FILE)
+    table = yaml_table(BOUNDARY_FILE)
     rng = random.Random(5501)
     subjects = defaultdict(set)
     for fact in knowledge.facts():
@@ -185,7 +177,7 @@ def invented() -> tuple[Topic, ...]:
 def crossings() -> tuple[Topic, ...]:
     """Taught subjects asked for what is not taught about them."""
     found = []
-    for name, entry in _load(BOUNDARY_FILE)["crossings"].items():
+    for name, entry in yaml_table(BOUNDARY_FILE)["crossings"].items():
         relations, without = entry["relations"].split(), _names(entry.get("without", ""))
         subjects = dict.fromkeys(fact.subject for fact in knowledge.facts() if fact.relation in relations)
         names = tuple(subject for subject in subjects if subject not in without)
@@ -214,7 +206,7 @@ def _names_asked() -> tuple[frozenset[str], int]:
         found.update(itertools.chain.from_iterable(getattr(relation, "names", {}).values()))
     for area in AREAS:
         found.update(itertools.chain.from_iterable(_names(entry["names"]) for entry in _table(area).values()))
-    for entry in _load(BOUNDARY_FILE)["invented"].values():
+    for entry in yaml_table(BOUNDARY_FILE)["invented"].values():
         found.update(_names(entry.get("names", "")))
     return frozenset(found), max(map(len, found))
 
