@@ -140,10 +140,13 @@ def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, 
     """`count` word problems of one side, equally many of each of its scenes, none twice."""
     mine = [scene for scene in scenes() if scene.side == side]
     # A difference of nothing makes a poor story.
-    usable = [p for p in problems() + table_problems() if p.result > 0 and (p.sign in "×÷" or is_own(p.pair, side))]
+    usable: dict[str, list[Problem]] = {sign: [] for sign in "+-×÷"}
+    for problem in problems() + table_problems():
+        if problem.result > 0 and (problem.sign in "×÷" or is_own(problem.pair, side)):
+            usable[problem.sign].append(problem)
     asked: set[str] = set()
     for index, scene in enumerate(mine):
-        pools = _pools([problem for problem in usable if scene.fits(problem)], side)
+        pools = _pools([problem for problem in usable[scene.sign] if scene.fits(problem)], side)
         wanted = len(asked) + count // len(mine) + (index < count % len(mine))
         while len(asked) < wanted:
             problem = rng.choice(rng.choices([pool for pool, _ in pools], [weight for _, weight in pools])[0])

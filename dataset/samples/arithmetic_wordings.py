@@ -5,7 +5,7 @@ The wordings stand in `arithmetic_wordings.yaml`; all else is drawn anew for eac
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -44,17 +44,17 @@ _WIDE_DIGITS = str.maketrans("0123456789", "０１２３４５６７８９")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One way to ask for one kind of problem, and the problems that it fits."""
+    """One way to ask for one kind of problem, and the condition for it."""
 
     text: str
     condition: str
 
-    def fits(self, problem: Problem) -> bool:
-        if self.condition == "larger_first":
-            return problem.a > problem.b > 0
-        if self.condition == "above_one":
-            return min(problem.a, problem.b) > 1 and problem.result > 1
-        return True
+
+_CONDITIONS: dict[str, Callable[[Problem], bool]] = {
+    "any": lambda problem: True,
+    "larger_first": lambda problem: problem.a > problem.b > 0,
+    "above_one": lambda problem: min(problem.a, problem.b) > 1 and problem.result > 1,
+}
 
 
 def table() -> dict[str, Any]:
@@ -79,8 +79,14 @@ def common_wordings(sign: str) -> tuple[Wording, ...]:
     return tuple(Wording(tail.format(e=e), "any") for e in expressions for tail in table()["common"])
 
 
-def fitting(problem: Problem, side: str) -> list[Wording]:
-    return [wording for wording in wordings(problem.sign, side) if wording.fits(problem)]
+def fitting(problem: Problem, side: str) -> tuple[Wording, ...]:
+    """The wordings of one side that fit the problem."""
+    return _meeting(problem.sign, side, frozenset(name for name, meets in _CONDITIONS.items() if meets(problem)))
+
+
+@cache
+def _meeting(sign: str, side: str, conditions: frozenset[str]) -> tuple[Wording, ...]:
+    return tuple(wording for wording in wordings(sign, side) if wording.condition in conditions)
 
 
 def ask(problem: Problem, side: str, rng: random.Random) -> str:

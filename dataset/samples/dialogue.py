@@ -68,7 +68,7 @@ def record(turns: Sequence[Turn], **fields: Any) -> dict[str, Any]:
 
 def key(text: str) -> str:
     """The text without case, spacing and marks: what counts as the same wording. Marks alone stand for themselves."""
-    return "".join(char for char in text.lower() if char.isalnum()) or text
+    return "".join(filter(str.isalnum, text.lower())) or text
 
 
 # --- wordings ---------------------------------------------------------------------------------------------------
@@ -201,8 +201,9 @@ def items() -> list[Item]:
             if not answers:
                 kind = topic.strip("[]")
                 continue
+            answer, more = answers
             names = tuple(topic.split("/"))
-            found.append(Item(kind, names[0], *answers, names))
+            found.append(Item(kind, names[0], answer, more, names))
     return found
 
 

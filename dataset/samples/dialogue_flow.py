@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from dataset.samples import dialogue, dialogue_memory, dialogue_series
+from dataset.samples import dialogue, dialogue_memory, dialogue_series, generated
 from dataset.samples.dialogue import FEELINGS_FILE, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
 from dataset.samples.tables import FOLDER, yaml_table
 
@@ -45,7 +45,7 @@ def answers() -> dict[str, str]:
     known = {
         key(w): topic.answer for topic in _topics() for pattern in topic.training for w in dialogue.expand(pattern)
     }
-    for one in (*dialogue_series.records(), *dialogue_memory.records()):
+    for one in (*generated("dialogue_series"), *generated("dialogue_memory")):
         if "split" not in one:
             question, answer = one["conversations"][:2]
             known.setdefault(key(question["content"]), answer["content"])

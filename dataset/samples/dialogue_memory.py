@@ -6,6 +6,7 @@ turn of small talk.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -79,10 +80,16 @@ def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memo
     return Memory(subject, value, (told, reply), (asked, answer))
 
 
+@cache
+def _replies() -> re.Pattern[str]:
+    """What the assistant says where it takes note of something."""
+    found = (re.escape(table()[subject]["reply"]).replace(re.escape("{v}"), ".*") for subject in subjects())
+    return re.compile("|".join(found), re.DOTALL)
+
+
 def is_told(turn: Turn) -> bool:
     """Whether the assistant takes note of something here, or of a name."""
-    replies = [table()[subject]["reply"].split("{v}") for subject in subjects()]
-    return any(turn[1].startswith(start) and turn[1].endswith(end) for start, end in replies)
+    return _replies().fullmatch(turn[1]) is not None
 
 
 def drawn(half: Half, rng: random.Random) -> Memory:

@@ -70,7 +70,7 @@ class Topic:
 
 def normalised(question: str) -> str:
     """The question without case, spacing and punctuation: what counts as the same wording."""
-    return "".join(char for char in question.lower() if char.isalnum())
+    return "".join(filter(str.isalnum, question.lower()))
 
 
 def _table() -> dict[str, Any]:

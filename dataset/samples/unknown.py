@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dataset.samples import dialogue, knowledge
+from dataset.samples import dialogue, generated, knowledge
 from dataset.samples.tables import FOLDER, yaml_table
 
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
@@ -109,7 +109,7 @@ class Topic:
 
 def normalised(text: str) -> str:
     """The text without case, spacing and punctuation."""
-    return "".join(char for char in text.lower() if char.isalnum())
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def _table(area: str) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _meant(rest: str) -> frozenset[str]:
 @cache
 def _taught_questions() -> frozenset[str]:
     """What the users of the knowledge and dialogue records say, in any turn, without what stands around it."""
-    records = itertools.chain(knowledge.records(), dialogue.records())
+    records = itertools.chain(generated("knowledge"), generated("dialogue"))
     turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
     return frozenset(bare(turn["content"]) for turn in turns)
 
