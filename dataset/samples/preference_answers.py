@@ -50,6 +50,7 @@ class Others:
     """What one side asks, ordered for finding other answers."""
 
     def __init__(self, side: Side) -> None:
+        self.side = side
         self.by_source = prompts(side)
         self.everything = [prompt for source in ("facts", "sums", "everyday") for prompt in self.by_source[source]]
         self.by_subject: dict[str, dict[str, knowledge.Fact]] = defaultdict(dict)
@@ -239,13 +240,13 @@ def too_short(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     table = fluent()["too_short"]
     manner = _manner(prompt)
     if manner in ("facts", "sum"):
-        return [form.format(a=_short(prompt)) for form in rng.sample(table[manner], len(table[manner]))]
+        return [form.format(a=short_answer(prompt)) for form in rng.sample(table[manner], len(table[manner]))]
     if prompt.source == "chat":
         return rng.sample(table["share"], len(table["share"]))
     return rng.sample(table["honest" if manner == "honest" else prompt.tone], 7)
 
 
-def _short(prompt: Prompt) -> str:
+def short_answer(prompt: Prompt) -> str:
     """The answer without its sentence, where it can be told; else the whole without its end mark."""
     if prompt.fact is not None:
         return prompt.fact.answer
@@ -271,7 +272,7 @@ def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
             drafts.append(rng.choice(table[f"bare{kind}"]).format(t=prompt.topic, x=prompt.about) + close)
             continue
         lead = rng.choice(table[f"lead{kind}"])
-        answer = prompt.answer.rstrip("。！") if rng.random() < 0.3 else _short(prompt)
+        answer = prompt.answer.rstrip("。！") if rng.random() < 0.3 else short_answer(prompt)
         drafts.append(lead + rng.choice(bodies).format(a=answer) + (close if rng.random() < 0.4 else ""))
     return drafts
 
