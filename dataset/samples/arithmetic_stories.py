@@ -19,7 +19,7 @@ from dataset.samples.arithmetic_problems import (
     problems,
     table_problems,
 )
-from dataset.samples.arithmetic_wordings import drawn
+from dataset.samples.frames import draw
 from dataset.samples.tables import FOLDER, cells
 
 SCENES_FILE = FOLDER / "arithmetic_scenes.tsv"
@@ -133,7 +133,7 @@ def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
 
 def opened(story: str, rng: random.Random) -> str:
     """A story without its end mark, as people type it."""
-    return drawn(_OPENINGS, rng) + story + drawn(_MARKS, rng)
+    return draw(_OPENINGS, rng) + story + draw(_MARKS, rng)
 
 
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:

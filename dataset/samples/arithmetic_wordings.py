@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from dataset.samples.arithmetic_problems import TRAIN, Problem, chinese_number
+from dataset.samples.frames import draw
 from dataset.samples.tables import FOLDER, yaml_table
 
 WORDINGS_FILE = FOLDER / "arithmetic_wordings.yaml"
@@ -113,11 +114,6 @@ def phrased(wording: str, numbers: Mapping[str, int], rng: random.Random, *, ope
     return dressed(wording.format(**numbers), rng, opens=opens)
 
 
-def drawn(choices: Mapping[str, int], rng: random.Random) -> str:
-    """One of the keys; the values are weights."""
-    return rng.choices(list(choices), weights=list(choices.values()))[0]
-
-
 def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
     """A wording in one of the ways of typing it: signs, spaces, end mark.
 
@@ -130,7 +126,7 @@ def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
             text = _NUMBER_EDGE.sub(" ", text)
     elif rng.random() < SPACED_SIGN_SHARE:
         text = _SIGN.sub(r" \1 ", text).strip()
-    text = "".join(drawn(_SIGNS[char], rng) if char in _SIGNS else char for char in text)
+    text = "".join(draw(_SIGNS[char], rng) if char in _SIGNS else char for char in text)
     return framed(text, rng, opens=opens)
 
 
@@ -138,26 +134,26 @@ def framed(text: str, rng: random.Random, *, opens: bool) -> str:
     """Add the end mark, perhaps greeting and thanks; the last character tells what the text is."""
     frames: Sequence[str]
     if _ASKED_RESULT.search(text):
-        core, mark, frames = text[:-1], drawn({"？": 1, "?": 1}, rng), table()["frames"]["bare"]
+        core, mark, frames = text[:-1], draw({"？": 1, "?": 1}, rng), table()["frames"]["bare"]
     elif text.endswith("？"):
-        core, mark, frames = text[:-1], drawn(_MARKS["question"], rng), table()["frames"]["question"]
+        core, mark, frames = text[:-1], draw(_MARKS["question"], rng), table()["frames"]["question"]
         if core.endswith("吗"):
             frames = table()["frames"]["request"]
         elif core.endswith("呢"):
-            mark = drawn(_LATER_MARKS, rng)
+            mark = draw(_LATER_MARKS, rng)
         elif opens and core.endswith(_ASKED) and "，" not in core and rng.random() < KNOWING_SHARE:
             core, frames, mark = (
                 rng.choice(table()["frames"]["knowing"]).rstrip("？").format(core),
                 ("{}",),
-                drawn(_LATER_MARKS, rng),
+                draw(_LATER_MARKS, rng),
             )
         elif core.endswith(_ASKED) and rng.random() < PARTICLE_SHARE:
             core += rng.choice(_PARTICLES)
     elif text.endswith("。"):
-        core, mark, frames = text[:-1], drawn(_MARKS["request"], rng), table()["frames"]["request"]
+        core, mark, frames = text[:-1], draw(_MARKS["request"], rng), table()["frames"]["request"]
     else:
         ends_open = text.endswith(("=", "＝", "等于"))
-        core, mark, frames = text, "" if ends_open else drawn(_BARE_MARKS, rng), table()["frames"]["bare"]
+        core, mark, frames = text, "" if ends_open else draw(_BARE_MARKS, rng), table()["frames"]["bare"]
     if not opens:
         return core + mark
     if rng.random() < FRAME_SHARE:

@@ -6,7 +6,6 @@ halves share no topic. Jokes, riddles and the like are in `dialogue_series`, wha
 """
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from dataset.samples.alternatives import expanded
 from dataset.samples.frames import Form, bare, framed, marked
 from dataset.samples.tables import FOLDER, cells, yaml_table
 
@@ -46,13 +46,6 @@ _ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "
 _NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么")
 _REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
 _TELLING = ("我", "想", "不知道", "打算", "纠结")
-_CHOICE = re.compile(r"\(([^()]*)\)")
-# Who and when, the same for what happened, how much. An empty part at the end says: or nothing.
-_MACROS = {
-    "{w}": "(我,我今天,今天,最近,我最近,现在,我现在,)",
-    "{t}": "(我,今天,我今天,刚刚,我刚刚,昨天,我昨天,)",
-    "{d}": "(好,很,特别,有点,真的好,真的很)",
-}
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -74,20 +67,9 @@ def key(text: str) -> str:
 # --- wordings ---------------------------------------------------------------------------------------------------
 
 
-def expand(pattern: str) -> list[str]:
-    """Every wording of a pattern: (好,很,)难过 is 好难过, 很难过 and 难过; {w}, {t} and {d} are lists of their own."""
-    for name, choice in _MACROS.items():
-        pattern = pattern.replace(name, choice)
-    match = _CHOICE.search(pattern)
-    if match is None:
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [wording for part in match[1].split(",") for wording in expand(before + part + after)]
-
-
 def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the others."""
-    queues = [rng.sample(wordings, len(wordings)) for wordings in map(expand, patterns)]
+    queues = [rng.sample(wordings, len(wordings)) for wordings in map(expanded, patterns)]
     found: dict[str, str] = {}
     for wording in (wording for row in zip_longest(*queues) for wording in row if wording is not None):
         found.setdefault(key(wording), wording)

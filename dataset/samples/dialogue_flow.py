@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from dataset.samples import dialogue, dialogue_memory, dialogue_series, generated
+from dataset.samples.alternatives import expanded
 from dataset.samples.dialogue import FEELINGS_FILE, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
 from dataset.samples.tables import FOLDER, yaml_table
 
@@ -36,15 +37,13 @@ def _topics() -> tuple[Topic, ...]:
 def _openings(line: str) -> tuple[Topic, tuple[str, ...]]:
     """The topic that is answered with this line, and its wordings."""
     topic = next(topic for topic in _topics() if topic.answer == line)
-    return topic, tuple(wording for pattern in topic.training for wording in dialogue.expand(pattern))
+    return topic, tuple(wording for pattern in topic.training for wording in expanded(pattern))
 
 
 @cache
 def answers() -> dict[str, str]:
     """Normalised question -> the answer that it has alone, in training."""
-    known = {
-        key(w): topic.answer for topic in _topics() for pattern in topic.training for w in dialogue.expand(pattern)
-    }
+    known = {key(w): topic.answer for topic in _topics() for pattern in topic.training for w in expanded(pattern)}
     for one in (*generated("dialogue_series"), *generated("dialogue_memory")):
         if "split" not in one:
             question, answer = one["conversations"][:2]
@@ -68,7 +67,7 @@ def _events(rng: random.Random) -> Iterator[dict[str, Any]]:
         events = [topic for topic in dialogue.topics(FEELINGS_FILE) if topic.form == form]
         for number in range(count):
             event = events[number % len(events)]
-            told = rng.choice(dialogue.expand(rng.choice(event.training)))
+            told = rng.choice(expanded(rng.choice(event.training)))
             said = rng.choice(_table()["because"][form]).format(told)
             turns = [_opening(rng.choice(_table()[form]), rng), (typed(said, rng), event.answer)]
             if rng.random() < THIRD_TURN_SHARE:

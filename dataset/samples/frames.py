@@ -9,10 +9,11 @@ turn (嗯, 你好) that takes nothing but a mark.
 """
 
 import random
+from collections.abc import Mapping
 from typing import Literal
 
 Form = Literal["ask", "wh", "do", "say", "sad", "glad", "mark"]
-Choices = dict[str, int]
+Choices = Mapping[str, int]
 """Text -> its weight among the others."""
 
 BEFORE_SHARE: dict[Form, float] = {
@@ -30,8 +31,8 @@ HALF_WIDTH_SHARE = 0.06
 SPACED_SHARE = 0.06
 """How often a space stands where a comma should."""
 
-_GREETINGS: Choices = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
-_ANY_QUESTION: Choices = _GREETINGS | {
+_GREETINGS: dict[str, int] = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
+_ANY_QUESTION: dict[str, int] = _GREETINGS | {
     "请问": 6, "请问一下，": 2, "请问，": 1, "你好，请问": 3, "您好，请问": 1, "问一下，": 2, "想问一下，": 2, "问你个问题，": 1,
     "我想问一下，": 1, "问个问题，": 1, "那": 2, "那么": 1, "嗯，": 1, "对了，": 2, "话说": 1, "诶，": 1, "我问你，": 1,
     "考考你，": 1, "顺便问一下，": 1, "再问一个，": 1, "麻烦问一下，": 1,
@@ -51,7 +52,7 @@ BEFORE: dict[Form, Choices] = {
     "mark": {"": 1},
 }
 
-_THANKS: Choices = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1, "，你知道吗": 2}
+_THANKS: dict[str, int] = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1, "，你知道吗": 2}
 AFTER: dict[Form, Choices] = {
     "ask": _THANKS,
     "wh": _THANKS | {"呢": 5, "呀": 4, "啊": 4, "，告诉我": 1},
@@ -124,7 +125,12 @@ def half_width(question: str) -> str:
 
 def draw(choices: Choices, rng: random.Random) -> str:
     """One of the texts, by weight."""
-    return rng.choices(list(choices), weights=list(choices.values()))[0]
+    left = rng.random() * sum(choices.values())
+    for text, weight in choices.items():
+        left -= weight
+        if left < 0:
+            return text
+    raise ValueError("nothing to draw from")
 
 
 def marked(question: str, rng: random.Random, form: Form = "ask") -> str:

@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any
 
 from dataset.samples import knowledge
+from dataset.samples.frames import draw
 from dataset.samples.knowledge import Fact
-from dataset.samples.knowledge_frames import WHOLE_ENDS, framed, pick
+from dataset.samples.knowledge_frames import WHOLE_ENDS, framed
 from dataset.samples.tables import FOLDER, yaml_table
 
 FOLLOW_UPS_FILE = FOLDER / "knowledge_follow_ups.yaml"
@@ -70,7 +71,7 @@ def _pronoun(fact: Fact) -> str:
 
 def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
     """The questions of one conversation with the facts that answer them."""
-    fact = _choose(pick(_starts(split), rng), split, rng)
+    fact = _choose(draw(_starts(split), rng), split, rng)
     turns = [(framed(rng.choice(knowledge.wordings(fact, split)).format(s=fact.subject), rng), fact)]
     for _ in range(rng.choice(TURNS) - 1):
         told = {asked.answer for _, asked in turns if asked.relation == fact.relation}
@@ -81,7 +82,7 @@ def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
         else:
             fact = _choose(fact.relation, split, rng, told)
             wording = rng.choice(_table()["another"][split]).format(s=fact.subject)
-        turns.append((wording[:-1] + pick(WHOLE_ENDS[wording[-1]], rng), fact))
+        turns.append((wording[:-1] + draw(WHOLE_ENDS[wording[-1]], rng), fact))
     return turns
 
 

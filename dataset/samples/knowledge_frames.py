@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections.abc import Mapping
+
+from dataset.samples.frames import draw
 
 # Each text with its weight.
 # fmt: off
@@ -38,23 +39,18 @@ _ASKING = re.compile("什么|谁|哪|几|多少|怎么|啥|咋|何")
 """A question without these words takes no particle."""
 
 
-def pick(weights: Mapping[str, int], rng: random.Random) -> str:
-    """A key, as likely as its weight says."""
-    return rng.choices(list(weights), weights=list(weights.values()))[0]
-
-
 def framed(question: str, rng: random.Random) -> str:
     """The question as somebody might type it."""
     if question[-1] in WHOLE_ENDS:
-        asked, end = pick(WHOLE_OPENINGS, rng) + question[:-1], pick(WHOLE_ENDS[question[-1]], rng)
+        asked, end = draw(WHOLE_OPENINGS, rng) + question[:-1], draw(WHOLE_ENDS[question[-1]], rng)
     else:
-        opening = pick(OPENINGS | TELLING, rng)
+        opening = draw(OPENINGS | TELLING, rng)
         if opening in TELLING:
-            asked, end = opening + question, pick(TELLING_ENDS, rng)
+            asked, end = opening + question, draw(TELLING_ENDS, rng)
         else:
-            around = pick(AROUND, rng)
-            particle = pick(PARTICLES, rng) if around == "{}" and _ASKING.search(question) else ""
-            asked, end = opening + around.format(question) + particle, pick(PARTICLE_ENDS if particle else ENDS, rng)
+            around = draw(AROUND, rng)
+            particle = draw(PARTICLES, rng) if around == "{}" and _ASKING.search(question) else ""
+            asked, end = opening + around.format(question) + particle, draw(PARTICLE_ENDS if particle else ENDS, rng)
     if rng.random() < THANKS_SHARE:
         end = rng.choice(BEFORE_THANKS) + rng.choice(THANKS)
     if rng.random() < HALF_WIDTH_SHARE:

@@ -54,7 +54,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
 KINDS = tuple(WEIGHTS)
 EASY_KINDS = ("rude", "repetitive", "evasive", "off_topic")
 """Kinds whose bad answers nobody would take for good ones; the others are fluent and plausible."""
-NUM_HELDOUT = 50
+NUM_HELDOUT = 60
 """Pairs of each kind in each held-out half."""
 NUM_ROUNDS = 4
 """How often a question's fact is taken for a pair about a judgement, at most."""
