@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from dataset.samples.knowledge_frames import framed
+from dataset.samples.frames import form_by_mark, framed
 from dataset.samples.tables import FOLDER, cells, yaml_table
 
 FACTS_FILE = FOLDER / "knowledge_facts.tsv"
@@ -272,12 +272,16 @@ def basic_questions(basic: Basic) -> list[str]:
     return _asked(QUESTIONS_PER_BASIC, lambda turn: shuffled[turn % len(shuffled)], rng)
 
 
+def _typed(question: str, rng: random.Random) -> str:
+    return framed(question, rng, form_by_mark(question))
+
+
 def _asked(count: int, question: Callable[[int], str], rng: random.Random) -> list[str]:
     """`count` different framed questions; `question` gives the bare one of each turn."""
     asked: dict[str, None] = {}
     turns = itertools.count()
     while len(asked) < count:
-        asked[framed(question(next(turns)), rng)] = None
+        asked[_typed(question(next(turns)), rng)] = None
     return list(asked)
 
 
@@ -302,12 +306,12 @@ def _heldout(half: str) -> Iterator[dict[str, Any]]:
     for name in relations():
         mine = [fact for fact in facts() if fact.relation == name and fact.half == half]
         for fact in rng.sample(mine, min(len(mine), HELDOUT_PER_RELATION)):
-            question = framed(rng.choice(wordings(fact, half)).format(s=fact.subject), rng)
+            question = _typed(rng.choice(wordings(fact, half)).format(s=fact.subject), rng)
             yield _record(fact, question) | {"split": half}
     for basic in basics():
         if basic.half == half:
             for wording in basic.heldout:
-                yield _basic_record(basic, framed(wording, rng)) | {"split": half}
+                yield _basic_record(basic, _typed(wording, rng)) | {"split": half}
 
 
 def _record(fact: Fact, question: str) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from functools import cache
 from typing import Any
 
 from dataset.samples import knowledge
-from dataset.samples.frames import draw
+from dataset.samples.frames import draw, form_by_mark, framed, marked
 from dataset.samples.knowledge import Fact
-from dataset.samples.knowledge_frames import WHOLE_ENDS, framed
 from dataset.samples.tables import FOLDER, yaml_table
 
 FOLLOW_UPS_FILE = FOLDER / "knowledge_follow_ups.yaml"
@@ -72,7 +71,8 @@ def _pronoun(fact: Fact) -> str:
 def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
     """The questions of one conversation with the facts that answer them."""
     fact = _choose(draw(_starts(split), rng), split, rng)
-    turns = [(framed(rng.choice(knowledge.wordings(fact, split)).format(s=fact.subject), rng), fact)]
+    first = rng.choice(knowledge.wordings(fact, split)).format(s=fact.subject)
+    turns = [(framed(first, rng, form_by_mark(first)), fact)]
     for _ in range(rng.choice(TURNS) - 1):
         told = {asked.answer for _, asked in turns if asked.relation == fact.relation}
         others = [other for other in _others(fact, split) if other not in (asked for _, asked in turns)]
@@ -82,7 +82,7 @@ def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
         else:
             fact = _choose(fact.relation, split, rng, told)
             wording = rng.choice(_table()["another"][split]).format(s=fact.subject)
-        turns.append((wording[:-1] + draw(WHOLE_ENDS[wording[-1]], rng), fact))
+        turns.append((marked(wording, rng, form_by_mark(wording)), fact))
     return turns
 
 

@@ -22,6 +22,7 @@ from functools import cache
 from typing import Any
 
 from dataset.samples import dialogue, generated, knowledge
+from dataset.samples.frames import form_by_mark, framed
 from dataset.samples.tables import FOLDER, yaml_table
 
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
@@ -57,33 +58,6 @@ _AROUND = re.compile(
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 _DEFINITION = re.compile(
     "^(?:什么是|什么叫|是什么东西|是什么意思|是什么|是啥|到底是啥|你知道|是什么吗|解释一下|介绍一下|科普一下|给我讲讲|讲讲|说说|我想了解|你?了解|听说过|吗)+$"
-)
-
-_BEFORE_QUESTION = (
-    "你好，",
-    "你好，请问",
-    "请问",
-    "请问",
-    "请问一下，",
-    "那",
-    "嗯，",
-    "我想问一下，",
-    "问一下，",
-    "想问下，",
-)
-_BEFORE_REQUEST = ("你好，请", "请", "请", "麻烦你", "你好，")
-_BEFORE_STATEMENT = ("你好，", "嗯，", "问一下，", "那个，")
-_END_OF = {
-    "question": ("？",) * 6 + ("?", "", "", ""),
-    "request": ("。", "。", "", "！"),
-    "statement": ("", "", "？", "。"),
-}
-_QUESTION = re.compile(
-    "什么|谁|哪|多少|几|怎|为何|吗|啥|咋|呢|吧|是不是|还是|多[大高长久远重深快厚早贵]|不$|没$|没有$|能不能|好不好|有没有|难不难|对不对"
-)
-_WH = re.compile("什么|谁|哪|多少|几|怎|啥|咋|多[大高长久远重深快厚]")
-_REQUEST = re.compile(
-    "介绍|给我|讲|说说|科普|解释|写|帮我|帮忙|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列"
 )
 
 
@@ -268,33 +242,6 @@ def asks_taught(question: str, name: str) -> bool:
     return False
 
 
-def framed(question: str, rng: random.Random) -> str:
-    """The question as someone might type it: with or without an end mark, a greeting, a word of thanks.
-
-    A text that ends with "。" is a request.
-    """
-    text = question.rstrip("。")
-    before: tuple[str, ...]
-    if question.endswith("。"):
-        form, before = "request", _BEFORE_REQUEST if _REQUEST.match(text) else ("你好，",)
-    elif _QUESTION.search(text):
-        form, before = "question", _BEFORE_QUESTION
-    else:
-        form, before = "statement", _BEFORE_STATEMENT
-    if form == "question" and not re.search("[吗呢吧啊呀没不]$", text):
-        draw = rng.random()
-        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]|^请", text):
-            text = f"你知道{text}吗"
-        elif draw < 0.12:
-            text += rng.choice(("呢", "啊", "呀"))
-    if rng.random() < 0.2 and not text.startswith(("请", "你好", "我想", "想")):
-        text = rng.choice(before) + text
-    end = rng.choice(_END_OF[form])
-    if rng.random() < 0.03:
-        end = ("，" if end == "" else end) + rng.choice(("谢谢", "谢谢。", "谢谢！"))
-    return text + end
-
-
 def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """Questions, what they are about, and answers without end: names and wordings in turn, so that each gets its share."""
     names, ways = list(topic.names), list(wordings)
@@ -329,7 +276,7 @@ def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict
             taken.add(key)
             found += 1
             messages = [
-                {"role": "user", "content": framed(question, rng)},
+                {"role": "user", "content": framed(question, rng, form_by_mark(question))},
                 {"role": "assistant", "content": answer},
             ]
             record = {"conversations": messages, "kind": "unknown", "cluster": topic.name, "honest": True}
