@@ -10,6 +10,7 @@ import pytest
 from dataset.samples import dialogue, dialogue_flow, dialogue_memory, dialogue_series, identity
 from dataset.samples.alternatives import expanded
 from dataset.samples.dialogue import HALVES, key
+from dataset.samples.tables import yaml_table
 
 Record = dict[str, Any]
 DIALOGUE = list(dialogue.records())
@@ -159,7 +160,7 @@ def test_items_have_distinct_topics_and_answers() -> None:
 
 
 def test_held_out_wordings_of_a_kind_are_not_trained_on() -> None:
-    table = dialogue._wordings(dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8")))
+    table = dialogue._wordings(yaml_table(dialogue.WORDINGS_FILE))
     for name, entry in table.items():
         assert len(set(entry.training)) == len(entry.training) >= 9, name
         assert not set(entry.training) & {*entry.validation, *entry.test}, name
@@ -167,7 +168,7 @@ def test_held_out_wordings_of_a_kind_are_not_trained_on() -> None:
 
 
 def test_closings_and_openings_are_answered_as_in_small_talk() -> None:
-    table = dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(dialogue.WORDINGS_FILE)
     known = {
         key(wording): topic.answer
         for path in (dialogue.SMALLTALK_FILE, dialogue.FEELINGS_FILE)
