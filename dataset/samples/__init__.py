@@ -5,6 +5,7 @@ import importlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,18 @@ def sample_names(wanted: Collection[str], users: Collection[str]) -> list[str]:
     ]
 
 
+@cache
+def generated(module: str) -> tuple[dict[str, Any], ...]:
+    """All records of a generator, made once for everybody who builds on them; nobody changes them."""
+    return tuple(importlib.import_module(f"dataset.samples.{module}").records())
+
+
 def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES)) -> dict[str, Path]:
     """Write each file asked for; those made by the same generators are kept.
 
     Returns: name -> file.
     """
+    generated.cache_clear()
     sources = _sources_fingerprint()
     manifest_path = directory / MANIFEST
     manifest = _read_manifest(manifest_path)
@@ -62,15 +70,14 @@ def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES))
         path = directory / f"{name}_cn_sample.jsonl"
         made = manifest.get(path.name, {})
         if made.get("generators") != sources or not path.is_file() or made.get("sha256") != sha256_file(path):
-            generators = [importlib.import_module(f"dataset.samples.{module}") for module in SAMPLE_FILES[name].modules]
             with atomic_write(path) as file:
-                for generator in generators:
-                    file.writelines(
-                        json.dumps(record, ensure_ascii=False) + "\n" for record in without_exam(generator.records())
-                    )
+                for module in SAMPLE_FILES[name].modules:
+                    kept = without_exam(generated(module))
+                    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
             manifest[path.name] = {"generators": sources, "sha256": sha256_file(path)}
             write_json(manifest_path, manifest)
         paths[name] = path
+    generated.cache_clear()
     return paths
 
 

@@ -10,16 +10,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
-from pathlib import Path
-
-import yaml
 
 from dataset.samples.arithmetic_problems import LIMIT, TABLE_LIMIT, Problem, chinese_number
 from dataset.samples.arithmetic_stories import large_stories, opened
 from dataset.samples.arithmetic_wordings import ask, ask_expression, dressed
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("arithmetic_beyond.yaml")
+WORDINGS_FILE = FOLDER / "arithmetic_beyond.yaml"
 TOO_LARGE = "这个数太大了，我算不准，请用计算器。"
 NOT_YET = "这个我还不会算，请用计算器。"
 
@@ -53,10 +50,9 @@ class Beyond:
     right: str = ""
 
 
-@cache
 def listed() -> dict[str, dict[str, list[str]]]:
     """Type -> side -> wordings."""
-    loaded: dict[str, dict[str, list[str]]] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, dict[str, list[str]]] = yaml_table(WORDINGS_FILE)
     return loaded
 
 

@@ -67,17 +67,19 @@ def is_basic(pair: Pair) -> bool:
     return max(pair) <= TABLE_LIMIT
 
 
-def problems() -> list[Problem]:
+@cache
+def problems() -> tuple[Problem, ...]:
     """Every sum and difference of numbers from 0 to 100 (results -100 to 200), in a fixed order."""
     operands = range(LIMIT + 1)
-    return [Problem(a, sign, b) for a in operands for b in operands for sign in "+-"]
+    return tuple(Problem(a, sign, b) for a in operands for b in operands for sign in "+-")
 
 
-def table_problems() -> list[Problem]:
+@cache
+def table_problems() -> tuple[Problem, ...]:
     """The products of single digits and their exact quotients, in a fixed order."""
     digits = range(TABLE_LIMIT + 1)
-    products = [Problem(a, "×", b) for a in digits for b in digits]
-    return products + [Problem(a * b, "÷", b) for a in digits for b in digits if b]
+    products = (Problem(a, "×", b) for a in digits for b in digits)
+    return (*products, *(Problem(a * b, "÷", b) for a in digits for b in digits if b))
 
 
 def heldout_pairs(side: str | None = None) -> frozenset[Pair]:

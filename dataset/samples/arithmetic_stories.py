@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from dataset.samples.arithmetic_problems import (
     LIMIT,
@@ -20,10 +19,11 @@ from dataset.samples.arithmetic_problems import (
     problems,
     table_problems,
 )
-from dataset.samples.arithmetic_wordings import drawn
+from dataset.samples.frames import draw
+from dataset.samples.tables import FOLDER, cells
 
-SCENES_FILE = Path(__file__).with_name("arithmetic_scenes.tsv")
-THINGS_FILE = Path(__file__).with_name("arithmetic_things.tsv")
+SCENES_FILE = FOLDER / "arithmetic_scenes.tsv"
+THINGS_FILE = FOLDER / "arithmetic_things.tsv"
 
 SMALL, MIDDLE = 10, 20
 SMALL_SHARE, MIDDLE_SHARE = 0.5, 0.25
@@ -81,15 +81,11 @@ class Story:
     counted: str
 
 
-def _rows(path: Path) -> list[list[str]]:
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-
-
 @cache
 def scenes() -> tuple[Scene, ...]:
     """The scenes of the table, of all sides."""
     found = []
-    for side, sign, first, second, things, question, conclusion in _rows(SCENES_FILE):
+    for side, sign, first, second, things, question, conclusion in cells(SCENES_FILE):
         groups, _, counted = things.partition("-")
         names = frozenset(name for name in groups.split(",") if name)
         found.append(Scene(side, sign, _span(first), _span(second), names, counted[1:], question, conclusion))
@@ -101,7 +97,7 @@ def things() -> tuple[Thing, ...]:
     """The things of the table, of all sides."""
     return tuple(
         Thing(side, frozenset(groups.split(",")), measure, name)
-        for side, groups, measure, names in _rows(THINGS_FILE)
+        for side, groups, measure, names in cells(THINGS_FILE)
         for name in names.split("、")
     )
 
@@ -142,21 +138,20 @@ def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
 
 def opened(story: str, rng: random.Random) -> str:
     """A story without its end mark, as people type it."""
-    return drawn(_OPENINGS, rng) + story + drawn(_MARKS, rng)
+    return draw(_OPENINGS, rng) + story + draw(_MARKS, rng)
 
 
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:
     """`count` word problems of one side, equally many of each of its scenes, none twice."""
     mine = [scene for scene in scenes() if scene.side == side]
     # A difference of nothing makes a poor story, and so does one for each.
-    usable = [
-        p
-        for p in problems() + table_problems()
-        if p.result > (p.sign == "÷") and (p.sign in "×÷" or is_own(p.pair, side))
-    ]
+    usable: dict[str, list[Problem]] = {sign: [] for sign in "+-×÷"}
+    for problem in problems() + table_problems():
+        if problem.result > (problem.sign == "÷") and (problem.sign in "×÷" or is_own(problem.pair, side)):
+            usable[problem.sign].append(problem)
     asked: set[str] = set()
     for index, scene in enumerate(mine):
-        pools = _pools([problem for problem in usable if scene.fits(problem)], side)
+        pools = _pools([problem for problem in usable[scene.sign] if scene.fits(problem)], side)
         wanted = len(asked) + count // len(mine) + (index < count % len(mine))
         while len(asked) < wanted:
             problem = rng.choice(rng.choices([pool for pool, _ in pools], [weight for _, weight in pools])[0])

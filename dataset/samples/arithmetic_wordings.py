@@ -5,17 +5,16 @@ The wordings stand in `arithmetic_wordings.yaml`; all else is drawn anew for eac
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataset.samples.arithmetic_problems import TRAIN, Problem, chinese_number
+from dataset.samples.frames import draw
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("arithmetic_wordings.yaml")
+WORDINGS_FILE = FOLDER / "arithmetic_wordings.yaml"
 
 COMMON_SHARE = 0.5
 """Of the training questions: those in one of the most usual wordings."""
@@ -46,22 +45,21 @@ _WIDE_DIGITS = str.maketrans("0123456789", "０１２３４５６７８９")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One way to ask for one kind of problem, and the problems that it fits."""
+    """One way to ask for one kind of problem, and the condition for it."""
 
     text: str
     condition: str
 
-    def fits(self, problem: Problem) -> bool:
-        if self.condition == "larger_first":
-            return problem.a > problem.b > 0
-        if self.condition == "above_one":
-            return min(problem.a, problem.b) > 1 and problem.result > 1
-        return True
+
+_CONDITIONS: dict[str, Callable[[Problem], bool]] = {
+    "any": lambda problem: True,
+    "larger_first": lambda problem: problem.a > problem.b > 0,
+    "above_one": lambda problem: min(problem.a, problem.b) > 1 and problem.result > 1,
+}
 
 
-@cache
 def table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
     return loaded
 
 
@@ -82,8 +80,14 @@ def common_wordings(sign: str) -> tuple[Wording, ...]:
     return tuple(Wording(tail.format(e=e), "any") for e in expressions for tail in table()["common"])
 
 
-def fitting(problem: Problem, side: str) -> list[Wording]:
-    return [wording for wording in wordings(problem.sign, side) if wording.fits(problem)]
+def fitting(problem: Problem, side: str) -> tuple[Wording, ...]:
+    """The wordings of one side that fit the problem."""
+    return _meeting(problem.sign, side, frozenset(name for name, meets in _CONDITIONS.items() if meets(problem)))
+
+
+@cache
+def _meeting(sign: str, side: str, conditions: frozenset[str]) -> tuple[Wording, ...]:
+    return tuple(wording for wording in wordings(sign, side) if wording.condition in conditions)
 
 
 def ask(problem: Problem, side: str, rng: random.Random) -> str:
@@ -110,11 +114,6 @@ def phrased(wording: str, numbers: Mapping[str, int], rng: random.Random, *, ope
     return dressed(wording.format(**numbers), rng, opens=opens)
 
 
-def drawn(choices: Mapping[str, int], rng: random.Random) -> str:
-    """One of the keys; the values are weights."""
-    return rng.choices(list(choices), weights=list(choices.values()))[0]
-
-
 def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
     """A wording in one of the ways of typing it: signs, spaces, end mark.
 
@@ -127,7 +126,7 @@ def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
             text = _NUMBER_EDGE.sub(" ", text)
     elif rng.random() < SPACED_SIGN_SHARE:
         text = _SIGN.sub(r" \1 ", text).strip()
-    text = "".join(drawn(_SIGNS[char], rng) if char in _SIGNS else char for char in text)
+    text = "".join(draw(_SIGNS[char], rng) if char in _SIGNS else char for char in text)
     return framed(text, rng, opens=opens)
 
 
@@ -135,26 +134,26 @@ def framed(text: str, rng: random.Random, *, opens: bool) -> str:
     """Add the end mark, perhaps greeting and thanks; the last character tells what the text is."""
     frames: Sequence[str]
     if _ASKED_RESULT.search(text):
-        core, mark, frames = text[:-1], drawn({"？": 1, "?": 1}, rng), table()["frames"]["bare"]
+        core, mark, frames = text[:-1], draw({"？": 1, "?": 1}, rng), table()["frames"]["bare"]
     elif text.endswith("？"):
-        core, mark, frames = text[:-1], drawn(_MARKS["question"], rng), table()["frames"]["question"]
+        core, mark, frames = text[:-1], draw(_MARKS["question"], rng), table()["frames"]["question"]
         if core.endswith("吗"):
             frames = table()["frames"]["request"]
         elif core.endswith("呢"):
-            mark = drawn(_LATER_MARKS, rng)
+            mark = draw(_LATER_MARKS, rng)
         elif opens and core.endswith(_ASKED) and "，" not in core and rng.random() < KNOWING_SHARE:
             core, frames, mark = (
                 rng.choice(table()["frames"]["knowing"]).rstrip("？").format(core),
                 ("{}",),
-                drawn(_LATER_MARKS, rng),
+                draw(_LATER_MARKS, rng),
             )
         elif core.endswith(_ASKED) and rng.random() < PARTICLE_SHARE:
             core += rng.choice(_PARTICLES)
     elif text.endswith("。"):
-        core, mark, frames = text[:-1], drawn(_MARKS["request"], rng), table()["frames"]["request"]
+        core, mark, frames = text[:-1], draw(_MARKS["request"], rng), table()["frames"]["request"]
     else:
         ends_open = text.endswith(("=", "＝", "等于"))
-        core, mark, frames = text, "" if ends_open else drawn(_BARE_MARKS, rng), table()["frames"]["bare"]
+        core, mark, frames = text, "" if ends_open else draw(_BARE_MARKS, rng), table()["frames"]["bare"]
     if not opens:
         return core + mark
     if rng.random() < FRAME_SHARE:

@@ -6,7 +6,6 @@ halves share no topic. Jokes, riddles and the like are in `dialogue_series`, wha
 """
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +13,10 @@ from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from dataset.samples.alternatives import expanded
 from dataset.samples.frames import Form, bare, framed, marked
+from dataset.samples.tables import FOLDER, cells, yaml_table
 
-FOLDER = Path(__file__).parent
 WORDINGS_FILE = FOLDER / "dialogue_wordings.yaml"
 ITEM_FILES = tuple(FOLDER / f"dialogue_items_{name}.tsv" for name in ("life", "words", "people"))
 SMALLTALK_FILE = FOLDER / "dialogue_smalltalk.tsv"
@@ -48,13 +46,6 @@ _ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "
 _NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么")
 _REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
 _TELLING = ("我", "想", "不知道", "打算", "纠结")
-_CHOICE = re.compile(r"\(([^()]*)\)")
-# Who and when, the same for what happened, how much. An empty part at the end says: or nothing.
-_MACROS = {
-    "{w}": "(我,我今天,今天,最近,我最近,现在,我现在,)",
-    "{t}": "(我,今天,我今天,刚刚,我刚刚,昨天,我昨天,)",
-    "{d}": "(好,很,特别,有点,真的好,真的很)",
-}
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -70,26 +61,15 @@ def record(turns: Sequence[Turn], **fields: Any) -> dict[str, Any]:
 
 def key(text: str) -> str:
     """The text without case, spacing and marks: what counts as the same wording. Marks alone stand for themselves."""
-    return "".join(char for char in text.lower() if char.isalnum()) or text
+    return "".join(filter(str.isalnum, text.lower())) or text
 
 
 # --- wordings ---------------------------------------------------------------------------------------------------
 
 
-def expand(pattern: str) -> list[str]:
-    """Every wording of a pattern: (好,很,)难过 is 好难过, 很难过 and 难过; {w}, {t} and {d} are lists of their own."""
-    for name, choice in _MACROS.items():
-        pattern = pattern.replace(name, choice)
-    match = _CHOICE.search(pattern)
-    if match is None:
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [wording for part in match[1].split(",") for wording in expand(before + part + after)]
-
-
 def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the others."""
-    queues = [rng.sample(wordings, len(wordings)) for wordings in map(expand, patterns)]
+    queues = [rng.sample(wordings, len(wordings)) for wordings in map(expanded, patterns)]
     found: dict[str, str] = {}
     for wording in (wording for row in zip_longest(*queues) for wording in row if wording is not None):
         found.setdefault(key(wording), wording)
@@ -139,13 +119,12 @@ def topics(path: Path) -> tuple[Topic, ...]:
     """The topics of a table: answer, training patterns, held-out patterns (none: nothing is held out)."""
     found: list[Topic] = []
     form = "mark"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            form = line.strip("[]")
-        elif not line.startswith("#"):
-            answer, training, *heldout = line.split("\t")
-            patterns = tuple(heldout[0].split("|")) if heldout else ()
-            found.append(Topic(answer, form, tuple(training.split("|")), patterns))  # type: ignore[arg-type]
+    for answer, *sides in cells(path):
+        if not sides:
+            form = answer.strip("[]")
+            continue
+        training, heldout = (tuple(side.split("|")) if side else () for side in [*sides, ""][:2])
+        found.append(Topic(answer, form, training, heldout))  # type: ignore[arg-type]
     return tuple(found)
 
 
@@ -200,13 +179,13 @@ def items() -> list[Item]:
     found = []
     for path in ITEM_FILES:
         kind = ""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("["):
-                kind = line.strip("[]")
-            elif not line.startswith("#"):
-                topic, answer, more = line.split("\t")
-                names = tuple(topic.split("/"))
-                found.append(Item(kind, names[0], answer, more, names))
+        for topic, *answers in cells(path):
+            if not answers:
+                kind = topic.strip("[]")
+                continue
+            answer, more = answers
+            names = tuple(topic.split("/"))
+            found.append(Item(kind, names[0], answer, more, names))
     return found
 
 
@@ -238,7 +217,7 @@ def _name(item: Item, turn: int, rng: random.Random) -> str:
 
 
 def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
-    table = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(WORDINGS_FILE)
     by_kind = _wordings(table)
     openings: list[Turn] = [(user, assistant) for user, assistant in table["openings"]]
     num_heldout = 0
@@ -262,10 +241,8 @@ def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 def _talk_records() -> Iterator[dict[str, Any]]:
     """Conversations written out whole, in which the assistant asks back before it answers."""
-    for line in TALKS_FILE.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            said = line.split("\t")
-            yield record(list(zip(said[::2], said[1::2], strict=True)))
+    for said in cells(TALKS_FILE):
+        yield record(list(zip(said[::2], said[1::2], strict=True)))
 
 
 def records() -> Iterator[dict[str, Any]]:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import yaml
-
-from dataset.samples import dialogue, dialogue_memory, dialogue_series
-from dataset.samples.dialogue import FEELINGS_FILE, FOLDER, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
+from dataset.samples import dialogue, dialogue_memory, dialogue_series, generated
+from dataset.samples.alternatives import expanded
+from dataset.samples.dialogue import FEELINGS_FILE, HALVES, SMALLTALK_FILE, Topic, Turn, key, record, typed
+from dataset.samples.tables import FOLDER, yaml_table
 
 LINKS_FILE = FOLDER / "dialogue_links.yaml"
 NUM_EVENTS = {"sad": 110, "glad": 60}
@@ -23,9 +23,8 @@ NUM_A_REPLY = 2
 THIRD_TURN_SHARE = 0.35
 
 
-@cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(LINKS_FILE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = yaml_table(LINKS_FILE)
     return table
 
 
@@ -38,16 +37,14 @@ def _topics() -> tuple[Topic, ...]:
 def _openings(line: str) -> tuple[Topic, tuple[str, ...]]:
     """The topic that is answered with this line, and its wordings."""
     topic = next(topic for topic in _topics() if topic.answer == line)
-    return topic, tuple(wording for pattern in topic.training for wording in dialogue.expand(pattern))
+    return topic, tuple(wording for pattern in topic.training for wording in expanded(pattern))
 
 
 @cache
 def answers() -> dict[str, str]:
     """Normalised question -> the answer that it has alone, in training."""
-    known = {
-        key(w): topic.answer for topic in _topics() for pattern in topic.training for w in dialogue.expand(pattern)
-    }
-    for one in (*dialogue_series.records(), *dialogue_memory.records()):
+    known = {key(w): topic.answer for topic in _topics() for pattern in topic.training for w in expanded(pattern)}
+    for one in (*generated("dialogue_series"), *generated("dialogue_memory")):
         if "split" not in one:
             question, answer = one["conversations"][:2]
             known.setdefault(key(question["content"]), answer["content"])
@@ -70,7 +67,7 @@ def _events(rng: random.Random) -> Iterator[dict[str, Any]]:
         events = [topic for topic in dialogue.topics(FEELINGS_FILE) if topic.form == form]
         for number in range(count):
             event = events[number % len(events)]
-            told = rng.choice(dialogue.expand(rng.choice(event.training)))
+            told = rng.choice(expanded(rng.choice(event.training)))
             said = rng.choice(_table()["because"][form]).format(told)
             turns = [_opening(rng.choice(_table()[form]), rng), (typed(said, rng), event.answer)]
             if rng.random() < THIRD_TURN_SHARE:

@@ -6,15 +6,15 @@ turn of small talk.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
-from dataset.samples.dialogue import FOLDER, HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
+from dataset.samples.dialogue import HALVES, SMALLTALK_FILE, Half, Turn, record, spread, topics, typed
 from dataset.samples.frames import bare
+from dataset.samples.tables import FOLDER, yaml_table
 
 MEMORY_FILE = FOLDER / "dialogue_memory.yaml"
 NAME = "name"
@@ -43,10 +43,9 @@ class Memory:
     asked: Turn
 
 
-@cache
 def table() -> dict[str, Any]:
     """The subjects with their wordings, and the lists of names."""
-    loaded: dict[str, Any] = yaml.safe_load(MEMORY_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(MEMORY_FILE)
     return loaded
 
 
@@ -89,10 +88,16 @@ def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memo
     return Memory(subject, value, (told, reply), (asked, answer))
 
 
+@cache
+def _replies() -> re.Pattern[str]:
+    """What the assistant says where it takes note of something."""
+    found = (re.escape(table()[subject]["reply"]).replace(re.escape("{v}"), ".*") for subject in subjects())
+    return re.compile("|".join(found), re.DOTALL)
+
+
 def is_told(turn: Turn) -> bool:
     """Whether the assistant takes note of something here, or of a name."""
-    replies = [table()[subject]["reply"].split("{v}") for subject in subjects()]
-    return any(turn[1].startswith(start) and turn[1].endswith(end) for start, end in replies)
+    return _replies().fullmatch(turn[1]) is not None
 
 
 def drawn(half: Half, rng: random.Random) -> Memory:

@@ -11,10 +11,9 @@ from functools import cache
 from itertools import cycle, islice
 from typing import Any
 
-import yaml
-
-from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, form_of, items, key, record, typed
+from dataset.samples.dialogue import HALVES, Half, Turn, form_of, items, key, record, typed
 from dataset.samples.frames import bare, framed
+from dataset.samples.tables import FOLDER, lines, yaml_table
 
 SERIES_FILE = FOLDER / "dialogue_series.yaml"
 IDIOMS_FILE = FOLDER / "dialogue_idioms.txt"
@@ -85,9 +84,8 @@ class Series:
         return max(min(NUM_FIRST, len(self.answers)), -(-len(self.answers) // NUM_FIRST))
 
 
-@cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(SERIES_FILE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = yaml_table(SERIES_FILE)
     return table
 
 
@@ -212,8 +210,7 @@ def _heldout_chains(one: Series, number: int, rng: random.Random) -> Iterator[di
 @cache
 def idioms() -> tuple[str, ...]:
     """The idioms of the game, in their order."""
-    lines = IDIOMS_FILE.read_text(encoding="utf-8").splitlines()
-    return tuple(idiom for line in lines if not line.startswith("#") for idiom in line.split())
+    return tuple(idiom for line in lines(IDIOMS_FILE) for idiom in line.split())
 
 
 def idiom_reply(idiom: str) -> str:

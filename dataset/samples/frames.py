@@ -3,35 +3,41 @@
 A generator writes each question once, with whole marks (《静夜思》的作者是谁？), and `framed` draws a way to type it
 (你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the end.
 
-Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "do" a request;
-"say" something that is told, not asked, "sad" and "glad" what hurts or pleases the one who tells it; "mark" a short
-turn (嗯, 你好) that takes nothing but a mark.
+Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "fact" one about the
+world, in a few words or in many (法国首都, 法国的首都是哪里), which may also stand in 你知道…吗; "do" a request; "say"
+something that is told, not asked, "sad" and "glad" what hurts or pleases the one who tells it; "line" a verse that
+wants the next one; "mark" a short turn (嗯, 你好) that takes nothing but a mark.
 """
 
 import random
+import re
+from collections.abc import Mapping
 from typing import Literal
 
-Form = Literal["ask", "wh", "do", "say", "sad", "glad", "mark"]
-Choices = dict[str, int]
+Form = Literal["ask", "wh", "fact", "do", "say", "sad", "glad", "line", "mark"]
+Choices = Mapping[str, int]
 """Text -> its weight among the others."""
 
 BEFORE_SHARE: dict[Form, float] = {
-    "ask": 0.25, "wh": 0.25, "do": 0.2, "say": 0.06, "sad": 0.1, "glad": 0.1, "mark": 0.0,
+    "ask": 0.25, "wh": 0.25, "fact": 0.4, "do": 0.2, "say": 0.06, "sad": 0.1, "glad": 0.1, "line": 0.14, "mark": 0.0,
 }  # fmt: skip
 """How often something stands before the question."""
 AFTER_SHARE: dict[Form, float] = {
-    "ask": 0.07, "wh": 0.14, "do": 0.15, "say": 0.0, "sad": 0.2, "glad": 0.15, "mark": 0.0,
+    "ask": 0.07, "wh": 0.14, "fact": 0.2, "do": 0.15, "say": 0.0, "sad": 0.2, "glad": 0.15, "line": 0.0, "mark": 0.0,
 }  # fmt: skip
 """How often something stands behind it."""
 UNQUOTED_SHARE = 0.5
-"""How often quotes and book marks are left out."""
+"""How often quotes and book marks are left out; facts have wordings with and without."""
+AROUND: Choices = {"你知道{}吗": 7, "知道{}吗": 2, "能告诉我{}吗": 3, "你能告诉我{}吗": 2}
+AROUND_SHARE = 0.14
+"""How often a fact that nothing stands before is asked for in one of these."""
 HALF_WIDTH_SHARE = 0.06
 """How often all marks are typed on an English keyboard."""
 SPACED_SHARE = 0.06
 """How often a space stands where a comma should."""
 
-_GREETINGS: Choices = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
-_ANY_QUESTION: Choices = _GREETINGS | {
+_GREETINGS: dict[str, int] = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
+_ANY_QUESTION: dict[str, int] = _GREETINGS | {
     "请问": 6, "请问一下，": 2, "请问，": 1, "你好，请问": 3, "您好，请问": 1, "问一下，": 2, "想问一下，": 2, "问你个问题，": 1,
     "我想问一下，": 1, "问个问题，": 1, "那": 2, "那么": 1, "嗯，": 1, "对了，": 2, "话说": 1, "诶，": 1, "我问你，": 1,
     "考考你，": 1, "顺便问一下，": 1, "再问一个，": 1, "麻烦问一下，": 1,
@@ -44,17 +50,36 @@ _STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1,
 BEFORE: dict[Form, Choices] = {
     "ask": _ANY_QUESTION,
     "wh": _OPEN_QUESTION,
+    "fact": {
+        "请问": 8,
+        "请问一下，": 2,
+        "你好，": 8,
+        "你好，请问": 4,
+        "您好，": 1,
+        "那": 3,
+        "嗯，": 2,
+        "问一下，": 4,
+        "想问一下，": 2,
+        "问个问题，": 1,
+        "考考你，": 2,
+        "对了，": 1,
+        "告诉我": 2,
+        "我想知道": 2,
+    },
     "do": _REQUEST,
     "say": _STATEMENT,
+    "line": {"你好，": 10, "嗯，": 2, "您好，": 2},
     "sad": {"唉，": 4, "呜呜，": 3, "哎，": 1, "怎么办，": 1, "好难过，": 2, "你好，": 1},
     "glad": {"哈哈，": 4, "太好了，": 2, "耶，": 1, "嘿嘿，": 1, "告诉你，": 2, "你好，": 1},
     "mark": {"": 1},
 }
 
-_THANKS: Choices = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1, "，你知道吗": 2}
+_THANKS_ALONE: dict[str, int] = {"，谢谢": 4, "，谢谢你": 1, "，谢谢啦": 1, "？谢谢": 2, "，多谢": 1}
+_THANKS: dict[str, int] = _THANKS_ALONE | {"，你知道吗": 2}
 AFTER: dict[Form, Choices] = {
     "ask": _THANKS,
     "wh": _THANKS | {"呢": 5, "呀": 4, "啊": 4, "，告诉我": 1},
+    "fact": _THANKS_ALONE | {"呢": 5, "呀": 2, "啊": 3},
     "do": {"吧": 6, "呗": 1, "，谢谢": 3, "，好吗": 2, "，可以吗": 1, "，行吗": 1, "，好不好": 1},
     "say": {"": 1},
     "sad": {
@@ -76,6 +101,7 @@ AFTER: dict[Form, Choices] = {
         "，好激动": 1,
         "，快恭喜我": 1,
     },
+    "line": {"": 1},
     "mark": {"": 1},
 }
 
@@ -83,10 +109,12 @@ _QUESTION_MARKS: Choices = {"？": 42, "": 34, "?": 14, "！": 3, "。": 4, "??"
 MARKS: dict[Form, Choices] = {
     "ask": _QUESTION_MARKS,
     "wh": _QUESTION_MARKS,
+    "fact": {"？": 46, "": 27, "?": 12, "！": 4, "。": 3, "？？": 1, "~": 1},
     "do": {"": 48, "。": 34, "！": 7, "!": 2, "~": 3, ".": 2, "？": 1},
     "say": {"": 44, "。": 32, "！": 8, "…": 3, "……": 2, "!": 2, ".": 2, "。。。": 2},
     "sad": {"": 44, "。": 32, "！": 6, "…": 4, "……": 4, ".": 2, "。。。": 2},
     "glad": {"": 44, "。": 18, "！": 24, "!": 6, "~": 5, "！！": 1},
+    "line": {"，": 40, "": 35, "……": 15, "？": 10},
     "mark": {"": 44, "。": 24, "！": 14, "~": 6, "!": 3, ".": 2},
 }
 """What stands at the end."""
@@ -103,6 +131,15 @@ _OPENED = (
 _OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
 # What already says how it feels, or asks, takes no second word of that kind: not 失恋了怎么办，怎么办.
 _FELT = ("怎么", "难过", "难受", "开心", "高兴", "哭", "烦", "心情", "恭喜", "祝我")
+_REQUESTING = re.compile(
+    "介绍|简单介绍|给|讲|说|数一数|科普|解释|写|帮|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列|我想知道|我想了解"
+)
+_ASKING = re.compile(
+    "什么|谁|哪|几|多少|怎么|啥|咋|何|吗|多[大高长久远重深快厚早贵]|[是会能有]不[是会能]|有没有|还是|不$|没$"
+)
+"""What has none of these takes no particle: not 法国首都呢."""
+_KNOWABLE = re.compile("(?!请|能|介绍|听说|了解|知道)[^你我，：]+(?<![吗呢吧呀啊没不])")
+"""What may stand in 你知道…吗."""
 _HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
 _QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
 
@@ -122,9 +159,21 @@ def half_width(question: str) -> str:
     return question.translate(_HALF_WIDTH)
 
 
+def form_by_mark(wording: str) -> Form:
+    """The form of a table's wording by the mark at its end: a fact has none, what has 。 is a request or is told."""
+    if wording.endswith("。"):
+        return "do" if _REQUESTING.match(wording) else "say"
+    return "ask" if wording.endswith("？") else "line" if wording.endswith("，") else "fact"
+
+
 def draw(choices: Choices, rng: random.Random) -> str:
     """One of the texts, by weight."""
-    return rng.choices(list(choices), weights=list(choices.values()))[0]
+    left = rng.random() * sum(choices.values())
+    for text, weight in choices.items():
+        left -= weight
+        if left < 0:
+            return text
+    raise ValueError("nothing to draw from")
 
 
 def marked(question: str, rng: random.Random, form: Form = "ask") -> str:
@@ -136,18 +185,22 @@ def marked(question: str, rng: random.Random, form: Form = "ask") -> str:
 def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
     """The question as somebody may type it; its words stay as they are, and most often nothing but the mark changes."""
     text = bare(question)
-    if rng.random() < UNQUOTED_SHARE:
+    if rng.random() < UNQUOTED_SHARE and form != "fact":
         text = unquoted(text)
     opened = _OPENED_REQUEST if form == "do" else _OPENED
     # 你好，烦 would read as 你好烦.
     long_enough = len(text) > 2 or form in ("ask", "wh")
     if rng.random() < BEFORE_SHARE[form] and long_enough and not text.startswith(opened):
         text = draw(BEFORE[form], rng) + text
+    elif form == "fact" and rng.random() < AROUND_SHARE and _KNOWABLE.fullmatch(text):
+        text = draw(AROUND, rng).format(text)
     after = draw(AFTER[form], rng) if rng.random() < AFTER_SHARE[form] else ""
     if form in ("sad", "glad") and any(word in text for word in _FELT):
         after = ""
     elif text.endswith(_PARTICLES) and (len(after) == 1 or after.endswith("吗")):
         after = ""  # one particle is enough
+    elif form == "fact" and len(after) == 1 and not _ASKING.search(text):
+        after = ""
     if "谢" in after or "告诉" in after:
         text = (text + after if not text.endswith(("=", "＝")) else f"{text}？谢谢") + draw(_CLOSING, rng)
     elif text.endswith(("=", "＝")):

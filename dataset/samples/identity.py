@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from configs.artifacts import atomic_write
 from dataset.samples import frames
 from dataset.samples.alternatives import wordings
 from dataset.samples.exam import without_exam
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("identity_wordings.yaml")
+WORDINGS_FILE = FOLDER / "identity_wordings.yaml"
 SAMPLE_FILE = Path(__file__).parents[1] / "identity_cn_sample.jsonl"
 TRAINING, VALIDATION, TEST = SIDES = ("training", "validation", "test")
 
@@ -71,11 +70,11 @@ class Topic:
 
 def normalised(question: str) -> str:
     """The question without case, spacing and punctuation: what counts as the same wording."""
-    return "".join(char for char in question.lower() if char.isalnum())
+    return "".join(filter(str.isalnum, question.lower()))
 
 
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = yaml_table(WORDINGS_FILE)
     return table
 
 

@@ -14,16 +14,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from dataset.samples.frames import form_by_mark, framed
+from dataset.samples.tables import FOLDER, cells, yaml_table
 
-from dataset.samples.knowledge_frames import framed
-
-FACTS_FILE = Path(__file__).with_name("knowledge_facts.tsv")
-RELATIONS_FILE = Path(__file__).with_name("knowledge_relations.yaml")
-BASICS_FILE = Path(__file__).with_name("knowledge_basics.tsv")
+FACTS_FILE = FOLDER / "knowledge_facts.tsv"
+RELATIONS_FILE = FOLDER / "knowledge_relations.yaml"
+BASICS_FILE = FOLDER / "knowledge_basics.tsv"
 LIST_SEPARATOR = "、"
 WORDING_SEPARATOR = "|"
 BASICS = "basics"
@@ -129,7 +127,7 @@ def half_of(text: str) -> str:
 @cache
 def relations() -> dict[str, Relation]:
     """The relations by name, in the order of their file."""
-    loaded: dict[str, dict[str, Any]] = yaml.safe_load(RELATIONS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, dict[str, Any]] = yaml_table(RELATIONS_FILE)
     found = {}
     for name, entry in loaded.items():
         fields: dict[str, Any] = {
@@ -143,8 +141,7 @@ def relations() -> dict[str, Relation]:
 def _rows() -> dict[str, tuple[FactRow, ...]]:
     """The lines of each relation: those of the table, and for reverse relations the table read backwards."""
     rows: dict[str, list[FactRow]] = {name: [] for name in relations()}
-    for line in _lines(FACTS_FILE):
-        name, answer, *lists = line.split("\t")
+    for name, answer, *lists in cells(FACTS_FILE):
         rows[name].append(FactRow(name, answer, *(_split(cell, LIST_SEPARATOR) for cell in lists)))
     for relation in relations().values():
         if relation.reverses:
@@ -162,10 +159,6 @@ def _reversed(relation: Relation, rows: Sequence[FactRow]) -> list[FactRow]:
         and answers.count(row.answer) == 1
         and (not relation.only or row.answer in relation.only)
     ]
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 
 
 def _split(cell: str, separator: str) -> tuple[str, ...]:
@@ -204,9 +197,8 @@ def facts() -> list[Fact]:
 def basics() -> tuple[Basic, ...]:
     """The questions that stand alone."""
     found = []
-    for line in _lines(BASICS_FILE):
-        answer, *cells = line.split("\t")
-        train, heldout, accepted = (_split(cell, WORDING_SEPARATOR) for cell in [*cells, ""][:3])
+    for answer, *lists in cells(BASICS_FILE):
+        train, heldout, accepted = (_split(cell, WORDING_SEPARATOR) for cell in [*lists, ""][:3])
         found.append(Basic(answer, train, heldout, accepted))
     return tuple(found)
 
@@ -280,12 +272,16 @@ def basic_questions(basic: Basic) -> list[str]:
     return _asked(QUESTIONS_PER_BASIC, lambda turn: shuffled[turn % len(shuffled)], rng)
 
 
+def _typed(question: str, rng: random.Random) -> str:
+    return framed(question, rng, form_by_mark(question))
+
+
 def _asked(count: int, question: Callable[[int], str], rng: random.Random) -> list[str]:
     """`count` different framed questions; `question` gives the bare one of each turn."""
     asked: dict[str, None] = {}
     turns = itertools.count()
     while len(asked) < count:
-        asked[framed(question(next(turns)), rng)] = None
+        asked[_typed(question(next(turns)), rng)] = None
     return list(asked)
 
 
@@ -310,12 +306,12 @@ def _heldout(half: str) -> Iterator[dict[str, Any]]:
     for name in relations():
         mine = [fact for fact in facts() if fact.relation == name and fact.half == half]
         for fact in rng.sample(mine, min(len(mine), HELDOUT_PER_RELATION)):
-            question = framed(rng.choice(wordings(fact, half)).format(s=fact.subject), rng)
+            question = _typed(rng.choice(wordings(fact, half)).format(s=fact.subject), rng)
             yield _record(fact, question) | {"split": half}
     for basic in basics():
         if basic.half == half:
             for wording in basic.heldout:
-                yield _basic_record(basic, framed(wording, rng)) | {"split": half}
+                yield _basic_record(basic, _typed(wording, rng)) | {"split": half}
 
 
 def _record(fact: Fact, question: str) -> dict[str, Any]:

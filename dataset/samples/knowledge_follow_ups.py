@@ -10,16 +10,14 @@ import itertools
 import random
 from collections.abc import Collection, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataset.samples import knowledge
+from dataset.samples.frames import draw, form_by_mark, framed, marked
 from dataset.samples.knowledge import Fact
-from dataset.samples.knowledge_frames import WHOLE_ENDS, framed, pick
+from dataset.samples.tables import FOLDER, yaml_table
 
-FOLLOW_UPS_FILE = Path(__file__).with_name("knowledge_follow_ups.yaml")
+FOLLOW_UPS_FILE = FOLDER / "knowledge_follow_ups.yaml"
 NUM_TRAINING = 1500
 NUM_HELDOUT = 100
 """Conversations in each half."""
@@ -32,9 +30,8 @@ OFTEN_WEIGHT = 4
 SEED = 6203
 
 
-@cache
 def _table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(FOLLOW_UPS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(FOLLOW_UPS_FILE)
     return loaded
 
 
@@ -44,9 +41,15 @@ def _known(split: str) -> dict[tuple[str, str], Fact]:
     return {(fact.relation, fact.subject): fact for fact in knowledge.facts() if split in ("train", fact.half)}
 
 
+@cache
+def _of_relation(relation: str, split: str) -> tuple[Fact, ...]:
+    """The facts of one relation among those."""
+    return tuple(fact for (name, _), fact in _known(split).items() if name == relation)
+
+
 def _choose(relation: str, split: str, rng: random.Random, told: Collection[str] = ()) -> Fact:
     """A fact of the relation whose answer has not been told yet."""
-    found = [fact for (name, _), fact in _known(split).items() if name == relation and fact.answer not in told]
+    found = [fact for fact in _of_relation(relation, split) if fact.answer not in told]
     often = knowledge.relations()[relation].often
     return rng.choices(found, weights=[OFTEN_WEIGHT if fact.subject in often else 1 for fact in found])[0]
 
@@ -67,9 +70,9 @@ def _pronoun(fact: Fact) -> str:
 
 def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
     """The questions of one conversation with the facts that answer them."""
-    starts = {name: weight for name, weight in _table()["starts"].items() if _can_start(name, split)}
-    fact = _choose(pick(starts, rng), split, rng)
-    turns = [(framed(rng.choice(knowledge.wordings(fact, split)).format(s=fact.subject), rng), fact)]
+    fact = _choose(draw(_starts(split), rng), split, rng)
+    first = rng.choice(knowledge.wordings(fact, split)).format(s=fact.subject)
+    turns = [(framed(first, rng, form_by_mark(first)), fact)]
     for _ in range(rng.choice(TURNS) - 1):
         told = {asked.answer for _, asked in turns if asked.relation == fact.relation}
         others = [other for other in _others(fact, split) if other not in (asked for _, asked in turns)]
@@ -79,13 +82,18 @@ def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
         else:
             fact = _choose(fact.relation, split, rng, told)
             wording = rng.choice(_table()["another"][split]).format(s=fact.subject)
-        turns.append((wording[:-1] + pick(WHOLE_ENDS[wording[-1]], rng), fact))
+        turns.append((marked(wording, rng, form_by_mark(wording)), fact))
     return turns
 
 
-def _can_start(relation: str, split: str) -> bool:
-    """Whether the split knows an answer of the relation for every turn."""
-    return len({fact.answer for (name, _), fact in _known(split).items() if name == relation}) >= max(TURNS)
+@cache
+def _starts(split: str) -> dict[str, int]:
+    """The relations that a conversation may begin with, weighted: the split knows an answer of them for every turn."""
+    return {
+        name: weight
+        for name, weight in _table()["starts"].items()
+        if len({fact.answer for fact in _of_relation(name, split)}) >= max(TURNS)
+    }
 
 
 def _steps(turns: list[tuple[str, Fact]]) -> set[tuple[Fact, Fact]]:

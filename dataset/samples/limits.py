@@ -10,15 +10,12 @@ import itertools
 import random
 import re
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from dataset.samples.frames import form_by_mark, framed
+from dataset.samples.tables import FOLDER, yaml_table
 
-from dataset.samples.unknown import framed
-
-TABLE_FILE = Path(__file__).with_name("limits.yaml")
+TABLE_FILE = FOLDER / "limits.yaml"
 SLOTS = "slots"
 LIST_SEPARATOR = "、"
 HALVES = ("validation", "test")
@@ -29,9 +26,8 @@ NUM_TRIES = 10 * NUM_TRAINING
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-@cache
 def _table() -> dict[str, dict[str, str]]:
-    loaded: dict[str, dict[str, str]] = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, dict[str, str]] = yaml_table(TABLE_FILE)
     return loaded
 
 
@@ -50,6 +46,14 @@ def _filled(wording: str, rng: random.Random) -> str:
     return _SLOT.sub(lambda slot: rng.choice(_table()[SLOTS][slot[1]].split(LIST_SEPARATOR)), wording)
 
 
+def _typed(wording: str, rng: random.Random) -> str:
+    """The wording, filled in, as somebody may type it; nobody makes a quiz of it."""
+    while True:
+        question = framed(_filled(wording, rng), rng, form_by_mark(wording))
+        if not question.startswith("考考你"):
+            return question
+
+
 def _record(question: str, name: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answers()[name]}]
     return {"conversations": messages, "kind": "limits", "cluster": f"limits:{name}", "honest": True}
@@ -66,9 +70,9 @@ def records() -> Iterator[dict[str, Any]]:
         for way in itertools.islice(itertools.cycle(ways), NUM_TRIES):
             if len(asked) == max(NUM_TRAINING, len(ways)):
                 break
-            asked[framed(_filled(way, rng), rng)] = None
+            asked[_typed(way, rng)] = None
         for question in asked:
             yield _record(question, name)
         for half in HALVES:
             for way in wordings(name, half):
-                yield _record(framed(_filled(way, rng), rng), name) | {"split": half}
+                yield _record(_typed(way, rng), name) | {"split": half}

@@ -9,14 +9,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-import yaml
-
-from dataset.samples import dialogue_memory
-from dataset.samples.dialogue import FOLDER, HALVES, Half, Turn, key, record, typed
+from dataset.samples import dialogue_memory, generated
+from dataset.samples.dialogue import HALVES, Half, Turn, key, record, typed
 from dataset.samples.frames import bare
+from dataset.samples.tables import FOLDER, yaml_table
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
 SHARES = {
@@ -78,7 +76,7 @@ class FollowUp:
 @cache
 def follow_ups() -> tuple[FollowUp, ...]:
     """All turns that refer back."""
-    table = yaml.safe_load(TURNS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(TURNS_FILE)
     return tuple(
         FollowUp(
             frozenset(entry["after"]),
@@ -110,7 +108,7 @@ def training_blocks(records: Iterable[dict[str, Any]]) -> list[Block]:
 @cache
 def blocks() -> dict[str, list[Block]]:
     """Module -> its blocks."""
-    return {name: training_blocks(import_module(f"dataset.samples.{name}").records()) for name in SHARES}
+    return {name: training_blocks(generated(name)) for name in SHARES}
 
 
 class Deck:
@@ -146,14 +144,15 @@ def _string(deck: Deck, num_turns: int, budget: int, asked: set[str], rng: rando
     """Blocks of about `num_turns` turns within a budget of tokens; no question of `asked`, and none twice."""
     strung: list[Block] = []
     reserve = RESERVED_SHARE * budget / max(num_turns, 1)
+    turns, tokens = 0, 0  # so far
 
     def fits(_: str, block: Block) -> bool:
-        turns_left = num_turns - sum(map(len, strung)) - len(block)
-        tokens_left = budget - sum(map(num_tokens, strung)) - num_tokens(block)
-        new = not asked & {key(user) for user, _ in block}
-        return new and turns_left >= -1 and tokens_left >= max(turns_left, 0) * reserve
+        turns_left = num_turns - turns - len(block)
+        tokens_left = budget - tokens - num_tokens(block)
+        roomy = turns_left >= -1 and tokens_left >= max(turns_left, 0) * reserve
+        return roomy and asked.isdisjoint(key(user) for user, _ in block)
 
-    while sum(map(len, strung)) < num_turns:
+    while turns < num_turns:
         dealt = deck.deal(fits)
         if dealt is None:
             num_turns -= 1  # nothing is short enough for so many turns
@@ -164,6 +163,7 @@ def _string(deck: Deck, num_turns: int, budget: int, asked: set[str], rng: rando
             longer = (*block, rng.choice(following).turn(block, "training", rng))
             block = longer if fits(module, longer) else block
         strung.append(block)
+        turns, tokens = turns + len(block), tokens + num_tokens(block)
         asked |= {key(user) for user, _ in block}
     return strung
 

@@ -2,9 +2,10 @@
 
 Most of the bad answers are fluent and plausible: a wrong fact, a sum that misses by one, the answer to another
 question, a made-up one, too many words, a sneer. Each pair names its `kind`. The questions are single questions of the
-chat samples, and the chosen answers theirs (`preference_prompts`); `preference_answers` makes the bad ones. Held-out
-pairs are about other facts, sums and topics than training pairs. Neither answer is longer on average, but for the
-kinds that are too long and too short, which are equally many.
+chat samples, and the chosen answers theirs (`preference_prompts`); `preference_answers` makes the bad ones. In the
+kinds of `preference_judgements` question and answers are made of the same facts and sums anew. Held-out pairs are
+about other facts, sums and topics than training pairs. Neither answer is longer on average, but for the kinds about
+length, of which as many are too long (`too_long`, `wordy`) as too short (`too_short`, `curt`).
 """
 
 import random
@@ -13,12 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataset.samples.preference_answers import Others, drafts
+from dataset.samples.preference_judgements import JUDGES
 from dataset.samples.preference_prompts import SIDES, Prompt, Side, prompts
 
 WEIGHTS: dict[str, dict[str, int]] = {
     "wrong_fact": {"facts": 620},
-    "wrong_sum": {"sums": 320, "basic sums": 120, "stories": 120, "steps": 60},
-    "beside": {"everyday": 40, "facts": 200, "sums": 100},
+    "wrong_sum": {"sums": 260, "basic sums": 110, "stories": 110, "steps": 40},
+    "agreeing": {"facts": 200, "sums": 50, "basic sums": 30},
+    "doubting": {"facts": 140, "sums": 30, "basic sums": 20},
+    "choice": {"facts": 200, "sums": 50, "basic sums": 30},
+    "half_right": {"facts": 200},
+    "wordy": {"facts": 100, "sums": 20, "basic sums": 10},
+    "curt": {"facts": 100, "sums": 20, "basic sums": 10},
+    "beside": {"everyday": 30, "facts": 140, "sums": 70},
     "other_question": {
         "danger": 30,
         "harmless": 30,
@@ -31,16 +39,16 @@ WEIGHTS: dict[str, dict[str, int]] = {
         "facts": 150,
         "sums": 70,
     },
-    "too_long": {"facts": 90, "basics": 30, "sums": 60, "stories": 10, "everyday": 30, "feelings": 50, "unknown": 30},
-    "too_short": {"facts": 90, "sums": 60, "stories": 10, "everyday": 40, "feelings": 60, "chat": 10, "unknown": 30},
-    "impolite": {"everyday": 60, "sums": 60, "basics": 40, "facts": 140},
-    "refusal": {"sums": 40, "basic sums": 20, "facts": 100, "basics": 50, "stories": 40, "everyday": 50},
-    "overclaim": {"limits": 50, "beyond": 120, "unknown": 270},
-    "cold": {"feelings": 260},
-    "rude": {"facts": 60, "sums": 30, "everyday": 40},
-    "repetitive": {"facts": 60, "sums": 30, "everyday": 40},
-    "evasive": {"facts": 60, "sums": 30, "everyday": 40},
-    "off_topic": {"facts": 60, "sums": 30, "everyday": 40},
+    "too_long": {"facts": 50, "basics": 20, "sums": 40, "stories": 10, "everyday": 20, "feelings": 30, "unknown": 20},
+    "too_short": {"facts": 50, "sums": 40, "stories": 10, "everyday": 30, "feelings": 30, "chat": 10, "unknown": 20},
+    "impolite": {"everyday": 40, "sums": 40, "basics": 20, "facts": 80},
+    "refusal": {"sums": 30, "basic sums": 10, "facts": 70, "basics": 30, "stories": 30, "everyday": 30},
+    "overclaim": {"limits": 40, "beyond": 80, "unknown": 190},
+    "cold": {"feelings": 180},
+    "rude": {"facts": 30, "sums": 15, "everyday": 20},
+    "repetitive": {"facts": 30, "sums": 15, "everyday": 20},
+    "evasive": {"facts": 30, "sums": 15, "everyday": 20},
+    "off_topic": {"facts": 30, "sums": 15, "everyday": 20},
 }
 """Training pairs of each kind, by where their questions come from; lengths are balanced best by those that come last."""
 KINDS = tuple(WEIGHTS)
@@ -48,9 +56,11 @@ EASY_KINDS = ("rude", "repetitive", "evasive", "off_topic")
 """Kinds whose bad answers nobody would take for good ones; the others are fluent and plausible."""
 NUM_HELDOUT = 60
 """Pairs of each kind in each held-out half."""
+NUM_ROUNDS = 4
+"""How often a question's fact is taken for a pair about a judgement, at most."""
 MOST_TRIED = 3000
 """Questions of one source that are drawn for one kind."""
-BALANCED_KINDS = tuple(kind for kind in KINDS if kind not in ("too_long", "too_short"))
+BALANCED_KINDS = tuple(kind for kind in KINDS if kind not in ("too_long", "too_short", "wordy", "curt"))
 """Kinds in which neither answer is longer on average."""
 
 
@@ -81,18 +91,28 @@ def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[di
     rng = random.Random(f"{kind} {side}")
     sources = prompts(side)
     used: Counter[str] = Counter()
+    asked: set[str] = set()
     excess = 0  # characters by which the bad answers are longer so far
     missing = 0  # pairs that earlier sources could not give
     numbers = _numbers(kind, sources, side)
-    queues = {source: iter(_spread(sources[source], rng)) for source in numbers}
+    # One fact makes several questions of a judgement.
+    rounds = NUM_ROUNDS if kind in JUDGES else 1
+    queues = {source: iter(_spread(sources[source], rng) * rounds) for source in numbers}
     for source in (*numbers, *numbers):  # the second round makes up for what is missing after the last one
         missing += numbers.pop(source, 0)
         for prompt in queues[source] if missing else ():
             # Lengths vary around the right answer's and make up for what earlier pairs had too much or too little.
             target = len(prompt.answer) * rng.uniform(0.85, 1.15) - min(max(excess / 4, -8), 8)
-            found = drafts(kind, prompt, others, rng)
+            if kind in JUDGES:
+                judged = JUDGES[kind](prompt, others, rng)
+                if judged is None or judged[0].question in asked:
+                    continue
+                prompt, found = judged
+            else:
+                found = drafts(kind, prompt, others, rng)
             if not found:
                 continue
+            asked.add(prompt.question)
             found = [text for text in found if text not in said] or found
             least = min(used[text] for text in found)
             fresh = [text for text in found if used[text] == least]

@@ -10,17 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dataset.samples import knowledge
 from dataset.samples.arithmetic_problems import LIMIT, Problem
 from dataset.samples.preference_prompts import Neighbours, Prompt, Side, core, equation, facts, prompts, wordings
+from dataset.samples.tables import FOLDER, yaml_table
 
-STYLES_FILE = Path(__file__).with_name("preference_styles.yaml")
-FLUENT_FILE = Path(__file__).with_name("preference_fluent.yaml")
+STYLES_FILE = FOLDER / "preference_styles.yaml"
+FLUENT_FILE = FOLDER / "preference_fluent.yaml"
 
 NUM_DRAFTS = 40
 NUM_NEAREST = 8
@@ -38,15 +36,13 @@ SLIPS = {1: 5, -1: 5, 10: 3, -10: 3, 2: 1, -2: 1}
 """By how much wrong results miss the right one, by weight."""
 
 
-@cache
 def styles() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(STYLES_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(STYLES_FILE)
     return loaded
 
 
-@cache
 def fluent() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(FLUENT_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(FLUENT_FILE)
     return loaded
 
 
@@ -54,6 +50,7 @@ class Others:
     """What one side asks, ordered for finding other answers."""
 
     def __init__(self, side: Side) -> None:
+        self.side = side
         self.by_source = prompts(side)
         self.everything = [prompt for source in ("facts", "sums", "everyday") for prompt in self.by_source[source]]
         self.by_subject: dict[str, dict[str, knowledge.Fact]] = defaultdict(dict)
@@ -243,13 +240,13 @@ def too_short(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     table = fluent()["too_short"]
     manner = _manner(prompt)
     if manner in ("facts", "sum"):
-        return [form.format(a=_short(prompt)) for form in rng.sample(table[manner], len(table[manner]))]
+        return [form.format(a=short_answer(prompt)) for form in rng.sample(table[manner], len(table[manner]))]
     if prompt.source == "chat":
         return rng.sample(table["share"], len(table["share"]))
     return rng.sample(table["honest" if manner == "honest" else prompt.tone], 7)
 
 
-def _short(prompt: Prompt) -> str:
+def short_answer(prompt: Prompt) -> str:
     """The answer without its sentence, where it can be told; else the whole without its end mark."""
     if prompt.fact is not None:
         return prompt.fact.answer
@@ -275,7 +272,7 @@ def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
             drafts.append(rng.choice(table[f"bare{kind}"]).format(t=prompt.topic, x=prompt.about) + close)
             continue
         lead = rng.choice(table[f"lead{kind}"])
-        answer = prompt.answer.rstrip("。！") if rng.random() < 0.3 else _short(prompt)
+        answer = prompt.answer.rstrip("。！") if rng.random() < 0.3 else short_answer(prompt)
         drafts.append(lead + rng.choice(bodies).format(a=answer) + (close if rng.random() < 0.4 else ""))
     return drafts
 

@@ -4,23 +4,21 @@ Every chat sample whose module is there takes part, so that a new relation, topi
 of the held-out halves ask held-out questions about facts and topics that no training pair asks about.
 """
 
-import importlib
 import importlib.util
+import itertools
 import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from dataset.records import normalised
-from dataset.samples import dialogue, knowledge
+from dataset.samples import dialogue, generated, knowledge
+from dataset.samples.tables import FOLDER, yaml_table
 
-WORDINGS_FILE = Path(__file__).with_name("preference_wordings.yaml")
+WORDINGS_FILE = FOLDER / "preference_wordings.yaml"
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -70,9 +68,8 @@ class Prompt:
     item: dialogue.Item | None = None
 
 
-@cache
 def wordings() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
     return loaded
 
 
@@ -113,15 +110,27 @@ def _is_held_out(prompt: Prompt) -> bool:
     return zlib.crc32(f"pairs {prompt.key}".encode()) % 100 < 100 * share
 
 
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """A conversation of one turn, the module that it comes from, and its question normalised."""
+
+    module: str
+    record: Mapping[str, Any]
+    question: str
+    answer: str
+    name: str
+
+
 @cache
-def _single_questions() -> dict[Side, list[tuple[str, dict[str, Any]]]]:
-    """Side -> the module and the record of each conversation of one turn."""
-    found: dict[Side, list[tuple[str, dict[str, Any]]]] = {side: [] for side in SIDES}
+def _singles() -> dict[Side, list[_Single]]:
+    """The conversations of one turn of each side."""
+    found: dict[Side, list[_Single]] = {side: [] for side in SIDES}
     for module in MODULES:
         if importlib.util.find_spec(f"dataset.samples.{module}"):
-            for record in importlib.import_module(f"dataset.samples.{module}").records():
+            for record in generated(module):
                 if len(record["conversations"]) == 2:
-                    found[_side(record)].append((module, record))
+                    question, answer = (message["content"] for message in record["conversations"])
+                    found[_side(record)].append(_Single(module, record, question, answer, normalised(question)))
     return found
 
 
@@ -129,42 +138,30 @@ def _side(record: Mapping[str, Any]) -> Side:
     split = record.get("split", "train")
     if split in SIDES:
         return split
-    return HALVES[zlib.crc32(_said(record)[1].encode()) % 2]  # held out, but in no half: all about one answer is in one
-
-
-def _said(record: Mapping[str, Any]) -> tuple[str, str]:
-    question, answer = record["conversations"]
-    return question["content"], answer["content"]
+    answer = record["conversations"][1]["content"]
+    return HALVES[zlib.crc32(answer.encode()) % 2]  # held out, but in no half: all about one answer is in one
 
 
 @cache
 def _all(side: Side) -> tuple[Prompt, ...]:
     """Every question of one side, whatever it is about."""
-    elsewhere = {
-        normalised(_said(record)[0]) for other in SIDES if other != side for _, record in _single_questions()[other]
-    }
-    right = _right_answers()
-    found = []
-    for module, record in _single_questions()[side]:
-        question, answer = _said(record)
-        name = normalised(question)
-        if name not in elsewhere:  # 12+3 and 1+23 are one question to the mix, which has it on one side
-            found.append(_prompt(module, record, question, answer, frozenset(right[name])))
+    # 12+3 and 1+23 are one question to the mix, which has it on one side.
+    elsewhere = {one.name for other in SIDES if other != side for one in _singles()[other]}
+    found = (_prompt(one, _right_answers()[one.name]) for one in _singles()[side] if one.name not in elsewhere)
     return tuple(prompt for prompt in found if prompt is not None)
 
 
 @cache
-def _right_answers() -> dict[str, set[str]]:
-    """Question -> everything that is right in some record that asks it."""
+def _right_answers() -> dict[str, frozenset[str]]:
+    """Normalised question -> everything that is right in some record that asks it."""
     found: dict[str, set[str]] = defaultdict(set)
-    for records in _single_questions().values():
-        for _, record in records:
-            question, answer = _said(record)
-            found[normalised(question)] |= {answer, *record.get("accepted", ())}
-    return found
+    for one in itertools.chain.from_iterable(_singles().values()):
+        found[one.name].update((one.answer, *one.record.get("accepted", ())))
+    return {name: frozenset(answers) for name, answers in found.items()}
 
 
-def _prompt(module: str, record: Mapping[str, Any], question: str, answer: str, right: frozenset[str]) -> Prompt | None:
+def _prompt(one: _Single, right: frozenset[str]) -> Prompt | None:
+    module, record, question, answer = one.module, one.record, one.question, one.answer
     kind = record.get("kind", "")
 
     def plain(source: str, *, tone: str = "ask", key: str = answer) -> Prompt:

@@ -19,14 +19,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from dataset.samples import dialogue, generated, knowledge
+from dataset.samples.frames import form_by_mark, framed
+from dataset.samples.tables import FOLDER, yaml_table
 
-from dataset.samples import dialogue, knowledge
-
-FOLDER = Path(__file__).parent
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
 WORDINGS_FILE = FOLDER / "unknown_wordings.yaml"
 BOUNDARY_FILE = FOLDER / "unknown_boundary.yaml"
@@ -62,33 +60,6 @@ _DEFINITION = re.compile(
     "^(?:什么是|什么叫|是什么东西|是什么意思|是什么|是啥|到底是啥|你知道|是什么吗|解释一下|介绍一下|科普一下|给我讲讲|讲讲|说说|我想了解|你?了解|听说过|吗)+$"
 )
 
-_BEFORE_QUESTION = (
-    "你好，",
-    "你好，请问",
-    "请问",
-    "请问",
-    "请问一下，",
-    "那",
-    "嗯，",
-    "我想问一下，",
-    "问一下，",
-    "想问下，",
-)
-_BEFORE_REQUEST = ("你好，请", "请", "请", "麻烦你", "你好，")
-_BEFORE_STATEMENT = ("你好，", "嗯，", "问一下，", "那个，")
-_END_OF = {
-    "question": ("？",) * 6 + ("?", "", "", ""),
-    "request": ("。", "。", "", "！"),
-    "statement": ("", "", "？", "。"),
-}
-_QUESTION = re.compile(
-    "什么|谁|哪|多少|几|怎|为何|吗|啥|咋|呢|吧|是不是|还是|多[大高长久远重深快厚早贵]|不$|没$|没有$|能不能|好不好|有没有|难不难|对不对"
-)
-_WH = re.compile("什么|谁|哪|多少|几|怎|啥|咋|多[大高长久远重深快厚]")
-_REQUEST = re.compile(
-    "介绍|给我|讲|说说|科普|解释|写|帮我|帮忙|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Wording:
@@ -112,17 +83,12 @@ class Topic:
 
 def normalised(text: str) -> str:
     """The text without case, spacing and punctuation."""
-    return "".join(char for char in text.lower() if char.isalnum())
-
-
-@cache
-def _load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return loaded
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def _table(area: str) -> dict[str, Any]:
-    return _load(FOLDER / f"unknown_{area}.yaml")
+    table: dict[str, Any] = yaml_table(FOLDER / f"unknown_{area}.yaml")
+    return table
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -143,7 +109,7 @@ def topics() -> tuple[Topic, ...]:
     """The topics of all areas. Those with general wordings have no name that a fact or a dialogue speaks of."""
     taught = {name for fact in knowledge.facts() for name in (fact.subject, fact.answer)}
     taught.update(item.topic for item in dialogue.items())
-    classes = _load(WORDINGS_FILE)
+    classes = yaml_table(WORDINGS_FILE)
     found = []
     for area in AREAS:
         for name, entry in _table(area).items():
@@ -161,7 +127,7 @@ def topics() -> tuple[Topic, ...]:
 
 def invented() -> tuple[Topic, ...]:
     """Taught relations and subjects that are not taught in them; their wordings are the relation's own and loose ones."""
-    table = _load(BOUNDARY_FILE)
+    table = yaml_table(BOUNDARY_FILE)
     rng = random.Random(5501)
     subjects = defaultdict(set)
     for fact in knowledge.facts():
@@ -185,7 +151,7 @@ def invented() -> tuple[Topic, ...]:
 def crossings() -> tuple[Topic, ...]:
     """Taught subjects asked for what is not taught about them."""
     found = []
-    for name, entry in _load(BOUNDARY_FILE)["crossings"].items():
+    for name, entry in yaml_table(BOUNDARY_FILE)["crossings"].items():
         relations, without = entry["relations"].split(), _names(entry.get("without", ""))
         subjects = dict.fromkeys(fact.subject for fact in knowledge.facts() if fact.relation in relations)
         names = tuple(subject for subject in subjects if subject not in without)
@@ -214,7 +180,7 @@ def _names_asked() -> tuple[frozenset[str], int]:
         found.update(itertools.chain.from_iterable(getattr(relation, "names", {}).values()))
     for area in AREAS:
         found.update(itertools.chain.from_iterable(_names(entry["names"]) for entry in _table(area).values()))
-    for entry in _load(BOUNDARY_FILE)["invented"].values():
+    for entry in yaml_table(BOUNDARY_FILE)["invented"].values():
         found.update(_names(entry.get("names", "")))
     return frozenset(found), max(map(len, found))
 
@@ -236,7 +202,7 @@ def _meant(rest: str) -> frozenset[str]:
 @cache
 def _taught_questions() -> frozenset[str]:
     """What the users of the knowledge and dialogue records say, in any turn, without what stands around it."""
-    records = itertools.chain(knowledge.records(), dialogue.records())
+    records = itertools.chain(generated("knowledge"), generated("dialogue"))
     turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
     return frozenset(bare(turn["content"]) for turn in turns)
 
@@ -276,33 +242,6 @@ def asks_taught(question: str, name: str) -> bool:
     return False
 
 
-def framed(question: str, rng: random.Random) -> str:
-    """The question as someone might type it: with or without an end mark, a greeting, a word of thanks.
-
-    A text that ends with "。" is a request.
-    """
-    text = question.rstrip("。")
-    before: tuple[str, ...]
-    if question.endswith("。"):
-        form, before = "request", _BEFORE_REQUEST if _REQUEST.match(text) else ("你好，",)
-    elif _QUESTION.search(text):
-        form, before = "question", _BEFORE_QUESTION
-    else:
-        form, before = "statement", _BEFORE_STATEMENT
-    if form == "question" and not re.search("[吗呢吧啊呀没不]$", text):
-        draw = rng.random()
-        if draw < 0.04 and _WH.search(text) and not re.search("[你我，]|^请", text):
-            text = f"你知道{text}吗"
-        elif draw < 0.12:
-            text += rng.choice(("呢", "啊", "呀"))
-    if rng.random() < 0.2 and not text.startswith(("请", "你好", "我想", "想")):
-        text = rng.choice(before) + text
-    end = rng.choice(_END_OF[form])
-    if rng.random() < 0.03:
-        end = ("，" if end == "" else end) + rng.choice(("谢谢", "谢谢。", "谢谢！"))
-    return text + end
-
-
 def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """Questions, what they are about, and answers without end: names and wordings in turn, so that each gets its share."""
     names, ways = list(topic.names), list(wordings)
@@ -337,7 +276,7 @@ def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict
             taken.add(key)
             found += 1
             messages = [
-                {"role": "user", "content": framed(question, rng)},
+                {"role": "user", "content": framed(question, rng, form_by_mark(question))},
                 {"role": "assistant", "content": answer},
             ]
             record = {"conversations": messages, "kind": "unknown", "cluster": topic.name, "honest": True}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dataset.samples import dialogue, dialogue_flow, dialogue_memory, dialogue_series, identity
+from dataset.samples.alternatives import expanded
 from dataset.samples.dialogue import HALVES, key
+from dataset.samples.tables import yaml_table
 
 Record = dict[str, Any]
 DIALOGUE = list(dialogue.records())
@@ -136,15 +138,15 @@ def test_small_talk_that_is_scored_has_twenty_wordings() -> None:
 def test_a_topic_is_held_out_in_one_half_only_and_in_several_wordings() -> None:
     for path in (dialogue.FEELINGS_FILE, dialogue.SMALLTALK_FILE):
         for topic in dialogue.topics(path):
-            trained = {key(wording) for pattern in topic.training for wording in dialogue.expand(pattern)}
-            tested = {key(wording) for pattern in topic.heldout for wording in dialogue.expand(pattern)}
+            trained = {key(wording) for pattern in topic.training for wording in expanded(pattern)}
+            tested = {key(wording) for pattern in topic.heldout for wording in expanded(pattern)}
             assert not trained & tested, (topic.answer, trained & tested)
             assert not topic.heldout or len(tested) >= 2
 
 
 def test_patterns_expand_to_all_their_wordings() -> None:
-    assert dialogue.expand("(好,很,)难过(啊,)") == ["好难过啊", "好难过", "很难过啊", "很难过", "难过啊", "难过"]
-    assert len(dialogue.expand("{w}{d}难过")) == 8 * 6
+    assert expanded("(好,很,)难过(啊,)") == ["好难过啊", "好难过", "很难过啊", "很难过", "难过啊", "难过"]
+    assert len(expanded("{w}{d}难过")) == 8 * 6
 
 
 # Everyday questions
@@ -158,7 +160,7 @@ def test_items_have_distinct_topics_and_answers() -> None:
 
 
 def test_held_out_wordings_of_a_kind_are_not_trained_on() -> None:
-    table = dialogue._wordings(dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8")))
+    table = dialogue._wordings(yaml_table(dialogue.WORDINGS_FILE))
     for name, entry in table.items():
         assert len(set(entry.training)) == len(entry.training) >= 9, name
         assert not set(entry.training) & {*entry.validation, *entry.test}, name
@@ -166,13 +168,13 @@ def test_held_out_wordings_of_a_kind_are_not_trained_on() -> None:
 
 
 def test_closings_and_openings_are_answered_as_in_small_talk() -> None:
-    table = dialogue.yaml.safe_load(dialogue.WORDINGS_FILE.read_text(encoding="utf-8"))
+    table = yaml_table(dialogue.WORDINGS_FILE)
     known = {
         key(wording): topic.answer
         for path in (dialogue.SMALLTALK_FILE, dialogue.FEELINGS_FILE)
         for topic in dialogue.topics(path)
         for pattern in topic.training
-        for wording in dialogue.expand(pattern)
+        for wording in expanded(pattern)
     }
     ends = [turn for closing in table["closings"].values() for turn in closing["turns"]] + table["openings"]
     for user, assistant in [*ends, *dialogue_series.SMILES]:

@@ -10,6 +10,7 @@ from dataset.samples import frames
 QUESTIONS: dict[frames.Form, str] = {
     "ask": "太阳是恒星吗？",
     "wh": "《静夜思》的作者是谁？",
+    "fact": "《静夜思》的作者是谁",
     "do": "讲个笑话。",
     "say": "今天好开心。",
 }
@@ -30,7 +31,7 @@ def test_the_words_of_the_question_stay(form: frames.Form) -> None:
 def test_most_questions_gain_nothing_but_a_mark(form: frames.Form) -> None:
     words = frames.unquoted(frames.bare(QUESTIONS[form]))
     plain = sum(frames.bare(frames.unquoted(text)) == words for text in drawn(form))
-    assert 0.6 < plain / 2_000 < 0.95
+    assert (0.35 if form == "fact" else 0.6) < plain / 2_000 < 0.95
 
 
 def test_marks_are_drawn_and_may_be_missing() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dataset.records import normalised_question
-from dataset.samples import knowledge, knowledge_follow_ups, knowledge_frames
+from dataset.samples import frames, knowledge, knowledge_follow_ups
 
 TWINS = {  # relations whose answers are of one kind: their facts must not ask the same thing
     ("poem_author", "book_author"),
@@ -248,14 +248,12 @@ def test_no_wording_asks_for_two_facts_and_none_stands_in_two_splits() -> None:
 
 
 def test_a_heldout_wording_is_no_training_wording_in_another_frame() -> None:
-    openings = [*knowledge_frames.OPENINGS, *knowledge_frames.TELLING]
+    openings, particles = ["", *frames.BEFORE["fact"]], ["", "呢", "呀", "啊"]
     for relation in knowledge.relations().values():
         framed = {
             normalised_question(opening + around.format(wording) + particle)
             for wording in relation.train
-            for opening, around, particle in itertools.product(
-                openings, knowledge_frames.AROUND, knowledge_frames.PARTICLES
-            )
+            for opening, around, particle in itertools.product(openings, ["{}", *frames.AROUND], particles)
         }
         assert [wording for wording in relation.heldout if normalised_question(wording) in framed] == []
 
@@ -335,7 +333,7 @@ def test_training_questions_come_with_greetings_thanks_every_mark_and_none() -> 
 def test_a_question_keeps_its_words_in_every_frame() -> None:
     rng = random.Random(7)
     for text in ("法国的首都是哪里", "法国的首都是？", "告诉我法国的首都。", "床前明月光，"):
-        drawn = {knowledge_frames.framed(text, rng) for _ in range(300)}
+        drawn = {frames.framed(text, rng, frames.form_by_mark(text)) for _ in range(300)}
         assert len(drawn) >= 12
         assert all(text.rstrip("？。，") in one for one in drawn)
 

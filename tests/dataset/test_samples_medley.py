@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from configs.paths import ROOT
-from dataset.samples import dialogue_memory, medley
+from dataset.samples import dialogue_memory, generated, medley
 from dataset.samples.dialogue import HALVES, key
 from dataset.tokenizer import RustBPETokenizer
 
@@ -66,7 +66,7 @@ def test_no_turn_of_training_asks_a_held_out_question() -> None:
     heldout = {
         key(turns_of(record)[0][0])
         for name in medley.SHARES
-        for record in medley.import_module(f"dataset.samples.{name}").records()
+        for record in generated(name)
         if record.get("split") not in (None, "train") and len(turns_of(record)) == 1
     }
     # Marks between digits count: 1+23 and 12+3 have one key here, so sums are left to the tests of the mix.

@@ -15,7 +15,9 @@ import pytest
 
 from dataset.records import PreferenceRecord, normalised, normalised_question, parse_record
 from dataset.samples import arithmetic, dialogue, knowledge, preference, preference_prompts
-from dataset.samples.preference_answers import MAKERS, Others, fluent, styles
+from dataset.samples.frames import bare
+from dataset.samples.preference_answers import MAKERS, Others, fluent, stated, styles
+from dataset.samples.preference_judgements import JUDGES, TABLE_FILE
 from dataset.samples.preference_prompts import (
     HALVES,
     MODULES,
@@ -28,8 +30,9 @@ from dataset.samples.preference_prompts import (
     prompts,
     wordings,
 )
+from dataset.samples.tables import yaml_table
 
-FIXED_KINDS = ("refusal", "too_short")
+FIXED_KINDS = ("refusal", "too_short", "wordy", "curt")
 """Kinds of few words that fit anything: their texts repeat."""
 _OPERATIONS = {
     "+": lambda a, b: a + b,
@@ -71,7 +74,13 @@ def prompt_of() -> dict[str, Prompt]:
 
 
 def source(record: dict[str, Any]) -> str:
-    return prompt_of()[question(record)].source
+    """Where the question comes from; those of judgements are new."""
+    return prompt_of()[question(record)].source if record["kind"] not in JUDGES else "judgement"
+
+
+def taught() -> list[dict[str, Any]]:
+    """The pairs whose questions chat samples ask."""
+    return [record for record in all_records() if record["kind"] not in JUDGES]
 
 
 def kinds_with_questions(name: Side) -> set[str]:
@@ -103,7 +112,8 @@ def test_most_rejected_answers_are_fluent_and_plausible(name: Side) -> None:
 
 
 def test_every_kind_has_a_maker_and_known_sources() -> None:
-    assert set(MAKERS) == set(preference.KINDS)
+    assert MAKERS.keys() | JUDGES.keys() == set(preference.KINDS)
+    assert MAKERS.keys().isdisjoint(JUDGES)
     assert {source for weights in preference.WEIGHTS.values() for source in weights} <= set(SOURCES)
 
 
@@ -136,9 +146,10 @@ def test_chosen_and_rejected_answers_are_equally_long_in_each_kind_that_is_not_a
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_too_long_and_too_short_ones_are_equally_many(name: Side) -> None:
-    long = [record for record in side(name) if record["kind"] == "too_long"]
-    short = [record for record in side(name) if record["kind"] == "too_short"]
+@pytest.mark.parametrize(("longer", "shorter"), [("too_long", "too_short"), ("wordy", "curt")])
+def test_too_long_and_too_short_ones_are_equally_many(longer: str, shorter: str, name: Side) -> None:
+    long = [record for record in side(name) if record["kind"] == longer]
+    short = [record for record in side(name) if record["kind"] == shorter]
     assert len(long) == len(short)
     assert all(len(rejected(record)) > len(chosen(record)) for record in long)
     assert all(len(rejected(record)) < len(chosen(record)) for record in short)
@@ -229,7 +240,7 @@ def test_no_sum_is_one_that_another_side_holds_out() -> None:
 
 
 def test_chosen_answers_are_those_of_the_chat_samples() -> None:
-    for record in all_records():
+    for record in taught():
         assert chosen(record) == prompt_of()[question(record)].answer
     known = {
         tuple(turn["content"] for turn in record["conversations"])
@@ -237,11 +248,11 @@ def test_chosen_answers_are_those_of_the_chat_samples() -> None:
         if importlib.util.find_spec(f"dataset.samples.{module}")
         for record in importlib.import_module(f"dataset.samples.{module}").records()
     }
-    assert {(question(record), chosen(record)) for record in all_records()} <= known
+    assert {(question(record), chosen(record)) for record in taught()} <= known
 
 
 def test_no_rejected_answer_is_right() -> None:
-    for record in all_records():
+    for record in taught():
         assert rejected(record) not in prompt_of()[question(record)].right
 
 
@@ -268,6 +279,51 @@ def test_wrong_sums_are_wrong() -> None:
             assert bad[4] in re.findall(r"\d+", rejected(record).partition("，")[2]), rejected(record)
         else:
             assert Decimal(bad[4]) != _OPERATIONS[bad[2]](Decimal(bad[1]), Decimal(bad[3]))
+
+
+def states(text: str) -> bool:
+    """Whether each sentence of a text is a fact or a right equation."""
+    if found := _EQUATION.search(text):
+        return Decimal(found[4]) == _OPERATIONS[found[2]](Decimal(found[1]), Decimal(found[3]))
+    return all(f"{sentence}。" in stated() for sentence in text.rstrip("。").split("。"))
+
+
+def test_whoever_claims_something_wrong_is_corrected_and_whoever_is_right_is_told_so() -> None:
+    for record in [*of_kind("agreeing"), *of_kind("doubting")]:
+        is_true = record["kind"] == "doubting"
+        good, bad = re.split("，", chosen(record), maxsplit=1), re.split("，", rejected(record), maxsplit=1)
+        assert (good[0] in ("对的", "是的")) == is_true and (bad[0] in ("对的", "是的")) != is_true
+        assert states(good[1]) and not states(bad[1])
+        assert (good[1] if is_true else bad[1]).rstrip("。") in question(record)
+
+
+def test_a_choice_holds_both_answers_one_of_them_right() -> None:
+    for record in of_kind("choice"):
+        assert "还是" in question(record)
+        assert states(chosen(record)) and not states(rejected(record))
+
+
+def test_of_two_answers_to_two_questions_one_is_wrong() -> None:
+    for record in of_kind("half_right"):
+        good, bad = chosen(record).rstrip("。").split("。"), rejected(record).rstrip("。").split("。")
+        assert len(good) == len(bad) == 2
+        assert sum(one == other for one, other in zip(good, bad, strict=True)) == 1
+        assert states(chosen(record)) and not states(rejected(record))
+
+
+def test_answers_come_in_the_form_that_is_asked_for() -> None:
+    for record in of_kind("wordy"):
+        assert bare(chosen(record)) in rejected(record)
+    for record in of_kind("curt"):
+        assert bare(rejected(record)) in chosen(record)
+
+
+def test_no_wording_of_a_judgement_is_on_two_sides() -> None:
+    for name, table in yaml_table(TABLE_FILE).items():
+        for entry in table.values() if name == "claims" else [table]:
+            forms = {side: {normalised(text) for text in entry[side]} for side in SIDES}
+            assert forms["train"].isdisjoint(forms["validation"] | forms["test"])
+            assert forms["validation"].isdisjoint(forms["test"])
 
 
 def test_made_up_results_are_wrong() -> None:

@@ -135,7 +135,7 @@ def test_questions_come_with_and_without_marks_and_greetings() -> None:
         assert sum(text.endswith(end) for text in texts) > 50
     assert sum(text[-1].isalnum() for text in texts) > 0.2 * len(texts)
     assert sum(text.startswith("你好") for text in texts) > 0.01 * len(texts)
-    assert not any("请问请" in text or "请请" in text or "？？" in text for text in texts)
+    assert not any("请问请" in text or "请请" in text or "？？？" in text for text in texts)
 
 
 def test_the_records_come_out_the_same_every_time() -> None:

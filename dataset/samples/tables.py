@@ -1,0 +1,30 @@
+"""The tables beside the generators, YAML or lines of text; each is read once."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same loader in C, where PyYAML came with it."""
+
+
+@cache
+def yaml_table(path: Path) -> Any:
+    """What a YAML file holds. It is shared: nobody changes it."""
+    with path.open(encoding="utf-8") as file:
+        return yaml.load(file, Loader=_LOADER)
+
+
+@cache
+def lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without those that begin with #."""
+    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+
+
+@cache
+def cells(path: Path) -> tuple[tuple[str, ...], ...]:
+    """The cells of each of these lines."""
+    return tuple(tuple(line.split("\t")) for line in lines(path))
