@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from datetime import timedelta
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ LAST_LINES = 5
 class Group:
     """This process's place among those of one run on a CPU, and the helpers that it started, if any."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
         self.store, self.rank, self.world_size = store, rank, world_size
         self.helpers: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
@@ -80,7 +80,7 @@ def start_group(run: TrainRun, device: torch.device) -> Group | None:
         return None
     threads = max(1, torch.get_num_threads() // world_size)
     torch.set_num_threads(threads)
-    store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     group = Group(store, 0, world_size)
     command = [sys.executable, str(ROOT / "trainer" / TRAINERS[run.stage]), *run.words]
     for rank in range(1, world_size):
@@ -116,7 +116,7 @@ def _join_as_helper() -> Group:
     port, rank, world_size, threads = map(int, os.environ[HELPER_VARIABLE].split())
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_leader, daemon=True).start()
-    store = dist.TCPStore("127.0.0.1", port, world_size, is_master=False, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", port, world_size, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
     store.set(f"helper {rank}", "here")
     return Group(store, rank, world_size)
 
