@@ -46,10 +46,10 @@ __all__ = [
 TRAIN_STEPS = False
 """Whether 1+2+3 is worked out (kind `steps`); else it gets an honest line (kind `beyond`)."""
 
-NUM_OTHER_WORDINGS = 10
+NUM_OTHER_WORDINGS = 18
 """Wordings, beside the common ones, in which each single-digit problem is trained."""
 NUM_BASIC_WORDINGS = {VALIDATION: 1, TEST: 3}
-NUM_TABLE_WORDINGS = {TRAIN: 14, VALIDATION: 1, TEST: 1}
+NUM_TABLE_WORDINGS = {TRAIN: 22, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
 NUM_EASY_AGAIN = 1
 """Further sums and differences of each training pair of small or round numbers."""
