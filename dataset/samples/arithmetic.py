@@ -53,11 +53,13 @@ NUM_TABLE_WORDINGS = {TRAIN: 22, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
 NUM_EASY_AGAIN = 1
 """Further sums and differences of each training pair of small or round numbers."""
+DIFFERENCE_AGAIN_SHARE = 0.5
+"""Differences that are asked twice: they are learnt later than sums, those below 0 last."""
 EASY_LIMIT = 20
 NUM_PLAIN_HELDOUT = 350
 NUM_WORD = {TRAIN: 8000, VALIDATION: 120, TEST: 120}
 NUM_STEPS = {TRAIN: 700, VALIDATION: 80, TEST: 80}
-NUM_TURNS = {TRAIN: 1200, VALIDATION: 80, TEST: 80}
+NUM_TURNS = {TRAIN: 1800, VALIDATION: 80, TEST: 80}
 NUM_BEYOND = {TRAIN: 2300, VALIDATION: 150, TEST: 150}
 
 STEP_IN_WORDS_SHARE = 0.35
@@ -135,7 +137,9 @@ def _plain(asker: _Asker) -> Iterator[dict[str, Any]]:
             for a, b in dict.fromkeys((pair, pair[::-1]))
             for sign in "+-" * (1 + NUM_EASY_AGAIN * _is_easy(pair))
         ):
-            yield asker.record(problem, TRAIN, _name(pair))
+            times = 1 + (problem.sign == "-" and asker.rng.random() < DIFFERENCE_AGAIN_SHARE)
+            for _ in range(times):
+                yield asker.record(problem, TRAIN, _name(pair))
     for side in HELDOUT_SIDES:
         for index, pair in enumerate(asker.rng.sample(sorted(heldout_pairs(side)), NUM_PLAIN_HELDOUT)):
             yield asker.record(_ordered(pair, "+-"[index % 2], asker.rng), side, _name(pair))
