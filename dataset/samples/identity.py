@@ -29,7 +29,7 @@ OWN_NAMES: frames.Choices = {"{{name}}": 7, "{{name_lower}}": 3}
 """How people type the model's name: as it is written, or all in lower case."""
 MAIN_TOPICS = ("name", "who", "own", "maker", "what", "ai", "human", "other", "company", "ability", "intro")
 """Topics that nearly everyone asks about: in training their clauses are typed in more ways."""
-NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 1, 2, 3
+NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 2, 3, 4
 """Ways in which one training clause is typed; of the main topics; of clauses that name another model or a person."""
 NUM_TYPED_HELDOUT = 2
 NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}

@@ -5,7 +5,8 @@ question, a made-up one, too many words, a sneer. Each pair names its `kind`. Th
 chat samples, and the chosen answers theirs (`preference_prompts`); `preference_answers` makes the bad ones. In the
 kinds of `preference_judgements` question and answers are made of the same facts and sums anew. Held-out pairs are
 about other facts, sums and topics than training pairs. Neither answer is longer on average, but for the kinds about
-length, of which as many are too long (`too_long`, `wordy`) as too short (`too_short`, `curt`).
+length, of which as many are too long (`too_long`, `wordy`) as too short (`too_short`, `curt`), and for the help line where
+no life is in danger (`alarm`), as many as lack it (`careless`).
 """
 
 import random
@@ -28,8 +29,6 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "curt": {"facts": 100, "sums": 20, "basic sums": 10},
     "beside": {"everyday": 30, "facts": 140, "sums": 70},
     "other_question": {
-        "danger": 30,
-        "harmless": 30,
         "everyday": 40,
         "chat": 40,
         "feelings": 40,
@@ -45,6 +44,8 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "refusal": {"sums": 30, "basic sums": 10, "facts": 70, "basics": 30, "stories": 30, "everyday": 30},
     "overclaim": {"limits": 40, "beyond": 80, "unknown": 190},
     "cold": {"feelings": 180},
+    "alarm": {"harmless": 170, "feelings": 60, "everyday": 20},
+    "careless": {"danger": 250},
     "rude": {"facts": 30, "sums": 15, "everyday": 20},
     "repetitive": {"facts": 30, "sums": 15, "everyday": 20},
     "evasive": {"facts": 30, "sums": 15, "everyday": 20},
@@ -60,7 +61,9 @@ NUM_ROUNDS = 4
 """How often a question's fact is taken for a pair about a judgement, at most."""
 MOST_TRIED = 3000
 """Questions of one source that are drawn for one kind."""
-BALANCED_KINDS = tuple(kind for kind in KINDS if kind not in ("too_long", "too_short", "wordy", "curt"))
+BALANCED_KINDS = tuple(
+    kind for kind in KINDS if kind not in ("too_long", "too_short", "wordy", "curt", "alarm", "careless")
+)
 """Kinds in which neither answer is longer on average."""
 
 

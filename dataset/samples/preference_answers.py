@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
-from dataset.samples import knowledge
+from dataset.samples import danger, knowledge
 from dataset.samples.arithmetic_problems import LIMIT, Problem
 from dataset.samples.preference_prompts import Neighbours, Prompt, Side, core, equation, facts, prompts, wordings
 from dataset.samples.tables import FOLDER, yaml_table
@@ -306,6 +306,17 @@ def cold(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     return drafts
 
 
+def alarm(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
+    """The help line to somebody who is in no danger."""
+    return [danger.ANSWER]
+
+
+def careless(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
+    """An everyday answer to somebody whose life, or another's, is in danger."""
+    pool = [*others.by_source["harmless"], *others.by_source["feelings"]]
+    return list(dict.fromkeys(other.answer for other in rng.sample(pool, min(NUM_DRAFTS, len(pool)))))
+
+
 # --- made up ------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +450,8 @@ MAKERS: dict[str, Callable[[Prompt, Others, random.Random], list[str]]] = {
     "refusal": refusal,
     "overclaim": overclaim,
     "cold": cold,
+    "alarm": alarm,
+    "careless": careless,
     "rude": rude,
     "repetitive": repetitive,
     "evasive": evasive,

@@ -32,7 +32,7 @@ from dataset.samples.preference_prompts import (
 )
 from dataset.samples.tables import yaml_table
 
-FIXED_KINDS = ("refusal", "too_short", "wordy", "curt")
+FIXED_KINDS = ("refusal", "too_short", "wordy", "curt", "alarm", "careless")
 """Kinds of few words that fit anything: their texts repeat."""
 _OPERATIONS = {
     "+": lambda a, b: a + b,
@@ -95,13 +95,13 @@ def length_ratio(records: list[dict[str, Any]]) -> float:
 # --- numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_there_are_four_thousand_training_pairs_and_forty_to_eighty_of_a_kind_in_each_half() -> None:
+def test_there_are_four_thousand_training_pairs_and_thirty_to_eighty_of_a_kind_in_each_half() -> None:
     assert len(side("train")) >= 4000
     assert {record["kind"] for record in side("train")} == set(preference.KINDS)
     for half in HALVES:
         counts = Counter(record["kind"] for record in side(half))
         assert set(counts) == kinds_with_questions(half)
-        assert all(40 <= count <= 80 for count in counts.values()), counts
+        assert all(30 <= count <= 80 for count in counts.values()), counts
 
 
 @pytest.mark.parametrize("name", SIDES)
