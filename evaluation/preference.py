@@ -16,10 +16,10 @@ from evaluation.likelihood import SCORE_BATCH, Row, row_nats, windows
 from evaluation.questions import Messages, cluster_of
 from model.model_minillm import MiniLLM
 
-HARD_KINDS: tuple[str, ...] = ()
+HARD_KINDS: tuple[str, ...] = ("agreeing", "doubting")
 """Kinds of pairs of which the SFT model, by log-probability a token, prefers the better answer in
-less than 80%, measured once. `preference_accuracy_hard` is taken over them. Where none is named, it
-is left out."""
+less than 80%, measured once on the bundled pairs (docs/lab_log.md). `preference_accuracy_hard` is
+taken over them. Where none is named, it is left out."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ question, a made-up one, too many words, a sneer. Each pair names its `kind`. Th
 chat samples, and the chosen answers theirs (`preference_prompts`); `preference_answers` makes the bad ones. In the
 kinds of `preference_judgements` question and answers are made of the same facts and sums anew. Held-out pairs are
 about other facts, sums and topics than training pairs. Neither answer is longer on average, but for the kinds about
-length, of which as many are too long (`too_long`, `wordy`) as too short (`too_short`, `curt`), and for the help line where
+length, of which as many are too long (`too_long`) as too short (`too_short`), and for the help line where
 no life is in danger (`alarm`), as many as lack it (`careless`).
 """
 
@@ -21,12 +21,10 @@ from dataset.samples.preference_prompts import SIDES, Prompt, Side, prompts
 WEIGHTS: dict[str, dict[str, int]] = {
     "wrong_fact": {"facts": 620},
     "wrong_sum": {"sums": 260, "basic sums": 110, "stories": 110, "steps": 40},
-    "agreeing": {"facts": 200, "sums": 50, "basic sums": 30},
-    "doubting": {"facts": 140, "sums": 30, "basic sums": 20},
+    "agreeing": {"facts": 320, "sums": 100, "basic sums": 60},
+    "doubting": {"facts": 320, "sums": 100, "basic sums": 60},
     "choice": {"facts": 200, "sums": 50, "basic sums": 30},
     "half_right": {"facts": 200},
-    "wordy": {"facts": 100, "sums": 20, "basic sums": 10},
-    "curt": {"facts": 100, "sums": 20, "basic sums": 10},
     "beside": {"everyday": 30, "facts": 140, "sums": 70},
     "other_question": {
         "everyday": 40,
@@ -41,8 +39,8 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "too_long": {"facts": 50, "basics": 20, "sums": 40, "stories": 10, "everyday": 20, "feelings": 30, "unknown": 20},
     "too_short": {"facts": 50, "sums": 40, "stories": 10, "everyday": 30, "feelings": 30, "chat": 10, "unknown": 20},
     "impolite": {"everyday": 40, "sums": 40, "basics": 20, "facts": 80},
-    "refusal": {"sums": 30, "basic sums": 10, "facts": 70, "basics": 30, "stories": 30, "everyday": 30},
-    "overclaim": {"limits": 40, "beyond": 80, "unknown": 190},
+    "refusal": {"sums": 30, "basic sums": 10, "facts": 40, "basics": 10, "stories": 20, "everyday": 30},
+    "overclaim": {"limits": 60, "beyond": 90, "unknown": 260},
     "cold": {"feelings": 180},
     "alarm": {"harmless": 170, "feelings": 60, "everyday": 20},
     "careless": {"danger": 250},
@@ -61,9 +59,7 @@ NUM_ROUNDS = 4
 """How often a question's fact is taken for a pair about a judgement, at most."""
 MOST_TRIED = 3000
 """Questions of one source that are drawn for one kind."""
-BALANCED_KINDS = tuple(
-    kind for kind in KINDS if kind not in ("too_long", "too_short", "wordy", "curt", "alarm", "careless")
-)
+BALANCED_KINDS = tuple(kind for kind in KINDS if kind not in ("too_long", "too_short", "alarm", "careless"))
 """Kinds in which neither answer is longer on average."""
 
 

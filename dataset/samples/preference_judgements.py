@@ -1,9 +1,8 @@
 """Pairs whose better answer is a judgement: no chat sample has the question, so none has its answer.
 
 Somebody claims something, and the bad answer agrees with what is wrong or denies what is right; asks for one of two
-things, and is told the other; asks two things, one of which is answered wrongly; asks for the answer alone, or for a
-whole sentence, and gets the opposite. Facts and sums are those of the chat samples, right and wrong. Each side has its
-own wordings (`preference_judgements.yaml`), besides its own facts and sums.
+things, and is told the other; asks two things, one of which is answered wrongly. Facts and sums are those of the chat
+samples, right and wrong. Each side has its own wordings (`preference_judgements.yaml`), besides its own facts and sums.
 """
 
 import random
@@ -12,7 +11,7 @@ from dataclasses import replace
 
 from dataset.samples import knowledge
 from dataset.samples.frames import bare
-from dataset.samples.preference_answers import Others, short_answer, stated, wrong_fact, wrong_sum
+from dataset.samples.preference_answers import Others, stated, wrong_fact, wrong_sum
 from dataset.samples.preference_prompts import Prompt, equation, wordings
 from dataset.samples.tables import FOLDER, yaml_table
 
@@ -131,37 +130,9 @@ def half_right(prompt: Prompt, others: Others, rng: random.Random) -> Judged | N
     return replace(prompt, question=question, answer=answer, right=frozenset({answer})), bad
 
 
-def _in_form(kind: str, prompt: Prompt, others: Others, rng: random.Random) -> tuple[str, str, str] | None:
-    """The question with what form its answer is to have, the answer alone, and the whole of it."""
-    if prompt.fact is not None:
-        asked = _question(prompt.fact, others, rng)
-    else:
-        found = equation(prompt.answer)
-        if found is None:
-            return None
-        asked = "".join(map(str, found[:3])) + rng.choice(("等于几", "等于多少", "="))
-    frame = rng.choice(yaml_table(TABLE_FILE)[kind][others.side])
-    asked = bare(asked) + ("？" if not frame.endswith("{q}") or rng.random() < 0.5 else "")
-    return frame.format(q=asked), short_answer(prompt) + "。", prompt.answer
-
-
-def wordy(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """The answer alone is wanted, and comes in a whole sentence."""
-    found = _in_form("wordy", prompt, others, rng)
-    return found and (replace(prompt, question=found[0], answer=found[1], right=frozenset({found[1]})), [found[2]])
-
-
-def curt(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """A whole sentence is wanted, and the answer comes alone."""
-    found = _in_form("curt", prompt, others, rng)
-    return found and (replace(prompt, question=found[0], right=frozenset({found[2]})), [found[1]])
-
-
 JUDGES: dict[str, Callable[[Prompt, Others, random.Random], Judged | None]] = {
     "agreeing": agreeing,
     "doubting": doubting,
     "choice": choice,
     "half_right": half_right,
-    "wordy": wordy,
-    "curt": curt,
 }
