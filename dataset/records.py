@@ -289,8 +289,9 @@ def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
             raise LeftOut(f"{name} is false: an answer marked as bad")
     if fields.get("kto_tag") in (0, "0"):
         raise LeftOut("kto_tag is false: an answer marked as bad")
-    for name in ("train", "loss"):
-        if fields.get(name) is False:
+    for name in ("train", "loss", "weight"):
+        value = fields.get(name)
+        if value is False or (name == "weight" and isinstance(value, int | float) and value == 0):
             raise LeftOut(f"{name} is false: marked as not to be learnt")
     for name in _MEDIA:
         if fields.get(name):
@@ -325,7 +326,7 @@ def _refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], message
             continue
         value = fields[name]
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            texts = [m["content"] for m in _messages(value) if m["role"] != "system"]
+            texts = [m["content"] for m in _messages(value) if m["role"] == "user"]
         else:
             texts = [turn["content"] for turn in _spoken(_text_of(fields, name)) or [_user(_text_of(fields, name))]]
         if not all(any(text.strip() in m["content"] for m in messages) for text in texts):
@@ -699,9 +700,13 @@ def _swift_preference(fields: Mapping[str, Any], rejected: Any) -> PreferenceRec
         raise BadRecord("rejected_response beside no conversation")
     if isinstance(rejected, list) and len(rejected) == 1 and isinstance(rejected[0], str):
         rejected = rejected[0]
-    worse = [*chosen.messages[:-1], _assistant(rejected)] if isinstance(rejected, str) else rejected
-    kept = {name: value for name, value in good.items() if name not in (*_CONVERSATIONS, "chat")}
-    record = _preference({**kept, "system": None} if _system(good) else kept, chosen.messages, worse)
+    if isinstance(rejected, str):
+        worse = [_assistant(rejected)]
+    else:
+        worse = _messages(rejected)
+    whole = any(message["role"] == "user" for message in worse)
+    worse = _around(good, worse) if whole else [*chosen.messages[:-1], *worse]
+    record = _preference({}, chosen.messages, worse)
     return PreferenceRecord(record.chosen, record.rejected, {**good, **_sides_of(record)})
 
 

@@ -239,6 +239,12 @@ def test_history_and_system_become_turns_whatever_their_shape(fields: dict[str, 
             "rejected_response": "哼",
         },
         {
+            "system": "礼貌",
+            "history": [["早", "早！"]],
+            "messages": [USER, ASSISTANT],
+            "rejected_messages": [USER, {"role": "assistant", "content": "哼"}],
+        },
+        {
             "input": {"messages": [{"role": role, "content": said} for role, said in LONG[:-1]]},
             "preferred_output": [ASSISTANT],
             "non_preferred_output": [{"role": "assistant", "content": "哼"}],
@@ -296,6 +302,7 @@ def test_trl_prompt_and_completion_learn_the_completion_alone() -> None:
         ({"instruction": "问", "output": "答", "kto_tag": 0}, "kto_tag is false"),
         ({"question": "问？", "A": "一", "B": "二", "answer": "A", "label": False}, "label is false"),
         ({"messages": [USER, ASSISTANT], "train": False}, "train is false"),
+        ({"messages": [USER, ASSISTANT], "weight": 0}, "weight is false"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "all answers are marked as not to be learnt"),
     ],
 )
