@@ -48,7 +48,7 @@ version needs takes the place of a spare one."""
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content` and `tool_calls`,
-a system message `tools`. Other keys are not rendered."""
+a system message `tools`. `loss` false marks an assistant's turn that is context alone. Other keys are not rendered."""
 
 _TURN_MARKS = {
     "system": ("<|system_start|>", "<|system_end|>"),
@@ -117,7 +117,7 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     """Ids of a whole conversation and its loss mask, of equal length.
 
     The mask is 1 on what an assistant writes (reasoning, answer, tool calls, and the end token, without which it would
-    never learn to stop), 0 on all else. Nothing is cut.
+    never learn to stop), 0 on all else, and on a turn whose `loss` is false. Nothing is cut.
     Raises: UserError that says which message is wrong and how.
     """
     _check(messages)
@@ -126,7 +126,7 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     for message in messages:
         start, end = (encoder.encode_special(mark) for mark in _TURN_MARKS[message["role"]])
         body = _body(encoder, message)
-        learnt = int(message["role"] == "assistant")
+        learnt = int(message["role"] == "assistant" and message.get("loss") is not False)
         ids.append(start)
         mask.append(0)
         ids += body

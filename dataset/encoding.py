@@ -28,10 +28,12 @@ from configs.paths import ROOT, display
 from configs.progress import Progress, progress_bar
 from configs.schema import UserError
 from dataset.chat import Message
+from dataset.marks import without_foreign_marks
 from dataset.records import (
     BadRecord,
     ChatRecord,
     Item,
+    LeftOut,
     PreferenceRecord,
     decode_item,
     parse_record,
@@ -84,7 +86,8 @@ class Encoded:
     sequences: Sequences
     """Documents, conversations, or chosen and rejected sides by turns."""
     counts: Mapping[str, int]
-    """records, truncated (records), num_targets, num_bytes (UTF-8 bytes of the targets; special tokens have none)."""
+    """records, truncated and marked ones (dataset/marks.py), num_targets, num_bytes (UTF-8 bytes of the targets; special
+    tokens have none)."""
     dropped: Mapping[str, int]
     """Reason -> records that gave no sequence."""
     error: str = ""
@@ -129,7 +132,7 @@ class RecordEncoder:
                     continue
                 counts["records"] += 1
                 sequences, truncated = self._sequences(fields)
-            except Dropped as reason:
+            except (Dropped, LeftOut) as reason:
                 dropped[str(reason)] += 1
             except (BadRecord, UserError) as problem:
                 error = f"{display(self.source)}:{number}: {str(problem).rstrip('.')}. Mend or remove that line."
@@ -137,6 +140,7 @@ class RecordEncoder:
             else:
                 kept += sequences
                 counts["truncated"] += truncated
+                counts["marked"] += self.stage == "pretrain" and _is_marked(fields.get("text"))
         joined, learnt_ids = _joined(kept, self._dtype)
         counts["num_targets"] = len(learnt_ids)
         counts["num_bytes"] = int(self.token_bytes[learnt_ids].sum())
@@ -174,6 +178,9 @@ class RecordEncoder:
             if isinstance(record, PreferenceRecord):
                 raise BadRecord("no text")
             text = record.plain_text()
+        text, _ = without_foreign_marks(text)
+        if not text:
+            raise BadRecord("empty text")
         ids = self.tokenizer.encode(text)
         if self.bos_token is not None:
             ids.insert(0, self.tokenizer.encode_special(self.bos_token))
@@ -206,6 +213,11 @@ class RecordEncoder:
         if not np.array_equal(prompts[0], prompts[1]):
             raise BadRecord("chosen and rejected answer different questions")
         return sides
+
+
+def _is_marked(text: Any) -> bool:
+    """Whether a text holds marks of other chat formats, which are not learnt."""
+    return isinstance(text, str) and without_foreign_marks(text)[1] > 0
 
 
 def _joined(sequences: list[Sequenced], dtype: np.dtype) -> tuple[Sequences, np.ndarray]:

@@ -32,6 +32,7 @@ from dataset.records import (
     BadRecord,
     ChatRecord,
     Item,
+    LeftOut,
     PreferenceRecord,
     Record,
     TextRecord,
@@ -208,6 +209,8 @@ class Scan:
     """SHA-256 of each source file."""
     rejected: list[Counter[str]] = field(default_factory=list)
     """Reasons of each source's rejected records."""
+    marked: list[Counter[str]] = field(default_factory=list)
+    """Of each source: `records` with marks of other chat formats, and the `marks`."""
 
 
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
@@ -234,6 +237,8 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     digest = hashlib.sha256()
     fill = _placeholders(source, config)
     reasons: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    marked: Counter[str] = Counter()
     start, size, first_bad = len(scan.splits), 0, 0
 
     def on_bytes(block: memoryview) -> None:
@@ -245,8 +250,11 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
             record = _record_of(item, source, fill)
             split = _split_of(record)
         except BadRecord as error:
-            reasons[str(error)] += 1
-            first_bad = first_bad or number
+            if isinstance(error, LeftOut):
+                left_out[str(error)] += 1
+            else:
+                reasons[str(error)] += 1
+                first_bad = first_bad or number
             line = {"file": source.path.name, "line": number, "reason": str(error), "text": shown_text(item)}
             rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
             scan.splits.append(_REJECTED)
@@ -254,6 +262,8 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
             scan.contents += bytes(8)
             scan.keys += bytes(8)
             continue
+        if isinstance(record, TextRecord) and record.marks:
+            marked.update(records=1, marks=record.marks)
         asker = len(scan.splits)
         for question in _questions_of(record):
             scan.questions += text_hash(normalised_question(question))
@@ -267,16 +277,22 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     scan.counts.append(count)
     scan.sizes.append(size)
     scan.digests.append(digest.hexdigest())
-    scan.rejected.append(reasons)
-    return _problem_of(source, count, reasons, first_bad)
+    scan.rejected.append(reasons + left_out)
+    scan.marked.append(marked)
+    return _problem_of(source, count, reasons, left_out, first_bad)
 
 
-def _problem_of(source: Source, count: int, reasons: Counter[str], first_bad: int) -> str:
+def _problem_of(source: Source, count: int, reasons: Counter[str], left_out: Counter[str], first_bad: int) -> str:
+    """What is wrong with a file as a whole. What says itself that it is not to be learnt is no fault."""
     bad = reasons.total()
     listed = ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
     where = display(source.path)
     if count == 0:
         return f"{where}: is empty. Fill it with one JSON record a line, or remove it."
+    if left_out and count == left_out.total():
+        told = ", ".join(f"{reason}: {times}" for reason, times in left_out.most_common(3))
+        return f"{where}: every record says that it is not to be learnt ({told}). Remove the file, or those marks."
+    count -= left_out.total()
     if bad < count and (bad <= BAD_LINES_ALLOWED or bad <= BAD_SHARE_ALLOWED * count):
         return ""
     if sum(reasons[reason] for reason in _WRONG_CATEGORY) > bad / 2:
@@ -743,6 +759,7 @@ def _manifest(
                 "read": scan.counts[index],
                 "kept": kept,
                 "heldout": int(np.count_nonzero(states >= _STATE_VALIDATION)),
+                "foreign_marks": {name: scan.marked[index][name] for name in ("records", "marks")},
                 "dropped": dropped | {reason: count for reason, count in others.items() if count},
                 "repetition": round(int(copies.sum()) / kept, 4) if kept else 0.0,
             }

@@ -1,9 +1,11 @@
 """The record shapes that MiniLLM reads, brought to three: raw text, a conversation, a preference pair.
 
 Accepted: `{"text"}`; `{"conversations": [{"role", "content"}]}` with system, tool and reasoning fields; ShareGPT
-(`from`/`value`); Alpaca (`instruction`/`input`/`output`) and its relatives; preference pairs (`chosen`/`rejected`,
-lists or strings with a `prompt`); multiple choice (question, A to D, answer), in JSON lines or in CSV. A record keeps
-its own fields; what is brought into shape goes to `text`, `conversations`, or `chosen` and `rejected`.
+(`from`/`value`); Alpaca (`instruction`/`input`/`output`) and its relatives; MOSS, Firefly, xtuner; preference pairs
+(`chosen`/`rejected`, lists or strings with a `prompt`; OpenAI, ms-swift); multiple choice (question, A to D, answer),
+in JSON lines or in CSV. A field that changes the meaning (history, system, context, a mark that an answer is bad)
+takes its place or the record is refused by the field's name; docs/formats.md has the table. A record keeps its own
+fields; what is brought into shape goes to `text`, `conversations`, or `chosen` and `rejected`.
 """
 
 import csv
@@ -23,6 +25,7 @@ from typing import IO, Any
 
 from configs.paths import display
 from configs.schema import UserError
+from dataset.marks import without_foreign_marks
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line is rejected without being held in memory."""
@@ -38,6 +41,10 @@ Message = dict[str, Any]
 
 class BadRecord(Exception):
     """A record that can't be used. The message is a fixed phrase, by which such records are counted."""
+
+
+class LeftOut(BadRecord):
+    """A record that is sound, and says itself that it is not to be learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,8 @@ class TextRecord:
     text: str
     fields: dict[str, Any]
     """The whole record: its own fields and the ones brought into shape."""
+    marks: int = 0
+    """Marks of other chat formats that became line ends."""
 
     def plain_text(self) -> str:
         return self.text
@@ -75,8 +84,9 @@ class ChatRecord:
     fields: dict[str, Any]
 
     def plain_text(self) -> str:
-        """What user and assistant say, a turn a line."""
-        return "\n".join(m["content"] for m in self.messages if m["role"] in {"user", "assistant"} and m["content"])
+        """What user and assistant say, a turn a line, without the turns that are not to be learnt."""
+        said = [m for m in self.messages if m["role"] in {"user", "assistant"} and m.get("loss") is not False]
+        return "\n".join(m["content"] for m in said if m["content"])
 
     def questions(self) -> list[str]:
         """What the user says, turn by turn."""
@@ -143,37 +153,99 @@ def heldout_key(record: Record) -> str:
 _ROLES = {
     "user": "user",
     "human": "user",
+    "prompter": "user",
+    "用户": "user",
+    "人类": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
+    "moss": "assistant",
+    "belle": "assistant",
+    "助手": "assistant",
+    "助理": "assistant",
+    "机器人": "assistant",
+    "模型": "assistant",
     "system": "system",
+    "developer": "system",
+    "系统": "system",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    "工具": "tool",
 }
+"""Names of roles, in lower case, and ours."""
 _ONLY_ON = {"tools": "system", "tool_calls": "assistant", "reasoning_content": "assistant"}
 _PLAIN_TURN = {"role", "content"}
 _CHAT_ROLES = ("system", "user", "assistant")
-_QUESTIONS = ("instruction", "question", "Question", "prompt", "query", "input")
-_ANSWERS = ("output", "response", "completion", "answer", "golden")
-_PASSAGES = ("passage", "context", "content")
+_CONVERSATIONS = ("conversations", "messages", "conversation")
+_TASKS = ("instruction", "prompt", "指令")
+_PASSAGES = (
+    "passage",
+    "context",
+    "content",
+    "paragraph",
+    "article",
+    "document",
+    "background",
+    "上下文",
+    "材料",
+    "背景",
+)
+_QUERIES = ("question", "Question", "query", "input", "problem", "问题", "输入")
+_QUESTIONS = (*_TASKS, *_QUERIES)
+_ANSWERS = ("output", "response", "completion", "answer", "golden", "target", "回答", "答案", "输出")
+_SYSTEMS = ("system", "system_prompt", "system_message", "meta_instruction")
+_PAIR_NAMES = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("input", "output"),
+)
+"""A question and its answer in one turn of a list."""
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_TURN_SWITCHES = ("loss", "weight", "train", "training", "output_with_loss")
+"""Whether a turn is learnt: ms-swift and xtuner, OpenAI and axolotl, axolotl, axolotl, xtuner."""
+_SWITCH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_SPANS = ("train_detail", "training_detail")
+"""axolotl: which characters of a turn are learnt."""
+_BAD_ANSWER = ("label", "kto_tag")
+"""KTO's mark of a single answer: good or bad."""
 _CHOICES = ("options", "choices", "choice")
 _LETTERS = "ABCDEFGH"
 _OWN_LETTER = re.compile(r"^\s*[(（]?[A-H]\s*[)）.．、:：]\s*")
+_SPOKEN = re.compile(r"(?:^|\n)\s*(Human|Assistant)\s*[:：][ \t]*")
+_MOSS_MARKS = re.compile(r"<\|\w+(?: \w+)?\|>:?|<eo\w>")
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
-    """Bring one record into shape. Raises: BadRecord with the reason."""
+    """Bring one record into shape. Every field whose meaning is known takes its place: docs/formats.md lists them.
+
+    Raises: BadRecord with the reason, LeftOut for what is marked as not to be learnt.
+    """
     if fields.get("chosen") is not None or fields.get("rejected") is not None:
-        return _preference(fields)
-    for name in ("conversations", "messages", "conversation"):
+        return _preference(fields, fields.get("chosen"), fields.get("rejected"))
+    if fields.get("preferred_output") is not None or fields.get("non_preferred_output") is not None:
+        return _openai_preference(fields)
+    for name in ("rejected_response", "rejected_messages"):
+        if fields.get(name):
+            return _swift_preference(fields, fields[name])
+    for name in _CONVERSATIONS:
         if fields.get(name) is not None:
-            return _chat(fields, _with_system(fields, _messages(fields[name])))
+            return _conversation(fields, fields[name])
+    if isinstance(fields.get("chat"), dict):
+        return _conversation(fields, _moss_turns(fields["chat"]))
     if _is_multiple_choice(fields):
         question, answer = _multiple_choice(fields)
-        return _chat(fields, [_user(question), _assistant(answer)])
+        return _chat(fields, _around(fields, [_user(question), _assistant(answer)]))
     answered = any(fields.get(name) is not None for name in _ANSWERS)
     if answered and ("text" not in fields or any(fields.get(name) for name in _QUESTIONS)):
         return _alpaca(fields)
@@ -181,9 +253,10 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
         text = fields["text"]
         if not isinstance(text, str):
             raise BadRecord("text is not a string")
+        text, marks = without_foreign_marks(text)
         if not text.strip():
             raise BadRecord("empty text")
-        return TextRecord(text, dict(fields))
+        return TextRecord(text, {**fields, "text": text}, marks)
     raise BadRecord("unknown shape")
 
 
@@ -196,14 +269,96 @@ def _assistant(content: Any) -> Message:
 
 
 def _chat(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecord:
+    _refuse_unlearnable(fields)
     messages = _checked(messages)
     return ChatRecord(messages, {**fields, "conversations": messages})
 
 
+def _conversation(fields: Mapping[str, Any], turns: Any) -> ChatRecord:
+    """A list of turns, and what stands beside it."""
+    messages = _around(fields, _messages(turns))
+    _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
+    return _chat(fields, messages)
+
+
+def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
+    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds what is no text."""
+    for name in _BAD_ANSWER:
+        value = fields.get(name)
+        if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
+            raise LeftOut(f"{name} is false: an answer marked as bad")
+    if fields.get("kto_tag") in (0, "0"):
+        raise LeftOut("kto_tag is false: an answer marked as bad")
+    for name in ("train", "loss", "weight"):
+        value = fields.get(name)
+        if value is False or (name == "weight" and isinstance(value, int | float) and value == 0):
+            raise LeftOut(f"{name} is false: marked as not to be learnt")
+    for name in _MEDIA:
+        if fields.get(name):
+            raise BadRecord(f"{name}: the record needs more than its text")
+
+
+def _around(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """Add the history, the system text and the tools that stand beside a conversation instead of in it."""
+    earlier = _history(fields.get("history"))
+    if earlier:
+        start = int(bool(messages) and messages[0]["role"] == "system")
+        if not _begins_with(messages[start:], earlier):
+            messages = [*messages[:start], *earlier, *messages[start:]]
+    return _with_system(fields, messages)
+
+
+def _begins_with(messages: list[Message], earlier: list[Message]) -> bool:
+    return [_said(m) for m in messages[: len(earlier)]] == [_said(m) for m in earlier]
+
+
+def _said(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"]
+
+
+def _refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages: list[Message]) -> None:
+    """A question or passage beside a conversation that does not hold it: nobody can tell where it belongs.
+
+    Raises: BadRecord with the field's name.
+    """
+    for name in names:
+        if not fields.get(name):
+            continue
+        value = fields[name]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            texts = [m["content"] for m in _messages(value) if m["role"] == "user"]
+        else:
+            texts = [turn["content"] for turn in _spoken(_text_of(fields, name)) or [_user(_text_of(fields, name))]]
+        if not all(any(text.strip() in m["content"] for m in messages) for text in texts):
+            raise BadRecord(f"{name} stands beside the conversation, which does not hold it")
+
+
 def _messages(turns: Any) -> list[Message]:
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a CSV file
+        turns = _from_json(turns, "conversation is not a list")
     if not isinstance(turns, list):
         raise BadRecord("conversation is not a list")
-    return [_message(turn) for turn in turns]
+    messages: list[Message] = []
+    for turn in turns:
+        if isinstance(turn, dict) and not ("role" in turn or "from" in turn) and (pair := _pair_of(turn)):
+            system = turn.get("system")
+            if system and isinstance(system, str) and not messages:  # xtuner
+                messages.append({"role": "system", "content": system})
+            elif system and (not messages or messages[0].get("content") != system):
+                raise BadRecord("a system text in a later turn")
+            messages += pair
+        else:
+            messages.append(_message(turn))
+    return messages
+
+
+def _pair_of(turn: Mapping[str, Any]) -> list[Message]:
+    """A question and its answer in one object (Firefly, ms-swift, xtuner); empty when it is none."""
+    for asked, answered in _PAIR_NAMES:
+        if asked in turn and answered in turn:
+            marks = {name: turn[name] for name in (*_TURN_SWITCHES, *_SPANS) if name in turn}
+            return [_message(_user(turn[asked])), _message({**_assistant(turn[answered]), **marks})]
+    return []
 
 
 def _message(turn: Any) -> Message:
@@ -215,16 +370,24 @@ def _message(turn: Any) -> Message:
     role = turn["role"] if "role" in turn else turn.get("from")
     content = turn["content"] if "content" in turn else turn.get("value")
     if role == "function_call":  # ShareGPT's name for an assistant that calls a tool
-        return {"role": "assistant", "content": "", "tool_calls": _entries(content)}
-    if not isinstance(role, str) or role not in _ROLES:
+        call = {"role": "assistant", "content": "", "tool_calls": _entries(content)}
+        return call if _is_learnt(turn) else {**call, "loss": False}
+    if not isinstance(role, str) or role.strip().lower() not in _ROLES:
         raise BadRecord("unknown role")
-    role = _ROLES[role]
-    extra = {key: value for key, value in turn.items() if key not in {"role", "content", "from", "value"} and value}
+    role = _ROLES[role.strip().lower()]
+    named = {"role", "content", "from", "value", *_TURN_SWITCHES}
+    extra = {key: value for key, value in turn.items() if key not in named and value}
+    if not _is_learnt(turn) and role == "assistant":
+        extra["loss"] = False
     for key in ("tools", "tool_calls"):
         if key in extra:
             extra[key] = _entries(extra[key])
+    for name in _MEDIA:
+        if name in extra:
+            raise BadRecord(f"{name}: the record needs more than its text")
     if content is None and "tool_calls" in extra:
         content = ""
+    content = _joined_parts(content)
     if not isinstance(content, str):
         raise BadRecord("turn's content is not a string")
     if not isinstance(extra.get("reasoning_content", ""), str):
@@ -234,13 +397,53 @@ def _message(turn: Any) -> Message:
     return {"role": role, "content": content, **extra}
 
 
+def _is_learnt(turn: Mapping[str, Any]) -> bool:
+    """Whether no mark says that a turn is context alone. Raises: BadRecord for a mark that can't be honoured."""
+    learnt = True
+    for name in _TURN_SWITCHES:
+        value = turn.get(name)
+        if value is None:
+            continue
+        switch = _SWITCH.get(str(value).strip().lower())
+        if switch is None:
+            raise BadRecord(f"a turn's {name} is neither 0 nor 1, false nor true")
+        learnt = learnt and switch
+    for name in _SPANS:
+        if turn.get(name):
+            raise BadRecord(f"a turn's {name} marks single characters")
+    return learnt
+
+
+def _joined_parts(content: Any) -> Any:
+    """The text of a list of text parts (OpenAI, ms-swift); anything else as it is. Raises: BadRecord for a picture."""
+    if isinstance(content, dict) and isinstance(content.get("parts"), list):  # an exported ChatGPT conversation
+        content = content["parts"]
+    elif isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(part, dict) and part.get("type", "text") not in ("text", "input_text", "output_text"):
+            raise BadRecord("a turn's content has a part that is not text")
+        if not isinstance(text, str):
+            raise BadRecord("turn's content is not a string")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _from_json(text: str, problem: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRecord(problem) from None
+
+
 def _entries(value: Any) -> list[dict[str, Any]]:
     """Tools or calls as a list of objects; data sets also store them as text that holds JSON."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise BadRecord("tools or tool_calls are not JSON") from None
+        value = _from_json(value, "tools or tool_calls are not JSON")
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         function = (entry.get("function") or entry) if isinstance(entry, dict) else None
@@ -251,24 +454,68 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """Add `system` and `tools` that stand beside the conversation instead of in it."""
-    system, tools = fields.get("system"), fields.get("tools")
+    system, tools = _system(fields), fields.get("tools")
     if not system and not tools:
         return messages
-    if system and not isinstance(system, str):
-        raise BadRecord("system is not a string")
     if messages and messages[0]["role"] == "system":
         first, rest = dict(messages[0]), messages[1:]
+        if system and first["content"].strip() != system.strip():
+            if first["content"].strip():
+                raise BadRecord("system beside the conversation differs from the one in it")
+            first["content"] = system
     else:
-        first, rest = {"role": "system", "content": system or ""}, messages
+        first, rest = {"role": "system", "content": system}, messages
     if tools and "tools" not in first:
         first["tools"] = _entries(tools)
     return [first, *rest]
 
 
+def _system(fields: Mapping[str, Any]) -> str:
+    """The system text beside a question or a conversation, or empty."""
+    found = ""
+    for name in _SYSTEMS:
+        text = fields.get(name)
+        if not text:
+            continue
+        if not isinstance(text, str):
+            raise BadRecord(f"{name} is not a string")
+        if found and text.strip() != found.strip():
+            raise BadRecord(f"{name} differs from another system text")
+        found = found or text
+    return found
+
+
+def _history(value: Any) -> list[Message]:
+    """Earlier turns: pairs of question and answer, as lists or objects, or a list of turns."""
+    if isinstance(value, str) and value.strip():  # a cell of a CSV file
+        value = _from_json(value, "history is not a list of [question, answer]")
+    if not value or isinstance(value, str):
+        return []
+    if not isinstance(value, list):
+        raise BadRecord("history is not a list of [question, answer]")
+    messages: list[Message] = []
+    for entry in value:
+        if isinstance(entry, dict):
+            messages += _messages([entry])
+        elif isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+            messages += [_user(entry[0]), _assistant(entry[1])]
+        else:
+            raise BadRecord("history is not a list of [question, answer]")
+    return messages
+
+
 def _checked(messages: list[Message]) -> list[Message]:
-    """The conversation up to the last answer: what a user says after it teaches nothing. Raises: BadRecord."""
-    while messages and messages[-1]["role"] in {"user", "tool"} and any(m["role"] == "assistant" for m in messages):
-        messages = messages[:-1]
+    """The conversation up to the last answer that is learnt: what comes after it teaches nothing.
+
+    Raises: BadRecord, LeftOut.
+    """
+    if any(m["role"] == "assistant" for m in messages):
+        end = len(messages)
+        while end and (messages[end - 1]["role"] in {"user", "tool"} or messages[end - 1].get("loss") is False):
+            end -= 1
+        if not end:
+            raise LeftOut("all answers are marked as not to be learnt (weight, loss or train)")
+        messages = messages[:end]
     if not messages:
         raise BadRecord("empty conversation")
     before = ""
@@ -293,72 +540,224 @@ def _checked(messages: list[Message]) -> list[Message]:
             if blank and not message.get("tool_calls"):
                 raise BadRecord("empty assistant answer")
         before = role
+    if before == "system" and any(m.get("loss") is False for m in messages):
+        raise LeftOut("all answers are marked as not to be learnt (weight, loss or train)")
     if before != "assistant":
         raise BadRecord("no assistant answer")
     return messages
 
 
+def _moss_turns(chat: Mapping[str, Any]) -> list[Message]:
+    """MOSS: `turn_1`, `turn_2` ... with `Human` and `MOSS`."""
+    messages: list[Message] = []
+    for turn in chat.values():
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("Human"), str)
+            or not isinstance(turn.get("MOSS"), str)
+        ):
+            raise BadRecord("a turn of chat without Human and MOSS")
+        for name in ("Inner Thoughts", "Commands", "Tool Responses"):
+            plugin = _MOSS_MARKS.sub("", str(turn.get(name) or "")).strip()
+            if plugin and plugin != "None":
+                raise BadRecord(f"{name}: a call of MOSS's own plugins")
+        human, moss = (_MOSS_MARKS.sub("", turn[name]).strip() for name in ("Human", "MOSS"))
+        messages += [_user(human), _assistant(moss)]
+    return messages
+
+
+def _spoken(text: str) -> list[Message]:
+    """The turns of a text that writes them as `Human:` and `Assistant:` (BELLE's multi-turn set, HH-RLHF), else none."""
+    if not text.lstrip().startswith(("Human:", "Human：")):
+        return []
+    _, *pieces = _SPOKEN.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": roles[name], "content": said.strip()} for name, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+    return turns if any(turn["role"] == "assistant" for turn in turns) else []
+
+
+def _text_of(fields: Mapping[str, Any], name: str) -> str:
+    """A question's or a passage's text. Raises: BadRecord."""
+    value = fields[name]
+    if isinstance(value, list) and name in _PASSAGES and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    if not isinstance(value, str):
+        raise BadRecord("question or answer is not a string" if name in _QUESTIONS else f"{name} is not a string")
+    return value
+
+
+def _asked(fields: Mapping[str, Any]) -> list[str]:
+    """What makes up the question: the task, the passage, the question itself, each text once."""
+    parts: list[str] = []
+    for name in (*_TASKS, *_PASSAGES, *_QUERIES):
+        if not fields.get(name):
+            continue
+        text = _text_of(fields, name)
+        if text.strip() and text.strip() not in [part.strip() for part in parts]:
+            parts.append(text)
+    return parts
+
+
+def _with_passage(fields: Mapping[str, Any], parts: list[str]) -> list[str]:
+    """Add `text`: a passage, unless it is (Alpaca) the whole exchange once more."""
+    text = fields.get("text")
+    if not isinstance(text, str) or not text.strip():
+        return parts
+    if all(part.strip() in text for part in parts):
+        return parts
+    return [text, *parts]
+
+
 def _alpaca(fields: Mapping[str, Any]) -> ChatRecord:
     """`instruction` and `input` to `output`, and the same under other names, with an optional `history`."""
-    names = [name for name in _QUESTIONS if fields.get(name)]
-    if not names:
+    given = [fields[name] for name in _ANSWERS if fields.get(name) is not None]
+    answer = next((value for value in given if value != ""), given[0])
+    if isinstance(answer, list) or any(isinstance(fields.get(name), list) for name in _QUESTIONS):
+        return _prompt_and_completion(fields, answer)
+    parts = _asked(fields)
+    if not any(fields.get(name) for name in _QUESTIONS) or not parts:
         raise BadRecord("answer without a question")
-    asked = [fields[names[0]]]
-    if names[0] != "input" and fields.get("input"):
-        asked.append(fields["input"])
-    answer = next(fields[name] for name in _ANSWERS if fields.get(name) is not None)
-    if not all(isinstance(part, str) for part in (*asked, answer)):
+    if not isinstance(answer, str):
         raise BadRecord("question or answer is not a string")
-    messages: list[Message] = []
-    for pair in fields.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise BadRecord("history is not a list of [question, answer]")
-        messages += [_user(pair[0]), _assistant(pair[1])]
-    messages += [_user("\n".join(asked)), _assistant(answer)]
-    return _chat(fields, _with_system(fields, messages))
+    earlier = _spoken(parts[0]) if len(parts) == 1 else []
+    if earlier:
+        if earlier[-1]["role"] == "assistant" and not earlier[-1]["content"]:
+            earlier.pop()
+        return _chat(fields, _around(fields, [*earlier, _assistant(answer)]))
+    question = "\n".join(_with_passage(fields, parts))
+    return _chat(fields, _around(fields, [_user(question), _assistant(answer)]))
 
 
-def _preference(fields: Mapping[str, Any]) -> PreferenceRecord:
+def _prompt_and_completion(fields: Mapping[str, Any], answer: Any) -> ChatRecord:
+    """trl's conversational prompt and completion: the completion alone is learnt."""
+    turns = next((fields[name] for name in _QUESTIONS if isinstance(fields.get(name), list) and fields[name]), None)
+    parts = _asked(fields) if turns is None else []
+    if turns is None and not parts:
+        raise BadRecord("answer without a question")
+    before = [_user("\n".join(parts))] if turns is None else _messages(turns)
+    before = [{**turn, "loss": False} if turn["role"] == "assistant" else turn for turn in before]
+    if isinstance(answer, str):
+        after = [_assistant(answer)]
+    elif isinstance(answer, list) and answer and isinstance(answer[0], dict):
+        after = _messages(answer)
+    else:
+        raise BadRecord("question or answer is not a string")
+    messages = _around(fields, [*before, *after])
+    _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
+    return _chat(fields, messages)
+
+
+def _preference(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> PreferenceRecord:
+    for name in _MEDIA:
+        if fields.get(name):
+            raise BadRecord(f"{name}: the record needs more than its text")
     before = _prompt(fields)
-    chosen, rejected = (_side(fields.get(name), before) for name in ("chosen", "rejected"))
-    for side in (chosen, rejected):
+    sides = [_side(value, fields, before) for value in (chosen, rejected)]
+    for side in sides:
         if not side:
             raise BadRecord("empty conversation")
         if side[-1]["role"] != "assistant":
             raise BadRecord("no assistant answer")
+        if side[-1].get("loss") is False:
+            raise LeftOut("chosen or rejected is marked as not to be learnt (weight, loss or train)")
         _checked(side)
-    if [(m["role"], m["content"]) for m in chosen[:-1]] != [(m["role"], m["content"]) for m in rejected[:-1]]:
+    first, second = sides
+    if [_said(m) for m in first[:-1]] != [_said(m) for m in second[:-1]]:
         raise BadRecord("chosen and rejected answer different questions")
-    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
+    if first[-1]["content"].strip() == second[-1]["content"].strip():
         raise BadRecord("chosen and rejected are equal")
-    return PreferenceRecord(chosen, rejected, {**fields, "chosen": chosen, "rejected": rejected})
+    return PreferenceRecord(first, second, {**fields, "chosen": first, "rejected": second})
+
+
+def _openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
+    """`input` with `messages` and `tools`, `preferred_output`, `non_preferred_output`."""
+    given = fields.get("input")
+    if not isinstance(given, dict):
+        raise BadRecord("input is not an object with messages")
+    record = _preference(
+        {"messages": given.get("messages"), "tools": given.get("tools")},
+        fields.get("preferred_output"),
+        fields.get("non_preferred_output"),
+    )
+    return PreferenceRecord(
+        record.chosen,
+        record.rejected,
+        {**{name: value for name, value in fields.items() if name != "input"}, **_sides_of(record)},
+    )
+
+
+def _sides_of(record: PreferenceRecord) -> dict[str, Any]:
+    return {"chosen": record.chosen, "rejected": record.rejected}
+
+
+def _swift_preference(fields: Mapping[str, Any], rejected: Any) -> PreferenceRecord:
+    """ms-swift: a conversation with a good answer, and beside it a worse one, or a worse conversation."""
+    good = {name: value for name, value in fields.items() if name not in ("rejected_response", "rejected_messages")}
+    chosen = parse_record(good)
+    if not isinstance(chosen, ChatRecord):
+        raise BadRecord("rejected_response beside no conversation")
+    if isinstance(rejected, list) and len(rejected) == 1 and isinstance(rejected[0], str):
+        rejected = rejected[0]
+    if isinstance(rejected, str):
+        worse = [_assistant(rejected)]
+    else:
+        worse = _messages(rejected)
+    whole = any(message["role"] == "user" for message in worse)
+    worse = _around(good, worse) if whole else [*chosen.messages[:-1], *worse]
+    record = _preference({}, chosen.messages, worse)
+    return PreferenceRecord(record.chosen, record.rejected, {**good, **_sides_of(record)})
 
 
 def _prompt(fields: Mapping[str, Any]) -> list[Message]:
-    """The turns before the two answers, where they stand apart from them."""
-    for name in ("prompt", "conversations", "messages", "instruction", "question"):
-        value = fields.get(name)
-        if isinstance(value, list):
-            return _with_system(fields, _messages(value))
-        if isinstance(value, str) and value:
-            more = fields.get("input") if name == "instruction" else None
-            return _with_system(fields, [_user(f"{value}\n{more}" if isinstance(more, str) and more else value)])
-        if value:
+    """The turns before the two answers, where they stand apart from them, without history and system text."""
+    messages: list[Message] = []
+    for name in (*_CONVERSATIONS, *_QUESTIONS):
+        if isinstance(fields.get(name), list):
+            messages = _messages(fields[name])
+            break
+        if fields.get(name) and not isinstance(fields[name], str):
             raise BadRecord("prompt is neither a string nor a list")
-    return []
+        if fields.get(name) and name in _CONVERSATIONS:
+            messages = _messages(fields[name]) if fields[name].lstrip().startswith("[") else [_user(fields[name])]
+            break
+    if messages:
+        _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
+        return messages
+    parts = _asked(fields)
+    if not any(fields.get(name) for name in _QUESTIONS):
+        return []  # a passage alone is no prompt; beside whole conversations it is looked for in them
+    earlier = _spoken(parts[0]) if len(parts) == 1 else []
+    if earlier and earlier[-1]["role"] == "assistant" and not earlier[-1]["content"]:
+        return earlier[:-1]
+    return [_user("\n".join(parts))] if parts else []
 
 
-def _side(value: Any, before: list[Message]) -> list[Message]:
-    if isinstance(value, str):
-        if not before:
+def _side(value: Any, fields: Mapping[str, Any], before: list[Message]) -> list[Message]:
+    """One of the two conversations, whole."""
+    if isinstance(value, str) and not before:
+        messages = _spoken(value)
+        if not messages:
             raise BadRecord("preference strings without a prompt")
-        return [*before, _assistant(value)]
-    if isinstance(value, dict):
-        return [*before, _message(value)]
-    if not isinstance(value, list):
+    elif isinstance(value, str):
+        messages = [_assistant(value)]
+    elif isinstance(value, dict):
+        messages = [_message(value)]
+    elif isinstance(value, list):
+        messages = _messages(value)
+    else:
         raise BadRecord("chosen or rejected is neither a list nor a string")
-    messages = _messages(value)
-    return messages if any(message["role"] == "user" for message in messages) else [*before, *messages]
+    if not any(message["role"] == "user" for message in messages):
+        return _around(fields, [*before, *messages])
+    messages = _around(fields, messages)
+    _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
+    for turn in before:
+        if turn["role"] == "user" and not any(turn["content"].strip() in m["content"] for m in messages):
+            parts = turn["content"].split("\n")
+            if not all(any(part.strip() in m["content"] for m in messages) for part in parts):
+                raise BadRecord("the prompt is not in the conversations of chosen and rejected")
+    return messages
 
 
 def _is_multiple_choice(fields: Mapping[str, Any]) -> bool:
@@ -367,16 +766,12 @@ def _is_multiple_choice(fields: Mapping[str, Any]) -> bool:
 
 def _multiple_choice(fields: Mapping[str, Any]) -> tuple[str, str]:
     """Question with lettered options, and the answer with its letter."""
-    question = fields.get("question") or fields.get("Question")
-    if not isinstance(question, str) or not question.strip():
+    if not any(isinstance(fields.get(name), str) and fields[name].strip() for name in _QUESTIONS):
         raise BadRecord("multiple choice without a question")
     options = _options(fields)
     letter = _answer_letter(fields, options)
-    passage = next(
-        (fields[name] for name in _PASSAGES if isinstance(fields.get(name), str) and fields[name].strip()), ""
-    )
-    lines = [passage.strip()] if passage else []
-    lines += [question.strip(), *(f"{name}. {text}" for name, text in options.items())]
+    lines = [part.strip() for part in _asked(fields)]
+    lines += [f"{name}. {text}" for name, text in options.items()]
     return "\n".join(lines), f"答案：{letter}。{options[letter]}"
 
 

@@ -394,6 +394,8 @@ def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int])
     lines = []
     if counts["truncated"]:
         lines.append((counts["truncated"], f"are longer than {job.max_length} tokens and were cut there"))
+    if counts["marked"]:
+        lines.append((counts["marked"], "hold marks of other chat formats (<|im_start|>, <s>), which became line ends"))
     lines += [(count, f"were left out: {reason}") for reason, count in sorted(dropped.items())]
     for count, what in lines:
         share = count / counts["records"]

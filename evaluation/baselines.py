@@ -125,7 +125,7 @@ def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for message in record["conversations"] if "conversations" in record else record["chosen"]:
         if message["role"] == "user":
             before, asked = asked, normalised_question(str(message["content"]))
-        elif message["role"] == "assistant" and asked and message.get("content"):
+        elif message["role"] == "assistant" and asked and message.get("content") and message.get("loss") is not False:
             yield asked, str(message["content"])
             if before:
                 yield f"{before}{TURN_MARK}{asked}", str(message["content"])

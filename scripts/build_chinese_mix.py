@@ -109,6 +109,11 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
     for source in manifest["sources"]:
         for reason, count in source["dropped"].items():
             print(f"  dropped 丢弃 {count:,} from {source['file']}: {reason}")
+        if (marked := source["foreign_marks"])["records"]:
+            print(
+                f"  {marked['marks']:,} marks of other chat formats (<|im_start|>, <s>) became line ends in "
+                f"{marked['records']:,} records of {source['file']} 其他对话格式的标记已换成换行"
+            )
     if any(
         set(source["dropped"]) - {"duplicate", "asks a held-out question", "not sampled"}
         for source in manifest["sources"]

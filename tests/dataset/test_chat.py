@@ -54,6 +54,15 @@ def test_each_assistant_turn_and_its_end_is_learnt_and_nothing_else() -> None:
     ]
 
 
+def test_a_turn_whose_loss_is_false_is_not_learnt() -> None:
+    assert [
+        learnt for span, learnt in shown([user("问"), assistant("错", loss=False), user("再"), assistant("对")])
+    ] == [
+        *(0, 0, 0, 0, 0, 0, 0),  # question, wrong answer and its end
+        *(0, 0, 0, 0, 1, 1),
+    ]
+
+
 def test_ids_and_mask_are_exact() -> None:
     ids, mask = tokenizer.render_conversation([user("你好"), assistant("好")])
     question, answer = tokenizer.encode("你好"), tokenizer.encode("好")

@@ -67,6 +67,23 @@ def test_records_of_another_split_are_passed_over() -> None:
     assert encoded.sequences.ids.tolist()[1] == ord("b")
 
 
+def test_marks_of_other_formats_are_no_tokens_and_records_with_them_are_counted() -> None:
+    encoded = encode(
+        "pretrain", {"text": "<|im_start|>问？答。<|im_end|> <|im_start|>又问<|im_end|>"}, {"text": "一段话。"}
+    )
+    assert encoded.counts["marked"] == 1
+    plain = encode("pretrain", {"text": "问？答。\n又问"}, {"text": "一段话。"})
+    assert encoded.sequences.ids.tolist() == plain.sequences.ids.tolist()
+
+
+def test_a_bad_answer_is_left_out_and_a_turn_not_to_be_learnt_has_no_labels() -> None:
+    wrong = {"role": "assistant", "content": "错", "loss": False}
+    messages = [chat("问", "")[0], wrong, *chat("再想", "对")]
+    encoded = encode("sft", {"messages": messages}, {"messages": chat("问", "滚开"), "label": False})
+    assert dict(encoded.dropped) == {"label is false: an answer marked as bad": 1}
+    assert encoded.counts["num_targets"] == len(tokenizer.encode("对")) + 1
+
+
 def test_a_batch_without_records_has_no_tokens() -> None:
     sequences = encode("pretrain").sequences
     assert (len(sequences.ids), len(sequences.labels), len(sequences.lengths)) == (0, 0, 0)

@@ -378,6 +378,42 @@ def test_more_than_5_percent_and_3_bad_lines_stop_the_mix(tmp_path: Path, good: 
     }
 
 
+def test_answers_marked_as_bad_are_left_out_by_name_and_stop_nothing(tmp_path: Path) -> None:
+    records = [chat(f"问{n}", "好" if n % 2 else "滚开", label=bool(n % 2)) for n in range(40)]
+    manifest = mixed(tmp_path, {"sft_kto.jsonl": ("general", records)})
+    assert manifest["sources"][0]["dropped"]["label is false: an answer marked as bad"] == 20
+    assert len(read(tmp_path / "out" / "rejects.jsonl")) == 20
+    for stage in ("sft", "pretrain"):
+        for heldout in (False, True):
+            assert "滚开" not in json.dumps(out(tmp_path, stage, heldout), ensure_ascii=False)
+
+
+def test_a_file_of_bad_answers_alone_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"every record says that it is not to be learnt \(label is false"):
+        mixed(tmp_path, {"a.jsonl": ("general", [chat(f"问{n}", label=False) for n in range(9)])})
+
+
+def test_turns_not_to_be_learnt_keep_their_mark_and_never_become_text(tmp_path: Path) -> None:
+    def corrected(n: int) -> Record:
+        right = chat(f"不对{n}", "对的")["conversations"]
+        wrong = [{"role": "user", "content": f"问{n}"}, {"role": "assistant", "content": "错的", "weight": 0}]
+        return {"messages": [*wrong, *right]}
+
+    mixed(tmp_path, {"a.jsonl": ("general", [corrected(n) for n in range(20)])})
+    assert all(record["conversations"][1]["loss"] is False for record in out(tmp_path, "sft"))
+    assert all("错的" not in record["text"] for record in out(tmp_path, "pretrain"))
+
+
+def test_marks_of_other_formats_are_counted(tmp_path: Path) -> None:
+    texts = [{"text": f"<|im_start|>问{n}？答。<|im_end|> <|im_start|>又问？<|im_end|>"} for n in range(30)]
+    manifest = mixed(tmp_path, {"pretrain_hq.jsonl": ("corpus", texts), "b.jsonl": ("corpus", [{"text": "一段话。"}])})
+    assert [source["foreign_marks"] for source in manifest["sources"]] == [
+        {"records": 30, "marks": 120},
+        {"records": 0, "marks": 0},
+    ]
+    assert "<|im_" not in json.dumps(out(tmp_path, "pretrain"))
+
+
 def test_a_file_in_the_wrong_category_is_named_with_the_place_to_mend(tmp_path: Path) -> None:
     few = [{"text": f"{n}"} for n in range(4)]
     mixed(tmp_path, {"a.jsonl": ("general", [*few, *(chat(f"问{n}") for n in range(100))])})

@@ -16,6 +16,7 @@ from dataset.records import (
     BadItem,
     BadRecord,
     ChatRecord,
+    LeftOut,
     PreferenceRecord,
     TextRecord,
     decode_item,
@@ -92,7 +93,10 @@ def test_sharegpt_becomes_role_and_content() -> None:
     ("fields", "expected"),
     [
         ({"instruction": "翻译", "input": "cat", "output": "猫"}, [("user", "翻译\ncat"), ("assistant", "猫")]),
-        ({"instruction": "翻译", "input": "", "output": "猫", "text": "全文"}, [("user", "翻译"), ("assistant", "猫")]),
+        (
+            {"instruction": "翻译", "input": "", "output": "猫", "text": "问：翻译 答：猫"},
+            [("user", "翻译"), ("assistant", "猫")],
+        ),
         (
             {"instruction": "再见", "output": "再会", "history": [["你好", "您好"]], "system": "礼貌"},
             [("system", "礼貌"), ("user", "你好"), ("assistant", "您好"), ("user", "再见"), ("assistant", "再会")],
@@ -148,6 +152,190 @@ def test_preference_pairs_become_two_conversations(fields: dict[str, Any]) -> No
     assert record.rejected == [USER, {"role": "assistant", "content": "哼"}]
 
 
+@pytest.mark.parametrize(
+    ("fields", "question"),
+    [
+        ({"context": "材料。", "question": "问？", "answer": "答"}, "材料。\n问？"),
+        ({"instruction": "据材料答", "context": "材料。", "response": "答"}, "据材料答\n材料。"),
+        ({"prompt": "你是导游：", "query": "门在哪", "response": "答"}, "你是导游：\n门在哪"),
+        ({"instruction": "用一句话答", "question": "门在哪", "answer": "答"}, "用一句话答\n门在哪"),
+        ({"instruction": "一", "input": "三", "context": ["二", "二半"], "output": "答"}, "一\n二\n二半\n三"),
+        ({"instruction": "同", "prompt": "同", "output": "答"}, "同"),
+        ({"text": "材料。", "question": "问？", "answer": "答"}, "材料。\n问？"),
+        ({"kind": "翻译", "input": "猫", "target": "答"}, "猫"),
+        ({"问题": "问？", "回答": "答"}, "问？"),
+    ],
+)
+def test_every_part_of_a_question_is_in_it(fields: dict[str, Any], question: str) -> None:
+    record = parse_record(fields)
+    assert turns(record) == [("user", question), ("assistant", "答")]
+    assert parse_record(record.fields) == record
+
+
+LONG = [("system", "礼貌"), ("user", "早"), ("assistant", "早！"), ("user", "你好"), ("assistant", "你好！")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"system": "礼貌", "history": [["早", "早！"]], "instruction": "你好", "output": "你好！"},
+        {"system_prompt": "礼貌", "history": '[["早", "早！"]]', "query": "你好", "response": "你好！"},
+        {
+            "system": "礼貌",
+            "history": [{"role": "user", "content": "早"}, {"role": "assistant", "content": "早！"}],
+            "prompt": "你好",
+            "completion": "你好！",
+        },
+        {"system": "礼貌", "history": [["早", "早！"]], "messages": [USER, ASSISTANT]},
+        {"conversation": [{"system": "礼貌", "input": "早", "output": "早！"}, {"input": "你好", "output": "你好！"}]},
+        {
+            "system": "礼貌",
+            "conversation": [{"human": "早", "assistant": "早！"}, {"human": "你好", "assistant": "你好！"}],
+        },
+        {"system": "礼貌", "instruction": "Human:早\nAssistant:早！\nHuman:你好\nAssistant:", "output": "你好！"},
+        {
+            "meta_instruction": "礼貌",
+            "chat": {
+                "turn_1": {
+                    "Human": "<|Human|>: 早<eoh>\n",
+                    "MOSS": "<|MOSS|>: 早！<eom>\n",
+                    "Commands": "<|Commands|>: None<eoc>",
+                },
+                "turn_2": {"Human": "<|Human|>: 你好<eoh>", "MOSS": "<|MOSS|>: 你好！<eom>"},
+            },
+        },
+        {
+            "messages": [
+                {"role": "System", "content": "礼貌"},
+                {"role": "用户", "content": [{"type": "text", "text": "早"}]},
+                {"role": "chatgpt", "content": ["早", "！"]},
+                {"role": " User ", "content": "你好"},
+                {"role": "助手", "content": "你好！"},
+            ]
+        },
+    ],
+)
+def test_history_and_system_become_turns_whatever_their_shape(fields: dict[str, Any]) -> None:
+    record = parse_record(fields)
+    assert turns(record) == LONG
+    assert parse_record(record.fields) == record
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"system": "礼貌", "history": [["早", "早！"]], "instruction": "你好", "chosen": "你好！", "rejected": "哼"},
+        {
+            "system": "礼貌",
+            "history": [["早", "早！"]],
+            "chosen": [USER, ASSISTANT],
+            "rejected": [USER, {"role": "assistant", "content": "哼"}],
+        },
+        {
+            "system": "礼貌",
+            "history": [["早", "早！"]],
+            "query": "你好",
+            "response": "你好！",
+            "rejected_response": "哼",
+        },
+        {
+            "system": "礼貌",
+            "history": [["早", "早！"]],
+            "messages": [USER, ASSISTANT],
+            "rejected_messages": [USER, {"role": "assistant", "content": "哼"}],
+        },
+        {
+            "input": {"messages": [{"role": role, "content": said} for role, said in LONG[:-1]]},
+            "preferred_output": [ASSISTANT],
+            "non_preferred_output": [{"role": "assistant", "content": "哼"}],
+        },
+    ],
+)
+def test_pairs_keep_system_and_history(fields: dict[str, Any]) -> None:
+    record = parse_record(fields)
+    assert isinstance(record, PreferenceRecord)
+    assert [(m["role"], m["content"]) for m in record.chosen] == LONG
+    assert record.rejected == [*record.chosen[:-1], {"role": "assistant", "content": "哼"}]
+    assert parse_record(record.fields) == record
+
+
+def test_a_pair_asks_its_prompt_and_its_input() -> None:
+    record = parse_record({"prompt": "翻译", "input": "cat", "chosen": "猫", "rejected": "狗"})
+    assert isinstance(record, PreferenceRecord)
+    assert record.chosen[0] == {"role": "user", "content": "翻译\ncat"}
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"loss": False},
+        {"train": False},
+        {"training": "false"},
+        {"weight": 1, "loss": 0},
+    ],
+)
+def test_a_turn_marked_so_is_context_alone(mark: dict[str, Any]) -> None:
+    wrong = {"role": "assistant", "content": "错的", **mark}
+    record = parse_record({"messages": [USER, wrong, USER, {**ASSISTANT, "weight": 1, "loss": True}]})
+    assert isinstance(record, ChatRecord)
+    assert record.messages == [USER, {"role": "assistant", "content": "错的", "loss": False}, USER, ASSISTANT]
+    assert "错的" not in record.plain_text()
+    assert parse_record(record.fields) == record
+    last = parse_record({"messages": [USER, ASSISTANT, USER, wrong]})
+    assert isinstance(last, ChatRecord)
+    assert last.messages == [USER, ASSISTANT]
+
+
+def test_trl_prompt_and_completion_learn_the_completion_alone() -> None:
+    record = parse_record({"prompt": [USER, ASSISTANT, {"role": "user", "content": "再见"}], "completion": [ASSISTANT]})
+    assert isinstance(record, ChatRecord)
+    assert [m.get("loss", True) for m in record.messages if m["role"] == "assistant"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": [USER, ASSISTANT], "label": False}, "label is false"),
+        ({"prompt": "问", "completion": "答", "label": "False"}, "label is false"),
+        ({"instruction": "问", "output": "答", "kto_tag": 0}, "kto_tag is false"),
+        ({"question": "问？", "A": "一", "B": "二", "answer": "A", "label": False}, "label is false"),
+        ({"messages": [USER, ASSISTANT], "train": False}, "train is false"),
+        ({"messages": [USER, ASSISTANT], "weight": 0}, "weight is false"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "all answers are marked as not to be learnt"),
+    ],
+)
+def test_what_says_that_it_is_not_to_be_learnt_is_left_out(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(LeftOut, match=expected):
+        parse_record(fields)
+
+
+def test_labels_that_are_no_judgement_decide_nothing() -> None:
+    for label in (True, 0, 1, "消极", None):
+        assert turns(parse_record({"messages": [USER, ASSISTANT], "label": label})) == [
+            ("user", "你好"),
+            ("assistant", "你好！"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "marks"),
+    [
+        ("<|im_start|>问？答。<|im_end|> <|im_start|>又问？又答。<|im_end|>", "问？答。\n又问？又答。", 4),
+        ("<|im_start|>user\n问<|im_end|>\n<|im_start|>assistant\n答<|im_end|>", "问\n答", 4),
+        ("<s>问？答。</s> <s>又问？又答。</s>", "问？答。\n又问？又答。", 4),
+        ("一段话。</s>", "一段话。", 1),
+        ("网页里的<s>旧价</s>新价", "网页里的<s>旧价</s>新价", 0),
+        ("a < b\n\n  c", "a < b\n\n  c", 0),
+    ],
+)
+def test_marks_of_other_formats_become_line_ends(text: str, expected: str, marks: int) -> None:
+    record = parse_record({"text": text})
+    assert isinstance(record, TextRecord)
+    assert (record.text, record.fields["text"], record.marks) == (expected, expected, marks)
+
+
 def test_what_a_user_says_last_without_an_answer_is_left_out() -> None:
     assert turns(parse_record({"conversations": [USER, ASSISTANT, USER]})) == [
         ("user", "你好"),
@@ -158,6 +346,31 @@ def test_what_a_user_says_last_without_an_answer_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
+        (
+            {"conversations": [USER, ASSISTANT], "context": "材料"},
+            "context stands beside the conversation, which does not hold it",
+        ),
+        (
+            {"messages": [USER, ASSISTANT], "query": "别的"},
+            "query stands beside the conversation, which does not hold it",
+        ),
+        (
+            {"system": "礼貌", "messages": [{"role": "system", "content": "粗鲁"}, USER, ASSISTANT]},
+            "system beside the conversation differs from the one in it",
+        ),
+        ({"question": "问？", "context": {"a": 1}, "answer": "答"}, "context is not a string"),
+        ({"instruction": "问", "history": "以前", "output": "答"}, "history is not a list of [question, answer]"),
+        ({"messages": [USER, ASSISTANT], "images": ["a.png"]}, "images: the record needs more than its text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "a.png"}]}, ASSISTANT]},
+            "a turn's content has a part that is not text",
+        ),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "a turn's weight is neither 0 nor 1, false nor true"),
+        ({"messages": [USER, {**ASSISTANT, "train_detail": [{}]}]}, "a turn's train_detail marks single characters"),
+        (
+            {"prompt": "别的", "chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "哼"}]},
+            "prompt stands beside the conversation, which does not hold it",
+        ),
         ({}, "unknown shape"),
         ({"text": 3}, "text is not a string"),
         ({"text": " \n"}, "empty text"),

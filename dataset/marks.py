@@ -1,0 +1,34 @@
+"""Marks of other chat formats inside raw text, such as minimind's `<|im_start|>...<|im_end|>` and `<s>...</s>`.
+
+Our tokenizer knows none of them, so they would be learnt as text: 16 of 40 tokens of an exchange.
+They are borders between turns or documents, and become line ends.
+"""
+
+import re
+
+_ROLE = r"(?:system|user|assistant|tool|model|human|gpt)"
+_BORDER = re.compile(
+    rf"<\|im_start\|>(?:[ \t]*{_ROLE}[ \t]*\n)?|<\|im_end\|>"  # ChatML: Qwen, minimind since 2025
+    rf"|<\|start_header_id\|>[ \t]*{_ROLE}[ \t]*<\|end_header_id\|>|<\|(?:begin|end)_of_text\|>|<\|eot_id\|>"  # Llama 3
+    rf"|<start_of_turn>(?:[ \t]*{_ROLE}[ \t]*\n)?|<end_of_turn>"  # Gemma
+    r"|<eo[hma]>|<\|(?:Human|MOSS)\|>:?"  # MOSS
+)
+_SENTENCE = re.compile(r"</?s>")
+"""Llama 2 and older minimind files. Also HTML's mark for text that is struck out."""
+_SPACES = re.compile(r"[ \t]*\n\s*")
+
+
+def without_foreign_marks(text: str) -> tuple[str, int]:
+    """The text with a line end in place of other formats' marks, and how many marks there were.
+
+    `<s>` and `</s>` count only in a text that begins with the first or ends with the second. A
+    text without marks is returned as it is.
+    """
+    if "<" not in text:
+        return text, 0
+    cleaned, count = _BORDER.subn("\n", text)
+    bare = cleaned.strip()
+    if bare.startswith("<s>") or bare.endswith("</s>"):
+        cleaned, more = _SENTENCE.subn("\n", cleaned)
+        count += more
+    return (_SPACES.sub("\n", cleaned).strip(), count) if count else (text, 0)
