@@ -14,7 +14,7 @@ from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
 from trainer.checkpoint import read_weights
-from trainer.loop import Batch, BatchStream, Outcome, Run, eval_steps
+from trainer.loop import Batch, BatchStream, Outcome, Run, clip_gradients, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
@@ -329,3 +329,33 @@ def test_whole_steps_wait_for_nothing_on_cuda(tiny: TinyRun, monkeypatch: pytest
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert read.count(True) == 5
+
+
+@pytest.mark.parametrize(("largest", "after"), [(1.0, 1.0), (5.0, 5.0), (20.0, 13.0), (0.0, 13.0)])
+def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(largest: float, after: float) -> None:
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))])
+    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third takes no part
+    assert_close(clip_gradients(model, largest), torch.tensor(13.0))
+    parts = torch.cat([model[0].grad, model[1].grad])
+    assert_close(parts, torch.tensor([3.0, 4.0, 12.0]) * after / 13, rtol=1e-5, atol=1e-5)
+
+
+def test_an_update_sees_gradients_of_the_norm_that_the_flag_allows(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    step = optim.MuonAdamW.step
+
+    def noted(self: optim.MuonAdamW, *arguments: Any, **named: Any) -> Any:
+        parts = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.cat(parts).norm().item())
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(optim.MuonAdamW, "step", noted)
+    assert tiny.train("pretrain", "--grad_clip", "0.01") == 0
+    clipped, before = norms[:], tiny.metric("pretrain", "grad_norm")
+    assert_close(clipped, [0.01] * 6, rtol=1e-3, atol=0)
+    assert min(before.values()) > 0.02  # what is logged is the norm before
+    norms.clear()
+    assert tiny.train("pretrain", "--grad_clip", "0") == 0
+    assert_close(norms, list(tiny.metric("pretrain", "grad_norm").values()), rtol=1e-3, atol=1e-6)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from configs.flags import parse_run
 from configs.paths import ROOT
 from configs.schema import UserError
-from tests.tiny_run import SHAPE, TRAINERS, TinyRun, same, sum_record, write_jsonl
+from dataset.lm_dataset import PretrainDataset
+from tests.tiny_run import SHAPE, TRAINERS, TinyRun, kept_signal_handlers, same, sum_record, write_jsonl
+from trainer import recipe
 from trainer.checkpoint import read_weights
 from trainer.loop import Run
+from trainer.objectives import NextToken
 from trainer.recipe import validation_batches
 from trainer.runtime import Runtime
 
@@ -319,3 +324,16 @@ def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: Tin
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr.count("resuming after step 2 of 6") == 1
     assert same(read_weights(tiny.out / "unbroken" / "rlhf_16.pth")[0], tiny.weights("dpo"))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_each_process_starts_its_dropout_from_a_seed_of_its_own(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    seeds = []
+    monkeypatch.setattr(recipe, "train", lambda *_: seeds.append(torch.initial_seed()))
+    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--seed", "7", "--from_resume", "0")))
+    stage.runtime = replace(stage.runtime, rank=rank)
+    with kept_signal_handlers():
+        stage.fit(stage.build_model(), PretrainDataset(stage.tensors_path), NextToken(), None)
+    assert seeds == [7 + rank]
