@@ -117,7 +117,8 @@ def test_all_rows_of_a_skipped_step_are_printed(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_rows({0}, monkeypatch)
-    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "1", "--batch_size", "30") == 0
+    with pytest.raises(UserError, match="1 step of 1 without a finite loss"):
+        tiny.train("pretrain", "--seed", "3", "--max_steps", "1", "--batch_size", "30")
     said = next(line for line in capsys.readouterr().err.splitlines() if "step skipped" in line)
     assert len(said.split("Its rows: ")[1].split(", ")) == 60
 
@@ -125,9 +126,44 @@ def test_all_rows_of_a_skipped_step_are_printed(
 def test_five_such_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     break_rows(set(range(1000)), monkeypatch)
     before = tiny.weights("pretrain")
-    with pytest.raises(UserError, match=r"5 steps in a row without a finite loss .* Lower --learning_rate"):
+    with pytest.raises(UserError, match=r"5 steps in a row of 6 without a finite loss .* Lower --learning_rate"):
         tiny.train("pretrain", "--seed", "3")
     assert same(tiny.weights("pretrain"), before)
+
+
+@pytest.mark.parametrize("steps", ["2", "3", "4"])
+def test_a_short_run_that_diverges_writes_no_weights_either(tiny: TinyRun, steps: str) -> None:
+    before = tiny.path("sft").read_bytes()
+    with pytest.raises(UserError, match=r"without a finite loss|hold NaN or infinity"):
+        tiny.train("sft", "--learning_rate", "1e38", "--optimizer", "adamw", "--max_steps", steps)
+    assert tiny.path("sft").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "words"),
+    [
+        (6, float("nan"), r"pretrain_16\.pth: not written.* after step 6 of stage pretrain"),
+        (2, float("inf"), r"state\.pt: not written.* after step 2 "),
+    ],
+)
+def test_weights_that_are_no_numbers_replace_nothing(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, step: int, value: float, words: str
+) -> None:
+    before = tiny.path("pretrain").read_bytes()
+    update, taken = optim.MuonAdamW.step, []
+
+    def breaking(self: optim.MuonAdamW, *arguments: Any, **named: Any) -> None:
+        update(self, *arguments, **named)
+        taken.append(1)
+        if len(taken) == step:
+            with torch.no_grad():
+                self.param_groups[-1]["params"][0].view(-1)[0] = value
+
+    monkeypatch.setattr(optim.MuonAdamW, "step", breaking)
+    with pytest.raises(UserError, match=words):
+        tiny.train("pretrain", "--seed", "3")
+    assert tiny.path("pretrain").read_bytes() == before
+    assert (tiny.out / "checkpoints" / "pretrain" / "state.pt").exists() == (step == 6)  # that of step 4
 
 
 def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
