@@ -118,10 +118,10 @@ def test_a_gpu_makes_it_the_default_profile_and_more_than_one_starts_torchrun(fr
     result = fresh.run(FAKE_HARDWARE=gpus, FAKE_HIDDEN="512")
     assert result.code == 0, result.errors
     assert "profile: default (hardware: 2 x NVIDIA Something)" in result.output
-    assert "python -m torch.distributed.run --standalone --nproc_per_node 2 trainer/train_pretrain.py" in result.output
+    assert "python trainer/torchrun.py --standalone --nproc_per_node 2 trainer/train_pretrain.py" in result.output
     one = fresh.run("--from-stage", "dpo", FAKE_HARDWARE=gpus, FAKE_HIDDEN="512", NUM_GPUS="1")
     assert one.code == 0, one.errors
-    assert "torch.distributed.run" not in one.output
+    assert "torchrun" not in one.output
 
 
 # --- what redoes what ----------------------------------------------------------------------------------------------

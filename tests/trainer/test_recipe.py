@@ -326,6 +326,41 @@ def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: Tin
     assert same(read_weights(tiny.out / "unbroken" / "rlhf_16.pth")[0], tiny.weights("dpo"))
 
 
+@pytest.mark.parametrize("launcher", [["-m", "torch.distributed.run"], ["trainer/torchrun.py"]])
+def test_a_users_mistake_in_two_processes_is_told_once_and_last(tiny: TinyRun, launcher: list[str]) -> None:
+    words = [*launcher, "--standalone", "--nproc_per_node", "2", "trainer/train_pretrain.py"]
+    shown = subprocess.run(
+        [sys.executable, *words, *tiny.flags("pretrain", "--dropout", "7")], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    line = "error: dropout = 7.0: must be in [0, 1)."
+    assert shown.returncode == 1
+    if launcher == ["trainer/torchrun.py"]:
+        assert shown.stderr == f"{line}\n"
+    else:  # torchrun's report, whose last lines are the reason
+        assert shown.stderr.splitlines().count(line) == 1
+        assert f"traceback : {line}" in shown.stderr.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("sys.exit(3 if rank == '1' else 0)", 3, ""),
+        ("os.kill(os.getpid(), 9) if rank == '1' else time.sleep(60)", 1, "signal 9"),
+    ],
+)
+def test_the_launcher_ends_as_the_process_that_failed(tmp_path: Path, end: str, code: int, words: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{end}\n")
+    shown = subprocess.run(
+        [sys.executable, "trainer/torchrun.py", "--standalone", "--nproc_per_node", "2", str(script)], cwd=ROOT,
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == code
+    assert words in shown.stderr
+    assert shown.stderr.count("\n") == bool(words)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_each_process_starts_its_dropout_from_a_seed_of_its_own(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, rank: int
