@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import configs  # noqa: F401  # before torch: it says what to do where that is missing
+
+# isort: split
+
 with contextlib.suppress(ImportError):  # Windows has none
     import readline  # noqa: F401  # gives `input` its line editing and the arrow keys
 

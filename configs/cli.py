@@ -1,11 +1,17 @@
 """What every entry point shares: flags as users know them, one line an error, the exit codes of a good command."""
 
 import argparse
+import contextlib
+import hashlib
+import io
+import json
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -42,9 +48,24 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Normalise the spelling of flags (never of values), then parse."""
-        given = list(sys.argv[1:] if args is None else args)
-        parsed: argparse.Namespace = super().parse_args([self._normalise(argument) for argument in given], namespace)
+        given = [self._normalise(argument) for argument in (sys.argv[1:] if args is None else args)]
+        parsed: argparse.Namespace = super().parse_args(self._with_texts(given), namespace)
         return parsed
+
+    def _with_texts(self, given: Sequence[str]) -> list[str]:
+        """The arguments; a flag's text that begins with a hyphen, such as `--prompt "-5+3=?"`, is joined to the flag."""
+        words: list[str] = []
+        for argument in given:
+            before = self._option_string_actions.get(words[-1]) if words else None
+            takes_text = before is not None and before.nargs is None and before.type is None and not before.choices
+            if takes_text and argument.startswith("-") and not self._is_flag(argument):
+                words[-1] += f"={argument}"
+            else:
+                words.append(argument)
+        return words
+
+    def _is_flag(self, argument: str) -> bool:
+        return argument == "--" or argument.partition("=")[0] in self._option_string_actions
 
     def _normalise(self, argument: str) -> str:
         if not argument.startswith("--") or argument == "--":
@@ -74,26 +95,68 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run an entry point's `main` and leave with 0, 1 (one line on stderr), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM)."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    prepare_streams()
     try:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = _fail(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _say("stopped by Ctrl-C")
         code = 130
     except _Terminated:
-        print("stopped by SIGTERM", file=sys.stderr)
+        _say("stopped by SIGTERM")
         code = 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to report
         code = 0
     except OSError as error:
         where = error.filename or "input or output"
-        print(
-            f"error: {where}: {error.strerror or error}. Check the path, its permissions and free space.",
-            file=sys.stderr,
-        )
-        code = 1
+        code = _fail(f"error: {where}: {error.strerror or error}. Check the path, its permissions and free space.")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a terminal that was closed: Python would tell of it on its way out
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def prepare_streams() -> None:
+    """Let no stream end a program: a character that the terminal's encoding lacks is shown as `?`, bytes that are no text
+    are read as U+FFFD, and a stream that is closed is empty."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _say(line: str) -> None:
+    """A line on stderr, if anybody still reads it."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _fail(line: str) -> int:
+    """Show why a program ends. Of the processes that torchrun started, which mostly fail alike, the first one speaks.
+
+    Their error files lie beside each other in a folder of this attempt. The line is written there too, so that torchrun
+    shows it at the end of its report.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file is None:
+        _say(line)
+        return 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others as soon as one has failed
+    path = Path(error_file)
+    try:
+        path.write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+        (path.parents[1] / hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()).touch(exist_ok=False)
+    except FileExistsError:
+        return 1
+    except OSError:
+        pass  # twice is better than never
+    _say(line)
+    return 1

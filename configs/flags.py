@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.cli import Parser, add_switch
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, TOKENIZER_DIR
+from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, TOKENIZER_DIR, display, trainer_command
 from configs.schema import (
     DEVICES,
     DTYPES,
@@ -26,6 +26,7 @@ from configs.schema import (
 
 WEIGHT_NAMES = {"pretrain": "pretrain", "sft": "full_sft", "dpo": "rlhf"}
 """Stage -> file stem of its weights: `out/full_sft_512.pth`."""
+NO_TRAINER = "This version has no program that trains {stem} weights; put some there, or give a path."
 STAGE_BEFORE = {"pretrain": None, "sft": "pretrain", "dpo": "sft"}
 
 
@@ -225,8 +226,14 @@ def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, 
         and (use_moe is None or path.stem.endswith("_moe") == use_moe)
     ]
     if not matches:
-        size = hidden_size or "*"
-        raise UserError(f"{out_dir / f'{stem}_{size}.pth'}: no such weights. Train that stage first, or give a path.")
+        missing = display(out_dir / f"{stem}_{hidden_size or '*'}.pth")
+        elsewhere = sorted(out_dir.glob(f"smoke/{stem}_*.pth"))
+        command = trainer_command(stem)
+        raise UserError(
+            f"{missing}: no such weights. "
+            + (f"Train them: {command}; or give a path." if command else NO_TRAINER.format(stem=stem))
+            + (f" Those of a smoke test are in {display(elsewhere[0].parent)} (--out_dir)." if elsewhere else "")
+        )
     return max(matches, key=lambda path: path.stat().st_mtime_ns)
 
 

@@ -1,5 +1,6 @@
 """Where things are: the repository root, the default folders, and how a user's path is found."""
 
+import re
 from pathlib import Path
 
 from configs.schema import UserError
@@ -33,7 +34,31 @@ def find_dataset(path: Path) -> Path:
         if candidate.exists():
             return candidate
     places = ", ".join(str(candidate) for candidate in candidates)
-    raise UserError(f"{path}: no such file or folder (looked for {places}). Check the path, or run the stage before.")
+    maker = _maker(path)
+    remedy = f"Check the path, or make it: {maker}" if maker else "Check the path."
+    raise UserError(f"{path}: no such file or folder (looked for {places}). {remedy}")
+
+
+def _maker(path: Path) -> str:
+    """The command that makes a file or folder of this name; empty where none of ours does."""
+    name = path.name
+    if match := re.fullmatch(r"(pretrain|sft|dpo)_tokens", name):
+        return f"python scripts/export_embeddings.py {match[1]} (bash scripts/run.sh does all in order)"
+    if re.fullmatch(r"(pretrain|sft|dpo)_chinese(_heldout)?\.jsonl", name):
+        return "python scripts/build_chinese_mix.py (bash scripts/run.sh does all in order)"
+    stem = re.sub(r"_\d+(_moe)?\.pth$", "", name)
+    return trainer_command(stem)
+
+
+TRAINER_OF_WEIGHTS = {"pretrain": "train_pretrain.py", "full_sft": "train_full_sft.py", "rlhf": "train_dpo.py"}
+"""Stem of a weight file -> the program that writes it."""
+
+
+def trainer_command(stem: str) -> str:
+    """The command that trains weights of this stem; empty where this version has none."""
+    if stem not in TRAINER_OF_WEIGHTS:
+        return ""
+    return f"python trainer/{TRAINER_OF_WEIGHTS[stem]} (bash scripts/run.sh does all in order)"
 
 
 def display(path: Path) -> str:

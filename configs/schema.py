@@ -3,6 +3,7 @@
 A default lives here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
 """
 
+import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -14,6 +15,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("trapezoid", "cosine", "constant")
+LARGEST_SEED = 2**62
+"""Processes add their rank to it, and torch takes 64 bits."""
 
 
 class UserError(Exception):
@@ -22,8 +25,15 @@ class UserError(Exception):
 
 def _at_least(config: Any, bound: float, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < bound:
-            raise UserError(f"{name} = {getattr(config, name)}: must be {bound} or more.")
+        value = getattr(config, name)
+        if not bound <= value < math.inf:  # false for nan too
+            raise UserError(f"{name} = {value}: must be {bound} or more{'' if value < bound else ', and a number'}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raises: UserError where torch's generators can't take it."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.")
 
 
 def _one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -211,13 +221,14 @@ class TrainConfig:
         _at_least(self, 2, "max_seq_len")
         _at_least(
             self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
-            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight", "seed",
+            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.")
-        if self.beta <= 0:
-            raise UserError(f"beta = {self.beta}: must be above 0.")
+        check_seed(self.seed)
+        if not 0 < self.beta < math.inf:
+            raise UserError(f"beta = {self.beta}: must be above 0, and a number.")
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "schedule", SCHEDULES)
         _one_of(self, "dtype", DTYPES)
@@ -258,6 +269,7 @@ class MixConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, *CATEGORIES, "heldout_min", "heldout_max")
         _at_least(self, 1, "max_rounds")
+        check_seed(self.seed)
         if not 0.0 <= self.heldout_share < 1.0:
             raise UserError(f"heldout_share = {self.heldout_share}: must be in [0, 1).")
         if not self.name.strip() or not self.author.strip():
@@ -278,6 +290,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "max_samples")
         _at_least(self, 1, "batch_size", "max_new_tokens")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -497,7 +497,7 @@ def export_command(pipeline: Pipeline, stage: str) -> list[str]:
 def train_command(pipeline: Pipeline, stage: str) -> list[str]:
     """Tensors and starting weights -> weights; the user's flags come later, so that they win."""
     start, processes = pipeline.start(stage), pipeline.processes(stage)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [str(ROOT / "trainer" / "torchrun.py"), "--standalone", "--nproc_per_node", str(processes)]
     return [
         *(launcher if processes > 1 else []),
         str(ROOT / "trainer" / TRAINERS[stage]),

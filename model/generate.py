@@ -3,6 +3,7 @@
 Shapes: B prompts, T tokens, S tokens attended to, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import UserError
+from configs.schema import UserError, check_seed
 from model.model_minillm import KeyValueCache, MiniLLM
+
+LOWEST_TEMPERATURE = 1e-4
+"""Below it logits divided by it overflow, and all it would give is the likeliest token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +35,15 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens = {self.max_new_tokens}: must be 1 or more.")
-        if self.temperature < 0:
-            raise UserError(f"temperature = {self.temperature}: must be 0 (greedy) or more.")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature = {self.temperature}: must be 0 (greedy), or a number of {LOWEST_TEMPERATURE} or more."
+            )
         if self.top_k < 0:
             raise UserError(f"top_k = {self.top_k}: must be 0 (all) or more.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1.")
+        check_seed(self.seed)
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -3,9 +3,17 @@
 #
 #     bash scripts/run.sh              # stop it when you like: the same command goes on where it was
 #     bash scripts/run.sh --help
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh, which knows neither arrays nor pipefail
+set +o posix                                       # sh may be bash under another name
 set -euo pipefail
 
-ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+self=${BASH_SOURCE[0]}
+while [[ -L $self ]]; do # started through a symbolic link: what belongs to this script lies beside the file itself
+  link=$(readlink "$self")
+  case $link in /*) self=$link ;; *) self=$(dirname -- "$self")/$link ;; esac
+done
+ROOT=$(CDPATH='' cd -- "$(dirname -- "$self")/.." && pwd)
+FLAGS=(--smoke-test --profile --from-stage --until-stage --fresh --help)
 STAGES=(env mix tokenizer export pretrain sft dpo)
 MIN_PYTHON_MINOR=10 # of Python 3
 CPU_INDEX=https://download.pytorch.org/whl/cpu
@@ -240,7 +248,7 @@ install() { # install ARGUMENTS...: with the tool that made the environment
 # --- settings --------------------------------------------------------------------------------------------------------
 
 read_flags() {
-  profile='' from_stage='' until_stage='' smoke=0
+  profile='' from_stage='' until_stage=''
   while (($#)); do
     case ${1//_/-} in
       -h | --help) usage && exit 0 ;;
@@ -254,7 +262,7 @@ read_flags() {
       --profile=*) profile=${1#*=} ;;
       --from-stage=*) from_stage=$(stage_named "$1") || exit $? ;;
       --until-stage=*) until_stage=$(stage_named "$1") || exit $? ;;
-      *) usage_error "unknown flag $1" ;;
+      *) usage_error "unknown flag $1$(similar_flag "$1")" ;;
     esac
     shift
   done
@@ -263,6 +271,18 @@ read_flags() {
     [[ -z $from_stage ]] || usage_error "--smoke-test starts afresh each time: leave out --from-stage and --fresh"
     profile=smoke from_stage=mix
   fi
+}
+
+similar_flag() { # similar_flag FLAG: one that begins like it, as a question
+  local flag given=${1%%=*} squeezed
+  given=${given//[_-]/}
+  for flag in "${FLAGS[@]}"; do
+    squeezed=${flag//-/}
+    if [[ -n $given && ($squeezed == "$given"* || $given == "$squeezed"*) ]]; then
+      printf ': did you mean %s?' "$flag"
+      return
+    fi
+  done
 }
 
 stage_named() { # stage_named --FLAG=NAME
@@ -339,7 +359,7 @@ usage_error() {
   exit 2
 }
 
-child='' stop_code=0 stage_name=''
+child='' smoke=0 from_stage='' stop_code=0 stop_signal='' stage_name=''
 trap 'stop INT 130' INT
 trap 'stop TERM 143' TERM
 trap 'stop HUP 129' HUP
@@ -347,10 +367,21 @@ trap 'stop HUP 129' HUP
 stop() { # stop SIGNAL CODE: the first asks the running command to save and end, the second ends it at once
   local signal=TERM
   ((stop_code == 0)) || signal=KILL
-  stop_code=$2
-  [[ -n $child ]] || exit "$stop_code"
+  stop_code=$2 stop_signal=SIG$1
+  [[ -n $child ]] || leave # between two programs
   log "stopping on SIG$1: waiting for the running command to save and end (again: at once)"
   kill -s "$signal" "$child" 2>/dev/null || true
+}
+
+leave() { # end after a signal, and say how to resume
+  if ((smoke)); then
+    log "stopped ($stop_signal); --smoke-test starts afresh each time"
+  elif [[ -n $from_stage ]]; then
+    log "stopped ($stop_signal); the same command without --fresh and --from-stage resumes from here"
+  else
+    log "stopped ($stop_signal); the same command resumes from here"
+  fi
+  exit "$stop_code"
 }
 
 attempt() { # attempt COMMAND...: run it so that a signal reaches this script at once; gives its exit code
@@ -359,11 +390,11 @@ attempt() { # attempt COMMAND...: run it so that a signal reaches this script at
   child=$!
   while :; do
     code=0
-    wait "$child" || code=$?
+    wait "$child" 2>/dev/null || code=$? # bash would tell of a killed child in words of its own
     kill -0 "$child" 2>/dev/null || break # a signal interrupts `wait`, though the command still runs
   done
   child=''
-  ((stop_code == 0)) || exit "$stop_code"
+  ((stop_code == 0)) || leave
   return "$code"
 }
 
@@ -374,8 +405,9 @@ run() { # run COMMAND...: or end here
 fail() { # fail STAGE CODE: say how to go on; the command itself has said what was wrong, unless it was killed
   local name=${1:+stage $1: }
   case $2 in
+    130) stop_signal=SIGINT stop_code=130 && leave ;; # the command caught it first
+    143) stop_signal=SIGTERM stop_code=143 && leave ;;
     1 | 2) log "${name}failed (exit $2). Mend the cause above, then rerun the same command to go on from here." >&2 ;;
-    130 | 143) ;;
     137) die "${name}killed (exit 137), often for lack of memory. Free some, then rerun the same command to go on from here." ;;
     *) die "${name}failed (exit $2). Look at the messages above, then rerun the same command to go on from here." ;;
   esac

@@ -2,6 +2,7 @@
 # Every check in one command, on a fresh machine too: format, lint, types, shell, requirements, Rust, tests.
 #
 #     bash scripts/test.sh                       # extra words go to pytest: bash scripts/test.sh -k run_sh
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 
 ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)

@@ -104,6 +104,17 @@ def killed_in_step(number: int) -> Iterator[None]:
     raise AssertionError(f"the run ended before step {number}")
 
 
+@contextmanager
+def kept_signal_handlers() -> Iterator[None]:
+    """Entry points set handlers, which must not outlive a test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class TinyRun:
     """Trainers called in this process, on the records of one folder, writing to another."""
 
@@ -119,12 +130,8 @@ class TinyRun:
 
     def train(self, stage: str, *words: str) -> int:
         """Run a trainer; its signal handlers do not outlive it."""
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with kept_signal_handlers():
             return TRAINERS[stage](self.flags(stage, *words))
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def path(self, stage: str) -> Path:
         """A stage's weight file."""

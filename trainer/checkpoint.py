@@ -1,6 +1,7 @@
 """Weights and resume state on disk: written atomically, loaded strictly, resumed exactly."""
 
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.artifacts import atomic_write, sha256_file
 from configs.load import from_mapping
-from configs.paths import display
+from configs.paths import display, trainer_command
 from configs.schema import ModelConfig, UserError, as_dict
 from model.model_minillm import MiniLLM
 
@@ -23,6 +24,20 @@ def save_weights(path: Path, model: MiniLLM, manifest: dict[str, Any]) -> None:
     """Write `{"model", "config", "manifest"}` in full precision, atomically."""
     state = {name: tensor.detach().to("cpu").clone() for name, tensor in model.state_dict().items()}
     _save(path, {"model": state, "config": as_dict(model.config), "manifest": manifest})
+
+
+def require_finite(model: nn.Module, path: Path, when: str) -> None:
+    """Refuse to write weights of NaN or infinity, with which nothing can be done; what was there before stays.
+
+    Raises: UserError naming the file, the moment and the first such tensor.
+    """
+    state = model.state_dict()
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{display(path)}: not written, since {len(broken)} of {len(state)} tensors hold NaN or infinity {when} (the first "
+            f"is {broken[0]}); what was there before is kept. Lower --learning_rate or --grad_clip."
+        )
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -146,5 +161,7 @@ class ResumeState:
 def weights_fingerprint(path: Path) -> str:
     """SHA-256 of a weight file. Raises: UserError when it is missing."""
     if not path.is_file():
-        raise UserError(f"{display(path)}: no such weights. Train that stage first, or give another --from_weight.")
+        command = trainer_command(re.sub(r"_\d+(_moe)?\.pth$", "", path.name))
+        remedy = f"Train them: {command}; or give another --from_weight." if command else "Give another --from_weight."
+        raise UserError(f"{display(path)}: no such weights. {remedy}")
     return sha256_file(path)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from configs.progress import is_wide
 from configs.schema import TrainConfig
 from dataset.lm_dataset import rows_of_step
-from trainer.checkpoint import ResumeState
+from trainer.checkpoint import ResumeState, require_finite
 from trainer.choices import CHOSEN
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
 from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
-"""Steps in a row without a finite loss or gradient after which a run gives up."""
+"""Steps in a row without a finite loss or gradient after which a run gives up; one as short as this, after all but one."""
 MAX_OVERFLOWS = 21
 """The same for steps whose loss is finite and whose gradients are too large for float16. Each halves the loss scale, and
 some of them at the start are no fault: this many lead from 65,536, where it begins, to 1/32, where it can't be the cause."""
@@ -214,6 +214,7 @@ class Run:
         self.parent = ParentWatch()
         self.unread: list[Outcome] = []
         self.skipped = self.overflows = 0
+        self.skips_allowed = max(1, min(MAX_SKIPPED_STEPS, num_steps - 1))
         self.tokens = self.targets = 0.0
         self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
@@ -310,13 +311,15 @@ class Run:
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
     def tell_of_skipped(self, step: int, loss: float, grad_norm: float, stream: BatchStream) -> None:
-        """Name the rows of a step that was not taken. Raises: TrainingDiverged after five such steps in a row."""
+        """Name the rows of a step that was not taken. Raises: TrainingDiverged after five such steps in a row, or
+        in a shorter run where at most one step was taken."""
         self.skipped += 1
         rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
         self.say(f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: step skipped. Its rows: {rows}")
-        if self.skipped >= MAX_SKIPPED_STEPS:
+        if self.skipped >= self.skips_allowed:
+            count = "1 step" if self.skipped == 1 else f"{self.skipped} steps in a row"
             raise TrainingDiverged(
-                f"{self.skipped} steps in a row without a finite loss (last rows: {rows}). "
+                f"{count} of {self.num_steps} without a finite loss (last rows: {rows}). "
                 "Lower --learning_rate, or look at the rows with export_embeddings.py --inspect."
             )
 
@@ -344,7 +347,8 @@ class Run:
         self.clock += time.perf_counter() - started
 
     def save(self, step: int, model: nn.Module, optimizer: MuonAdamW) -> None:
-        """Write the resume state."""
+        """Write the resume state. Raises: UserError where the weights are no numbers any more."""
+        require_finite(model, self.state.path, f"after step {step}")
         rng = rng_states(self.runtime)  # asks all processes, so it stands before the main one's part
         if self.runtime.is_main:
             self.state.save(

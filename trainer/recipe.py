@@ -29,6 +29,7 @@ from trainer.checkpoint import (
     load_model,
     load_strict,
     read_weights,
+    require_finite,
     save_weights,
     weights_fingerprint,
 )
@@ -274,6 +275,7 @@ class Stage:
         started = time.perf_counter()
         try:
             train(self.config, model, stream, objective, run)
+            require_finite(model, self.weights_path, f"after step {num_steps} of stage {self.run.stage}")
             if self.runtime.is_main:  # before a tracker's last upload, which may take long
                 save_weights(self.weights_path, model, self.manifest())
                 self.state.clear()

@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,25 @@ def test_a_fingerprint_looks_at_values_not_at_their_order() -> None:
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_file(tmp_path / "x").startswith("ba7816bf8f01cfea")
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, events = tmp_path / "weights", []
+    sync, replace = os.fsync, Path.replace
+
+    def noted_sync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        events.append(("folder synced", 0) if stat.S_ISDIR(status.st_mode) else ("file synced", status.st_size))
+        sync(descriptor)
+
+    def noted_replace(temporary: Path, target: Path) -> Path:
+        events.append(("renamed", temporary.stat().st_size))
+        return replace(temporary, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    with atomic_write(path, "wb") as file:
+        file.write(b"12345")
+    assert events == [("file synced", 5), ("renamed", 5), ("folder synced", 0)]

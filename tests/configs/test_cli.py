@@ -1,5 +1,7 @@
 """Entry points end with the exit codes that scripts around them rely on."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +9,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from configs.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,3 +53,113 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_sigterm_is_told_from_a_kill() -> None:
     assert end_of("os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "gbk"])
+def test_what_a_terminal_can_not_show_is_a_question_mark(encoding: str) -> None:
+    program = "import sys\nfrom configs.cli import run\n"
+    program += "def main():\n    print('好😀\\ufffd')\n    print('好😀', file=sys.stderr)\n"
+    shown = subprocess.run(
+        [sys.executable, "-c", program + "    return 0\nrun(main)\n"], cwd=ROOT, capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    known = "好" if encoding == "gbk" else "?"
+    assert shown.returncode == 0
+    assert shown.stdout.decode(encoding) == f"{known}??\n"
+    assert shown.stderr.decode(encoding) == f"{known}?\n"
+
+
+def test_bytes_that_are_no_text_are_read_as_replacement_characters() -> None:
+    program = "from configs.cli import run\ndef main():\n    print(ascii(input()))\n    return 0\nrun(main)\n"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, input=b"a\xff\n", check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, b"'a\\ufffd'\n", b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty(closed: str) -> None:
+    program = (
+        "import sys; from configs.cli import run; run(lambda: print(sys.stdin.read(), file=sys.stderr) or print() or 0)"
+    )
+    shown = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program],
+        cwd=ROOT, capture_output=True, text=True, input="", check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert shown.stderr.strip() == ""
+
+
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    program = "from configs.cli import run\ndef main():\n    print('x' * 10)\n    return 0\nrun(main)\n"
+    with Path("/dev/full").open("w") as full:
+        shown = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: input or output: No space left")
+    assert shown.stderr.count("\n") == 1
+
+
+def parser() -> Parser:
+    """A text, a number, and a switch."""
+    made = Parser()
+    made.add_argument("--prompt")
+    made.add_argument("--max_new_tokens", type=int)
+    return made
+
+
+def test_a_text_may_begin_with_a_hyphen() -> None:
+    for words in (["--prompt", "-5+3等于多少？"], ["--prompt=-5+3等于多少？"]):
+        assert parser().parse_args(words).prompt == "-5+3等于多少？"
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--prompt", "--max-new-tokens", "3"])  # a flag is no text
+    assert parser().parse_args(["--max-new-tokens", "-3"]).max_new_tokens == -3
+
+
+def test_processes_that_fail_alike_say_it_once_and_torchrun_is_told(tmp_path: Path) -> None:
+    said = []
+    for rank, message in enumerate(["x: broken.", "x: broken.", "y: broken too."]):
+        folder = tmp_path / "attempt_0" / str(rank)
+        folder.mkdir(parents=True)
+        program = "from configs.cli import run\nfrom configs.schema import UserError\n"
+        program += f"def main():\n    raise UserError({message!r})\n"
+        shown = subprocess.run(
+            [sys.executable, "-c", program + "run(main)\n"], cwd=ROOT, capture_output=True, text=True, check=False,
+            env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json"), "RANK": str(rank)},
+        )  # fmt: skip
+        assert shown.returncode == 1
+        assert json.loads((folder / "error.json").read_text())["message"] == f"error: {message}"
+        said.append(shown.stderr)
+    assert said == ["error: x: broken.\n", "", "error: y: broken too.\n"]
+
+
+@pytest.mark.parametrize("package", ["torch", "yaml"])
+def test_a_python_without_our_packages_names_the_one_that_has_them(tmp_path: Path, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module', name={package!r})\n")
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+
+    def message() -> str:
+        shown = subprocess.run(
+            [sys.executable, "eval_model.py", "--prompt", "你好 吗"], cwd=ROOT, capture_output=True, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "VENV_DIR": str(tmp_path / "venv")},
+        )  # fmt: skip
+        assert shown.returncode == 1
+        return shown.stderr
+
+    made = f"bash {ROOT}/scripts/run.sh --until-stage env"
+    assert message() == f"error: {package}: not installed for {sys.executable}. Make the environment: {made}\n"
+    python = tmp_path / "venv" / "bin" / "python"
+    python.touch()
+    python.chmod(0o755)
+    assert message().endswith(f" Run it with the environment's Python: {python} eval_model.py --prompt '你好 吗'\n")
+
+
+def test_another_missing_module_keeps_its_traceback() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import configs, nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" in shown.stderr

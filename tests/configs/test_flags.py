@@ -98,6 +98,29 @@ def test_the_newest_weights_are_taken_unless_a_shape_is_given(tmp_path: Path) ->
         latest_weights("rlhf", tmp_path)
 
 
+def test_missing_weights_name_the_command_that_trains_them(tmp_path: Path) -> None:
+    (tmp_path / "smoke").mkdir()
+    for stem, command in (("pretrain", "train_pretrain"), ("full_sft", "train_full_sft"), ("rlhf", "train_dpo")):
+        with pytest.raises(UserError, match=rf"Train them: python trainer/{command}\.py .*run\.sh.*give a path\.$"):
+            latest_weights(stem, tmp_path)
+        (tmp_path / "smoke" / f"{stem}_64.pth").touch()
+        with pytest.raises(UserError, match=r"Those of a smoke test are in .*/smoke \(--out_dir\)\.$"):
+            latest_weights(stem, tmp_path)
+    with pytest.raises(UserError, match="This version has no program that trains reason weights"):
+        latest_weights("reason", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--learning_rate", "nan"], ["--learning_rate", "inf"], ["--grad_clip", "nan"], ["--weight_decay", "inf"],
+     ["--beta", "nan"], ["--beta", "inf"], ["--warmup_ratio", "nan"], ["--dropout", "nan"], ["--seed", "9" * 20],
+     ["--seed", "-1"], ["--embedding_lr_ratio", "nan"], ["--sft_loss_weight", "inf"]],
+)  # fmt: skip
+def test_what_is_no_number_or_out_of_range_is_refused_by_name(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0][2:]} = .*must be"):
+        parse_run("dpo", "", words)
+
+
 def test_what_is_only_printed_or_where_it_runs_is_no_part_of_the_result() -> None:
     plain = run_settings(parse_run("sft", "", []), RESULT_NEUTRAL)
     words = ["--log_interval", "3", "--num_workers", "2", "--device", "cpu", "--out_dir", "x", "--save_interval", "9"]

@@ -20,6 +20,20 @@ def test_a_missing_file_names_every_place_that_was_looked_at() -> None:
         find_dataset(Path("nothing.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("data/processed/sft_tokens", "make it: python scripts/export_embeddings.py sft "),
+        ("dpo_chinese_heldout.jsonl", "make it: python scripts/build_chinese_mix.py "),
+        ("out/full_sft_512_moe.pth", "make it: python trainer/train_full_sft.py "),
+        ("mine.jsonl", "Check the path.$"),
+    ],
+)
+def test_what_a_stage_makes_is_missed_with_the_command_that_makes_it(name: str, command: str) -> None:
+    with pytest.raises(UserError, match=command):
+        find_dataset(Path("nowhere") / name)
+
+
 def test_a_path_is_shown_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert display(tmp_path / "a" / "b") == "a/b"

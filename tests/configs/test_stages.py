@@ -238,7 +238,7 @@ def test_a_process_for_each_gpu_that_trains(
 ) -> None:
     pipeline = run_of("default", gpus_found, **variables)
     assert pipeline.processes("pretrain") == processes
-    assert ("torch.distributed.run" in train_command(pipeline, "pretrain")) == (processes > 1)
+    assert (train_command(pipeline, "pretrain")[0].endswith("trainer/torchrun.py")) == (processes > 1)
 
 
 def test_hashes_are_read_again_only_when_size_or_time_changed(tmp_path: Path) -> None:

@@ -61,7 +61,21 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
     assert seen(Sampling(temperature=1.0, top_p=0.01)) == {0}
 
 
-@pytest.mark.parametrize("values", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 1e-45},
+        {"seed": 10**20},
+        {"seed": -1},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"max_new_tokens": 0},
+    ],
+)
 def test_sampling_out_of_range_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         Sampling(**values)  # type: ignore[arg-type]

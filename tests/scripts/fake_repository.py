@@ -127,7 +127,7 @@ INTERPRETER = """#!/bin/sh
 # A Python of an environment: it notes what it is asked to install and installs nothing.
 case "$1 $2" in
   "-m pip") [ "$3" = --version ] || printf '%s\\n' "$*" >>"$FAKE_LOG.pip"; exit ${{FAKE_PIP_EXIT:-0}} ;;
-  "-m torch.distributed.run") shift 5; export FAKE_PROCESSES=1 ;;
+  *"/trainer/torchrun.py "*) shift 4; export FAKE_PROCESSES=1 ;;
 esac
 exec {python} "$@"
 """

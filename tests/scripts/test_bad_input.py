@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from scripts import build_chinese_mix, evaluate_stage, export_embeddings
 from tests.scripts.fake_repository import FakeRepository
+from tests.tiny_run import kept_signal_handlers
 from trainer import train_full_sft, train_pretrain
 from trainer.checkpoint import ResumeState
 
@@ -31,15 +31,6 @@ SHAPE = ("--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_hea
 LENGTH = ("--max_seq_len", "16", "--batch_size", "2", "--accumulation_steps", "1", "--max_steps", "6")
 TARGETS = ("--general", "9", "--knowledge", "0", "--math", "0", "--identity", "0", "--preference", "0")
 NOBODY = 65534
-
-
-@contextmanager
-def kept_signal_handlers() -> Iterator[None]:
-    """Entry points set handlers, which must not outlive a test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

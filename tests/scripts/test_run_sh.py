@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.fake_repository import FakeRepository
+from tests.scripts.fake_repository import DOCTOR, ROOT, TRAINER, FakeRepository
 
 ALL = ["mix", "tokenizer", "export", "pretrain", "sft", "dpo"]
 UP_TO_DATE = [f"{stage}: up to date" for stage in ["env", *ALL]]
@@ -117,10 +118,10 @@ def test_a_gpu_makes_it_the_default_profile_and_more_than_one_starts_torchrun(fr
     result = fresh.run(FAKE_HARDWARE=gpus, FAKE_HIDDEN="512")
     assert result.code == 0, result.errors
     assert "profile: default (hardware: 2 x NVIDIA Something)" in result.output
-    assert "python -m torch.distributed.run --standalone --nproc_per_node 2 trainer/train_pretrain.py" in result.output
+    assert "python trainer/torchrun.py --standalone --nproc_per_node 2 trainer/train_pretrain.py" in result.output
     one = fresh.run("--from-stage", "dpo", FAKE_HARDWARE=gpus, FAKE_HIDDEN="512", NUM_GPUS="1")
     assert one.code == 0, one.errors
-    assert "torch.distributed.run" not in one.output
+    assert "torchrun" not in one.output
 
 
 # --- what redoes what ----------------------------------------------------------------------------------------------
@@ -327,6 +328,132 @@ def test_a_signal_ends_the_running_command_and_gives_its_exit_code(
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert done.run().started() == ["dpo"]
+
+
+def test_a_signal_between_two_programs_says_how_to_resume(done: FakeRepository) -> None:
+    stage = done.root / "scripts" / "stage.py"
+    real = stage.read_text()
+    stage.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\n" + real)
+    for flags, words in (
+        ([], "stopped (SIGINT); the same command resumes from here"),
+        (
+            ["--from-stage", "dpo"],
+            "stopped (SIGINT); the same command without --fresh and --from-stage resumes from here",
+        ),
+        (["--smoke-test"], "stopped (SIGINT); --smoke-test starts afresh each time"),
+    ):
+        result = done.run(*flags)
+        assert result.code == 130
+        assert result.output.splitlines()[-1] == words
+        assert result.errors == ""
+
+
+@pytest.mark.parametrize("flags", [[], ["--smoke-test"]])
+def test_a_command_that_was_stopped_itself_says_how_to_resume(done: FakeRepository, flags: list[str]) -> None:
+    done.write("scripts/doctor.py", DOCTOR + "if '--hardware' not in sys.argv: sys.exit(143)\n")
+    result = done.run("--from-stage", "dpo") if not flags else done.run(*flags)
+    assert result.code == 143
+    assert result.output.splitlines()[-1].startswith("stopped (SIGTERM); ")
+
+
+def test_a_killed_command_is_told_of_in_one_line(done: FakeRepository) -> None:
+    done.gate.touch()
+    process = done.start("--from-stage", "dpo", FAKE_WAIT="train_dpo")
+    os.kill(waiting_pid(done, process), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines() == [
+        "error: stage dpo: killed (exit 137), often for lack of memory. Free some, then rerun the same command to go on from "
+        "here."
+    ]
+
+
+def test_a_second_signal_ends_the_command_at_once_without_words_of_bash(done: FakeRepository) -> None:
+    done.write("trainer/train_dpo.py", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + TRAINER)
+    done.gate.touch()
+    process = done.start("--from-stage", "dpo", FAKE_WAIT="train_dpo")
+    child = waiting_pid(done, process)
+    process.send_signal(signal.SIGINT)
+    wait_for_line(process, "stopping on SIGINT")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert output.splitlines()[-1].startswith("stopped (SIGINT); ")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+# --- how it is started -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["run.sh", "run_cn_pipeline.sh"])
+def test_sh_starts_it_too(fresh: FakeRepository, script: str) -> None:
+    shown = subprocess.run(
+        ["sh", f"scripts/{script}", "--help"], cwd=fresh.root, env=fresh.environment, capture_output=True, text=True
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--smoke-test" in shown.stdout
+
+
+def test_a_bash_that_is_called_sh_starts_it_too(fresh: FakeRepository) -> None:
+    sh = fresh.folder / "bin" / "sh"
+    sh.symlink_to(shutil.which("bash") or "/bin/bash")
+    shown = subprocess.run(
+        [sh, "scripts/run.sh", "--until-stage", "env"],
+        cwd=fresh.root,
+        env=fresh.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", ["run.sh", "run_cn_pipeline.sh"])
+def test_a_symbolic_link_is_followed_to_the_repository(fresh: FakeRepository, script: str) -> None:
+    (fresh.folder / "links").mkdir()
+    (fresh.folder / "first").symlink_to(fresh.root / "scripts" / script)
+    (fresh.folder / "links" / "second").symlink_to("../first")
+    shown = subprocess.run(
+        ["bash", "second", "--until-stage", "env"], cwd=fresh.folder / "links", env=fresh.environment | {"ENV_TOOL": "pip"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if script == "run.sh":
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "stage env: up to date" in shown.stdout
+    else:  # this one wants uv, which may not be here; in both cases it was run.sh that spoke
+        assert shown.returncode == 0 or shown.stderr.startswith("error: uv: not found")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--smoke", "--smoke-test"), ("--smoke_tests", "--smoke-test"), ("--prof=cpu", "--profile"), ("--until", "--until-stage"),
+     ("-h2", ""), ("--", ""), ("smoke-test", "--smoke-test")],
+)  # fmt: skip
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(fresh: FakeRepository, typed: str, meant: str) -> None:
+    result = fresh.run(typed)
+    assert result.code == 2
+    question = f": did you mean {meant}?" if meant else ""
+    assert result.errors == f"error: unknown flag {typed}{question} (see --help)\n"
+
+
+def test_a_checkout_with_windows_line_ends_keeps_those_that_a_shell_reads(tmp_path: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
+    names = ["scripts/run.sh", "configs/cpu.yaml", "eval_model.py", ".ci/run", "requirements.txt", ".gitattributes"]
+    source = tmp_path / "source"
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "core.autocrlf=true"]
+        subprocess.run(["git", *who, *words], cwd=source, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    git("clone", ".", "../crlf")
+    assert [name for name in names if b"\r\n" in (tmp_path / "crlf" / name).read_bytes()] == []
 
 
 def test_two_runs_in_one_folder_take_turns(done: FakeRepository) -> None:

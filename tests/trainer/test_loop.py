@@ -14,7 +14,7 @@ from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
 from trainer.checkpoint import read_weights
-from trainer.loop import Batch, BatchStream, Outcome, Run, eval_steps
+from trainer.loop import Batch, BatchStream, Outcome, Run, clip_gradients, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
@@ -117,7 +117,8 @@ def test_all_rows_of_a_skipped_step_are_printed(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_rows({0}, monkeypatch)
-    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "1", "--batch_size", "30") == 0
+    with pytest.raises(UserError, match="1 step of 1 without a finite loss"):
+        tiny.train("pretrain", "--seed", "3", "--max_steps", "1", "--batch_size", "30")
     said = next(line for line in capsys.readouterr().err.splitlines() if "step skipped" in line)
     assert len(said.split("Its rows: ")[1].split(", ")) == 60
 
@@ -125,9 +126,44 @@ def test_all_rows_of_a_skipped_step_are_printed(
 def test_five_such_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     break_rows(set(range(1000)), monkeypatch)
     before = tiny.weights("pretrain")
-    with pytest.raises(UserError, match=r"5 steps in a row without a finite loss .* Lower --learning_rate"):
+    with pytest.raises(UserError, match=r"5 steps in a row of 6 without a finite loss .* Lower --learning_rate"):
         tiny.train("pretrain", "--seed", "3")
     assert same(tiny.weights("pretrain"), before)
+
+
+@pytest.mark.parametrize("steps", ["2", "3", "4"])
+def test_a_short_run_that_diverges_writes_no_weights_either(tiny: TinyRun, steps: str) -> None:
+    before = tiny.path("sft").read_bytes()
+    with pytest.raises(UserError, match=r"without a finite loss|hold NaN or infinity"):
+        tiny.train("sft", "--learning_rate", "1e38", "--optimizer", "adamw", "--max_steps", steps)
+    assert tiny.path("sft").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "words"),
+    [
+        (6, float("nan"), r"pretrain_16\.pth: not written.* after step 6 of stage pretrain"),
+        (2, float("inf"), r"state\.pt: not written.* after step 2 "),
+    ],
+)
+def test_weights_that_are_no_numbers_replace_nothing(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, step: int, value: float, words: str
+) -> None:
+    before = tiny.path("pretrain").read_bytes()
+    update, taken = optim.MuonAdamW.step, []
+
+    def breaking(self: optim.MuonAdamW, *arguments: Any, **named: Any) -> None:
+        update(self, *arguments, **named)
+        taken.append(1)
+        if len(taken) == step:
+            with torch.no_grad():
+                self.param_groups[-1]["params"][0].view(-1)[0] = value
+
+    monkeypatch.setattr(optim.MuonAdamW, "step", breaking)
+    with pytest.raises(UserError, match=words):
+        tiny.train("pretrain", "--seed", "3")
+    assert tiny.path("pretrain").read_bytes() == before
+    assert (tiny.out / "checkpoints" / "pretrain" / "state.pt").exists() == (step == 6)  # that of step 4
 
 
 def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
@@ -329,3 +365,33 @@ def test_whole_steps_wait_for_nothing_on_cuda(tiny: TinyRun, monkeypatch: pytest
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert read.count(True) == 5
+
+
+@pytest.mark.parametrize(("largest", "after"), [(1.0, 1.0), (5.0, 5.0), (20.0, 13.0), (0.0, 13.0)])
+def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(largest: float, after: float) -> None:
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))])
+    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third takes no part
+    assert_close(clip_gradients(model, largest), torch.tensor(13.0))
+    parts = torch.cat([model[0].grad, model[1].grad])
+    assert_close(parts, torch.tensor([3.0, 4.0, 12.0]) * after / 13, rtol=1e-5, atol=1e-5)
+
+
+def test_an_update_sees_gradients_of_the_norm_that_the_flag_allows(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    step = optim.MuonAdamW.step
+
+    def noted(self: optim.MuonAdamW, *arguments: Any, **named: Any) -> Any:
+        parts = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.cat(parts).norm().item())
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(optim.MuonAdamW, "step", noted)
+    assert tiny.train("pretrain", "--grad_clip", "0.01") == 0
+    clipped, before = norms[:], tiny.metric("pretrain", "grad_norm")
+    assert_close(clipped, [0.01] * 6, rtol=1e-3, atol=0)
+    assert min(before.values()) > 0.02  # what is logged is the norm before
+    norms.clear()
+    assert tiny.train("pretrain", "--grad_clip", "0") == 0
+    assert_close(norms, list(tiny.metric("pretrain", "grad_norm").values()), rtol=1e-3, atol=1e-6)

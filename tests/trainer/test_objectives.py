@@ -157,3 +157,10 @@ def test_without_validation_tensors_there_are_no_validation_rows(tiny: TinyRun) 
         raise AssertionError(path)
 
     assert validation_rows(never, tiny.data) is None  # type: ignore[type-var]
+
+
+def test_validation_pairs_are_measured_against_their_own_reference(tiny: TinyRun) -> None:
+    still = ["--learning_rate", "1e-30", "--weight_decay", "0", "--max_steps", "1", "--eval_interval", "1"]
+    assert tiny.train("dpo", *still) == 0
+    found = tiny.metric("dpo", "validation_loss")
+    assert found == pytest.approx({1: math.log(2)}, abs=1e-5)  # a policy that is its reference prefers nothing

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from configs.flags import parse_run
 from configs.paths import ROOT
 from configs.schema import UserError
-from tests.tiny_run import SHAPE, TRAINERS, TinyRun, same, sum_record, write_jsonl
+from dataset.lm_dataset import PretrainDataset
+from tests.tiny_run import SHAPE, TRAINERS, TinyRun, kept_signal_handlers, same, sum_record, write_jsonl
+from trainer import recipe
 from trainer.checkpoint import read_weights
 from trainer.loop import Run
+from trainer.objectives import NextToken
 from trainer.recipe import validation_batches
 from trainer.runtime import Runtime
 
@@ -319,3 +324,51 @@ def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: Tin
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr.count("resuming after step 2 of 6") == 1
     assert same(read_weights(tiny.out / "unbroken" / "rlhf_16.pth")[0], tiny.weights("dpo"))
+
+
+@pytest.mark.parametrize("launcher", [["-m", "torch.distributed.run"], ["trainer/torchrun.py"]])
+def test_a_users_mistake_in_two_processes_is_told_once_and_last(tiny: TinyRun, launcher: list[str]) -> None:
+    words = [*launcher, "--standalone", "--nproc_per_node", "2", "trainer/train_pretrain.py"]
+    shown = subprocess.run(
+        [sys.executable, *words, *tiny.flags("pretrain", "--dropout", "7")], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    line = "error: dropout = 7.0: must be in [0, 1)."
+    assert shown.returncode == 1
+    if launcher == ["trainer/torchrun.py"]:
+        assert shown.stderr == f"{line}\n"
+    else:  # torchrun's report, whose last lines are the reason
+        assert shown.stderr.splitlines().count(line) == 1
+        assert f"traceback : {line}" in shown.stderr.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("sys.exit(3 if rank == '1' else 0)", 3, ""),
+        ("os.kill(os.getpid(), 9) if rank == '1' else time.sleep(60)", 1, "signal 9"),
+    ],
+)
+def test_the_launcher_ends_as_the_process_that_failed(tmp_path: Path, end: str, code: int, words: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{end}\n")
+    shown = subprocess.run(
+        [sys.executable, "trainer/torchrun.py", "--standalone", "--nproc_per_node", "2", str(script)], cwd=ROOT,
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == code
+    assert words in shown.stderr
+    assert shown.stderr.count("\n") == bool(words)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_each_process_starts_its_dropout_from_a_seed_of_its_own(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    seeds = []
+    monkeypatch.setattr(recipe, "train", lambda *_: seeds.append(torch.initial_seed()))
+    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--seed", "7", "--from_resume", "0")))
+    stage.runtime = replace(stage.runtime, rank=rank)
+    with kept_signal_handlers():
+        stage.fit(stage.build_model(), PretrainDataset(stage.tensors_path), NextToken(), None)
+    assert seeds == [7 + rank]
