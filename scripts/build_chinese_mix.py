@@ -109,6 +109,8 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
     for source in manifest["sources"]:
         for reason, count in source["dropped"].items():
             print(f"  dropped 丢弃 {count:,} from {source['file']}: {reason}")
+    for note in manifest["notes"]:
+        print(f"  {note}")
     if any(
         set(source["dropped"]) - {"duplicate", "asks a held-out question", "not sampled"}
         for source in manifest["sources"]
