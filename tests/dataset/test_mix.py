@@ -702,7 +702,7 @@ def test_samples_alone_shrink_all_targets_by_one_factor_but_none_below_what_ther
     factor = 18 * 5 / 800  # 18 of the 20 general samples are trained on
     assert manifest["sample_factor"] == factor
     reached = {name: tally["reached"] for name, tally in manifest["categories"].items()}
-    assert reached == {"general": 40, "knowledge": 95, "math": 95, "identity": 300, "preference": 95, "corpus": 8}
+    assert reached == {"general": 90, "knowledge": 112, "math": 95, "identity": 300, "preference": 95, "corpus": 9}
     config = replace(config, knowledge=4000, identity=100)
     tallies = build_mix(sources, config, tmp_path / "out")["categories"]
     assert tallies["knowledge"]["reached"] == 4000 * factor  # more than there is: rounds
