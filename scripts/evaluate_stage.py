@@ -57,7 +57,7 @@ class Heldout:
     notes: list[str]
     """What was left out, and why."""
     counts: Counter[str]
-    """Records of each category before `max_samples` are chosen."""
+    """Held-out records of each category in the file, both halves."""
 
 
 def build_parser() -> Parser:
@@ -233,6 +233,9 @@ def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_sam
                 "Give a held-out file."
             )
     records = list(read_records(path))
+    counts = Counter(
+        "preference" if "chosen" in record else str(record.get("category", "general")) for record in records
+    )
     marked = {split_of(record) for record in records}
     split = next((name for name in HALVES if name in marked), "all")
     if split != "all":
@@ -252,9 +255,6 @@ def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_sam
             "means nothing. Give a held-out file."
         )
     records = unseen
-    counts = Counter(
-        "preference" if "chosen" in record else str(record.get("category", "general")) for record in records
-    )
     if max_samples:
         by_kind: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for record in records:

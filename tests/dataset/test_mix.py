@@ -447,7 +447,8 @@ def test_a_file_left_nearly_empty_is_an_error_that_says_what_to_do(tmp_path: Pat
     again = [talk(f"问题{n}是什么意思呢", f"又是第{n}个问题呀怎么办") for n in range(100)]
     others = [chat(f"又是第{n}个问题呀怎么办", split="test") for n in range(100)] + [chat(f"学{n}") for n in range(100)]
     with pytest.raises(UserError, match=r"a\.jsonl: 0 of 100 records are left .* 100 that ask a held-out question"):
-        mixed(tmp_path, {"a.jsonl": ("general", again), "b.jsonl": ("knowledge", others)})
+        files = {"a.jsonl": ("general", again), "b.jsonl": ("knowledge", others)}
+        mixed(tmp_path, files, replace(SMALL, heldout_share=0.0))
 
 
 @pytest.mark.parametrize("group", ["all", 3, ["a"], {"a": 1}, True])
@@ -477,7 +478,8 @@ def test_a_split_that_is_none_of_ours_decides_nothing_and_a_line_says_so(tmp_pat
 def test_bundled_samples_keep_their_groups_and_marks_however_large(tmp_path: Path) -> None:
     records = [chat(f"问{n}", group="g", split="test") for n in range(50)] + [chat(f"学{n}") for n in range(50)]
     path = write(tmp_path / "s.jsonl", records)
-    manifest = build_mix(Sources([Source(path, "general", is_sample=True)], {}), OWN, tmp_path / "out")
+    config = replace(OWN, heldout_share=0.0)
+    manifest = build_mix(Sources([Source(path, "general", is_sample=True)], {}), config, tmp_path / "out")
     assert (manifest["categories"]["general"]["heldout"], manifest["notes"]) == (50, [])
 
 
