@@ -29,6 +29,7 @@ from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_S
 from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
 from dataset.records import (
+    SPLITS,
     BadRecord,
     ChatRecord,
     Item,
@@ -37,13 +38,15 @@ from dataset.records import (
     Record,
     TextRecord,
     decode_item,
+    group_key,
     has_group,
-    heldout_key,
     is_source,
     normalised_question,
     parse_record,
+    question_key,
     read_items,
     shown_text,
+    split_of,
     text_hash,
 )
 from dataset.samples import SAMPLE_FILES, sample_names, write_samples
@@ -58,8 +61,18 @@ OUTPUTS = {
 """(stage, whether held out) -> file name."""
 BAD_LINES_ALLOWED = 3
 BAD_SHARE_ALLOWED = 0.05
-LARGEST_TINY_SHARE = 1 / 3
-"""No category gives more of its keys than this to the held-out side, however few it has."""
+LARGEST_SHARE = 0.1
+"""No category gives more of its records than this to the held-out side, however few it has."""
+LARGEST_KEY = 0.02
+"""No key takes more of a category's records than this to the held-out side, but one it may always take."""
+LEAST_LEFT = 0.1
+"""A file or category of which less than this share is left to train on is an error."""
+FEW_HELDOUT = 10
+"""Below so many held-out records `evaluate_stage.py` prints no accuracy."""
+SHORT_TURN = 8
+"""Letters and digits; 继续, 好的 and 谢谢 are short turns."""
+SHARED_TURN = {True: 3, False: 20}
+"""Whether a turn is short -> conversations that may say it before it can count as a common one."""
 LONGEST_QUESTION = 200
 """Characters; a longer raw text is not taken for a question."""
 BUCKET_BYTES = 64 << 20
@@ -68,7 +81,7 @@ MAX_BUCKETS = 64
 
 _NO_PAIR, _A_PAIR, _RAW_TEXT = "not a preference pair", "a preference pair", "raw text in a chat category"
 _WRONG_CATEGORY = (_NO_PAIR, _A_PAIR, _RAW_TEXT)
-_SPLITS = {"train": 1, "heldout": 2, "validation": 3, "valid": 3, "val": 3, "dev": 3, "test": 4}
+_SPLITS = {None: 0, "train": 1, "heldout": 2, "validation": 3, "valid": 3, "val": 3, "dev": 3, "test": 4}
 _UNSPLIT, _TRAIN, _HELDOUT, _VALIDATION, _TEST, _REJECTED = 0, 1, 2, 3, 4, 5
 _STATE_DROPPED, _STATE_TRAIN, _STATE_VALIDATION, _STATE_TEST = 0, 1, 2, 3
 _SPLIT_NAMES = {_STATE_VALIDATION: "validation", _STATE_TEST: "test"}
@@ -190,13 +203,17 @@ class Scan:
     contents: bytearray = field(default_factory=bytearray)
     """8 bytes a record: hash of what is learnt from it."""
     keys: bytearray = field(default_factory=bytearray)
-    """8 bytes a record: hash of its held-out key."""
+    """8 bytes a record: hash of its first user turn or its text."""
     splits: bytearray = field(default_factory=bytearray)
     """1 byte a record: its own split, or that it was rejected."""
-    grouped: bytearray = field(default_factory=bytearray)
-    """1 byte a record: whether its own `group` decides its side."""
+    groups: bytearray = field(default_factory=bytearray)
+    """8 bytes a record with a `group`: hash of it."""
+    groupers: "array[int]" = field(default_factory=lambda: array("I"))
+    """The record of each group."""
     questions: bytearray = field(default_factory=bytearray)
     """8 bytes a user turn: hash of the question."""
+    short: bytearray = field(default_factory=bytearray)
+    """1 byte a user turn: whether it is a short one."""
     askers: "array[int]" = field(default_factory=lambda: array("I"))
     """The record of each user turn."""
     counts: list[int] = field(default_factory=list)
@@ -211,6 +228,10 @@ class Scan:
     """Reasons of each source's rejected records."""
     marked: list[Counter[str]] = field(default_factory=list)
     """Of each source: `records` with marks of other chat formats, and the `marks`."""
+    odd_groups: list[int] = field(default_factory=list)
+    """Records of each source whose `group` is no text."""
+    odd_splits: list[int] = field(default_factory=list)
+    """Records of each source whose `split` is none of ours."""
 
 
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
@@ -240,6 +261,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     left_out: Counter[str] = Counter()
     marked: Counter[str] = Counter()
     start, size, first_bad = len(scan.splits), 0, 0
+    odd_groups = odd_splits = 0
 
     def on_bytes(block: memoryview) -> None:
         digest.update(block)
@@ -248,7 +270,6 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     for number, item in read_items(source.path, on_bytes):
         try:
             record = _record_of(item, source, fill)
-            split = _split_of(record)
         except BadRecord as error:
             if isinstance(error, LeftOut):
                 left_out[str(error)] += 1
@@ -258,20 +279,25 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
             line = {"file": source.path.name, "line": number, "reason": str(error), "text": shown_text(item)}
             rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
             scan.splits.append(_REJECTED)
-            scan.grouped.append(False)
             scan.contents += bytes(8)
             scan.keys += bytes(8)
             continue
         if isinstance(record, TextRecord) and record.marks:
             marked.update(records=1, marks=record.marks)
-        asker = len(scan.splits)
-        for question in _questions_of(record):
-            scan.questions += text_hash(normalised_question(question))
-            scan.askers.append(asker)
-        scan.splits.append(split)
-        scan.grouped.append(has_group(record))
+        number_of_record = len(scan.splits)
+        for question in map(normalised_question, _questions_of(record)):
+            scan.questions += text_hash(question)
+            scan.short.append(len(question) <= SHORT_TURN)
+            scan.askers.append(number_of_record)
+        if has_group(record):
+            scan.groups += text_hash(group_key(record))
+            scan.groupers.append(number_of_record)
+        odd_groups += not has_group(record) and record.fields.get("group") not in (None, "")
+        split = split_of(record.fields)
+        odd_splits += split is None and record.fields.get("split") not in (None, "")
+        scan.splits.append(_SPLITS[split])
         scan.contents += text_hash(_content_of(record))
-        scan.keys += text_hash(heldout_key(record))
+        scan.keys += text_hash(question_key(record))
         size += len(item) if isinstance(item, bytes) else len(_line(record.fields))
     count = len(scan.splits) - start
     scan.counts.append(count)
@@ -279,6 +305,8 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     scan.digests.append(digest.hexdigest())
     scan.rejected.append(reasons + left_out)
     scan.marked.append(marked)
+    scan.odd_groups.append(odd_groups)
+    scan.odd_splits.append(odd_splits)
     return _problem_of(source, count, reasons, left_out, first_bad)
 
 
@@ -336,15 +364,6 @@ def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
     elif source.category != "corpus" and isinstance(record, TextRecord):
         raise BadRecord(_RAW_TEXT)
     return record
-
-
-def _split_of(record: Record) -> int:
-    split = record.fields.get("split")
-    if split is None or split == "":
-        return _UNSPLIT
-    if not isinstance(split, str) or split not in _SPLITS:
-        raise BadRecord("unknown split (train, heldout, validation or test)")
-    return _SPLITS[split]
 
 
 def _questions_of(record: Record) -> list[str]:
@@ -405,18 +424,27 @@ class Choice:
     """Training records in which the user asks a held-out question."""
     factor: float
     tallies: dict[str, Tally]
+    notes: list[str]
+    """What a user should know of the split, a line each."""
 
 
 def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
-    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the same choice."""
-    splits = np.frombuffer(scan.splits, dtype=np.uint8)
-    readable = splits != _REJECTED
-    category = np.repeat(np.array([CATEGORIES.index(s.category) for s in sources], dtype=np.uint8), scan.counts)
-    states = _held_out(np.frombuffer(scan.keys, dtype="<u8"), splits, category, config)
-    duplicates = _duplicates(np.frombuffer(scan.contents, dtype="<u8"), readable, states)
+    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the same choice.
+
+    Raises: UserError where a file or a category of the user's is left without records to train on.
+    """
+    notes = _odd_columns(scan, sources)
+    table = _table(scan, sources)
+    _use_groups(table, scan, sources, notes)
+    _rekey_shared_openings(table, scan, notes)
+    states = _held_out(table, scan, config, notes)
+    duplicates = _duplicates(table.contents, table.readable, states)
     states[duplicates] = _STATE_DROPPED
-    leaks = _leaks(scan, states)
+    leaks = _leaks(table, scan, states, notes)
     states[leaks] = _STATE_DROPPED
+    category = table.category
+    _check_what_is_left(table, scan, sources, states, leaks, notes)
+    _tell_heldout(table, sources, states, config, notes)
 
     training = states == _STATE_TRAIN
     heldout = states >= _STATE_VALIDATION
@@ -437,7 +465,7 @@ def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
             asked += target
         mine = category == CATEGORIES.index(name)
         tallies[name] = Tally(asked, int(copies[mine].sum()), distinct[name], int(np.count_nonzero(heldout[mine])))
-    return Choice(states, copies, duplicates, leaks, factor, tallies)
+    return Choice(states, copies, duplicates, leaks, factor, tallies, notes)
 
 
 def _pools(
@@ -464,6 +492,129 @@ def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generat
     return copies
 
 
+@dataclass(slots=True)
+class _Table:
+    """What the split needs of each record, rejected ones included."""
+
+    keys: Bits
+    """Records with one key are on one side."""
+    contents: Bits
+    splits: npt.NDArray[np.uint8]
+    category: npt.NDArray[np.uint8]
+    own: npt.NDArray[np.bool_]
+    """Whether it is the user's; the others are bundled samples."""
+    readable: npt.NDArray[np.bool_]
+    first: npt.NDArray[np.bool_]
+    """Of readable records with equal content the first: what counts as a record below."""
+    asks_last: npt.NDArray[np.bool_]
+    """Whether its last user turn is what it asks (a group, a shared opening), not its first."""
+    sizes: npt.NDArray[np.int64]
+    """Records of each category; where some are the user's, theirs alone."""
+
+    def largest(self, category: int) -> int:
+        """Records of a category that one key may take to the held-out side."""
+        return max(1, int(LARGEST_KEY * self.sizes[category]))
+
+    def used(self) -> list[int]:
+        """The categories that have records."""
+        return [index for index in range(len(CATEGORIES)) if self.sizes[index]]
+
+
+def _table(scan: Scan, sources: Sequence[Source]) -> _Table:
+    splits = np.frombuffer(scan.splits, dtype=np.uint8)
+    contents = np.frombuffer(scan.contents, dtype="<u8")
+    category = np.repeat(np.array([CATEGORIES.index(s.category) for s in sources], dtype=np.uint8), scan.counts)
+    own = np.repeat(np.array([not source.is_sample for source in sources], dtype=np.bool_), scan.counts)
+    readable = splits != _REJECTED
+    members = np.flatnonzero(readable)
+    first = np.zeros(len(splits), dtype=np.bool_)
+    first[members[np.unique(contents[members], return_index=True)[1]]] = True
+    sizes, own_sizes = (np.bincount(category[part], minlength=len(CATEGORIES)) for part in (first, first & own))
+    asks_last = np.zeros(len(splits), dtype=np.bool_)
+    keys = np.frombuffer(scan.keys, dtype="<u8").copy()
+    return _Table(
+        keys, contents, splits, category, own, readable, first, asks_last, np.where(own_sizes, own_sizes, sizes)
+    )
+
+
+def _odd_columns(scan: Scan, sources: Sequence[Source]) -> list[str]:
+    """A line for each column of the user's that bears a name of ours but not our values."""
+    notes = []
+    for source, groups, splits in zip(sources, scan.odd_groups, scan.odd_splits, strict=True):
+        if groups:
+            notes.append(
+                f"{source.path.name}: the `group` of {groups:,} records is no text and is ignored "
+                f"| {groups:,} 条记录的 group 不是文字，不予采用"
+            )
+        if splits:
+            notes.append(
+                f"{source.path.name}: the `split` of {splits:,} records is none of ours ({', '.join(SPLITS)}) "
+                f"and is ignored | {splits:,} 条记录的 split 不是我们的取值，不予采用"
+            )
+    return notes
+
+
+def _use_groups(table: _Table, scan: Scan, sources: Sequence[Source], notes: list[str]) -> None:
+    """Let `group` be the key, but not in a user's file of which one group is too large a share of the category."""
+    groups = np.frombuffer(scan.groups, dtype="<u8")
+    groupers = np.frombuffer(scan.groupers, dtype=np.uint32).astype(np.intp)
+    source_of = np.searchsorted(np.cumsum(scan.counts), groupers, side="right")
+    taken = np.ones(len(groups), dtype=np.bool_)
+    for index in table.used():
+        mine = np.flatnonzero(table.category[groupers] == index)
+        counted = (table.first & table.own)[groupers[mine]]
+        _, group_of = np.unique(groups[mine], return_inverse=True)
+        sizes = np.bincount(group_of[counted], minlength=int(group_of.max(initial=-1)) + 1)
+        limit = table.largest(index)
+        for number, source in enumerate(sources):
+            of_source = source_of[mine] == number
+            biggest = int(sizes[group_of[of_source]].max(initial=0))
+            if source.is_sample or biggest <= limit:
+                continue
+            taken[mine[of_source]] = False
+            notes.append(
+                f"{source.path.name}: its `group` is ignored: one group has {biggest:,} of the {table.sizes[index]:,} "
+                f"records of {source.category}, and at most {limit:,} may be held out together "
+                f"| group 不予采用：最大的一组有 {biggest:,} 条，一组最多 {limit:,} 条"
+            )
+    table.keys[groupers[taken]] = groups[taken]
+    table.asks_last[groupers[taken]] = True
+
+
+def _rekey_shared_openings(table: _Table, scan: Scan, notes: list[str]) -> None:
+    """Where too many of the user's conversations open with one turn (在吗), all that the user says is the key."""
+    questions = np.frombuffer(scan.questions, dtype="<u8")
+    askers = np.frombuffer(scan.askers, dtype=np.uint32)
+    if not len(askers):
+        return
+    starts = np.flatnonzero(np.concatenate(([True], askers[1:] != askers[:-1])))
+    turns = np.diff(starts, append=len(askers))
+    candidates = table.own & table.readable & ~table.asks_last
+    several = candidates[askers[starts]] & (turns > 1)
+    if not several.any():
+        return
+    shared = np.zeros(len(table.keys), dtype=np.bool_)
+    for index in table.used():
+        mine = np.flatnonzero(candidates & (table.category == index))
+        distinct, key_of = np.unique(table.keys[mine], return_inverse=True)
+        counts = np.bincount(key_of[table.first[mine]], minlength=len(distinct))
+        shared |= candidates & np.isin(table.keys, distinct[counts > max(SHARED_TURN[True], table.largest(index))])
+    several &= shared[askers[starts]]
+    if not several.any():
+        return
+    place = np.arange(len(askers), dtype=np.uint64) - np.repeat(starts, turns).astype(np.uint64)
+    with np.errstate(over="ignore"):  # a hash of the turns and their places
+        said = np.add.reduceat(_mixed(questions ^ _mixed(place, 1), 2), starts)
+    records = askers[starts[several]]
+    table.keys[records] = said[several]
+    table.asks_last[records] = True
+    notes.append(
+        f"{len(records):,} conversations open with a turn that more than {LARGEST_KEY:.0%} of their category share: "
+        f"all that the user says decides their side, not the opening alone "
+        f"| {len(records):,} 段对话的开头相同，按用户的全部发言划分留出"
+    )
+
+
 def _duplicates(
     contents: Bits, readable: npt.NDArray[np.bool_], states: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.bool_]:
@@ -476,13 +627,16 @@ def _duplicates(
     return duplicates
 
 
-def _held_out(
-    keys: Bits, splits: npt.NDArray[np.uint8], category: npt.NDArray[np.uint8], config: MixConfig
-) -> npt.NDArray[np.uint8]:
-    """State of each record by its key: all records with one key, in every category and file, are on one side."""
-    readable = np.flatnonzero(splits != _REJECTED)
-    distinct, key_of = np.unique(keys[readable], return_inverse=True)
-    split_of, category_of = splits[readable], category[readable]
+def _held_out(table: _Table, scan: Scan, config: MixConfig, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """State of each record by its key: all records with one key, in every category and file, are on one side.
+
+    The records' own splits come first. What is missing is drawn by the hash of the key; a key is drawn only where it
+    costs no category too much: in records that it holds out, and in others that ask its question on the way.
+    """
+    readable = np.flatnonzero(table.readable)
+    distinct, key_of = np.unique(table.keys[readable], return_inverse=True)
+    split_of, category_of = table.splits[readable], table.category[readable]
+    own, first = table.own[readable], table.first[readable]
     rank = _mixed(distinct, config.seed)
 
     def having(*wanted: int) -> npt.NDArray[np.bool_]:
@@ -490,34 +644,122 @@ def _held_out(
         marked[key_of[np.isin(split_of, wanted)]] = True
         return marked
 
+    def members(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        return np.bincount(key_of[mask & first], minlength=len(distinct)).astype(np.int32)
+
     held = having(_HELDOUT, _VALIDATION, _TEST)
     free = ~held & ~having(_TRAIN)
-    state = np.full(len(distinct), _STATE_TRAIN, dtype=np.uint8)
+    # Of a key that many of the user's records share, a record's own mark speaks for that record alone.
+    unmarked = own & np.isin(split_of, (_UNSPLIT, _TRAIN))
+    shared = np.zeros(len(distinct), dtype=np.bool_)
+    for index in table.used():
+        shared |= held & (members(unmarked & (category_of == index)) > table.largest(index))
+    staying = unmarked & shared[key_of]
+    if staying.any():
+        notes.append(
+            f"{int(np.count_nonzero(staying)):,} records without a mark of their own stay in training though records "
+            f"with the same opening are marked as held out: they are too many "
+            f"| {int(np.count_nonzero(staying)):,} 条记录与留出记录开头相同，但数量太多，仍用于训练"
+        )
+
+    costs = _costs(table, scan, readable, key_of, len(distinct))
+    given, taken, targets, room = {}, {}, {}, {}
+    for index in table.used():
+        mine = category_of == index
+        is_own = bool((own & mine).any())
+        # Of a category with files of the user's, their records count; the bundled ones are made to be counted by keys.
+        given[index] = (
+            members(own & mine) if is_own else np.minimum(1, np.bincount(key_of[mine], minlength=len(distinct)))
+        )
+        total = int(given[index].sum())
+        kept = members(staying & mine).sum() if is_own else 0
+        taken[index] = int(given[index][held].sum() - kept)
+        targets[index] = _heldout_target(total, config)
+        # What a category of the user's may still give up, to the held-out side or as leaks.
+        room[index] = int(LARGEST_SHARE * total) - taken[index] if is_own else len(readable)
+        free &= costs[index] <= table.largest(index)
     owner = np.zeros(len(distinct), dtype=np.uint8)
     for index in reversed(range(len(CATEGORIES))):
         owner[key_of[category_of == index]] = index
-    for index in range(len(CATEGORIES)):
-        present = np.zeros(len(distinct), dtype=np.bool_)
-        present[key_of[category_of == index]] = True
-        missing = _heldout_target(int(present.sum()), config) - int(np.count_nonzero(present & held))
-        candidates = np.flatnonzero(present & free & ~held)
-        if missing > 0 and config.heldout_share > 0:
-            held[candidates[np.argsort(rank[candidates], kind="stable")[:missing]]] = True
+    for index in table.used():
+        missing = targets[index] - taken[index]
+        if missing <= 0 or config.heldout_share <= 0:
+            continue
+        candidates = np.flatnonzero((given[index] > 0) & free & ~held)
+        drawn = _draw(candidates[np.argsort(rank[candidates], kind="stable")], given[index], missing, costs, room)
+        held[drawn] = True
+        for other in table.used():
+            taken[other] += int(given[other][drawn].sum())
+            room[other] -= int(costs[other][drawn].sum())
     undecided = np.flatnonzero(held)
+    state = np.full(len(distinct), _STATE_TRAIN, dtype=np.uint8)
     for index in range(len(CATEGORIES)):  # every second key, in a random order, so that the halves are equal
         mine = undecided[owner[undecided] == index]
         mine = mine[np.argsort(_mixed(distinct[mine], config.seed + 1), kind="stable")]
         state[mine[0::2]], state[mine[1::2]] = _STATE_VALIDATION, _STATE_TEST
     state[having(_VALIDATION)] = _STATE_VALIDATION
     state[having(_TEST)] = _STATE_TEST
-    states = np.full(len(keys), _STATE_DROPPED, dtype=np.uint8)
-    states[readable] = state[key_of]
+    states = np.full(len(table.keys), _STATE_DROPPED, dtype=np.uint8)
+    states[readable] = np.where(staying, _STATE_TRAIN, state[key_of])
     return states
 
 
-def _heldout_target(num_keys: int, config: MixConfig) -> int:
-    wanted = min(max(round(config.heldout_share * num_keys), config.heldout_min), config.heldout_max)
-    return min(wanted, int(num_keys * LARGEST_TINY_SHARE))
+def _costs(
+    table: _Table, scan: Scan, readable: npt.NDArray[np.intp], key_of: npt.NDArray[np.intp], num_keys: int
+) -> dict[int, npt.NDArray[np.int32]]:
+    """What each key would cost each category if it were held out: its records, and those of other keys that ask its
+    question, which would then be leaks."""
+    category_of, first = table.category[readable], table.first[readable]
+    costs = {
+        index: np.bincount(key_of[first & (category_of == index)], minlength=num_keys).astype(np.int32)
+        for index in table.used()
+    }
+    questions = np.frombuffer(scan.questions, dtype="<u8")
+    askers = np.frombuffer(scan.askers, dtype=np.uint32)
+    if len(askers):
+        key_index = np.zeros(len(table.keys), dtype=np.int32)
+        key_index[readable] = key_of
+        is_key = _is_key(askers, table.asks_last)
+        asked, places = np.unique(questions[is_key], return_index=True)
+        owners = key_index[askers[is_key][places]]
+        place = np.minimum(np.searchsorted(asked, questions), len(asked) - 1)
+        foreign = (asked[place] == questions) & (owners[place] != key_index[askers]) & table.first[askers]
+        for index in table.used():
+            mine = foreign & (table.category[askers] == index)
+            costs[index] += np.bincount(owners[place[mine]], minlength=num_keys).astype(np.int32)
+    return costs
+
+
+def _draw(
+    order: npt.NDArray[np.intp],
+    given: npt.NDArray[np.int32],
+    missing: int,
+    costs: Mapping[int, npt.NDArray[np.int32]],
+    room: Mapping[int, int],
+) -> npt.NDArray[np.intp]:
+    """The first keys of `order` that give `missing` records and cost no category more than it has room for."""
+    left, drawn = dict(room), []
+    while missing > 0:
+        fits = np.ones(len(order), dtype=np.bool_)
+        for index, cost in costs.items():
+            fits &= (cost[order] == 0) | (cost[order] <= left[index])
+        order = order[fits]
+        if not len(order):
+            break
+        enough = np.cumsum(given[order]) - given[order] >= missing
+        for index, cost in costs.items():
+            enough |= (cost[order] > 0) & (np.cumsum(cost[order]) > left[index])
+        number = int(np.argmax(enough)) if enough.any() else len(order)
+        chosen, order = order[:number], order[number:]
+        drawn.append(chosen)
+        missing -= int(given[chosen].sum())
+        left = {index: left[index] - int(costs[index][chosen].sum()) for index in left}
+    return np.concatenate([*drawn, np.zeros(0, dtype=np.intp)])
+
+
+def _heldout_target(records: int, config: MixConfig) -> int:
+    wanted = min(max(round(config.heldout_share * records), config.heldout_min), config.heldout_max)
+    return min(wanted, int(records * LARGEST_SHARE))
 
 
 def _mixed(values: Bits, seed: int) -> Bits:
@@ -529,23 +771,118 @@ def _mixed(values: Bits, seed: int) -> Bits:
     return z ^ (z >> np.uint64(31))
 
 
-def _leaks(scan: Scan, states: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def _is_key(askers: npt.NDArray[np.uint32], asks_last: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which user turns are the questions of their records."""
+    changes = askers[1:] != askers[:-1]
+    first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
+    return np.where(asks_last[askers], last, first)
+
+
+def _leaks(table: _Table, scan: Scan, states: npt.NDArray[np.uint8], notes: list[str]) -> npt.NDArray[np.bool_]:
     """Training records in which a user turn is the question of a held-out record with another key.
 
     That question is the first user turn, which is the key; in a record with a group the last one: what comes before it
-    may be anybody's talk."""
+    may be anybody's talk. A turn that many conversations share (继续, 好的) gives nothing away and is no leak."""
     questions = np.frombuffer(scan.questions, dtype="<u8")
     askers = np.frombuffer(scan.askers, dtype=np.uint32)
     leaks = np.zeros(len(states), dtype=np.bool_)
-    if len(askers):
-        changes = askers[1:] != askers[:-1]
-        first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
-        grouped = np.frombuffer(scan.grouped, dtype=np.bool_)[askers]
-        is_key = np.where(grouped, last, first)
-        held = np.unique(questions[is_key & (states[askers] >= _STATE_VALIDATION)])
-        leaks[askers[np.isin(questions, held)]] = True
-    leaks &= states == _STATE_TRAIN
+    if not len(askers):
+        return leaks
+    held = np.unique(questions[_is_key(askers, table.asks_last) & (states[askers] >= _STATE_VALIDATION)])
+    turns = np.flatnonzero((states[askers] == _STATE_TRAIN) & np.isin(questions, held))
+    asked, places, question_of = np.unique(questions[turns], return_index=True, return_inverse=True)
+    floor = np.where(np.frombuffer(scan.short, dtype=np.bool_)[turns[places]], SHARED_TURN[True], SHARED_TURN[False])
+    common = np.zeros(len(asked), dtype=np.bool_)
+    for index in table.used():
+        mine = table.category[askers[turns]] == index
+        mine &= table.own[askers[turns]] | ~table.own[table.category == index].any()
+        pairs = np.unique(question_of[mine].astype(np.int64) * len(states) + askers[turns[mine]])
+        counts = np.bincount(pairs // len(states), minlength=len(asked))
+        common |= counts > np.maximum(floor, table.largest(index))
+    leaks[askers[turns[~common[question_of]]]] = True
+    spared = np.zeros(len(states), dtype=np.bool_)
+    spared[askers[turns]] = True
+    if count := int(np.count_nonzero(spared & ~leaks)):
+        notes.append(
+            f"{count:,} records ask on the way what held-out records ask, but in turns that many conversations share: "
+            f"kept | {count:,} 条记录含有留出问题，但只是许多对话共有的短句，予以保留"
+        )
     return leaks
+
+
+def _check_what_is_left(
+    table: _Table,
+    scan: Scan,
+    sources: Sequence[Source],
+    states: npt.NDArray[np.uint8],
+    leaks: npt.NDArray[np.bool_],
+    notes: list[str],
+) -> None:
+    """Raises: UserError for a file of the user's, or a category, that is left (nearly) without training records."""
+    marked = np.isin(table.splits, (_HELDOUT, _VALIDATION, _TEST))
+    lost = leaks | (states >= _STATE_VALIDATION)
+    start = 0
+    for source, count in zip(sources, scan.counts, strict=True):
+        span = slice(start, start + count)
+        start += count
+        if source.is_sample:
+            continue
+        readable = int(np.count_nonzero(table.readable[span]))
+        if readable and marked[span].sum() == readable:
+            raise UserError(
+                f"{display(source.path)}: all its {readable:,} records are marked as held out (`split`), so nothing of it "
+                "is trained on. Remove `split` from its records; or leave the file out (`skip` under `files:` in "
+                f"{display(CONFIG_DIR / 'mixture.yaml')}) and give it to evaluate_stage.py --data_path "
+                "| 整个文件都标为留出，没有可训练的记录：请去掉 split 字段，或把文件设为 skip"
+            )
+        _check_left(display(source.path), states[span], lost[span], leaks[span], notes)
+    for index in table.used():
+        mine = table.category == index
+        _check_left(f"category {CATEGORIES[index]}", states[mine], lost[mine], leaks[mine], [])
+
+
+def _check_left(
+    what: str,
+    states: npt.NDArray[np.uint8],
+    lost: npt.NDArray[np.bool_],
+    leaks: npt.NDArray[np.bool_],
+    notes: list[str],
+) -> None:
+    left, gone = int(np.count_nonzero(states == _STATE_TRAIN)), int(np.count_nonzero(lost))
+    told = f"{gone - int(leaks.sum()):,} held out, {int(leaks.sum()):,} that ask a held-out question"
+    if gone and left < LEAST_LEFT * (left + gone):
+        raise UserError(
+            f"{what}: {left:,} of {left + gone:,} records are left to train on ({told}). Mark fewer records as held out "
+            "(`split`), make sure that they do not all open alike, or pass --heldout_share 0 "
+            f"| 只剩 {left:,} 条可训练：请减少标为留出的记录，或用 --heldout_share 0"
+        )
+    if gone > LARGEST_SHARE * (left + gone):
+        notes.append(
+            f"warning: {what}: {gone:,} of {left + gone:,} records are not trained on ({told}) "
+            f"| 注意：{gone:,} 条不用于训练"
+        )
+
+
+def _tell_heldout(
+    table: _Table, sources: Sequence[Source], states: npt.NDArray[np.uint8], config: MixConfig, notes: list[str]
+) -> None:
+    """A line for each category with files of the user's: how many records it gives, and what that means."""
+    for name in dict.fromkeys(source.category for source in sources if not source.is_sample):
+        mine = table.own & (table.category == CATEGORIES.index(name))
+        heldout = int(np.count_nonzero(states[mine] >= _STATE_VALIDATION))
+        total = int(np.count_nonzero(states[mine] == _STATE_TRAIN)) + heldout
+        if total == 0:
+            continue
+        line = f"{name}: {heldout:,} of your {total:,} records are held out, to judge the model by"
+        chinese = f"您的 {total:,} 条中留出 {heldout:,} 条用于评测"
+        if heldout == 0:
+            reason = "heldout_share is 0" if config.heldout_share == 0 else "too few, or too much alike"
+            line = f"{name}: none of your {total:,} records is held out ({reason}): trained on, and not judged"
+            chinese = f"您的 {total:,} 条全部用于训练，不做评测"
+        elif heldout < FEW_HELDOUT:
+            line += f"; below {FEW_HELDOUT} no accuracy is printed"
+            chinese += f"；少于 {FEW_HELDOUT} 条，不给出准确率"
+        notes.append(f"{line} | {chinese}")
 
 
 # --- second pass: writing -------------------------------------------------------------------------------------------
@@ -775,6 +1112,7 @@ def _manifest(
             for name, tally in choice.tallies.items()
         },
         "sources": entries,
+        "notes": choice.notes,
         "left_out": sources.left_out,
         "outputs": outputs,
     }

@@ -130,22 +130,36 @@ def normalised_question(text: str) -> str:
     return _MARKS_BUT_IN_NUMBERS.sub("", spaceless) or spaceless
 
 
+SPLITS = ("train", "heldout", "validation", "valid", "val", "dev", "test")
+"""Values of `split` that decide a record's side. Any other one is a column of somebody's own."""
+
+
+def split_of(fields: Mapping[str, Any]) -> str | None:
+    """The side that a record itself names; None where its `split` is missing or not one of `SPLITS`."""
+    split = fields.get("split")
+    return split if isinstance(split, str) and split in SPLITS else None
+
+
 def has_group(record: Record) -> bool:
-    """Whether a record's own `group` decides its side."""
-    return record.fields.get("group") not in (None, "")
+    """Whether a record has a `group` that can decide its side: a text."""
+    group = record.fields.get("group")
+    return isinstance(group, str) and group != ""
+
+
+def group_key(record: Record) -> str:
+    """A record's `group`, normalised. Marks become spaces instead of vanishing: `sum:1,23` and `sum:12,3` are two."""
+    group = unicodedata.normalize("NFKC", record.fields["group"]).casefold()
+    return "group " + " ".join(_MARKS.split(group)).strip()
+
+
+def question_key(record: Record) -> str:
+    """What decides the side of a record without a group: the first user turn, else the text; normalised."""
+    return normalised(record.text if isinstance(record, TextRecord) else record.questions()[0])
 
 
 def heldout_key(record: Record) -> str:
-    """What decides a record's side: its `group`, else the first user turn, else the text; normalised.
-
-    In a group marks become spaces instead of vanishing: `sum:1,23` and `sum:12,3` are two groups.
-    """
-    group = record.fields.get("group")
-    if has_group(record):
-        return "group " + " ".join(_MARKS.split(unicodedata.normalize("NFKC", str(group)).casefold())).strip()
-    if isinstance(record, TextRecord):
-        return normalised(record.text)
-    return normalised(record.questions()[0])
+    """What decides a record's side: its `group`, else its question or text."""
+    return group_key(record) if has_group(record) else question_key(record)
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------

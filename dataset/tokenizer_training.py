@@ -29,7 +29,7 @@ from configs.paths import (
 from configs.progress import progress_bar
 from configs.schema import STAGES, ModelConfig, UserError
 from dataset.chat import SPECIAL_TOKENS
-from dataset.records import BOM, open_source
+from dataset.records import BOM, open_source, split_of
 from dataset.samples import SAMPLE_FILES, write_samples
 from dataset.tokenizer import (
     NAMED_PATTERNS,
@@ -78,7 +78,7 @@ class Corpus:
         """The texts to learn from, with a progress bar where a description is given."""
         self.num_texts = self.num_characters = self.num_capped = 0
         self.reached_max_chars = False
-        for text in self._texts(self.paths, {None, "", "train"}, description, heldout=False):
+        for text in self._texts(self.paths, {None, "train"}, description, heldout=False):
             if self.doc_cap and len(text) > self.doc_cap:
                 self.num_capped += 1
                 text = text[: self.doc_cap]
@@ -95,9 +95,9 @@ class Corpus:
     def heldout_texts(self) -> Iterator[str]:
         """The texts to measure on."""
         if self.heldout_paths:
-            yield from self._texts(self.heldout_paths, {None, "", "validation"})
+            yield from self._texts(self.heldout_paths, {None, "validation"})
         elif self.leave_out_every:
-            yield from self._texts(self.paths, {None, "", "train"}, heldout=True)
+            yield from self._texts(self.paths, {None, "train"}, heldout=True)
 
     def _texts(
         self, paths: list[Path], splits: set[str | None], description: str = "", heldout: bool | None = None
@@ -116,7 +116,7 @@ class Corpus:
                         except (ValueError, RecursionError):
                             self.num_unreadable[path, heldout] += 1
                             continue
-                        if not isinstance(record, dict) or record.get("split") in splits:
+                        if not isinstance(record, dict) or split_of(record) in splits:
                             yield from texts_of(record)
 
 

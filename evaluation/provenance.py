@@ -28,16 +28,17 @@ def mixture_of(folder: Path, training_data: Iterable[Mapping[str, Any]]) -> dict
 
 def not_trained_on(records: Sequence[dict[str, Any]], seen: Set[bytes]) -> list[dict[str, Any]]:
     """The records whose text, or whose first question, is none of the training's
-    (`TrainingExamples.seen`)."""
-    return [record for record in records if _key_of(record) not in seen]
+    (`TrainingExamples.seen`). Many conversations may open alike (在吗): one of several turns counts
+    as trained on only if its last question was seen too."""
+    return [record for record in records if not _keys_of(record) <= seen]
 
 
-def _key_of(record: Mapping[str, Any]) -> bytes:
+def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
     messages = record["conversations"] if "conversations" in record else record.get("chosen")
     if messages is None:
-        return text_hash(str(record["text"]))
-    asked = next((str(message["content"]) for message in messages if message["role"] == "user"), "")
-    return text_hash(normalised_question(asked))
+        return {text_hash(str(record["text"]))}
+    asked = [str(message["content"]) for message in messages if message["role"] == "user"] or [""]
+    return {text_hash(normalised_question(turn)) for turn in (asked[0], asked[-1])}
 
 
 def names_of(mixture: Mapping[str, Any] | None, otherwise: tuple[str, str]) -> tuple[str, str]:

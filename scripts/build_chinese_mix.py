@@ -114,6 +114,8 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
                 f"  {marked['marks']:,} marks of other chat formats (<|im_start|>, <s>) became line ends in "
                 f"{marked['records']:,} records of {source['file']} 其他对话格式的标记已换成换行"
             )
+    for note in manifest["notes"]:
+        print(f"  {note}")
     if any(
         set(source["dropped"]) - {"duplicate", "asks a held-out question", "not sampled"}
         for source in manifest["sources"]

@@ -10,8 +10,8 @@ import json
 import random
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env
 from configs.load import load_profile
 from configs.paths import DANGER_PROMPTS, DATA_DIR, FIRST_MINUTES, OUT_DIR, TF_DIR, display, find_dataset
 from configs.schema import STAGES, UserError, as_dict
-from dataset.records import read_records
+from dataset.mix import FEW_HELDOUT, MANIFEST_FILE, OUTPUTS
+from dataset.records import read_records, split_of
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
 from evaluation.danger import DangerPrompt, load_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
+from evaluation.intervals import Metric
 from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
 from evaluation.report import tables, wrong_answers
 from evaluation.stage import Evaluation
@@ -54,6 +56,8 @@ class Heldout:
     records: list[dict[str, Any]]
     notes: list[str]
     """What was left out, and why."""
+    counts: Counter[str]
+    """Held-out records of each category in the file, both halves."""
 
 
 def build_parser() -> Parser:
@@ -137,27 +141,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     length = manifest["settings"]["train"]["max_seq_len"]
     evaluation = Evaluation(model, tokenizer, names, settings, length, examples)
     evaluation.notes += heldout.notes
+    counts = heldout.counts
 
     if stage == "pretrain":
-        metrics = evaluation.of_texts(heldout.records)
+        metrics = evaluation.of_texts(heldout.records) if heldout.records else {}
     elif stage == "sft":
-        metrics = evaluation.of_chats(heldout.records)
+        metrics = evaluation.of_chats(heldout.records) if heldout.records else {}
     else:
         reference = arguments.reference or reference_path(path, manifest)
         start, _ = load_model(reference, device=device)
-        metrics = evaluation.of_pairs(heldout.records, start.eval(), manifest["settings"]["train"]["beta"])
+        beta = manifest["settings"]["train"]["beta"]
+        metrics = evaluation.of_pairs(heldout.records, start.eval(), beta) if heldout.records else {}
         chats = arguments.sft_data_path or sibling(heldout.path)
         if chats is not None:
             heldout_chats = read_heldout(chats, manifest, examples.seen, settings["max_samples"], seed)
             evaluation.notes += heldout_chats.notes
-            metrics |= evaluation.of_chats(heldout_chats.records)
+            counts |= heldout_chats.counts
+            metrics |= evaluation.of_chats(heldout_chats.records) if heldout_chats.records else {}
+    metrics = without_few(metrics, counts, evaluation.notes)
     if prompts:
         metrics |= evaluation.of_prompts(prompts)
         settings["first_minutes"] = {"half": arguments.half, "kinds": sorted({prompt.kind for prompt in prompts})}
     if danger:
         metrics |= evaluation.of_danger(danger)
         settings["danger_prompts"] = len(danger)
-    if not metrics:
+    if not metrics and heldout.records:
         reasons = "; ".join(evaluation.notes)
         raise UserError(f"{display(heldout.path)}: nothing to evaluate on ({reasons}). Give another --data_path.")
 
@@ -225,10 +233,16 @@ def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_sam
                 "Give a held-out file."
             )
     records = list(read_records(path))
-    marked = {record.get("split") for record in records}
+    counts = Counter(
+        "preference" if "chosen" in record else str(record.get("category", "general")) for record in records
+    )
+    marked = {split_of(record) for record in records}
     split = next((name for name in HALVES if name in marked), "all")
     if split != "all":
         records = [record for record in records if record.get("split") == split]
+    if not records and (path.parent / MANIFEST_FILE).exists() and path.name in OUTPUTS.values():
+        note = f"{display(path)}: the mix held no record out: trained on, and not judged | 没有留出记录，不做评测"
+        return Heldout(path, digest, split, [], [note], Counter())
     if not records:
         raise UserError(f"{display(path)}: no record to evaluate on. Give another --data_path.")
     notes = []
@@ -247,7 +261,23 @@ def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_sam
             by_kind[str(record.get("category", "")), str(record.get("kind", ""))].append(record)
         choose = random.Random(seed)
         records = [r for kept in by_kind.values() for r in choose.sample(kept, min(max_samples, len(kept)))]
-    return Heldout(path, digest, split, records, notes)
+    return Heldout(path, digest, split, records, notes, counts)
+
+
+def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: list[str]) -> dict[str, Metric]:
+    """The metrics without accuracies that stand on fewer than `FEW_HELDOUT` held-out records; a
+    note says which."""
+    left = dict(metrics)
+    for category, count in sorted(counts.items()):
+        prefix = "preference_accuracy" if category == "preference" else f"accuracy_{category}"
+        gone = [name for name in left if name == prefix or name.startswith(f"{prefix}_")]
+        if gone and count < FEW_HELDOUT:
+            left = {name: metric for name, metric in left.items() if name not in gone}
+            notes.append(
+                f"{category}: {count} held-out records here, fewer than {FEW_HELDOUT}: no accuracy is printed "
+                f"| 此处只有 {count} 条留出记录，不给出准确率"
+            )
+    return left
 
 
 def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool) -> list[Prompt]:

@@ -434,8 +434,10 @@ def test_a_question_keeps_the_marks_between_digits() -> None:
 def test_the_key_is_the_group_else_the_first_question_else_the_text() -> None:
     chat = {"conversations": [USER, ASSISTANT, {"role": "user", "content": "再见"}, ASSISTANT]}
     assert heldout_key(parse_record(chat)) == heldout_key(parse_record({"text": " 你好！"})) == "你好"
-    keys = [heldout_key(parse_record({**chat, "group": group})) for group in ("Sum: 1,23", "sum:1 23", "sum:12,3", 4)]
-    assert keys == ["group sum 1 23", "group sum 1 23", "group sum 12 3", "group 4"]
+    keys = [
+        heldout_key(parse_record({**chat, "group": group})) for group in ("Sum: 1,23", "sum:1 23", "sum:12,3", 4)
+    ]  # 4 is no text
+    assert keys == ["group sum 1 23", "group sum 1 23", "group sum 12 3", "你好"]
 
 
 def items(path: Path) -> list[tuple[int, Any]]:

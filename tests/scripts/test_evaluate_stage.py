@@ -132,7 +132,30 @@ def test_the_test_half_is_evaluated_where_there_is_one_and_the_line_says_which(
     evaluate(trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout))
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["split"] == split
-    assert line["metrics"]["accuracy_math"]["n"] == count
+    assert line["metrics"]["ended"]["n"] == count
+
+
+@pytest.mark.parametrize(("count", "printed"), [(9, False), (10, True)])
+def test_below_10_held_out_records_no_accuracy_is_printed_and_a_line_says_why(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, printed: bool
+) -> None:
+    heldout = write_jsonl(tmp_path / "mine.jsonl", [sum_record(n, 8) for n in range(count)])
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout))
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert ("accuracy_math" in line["metrics"]) == printed
+    assert ("math: 9 held-out records here, fewer than 10: no accuracy" in capsys.readouterr().out) != printed
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_a_mix_that_held_nothing_out_is_not_judged_and_ends_well(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    heldout = write_jsonl(tmp_path / f"{stage}_chinese_heldout.jsonl", [])
+    (tmp_path / "mix_manifest.json").write_text("{}")
+    assert evaluate(trained, tmp_path / "results.jsonl", stage, "--data_path", str(heldout)) == 0
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["metrics"] == {}
+    assert "the mix held no record out" in capsys.readouterr().out
 
 
 def test_max_samples_bounds_each_category_and_the_seed_decides_which(trained: TinyRun, tmp_path: Path) -> None:
