@@ -47,7 +47,7 @@ check() { # check NAME COMMAND...: the others run even where one fails
 }
 
 run_tests() { # in two halves side by side, as each uses one core; words for pytest: those tests alone
-  local python=$VENV_DIR/bin/python half=(tests/dataset tests/evaluation tests/model tests/rustbpe) log code=0
+  local python=$VENV_DIR/bin/python half=(tests/dataset tests/evaluation tests/model) log code=0
   if (($#)); then
     "$python" -m pytest "$@"
     return
@@ -55,7 +55,7 @@ run_tests() { # in two halves side by side, as each uses one core; words for pyt
   log=$(mktemp)
   "$python" -m pytest "${half[@]}" >"$log" 2>&1 &
   local other=$!
-  "$python" -m pytest "${half[@]/#/--ignore=}" || code=$? # in front: tests of Ctrl-C are among these
+  "$python" -m pytest "${half[@]/#/--ignore=}" || code=$? # in front, where Ctrl-C is not ignored: some tests send it
   wait "$other" || code=$?
   cat "$log" && rm "$log"
   return "$code"

@@ -468,7 +468,7 @@ def test_a_group_of_a_fiftieth_is_taken_and_one_record_more_is_ignored(tmp_path:
 
 @pytest.mark.parametrize("split", ["test_sft", "Test", ["test"], {"test": 1}, 3, True])
 def test_a_split_that_is_none_of_ours_decides_nothing_and_a_line_says_so(tmp_path: Path, split: Any) -> None:
-    records = [chat(f"问{n}", split=split, kind=["a"], label=False, category={"a": 1}) for n in range(200)]
+    records = [chat(f"问{n}", split=split, kind=["a"], label=3, category={"a": 1}) for n in range(200)]
     manifest = mixed(tmp_path, {"a.jsonl": ("general", records)}, OWN)
     assert {record["split"] for record in out(tmp_path, "sft", True)} == {"validation", "test"}
     assert manifest["categories"]["general"]["available"] == 180

@@ -258,8 +258,8 @@ def test_a_model_that_knows_nothing_scores_nothing_on_the_bundled_held_out_recor
     for category in EXACT_CATEGORIES:
         found = [metric for name, metric in metrics.items() if name.startswith(f"accuracy_{category}")]
         assert sum(metric.n for metric in found) >= 40
-        right = sum(metric.value * metric.n for metric in found)  # a digit or two may be right by chance
-        assert right <= 0.02 * sum(metric.n for metric in found), category
+        right = sum(metric.value * metric.n for metric in found)  # a digit or three may be right by chance
+        assert right <= 0.03 * sum(metric.n for metric in found), category
 
 
 def test_one_line_about_itself_does_not_pass_for_all_of_identity(tokenizer: RustBPETokenizer) -> None:
