@@ -80,10 +80,10 @@ def test_flags_go_over_the_profile_and_the_result_is_printed(folder: Path, capsy
     assert {made["settings"][key] for key in ("heldout_share", "max_rounds", "name")} == {0.1, 1, "小灵"}
     assert {name: (t["asked"], t["reached"]) for name, t in made["categories"].items()} == {
         "general": (50, 50),  # with the bundled lines about what no such model can do
-        "knowledge": (50, 20),
-        "math": (50, 20),
+        "knowledge": (50, 27),
+        "math": (50, 27),
         "identity": (20, 20),
-        "preference": (50, 20),
+        "preference": (50, 27),
         "corpus": (5, 5),
     }
     printed = capsys.readouterr().out

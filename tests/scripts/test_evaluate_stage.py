@@ -329,11 +329,11 @@ def test_pairs_whose_prompt_fills_the_row_are_left_out_and_counted(
     trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = {"prompt": "很长的问题" * 60, "chosen": "好", "rejected": "坏"}
-    heldout = write_jsonl(tmp_path / "mine.jsonl", [pair_record(1, 9), long, pair_record(2, 9)])
+    heldout = write_jsonl(tmp_path / "mine.jsonl", [*(pair_record(n, 9) for n in range(1, 13)), long])
     evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout))
     (line,) = lines_of(tmp_path / "results.jsonl")
-    assert line["metrics"]["preference_accuracy"]["n"] == 2
-    assert "1 of 3 pairs left out: no answer, or no difference, within 32 tokens" in capsys.readouterr().out
+    assert line["metrics"]["preference_accuracy"]["n"] == 12
+    assert "1 of 13 pairs left out: no answer, or no difference, within 32 tokens" in capsys.readouterr().out
     heldout = write_jsonl(tmp_path / "long.jsonl", [long])
     with pytest.raises(UserError, match=r"long\.jsonl: nothing to evaluate on \(1 of 1 pairs left out: .*\)\. Give"):
         evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout))

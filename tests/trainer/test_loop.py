@@ -229,7 +229,7 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
     assert tiny.train("sft", "--seed", "7") == 0
     assert same(tiny.weights("sft"), unbroken)
     break_rows(set(range(1000)), monkeypatch)
-    with pytest.raises(UserError, match="5 steps in a row without a finite loss"):
+    with pytest.raises(UserError, match="5 steps in a row of 9 without a finite loss"):
         tiny.train("pretrain", "--seed", "4", "--max_steps", "9")
 
 
