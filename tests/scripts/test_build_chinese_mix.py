@@ -89,7 +89,7 @@ def test_flags_go_over_the_profile_and_the_result_is_printed(folder: Path, capsy
     printed = capsys.readouterr().out
     assert "general 通用对话" in printed
     assert "r1_mix_1024.jsonl (skip" in printed
-    assert "sft_chinese.jsonl: 110 records" in printed
+    assert "sft_chinese.jsonl: 124 records" in printed
 
 
 def test_it_runs_from_another_folder_with_paths_relative_to_it(folder: Path) -> None:
