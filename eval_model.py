@@ -6,8 +6,10 @@ python eval_model.py --model_mode 1 --prompt "你是谁？"
 
 import contextlib
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import configs  # noqa: F401  # before torch: it says what to do where that is missing
 
@@ -85,19 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, seed=arguments.seed,
     )  # fmt: skip
-    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
-    path = (
-        find_dataset(arguments.weight)
-        if arguments.weight
-        else weights_of(arguments.model_mode, out_dir, arguments.hidden_size)
-    )
-    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
-    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
-    model, manifest = load_model(
-        path, device=choose_device(arguments.device), rope_scaling_factor=arguments.rope_scaling_factor
-    )
-    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
-    model.eval()
+    path, model, tokenizer, manifest = open_model(arguments, arguments.rope_scaling_factor)
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
     completes = manifest["stage"] == "pretrain"  # it has only seen raw text, so it goes on with yours
     if arguments.prompt is not None:
@@ -106,6 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         chat(model, tokenizer, sampling, completes)
     return 0
+
+
+def open_model(
+    arguments: Namespace, rope_scaling_factor: float = 1.0
+) -> tuple[Path, MiniLLM, RustBPETokenizer, dict[str, Any]]:
+    """The weights that the flags ask for, opened: path, model, its tokenizer and its manifest.
+
+    Args: arguments: `weight`, `model_mode`, `hidden_size`, `out_dir`, `tokenizer_dir`, `device`. Raises: UserError.
+    """
+    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
+    path = (
+        find_dataset(arguments.weight)
+        if arguments.weight
+        else weights_of(arguments.model_mode, out_dir, arguments.hidden_size)
+    )
+    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
+    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
+    model, manifest = load_model(path, device=choose_device(arguments.device), rope_scaling_factor=rope_scaling_factor)
+    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
+    return path, model.eval(), tokenizer, manifest
 
 
 def prompt_ids(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], completes: bool) -> list[int]:

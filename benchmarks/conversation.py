@@ -24,14 +24,14 @@ import torch
 
 from configs.artifacts import write_json
 from configs.cli import Parser, run
-from configs.flags import default_tokenizer_dir, env_path
+from configs.flags import env_path
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, ROOT, display, find_dataset
+from configs.paths import DATA_DIR, ROOT, display
 from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.records import normalised_question, read_records
 from dataset.tokenizer import RustBPETokenizer
-from eval_model import WEIGHTS_OF_MODE, Conversation, Reply, context_tokens, weights_of
+from eval_model import WEIGHTS_OF_MODE, Conversation, Reply, context_tokens, open_model
 from evaluation.answers import AnswerRule, Said
 from evaluation.first_minutes import fault_of, judge, load_prompts
 from evaluation.intervals import share
@@ -39,7 +39,6 @@ from evaluation.provenance import mixture_of, names_of
 from evaluation.questions import question_of
 from model.generate import Answer, Sampling
 from model.model_minillm import MiniLLM
-from trainer.checkpoint import check_tokenizer, load_model
 
 FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
 TRAINED, HELDOUT = "sft_chinese.jsonl", "sft_chinese_heldout.jsonl"
@@ -267,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if min(arguments.conversations, arguments.questions) < 1 or any(kept < 0 for kept in arguments.turns):
         raise UserError("--conversations and --questions must be 1 or more, --turns 0 or more.")
-    path, model, tokenizer, names = open_model(arguments)
+    path, model, tokenizer, names = open_chat(arguments)
     data_dir = arguments.data_dir or env_path("DATA_DIR", DATA_DIR)
     pools = [
         core_questions(FIRST_MINUTES, names),
@@ -295,28 +294,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_model(arguments: Namespace) -> tuple[Path, MiniLLM, RustBPETokenizer, tuple[str, str]]:
-    """The weights that chat would take, and the names that the mix filled in."""
-    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
-    path = (
-        find_dataset(arguments.weight)
-        if arguments.weight
-        else weights_of(arguments.model_mode, out_dir, arguments.hidden_size)
-    )
-    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
-    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
-    model, manifest = load_model(path, device=torch.device(arguments.device))
-    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
+def open_chat(arguments: Namespace) -> tuple[Path, MiniLLM, RustBPETokenizer, tuple[str, str]]:
+    """The model that chat would take, and the names that the mix filled in."""
+    path, model, tokenizer, manifest = open_model(arguments)
     if manifest["stage"] == "pretrain":
         raise UserError(f"{display(path)}: pretrained weights don't answer. Give weights of SFT or DPO.")
     mix = load_profile("default").mix
     data_dir = arguments.data_dir or env_path("DATA_DIR", DATA_DIR)
-    return (
-        path,
-        model.eval(),
-        tokenizer,
-        names_of(mixture_of(data_dir, manifest["training_data"]), (mix.name, mix.author)),
-    )
+    names = names_of(mixture_of(data_dir, manifest["training_data"]), (mix.name, mix.author))
+    return path, model, tokenizer, names
 
 
 if __name__ == "__main__":

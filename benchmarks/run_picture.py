@@ -70,7 +70,7 @@ def curve_shapes(curves: dict[str, list[Point]]) -> Iterator[str]:
         yield line((PANEL_LEFT, y), (PANEL_LEFT + width, y), "grid") + text((PANEL_LEFT - 6, y + 4), f"{tick:g}", "end")
     for tick in ticks(0, start):
         yield text((place((tick, 0))[0], TOP + height + 18), f"{tick:g}", "middle")
-    for colour, (stage, points) in zip(COLOURS, joined.items(), strict=False):
+    for colour, (stage, points) in zip(COLOURS[: len(joined)], joined.items(), strict=True):
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, points))
         yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         x, y = place(points[len(points) // 3])

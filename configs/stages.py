@@ -40,6 +40,7 @@ from configs.paths import (
     ROOT,
     SOURCE_DIR,
     TF_DIR,
+    TRAINER_OF_WEIGHTS,
     display,
     find_dataset,
 )
@@ -47,7 +48,7 @@ from configs.schema import RESULT_NEUTRAL, STAGES, Profile, UserError, as_dict
 
 PIPELINE = ("mix", "tokenizer", "export", *STAGES)
 """The stages that have a record, in the order in which they run; `env` is marked in the environment itself."""
-TRAINERS = {"pretrain": "train_pretrain.py", "sft": "train_full_sft.py", "dpo": "train_dpo.py"}
+TRAINERS = {stage: TRAINER_OF_WEIGHTS[stem] for stage, stem in WEIGHT_NAMES.items()}
 ARGUMENT_VARIABLES = {"pretrain": "PRETRAIN_ARGS", "sft": "SFT_ARGS", "dpo": "DPO_ARGS"}
 """Stage -> environment variable with the user's extra flags for its trainer."""
 OWN_FLAGS = {

@@ -53,8 +53,24 @@ LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 8, 10, 20
 digits."""
 
 
+class JudgedWhole:
+    """A rule that has to read the whole answer: no key tells beforehand which answers can be right."""
+
+    __slots__ = ()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """None."""
+        return ()
+
+    @property
+    def has_more(self) -> bool:
+        """Any answer may be right."""
+        return True
+
+
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(JudgedWhole):
     """What a person types, and what makes the answer right."""
 
     turns: tuple[str, ...]
@@ -80,16 +96,6 @@ class Prompt:
             *(("，".join(self.all_of),) if self.all_of else ()),
             *((HONEST_LINE,) * self.honest),
         )
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """None: an answer must be looked at as a whole."""
-        return ()
-
-    @property
-    def has_more(self) -> bool:
-        """Any answer may be right."""
-        return True
 
     def broken(self, said: Said) -> str:
         """What is wrong with an answer; empty when it is right."""

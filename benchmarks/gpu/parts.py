@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.gpu.checks import FAILED, OK, Check, CheckFailed, Ended, Part, Row, Session, no_figures
@@ -260,7 +261,7 @@ def of_talk(ended: Ended) -> Row:
     if answers:  # behind the last one stands the question that the end of the input left open
         answers[-1] = answers[-1].removesuffix("你:").strip()
     questions = [question for turns in TALKS for question in turns]
-    talk = [list(pair) for pair in zip(questions, answers, strict=False)]
+    talk = [list(pair) for pair in zip_longest(questions, answers, fillvalue="")]
     if len(answers) != len(questions):
         raise CheckFailed(f"{len(answers)} answers to {len(questions)} questions", {"talk": talk})
     return {"talk": talk}
