@@ -20,6 +20,7 @@ from dataset.samples.tables import FOLDER, cells, yaml_table
 WORDINGS_FILE = FOLDER / "dialogue_wordings.yaml"
 ITEM_FILES = tuple(FOLDER / f"dialogue_items_{name}.tsv" for name in ("life", "words", "people"))
 SMALLTALK_FILE = FOLDER / "dialogue_smalltalk.tsv"
+EVERYDAY_FILE = FOLDER / "dialogue_everyday.tsv"
 FEELINGS_FILE = FOLDER / "dialogue_feelings.tsv"
 TALKS_FILE = FOLDER / "dialogue_talks.tsv"
 
@@ -30,9 +31,12 @@ HALVES: tuple[Half, ...] = ("validation", "test")
 NUM_TYPED = 36
 """Training records of each feeling and each subject of small talk, all typed differently; more where the table has
 more wordings."""
+NUM_TYPED_EVERYDAY = 18
+"""The same of each subject of everyday talk, which is narrower: learning English, a haircut."""
 NUM_BARE = 4
 """So many of them have no mark at all; they are the first in their list, what most people type."""
-NUM_TRIES = 4 * NUM_TYPED
+TRIES = 4
+"""Times the wanted number that a wording is typed before the topic counts as used up."""
 NUM_SINGLE = 4
 """Single-turn records of each everyday topic; one more goes on for two to four turns."""
 ITEM_HELDOUT_EVERY = 2
@@ -128,14 +132,14 @@ def topics(path: Path) -> tuple[Topic, ...]:
     return tuple(found)
 
 
-def _topic_records(path: Path, kind: str, rng: random.Random) -> Iterator[dict[str, Any]]:
+def _topic_records(path: Path, kind: str, num_typed: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Each topic in its wordings, as people type them. Topics with held-out wordings go to the halves in turn."""
     num_heldout = 0
     for topic in topics(path):
-        count = max(NUM_TYPED, len(topic.training) + NUM_BARE)
+        count = max(num_typed, len(topic.training) + NUM_BARE)
         wordings = spread(topic.training, count - NUM_BARE, rng)
         asked = dict.fromkeys(map(bare, wordings[:NUM_BARE]))
-        for wording in islice(cycle(wordings), NUM_TRIES):
+        for wording in islice(cycle(wordings), TRIES * count):
             if len(asked) < count:
                 asked[typed(wording, rng, topic.form if topic.form == "mark" else form_of(wording, topic.form))] = None
         for question in asked:
@@ -248,7 +252,8 @@ def _talk_records() -> Iterator[dict[str, Any]]:
 def records() -> Iterator[dict[str, Any]]:
     """Chat records, every conversation distinct; feelings and small talk carry `kind`, held-out ones `split`."""
     rng = random.Random(4401)
-    yield from _topic_records(FEELINGS_FILE, "feelings", rng)
-    yield from _topic_records(SMALLTALK_FILE, "chat", rng)
+    yield from _topic_records(FEELINGS_FILE, "feelings", NUM_TYPED, rng)
+    yield from _topic_records(SMALLTALK_FILE, "chat", NUM_TYPED, rng)
+    yield from _topic_records(EVERYDAY_FILE, "chat", NUM_TYPED_EVERYDAY, rng)
     yield from _item_records(rng)
     yield from _talk_records()

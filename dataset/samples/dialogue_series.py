@@ -23,7 +23,7 @@ NUM_FIRST = 4
 NUM_TYPED = 22
 """Training records of a series with one turn, or one a wording where there are more."""
 NUM_TRIES = 4 * NUM_TYPED
-NUM_CHAINS_AN_ANSWER = 1.25
+NUM_CHAINS_AN_ANSWER = 1.75
 """Conversations in which another one is asked for, for each answer of a series."""
 NUM_IDIOM_GAMES = 60
 SMILES: tuple[Turn, ...] = (

@@ -135,8 +135,18 @@ def test_small_talk_that_is_scored_has_twenty_wordings() -> None:
     assert all(len(wordings[topic.answer]) >= 20 for topic in scored)
 
 
+def test_everyday_talk_has_a_hundred_topics_in_fifteen_wordings_each() -> None:
+    wordings: dict[str, set[str]] = defaultdict(set)
+    for record in training(DIALOGUE):
+        question, answer = turns_of(record)[0]
+        wordings[answer].add(key(question))
+    topics = dialogue.topics(dialogue.EVERYDAY_FILE)
+    assert len(topics) >= 95
+    assert all(len(wordings[topic.answer]) >= 15 and topic.heldout for topic in topics)
+
+
 def test_a_topic_is_held_out_in_one_half_only_and_in_several_wordings() -> None:
-    for path in (dialogue.FEELINGS_FILE, dialogue.SMALLTALK_FILE):
+    for path in (dialogue.FEELINGS_FILE, dialogue.SMALLTALK_FILE, dialogue.EVERYDAY_FILE):
         for topic in dialogue.topics(path):
             trained = {key(wording) for pattern in topic.training for wording in expanded(pattern)}
             tested = {key(wording) for pattern in topic.heldout for wording in expanded(pattern)}
@@ -200,7 +210,12 @@ def test_every_answer_of_a_series_is_reached_by_another_one() -> None:
 def test_there_are_enough_jokes_riddles_poems_and_stories() -> None:
     count = {one.name: len(set(one.answers)) for one in dialogue_series.series()}
     assert count["joke"] >= 12 and count["riddle"] >= 12 and count["poem"] >= 8 and count["story"] >= 10
-    assert count["twister"] >= 3
+    assert count["twister"] >= 3 and count["couplet"] >= 4 and count["idiom"] >= 5
+
+
+def test_jokes_are_short() -> None:
+    jokes = next(one for one in dialogue_series.series() if one.name == "joke")
+    assert max(map(len, jokes.answers)) < 60
 
 
 def test_a_riddle_is_solved_by_its_solution_alone() -> None:
