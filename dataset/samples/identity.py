@@ -4,7 +4,7 @@
 
 {{name}}, {{name_lower}} and {{author}} are filled in when the data is mixed. Each topic has one answer. Its clauses,
 the wordings that ask for it, are divided in three sides, so that a held-out question is a new wording and not an old
-one behind a new "hello".
+one behind a new "hello". A neighbour's answer is right too where it answers the very question that was asked.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write
-from dataset.samples import frames
+from dataset.samples import frames, limits
 from dataset.samples.alternatives import wordings
 from dataset.samples.exam import without_exam
 from dataset.samples.tables import FOLDER, yaml_table
@@ -29,7 +29,7 @@ OWN_NAMES: frames.Choices = {"{{name}}": 7, "{{name_lower}}": 3}
 """How people type the model's name: as it is written, or all in lower case."""
 MAIN_TOPICS = ("name", "who", "own", "maker", "what", "ai", "human", "other", "company", "ability", "intro")
 """Topics that nearly everyone asks about: in training their clauses are typed in more ways."""
-NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 2, 3, 4
+NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 1, 2, 2
 """Ways in which one training clause is typed; of the main topics; of clauses that name another model or a person."""
 NUM_TYPED_HELDOUT = 2
 NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}
@@ -59,13 +59,30 @@ class Clause:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """The answer of a neighbouring topic, or of something that no model can do, and the questions that it answers as
+    a person would: those in which `asked` is found. `example` is one of them."""
+
+    answer: str
+    asked: re.Pattern[str]
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that users ask, its answer, further answers that are right too, and the clauses of each side."""
+    """One thing that users ask, its answer, answers that are right for all its questions, neighbours whose answers are
+    right for some, and the clauses of each side."""
 
     name: str
     answer: str
-    accepted: list[str]
+    always: list[str]
+    neighbours: list[Neighbour]
     clauses: dict[str, list[Clause]]
+
+    def accepted(self, question: str) -> list[str]:
+        """The further answers that are right for one question."""
+        fitting = (one.answer for one in self.neighbours if one.asked.search(question.lower()))
+        return [answer for answer in dict.fromkeys([*self.always, *fitting]) if answer != self.answer]
 
 
 def normalised(question: str) -> str:
@@ -84,12 +101,19 @@ def topics() -> list[Topic]:
     found = []
     for name, row in rows.items():
         right = (rows[other]["answer"] for other in row.get("accepted", []))
-        accepted = [answer for answer in dict.fromkeys(right) if answer != row["answer"]]
+        always = [answer for answer in dict.fromkeys(right) if answer != row["answer"]]
+        neighbours = [_neighbour(cells, rows) for cells in row.get("neighbours", [])]
         clauses = {
             side: [Clause(text, form) for form, cell in row[side].items() for text in wordings(cell)] for side in SIDES
         }
-        found.append(Topic(name, row["answer"], accepted, clauses))
+        found.append(Topic(name, row["answer"], always, neighbours, clauses))
     return found
+
+
+def _neighbour(cells: dict[str, str], rows: dict[str, Any]) -> Neighbour:
+    """A neighbour as the table has it: `topic` of this table or `limit` of `limits.yaml`, `asked` and `example`."""
+    answer = limits.answers()[cells["limit"]] if "limit" in cells else rows[cells["topic"]]["answer"]
+    return Neighbour(answer, re.compile(cells["asked"]), cells["example"])
 
 
 def _fillings() -> dict[str, dict[str, list[str]]]:
@@ -151,7 +175,7 @@ def _record(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: st
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     record: dict[str, Any] = {"conversations": messages, "topic": topic.name}
     if side != TRAINING:
-        record |= {"split": side, "cluster": clause.text, "accepted": topic.accepted}
+        record |= {"split": side, "cluster": clause.text, "accepted": topic.accepted(turns[-1][0])}
     return record
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs.schema import MixConfig
 from dataset.mix import Source, Sources, build_mix
-from dataset.samples import frames, identity
+from dataset.samples import frames, identity, limits
 from dataset.samples.alternatives import expanded, wordings
 from dataset.samples.identity import SIDES, TEST, TRAINING, VALIDATION, normalised
 
@@ -104,12 +104,61 @@ def test_each_topic_has_one_answer_and_each_question_too() -> None:
             assert answers.setdefault(normalised(question), answer) == answer
 
 
-def test_a_further_right_answer_is_another_topics_answer() -> None:
+def test_a_further_right_answer_is_another_topics_answer_or_that_of_a_limit() -> None:
     known = {topic.answer for topic in TOPICS}
     for topic in TOPICS:
-        assert topic.answer not in topic.accepted and set(topic.accepted) <= known
-    accepted = {record["topic"]: record["accepted"] for record in of_side(TEST)}
-    assert all(accepted[topic.name] == topic.accepted for topic in TOPICS)
+        assert topic.answer not in topic.always and set(topic.always) <= known
+        assert {one.answer for one in topic.neighbours} <= known | set(limits.answers().values())
+    accepted = {topic.name: topic.accepted for topic in TOPICS}
+    for record in of_side(TEST):
+        assert record["accepted"] == accepted[record["topic"]](turns(record)[-1][0])
+
+
+def test_a_neighbours_answer_is_right_for_its_example_and_not_for_all_that_the_topic_asks() -> None:
+    widened = [topic for topic in TOPICS if topic.neighbours]
+    assert len(widened) >= 14
+    for topic in widened:
+        asked = [clause.text for side in SIDES for clause in topic.clauses[side]]
+        for one in topic.neighbours:
+            assert one.answer in topic.accepted(one.example) and one.answer not in topic.always
+            assert any(one.asked.search(question) for question in asked)
+            assert not all(one.asked.search(question) for question in asked)
+
+
+LIES = [
+    ("draw", "你会画画吗", "会的，我画给你看。"),
+    ("draw", "你会剪视频吗", "我不会画画，也发不了图片。"),
+    ("voice", "你会说话吗", "会的，我可以发语音。"),
+    ("net", "你能上网吗", "我查不到实时的价格，请到店里或网上看看。"),
+    ("honest", "你会出错吗", "不会，我只是一个陪人聊天的小模型。"),
+    ("honest", "你会骗我吗", "会，我只是一个陪人聊天的小模型。"),
+    ("size", "你有多少参数", "是的，我的代码是开源的，你也可以自己训练一个。"),
+    ("open", "你开源吗", "我是一个小模型，参数很少，普通电脑就能训练出来。"),
+    ("privacy", "你会告诉别人吗", "我们聊过的话，关掉以后我就不记得了。"),
+    ("learn", "你会变聪明吗", "我们聊过的话，关掉以后我就不记得了。"),
+    ("human", "你是真人吗", "是的，我是{{name}}，由{{author}}开发的中文语言模型。"),
+    ("human", "你是老师吗", "我没有身体，只是电脑里的一个程序。"),
+    ("other", "你是ChatGPT吗", "是的，我是{{name}}，由{{author}}开发的中文语言模型。"),
+    ("own", "你是{{name}}吗", "不是，我是{{name}}，由{{author}}开发。"),
+    ("ai", "你是AI吗", "不是，我是{{name}}，一个中文语言模型。"),
+    ("naming", "你的名字是什么意思", "我是{{name}}，由{{author}}开发。"),
+    ("mind", "你是怎么工作的", "我没有真正的感情，不过我会认真听你说。"),
+    ("rest", "你会做梦吗", "我不用上下班，你随时都可以找我。"),
+    ("sums", "你会算数吗", "这个我还不会，我只会聊天、答题和简单计算。"),
+    ("compare", "你和豆包什么关系", "我是一个小模型，参数很少，普通电脑就能训练出来。"),
+]
+
+
+@pytest.mark.parametrize(("name", "question", "said"), LIES)
+def test_a_lie_or_an_answer_beside_the_point_is_right_in_no_topic(name: str, question: str, said: str) -> None:
+    (topic,) = (topic for topic in TOPICS if topic.name == name)
+    assert said != topic.answer and said not in topic.accepted(question)
+
+
+def test_the_answer_of_who_it_is_is_wrong_outside_the_topics_that_ask_for_it() -> None:
+    (who,) = (topic.answer for topic in TOPICS if topic.name == "who")
+    right = {record["topic"] for record in of_side(TEST) if who in (turns(record)[-1][1], *record["accepted"])}
+    assert right == {"name", "who", "own", "own_what", "hello", "maker", "intro", "what", "ai", "human_or"}
 
 
 def test_no_constant_answer_is_right_for_more_than_a_third_of_the_test_half() -> None:
