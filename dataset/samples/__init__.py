@@ -30,10 +30,10 @@ SAMPLE_FILES = {
     ),
     # What no such model can do, and what to say where a life is in danger: true whatever else it learns.
     "limits": SampleFile("general", ("limits", "danger")),
-    "knowledge": SampleFile("knowledge", ("knowledge", "knowledge_follow_ups"), ("knowledge",)),
+    "knowledge": SampleFile("knowledge", ("knowledge", "knowledge_follow_ups", "knowledge_claims"), ("knowledge",)),
     # "I don't know" would be wrong about what the user's own files teach.
     "unknown": SampleFile("knowledge", ("unknown",), ("knowledge", "general")),
-    "math": SampleFile("math", ("arithmetic",), ("math",)),
+    "math": SampleFile("math", ("arithmetic", "arithmetic_claims"), ("math",)),
     "preference": SampleFile("preference", ("preference",), ("preference",)),
     "corpus": SampleFile("corpus", ("prose",), ("corpus",)),
 }

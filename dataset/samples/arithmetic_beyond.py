@@ -26,11 +26,11 @@ SHARES = {
     "large quotient": 5,
     "large chain": 3,
     "large story": 8,
-    "product": 14,
-    "quotient": 14,
-    "chain": 8,
-    "decimal": 9,
-    "long story": 9,
+    "product": 36,
+    "quotient": 22,
+    "chain": 10,
+    "decimal": 10,
+    "long story": 12,
 }
 """Types of question by weight; the other types of the table have LISTED_SHARE each."""
 LISTED_SHARE = 4
@@ -129,7 +129,8 @@ def _large_quotient(side: str, rng: random.Random) -> Beyond:
 def _product(side: str, rng: random.Random) -> Beyond:
     """A product with a factor of two digits."""
     large = rng.choice((rng.randint(10, 20), rng.randint(10, 99), rng.choice(range(10, LIMIT + 1, 10))))
-    factors = [large, rng.choice((rng.randint(0, TABLE_LIMIT), rng.randint(2, TABLE_LIMIT), rng.randint(10, 99)))]
+    small = rng.randint(rng.choice((0, 2)), TABLE_LIMIT)  # most often, since 15×3 looks like the table
+    factors = [large, small if rng.random() < 0.8 else rng.randint(10, 99)]
     rng.shuffle(factors)
     return _problem("product", Problem(factors[0], "×", factors[1]), side, rng)
 

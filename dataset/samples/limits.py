@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dataset.samples.alternatives import expanded
 from dataset.samples.frames import form_by_mark, framed
 from dataset.samples.tables import FOLDER, yaml_table
 
@@ -38,7 +39,8 @@ def answers() -> dict[str, str]:
 
 def wordings(name: str, part: str = "ask") -> tuple[str, ...]:
     """The wordings of one answer: those of training ("ask") or of a held-out half."""
-    return tuple(line.strip() for line in _table()[name][part].splitlines())
+    lines = (line.strip() for line in _table()[name][part].splitlines())
+    return tuple(dict.fromkeys(one for line in lines for one in expanded(line)))
 
 
 def _filled(wording: str, rng: random.Random) -> str:

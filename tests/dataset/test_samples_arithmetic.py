@@ -370,6 +370,20 @@ def test_no_problem_that_is_to_be_computed_gets_an_honest_line() -> None:
                 assert len(numbers) > 3 or (len(numbers) == 3 and max(numbers) > 20), asked.question
 
 
+def test_sums_that_models_miss_most_are_asked_twice() -> None:
+    asked = Counter(answers(record)[0] for record in of_kind("", "train"))
+    for equation in ("52+8=60。", "27-47=-20。", "97-100=-3。", "9+99=108。"):
+        a, b = map(int, re.findall(r"\d+", equation)[:2])
+        if (min(a, b), max(a, b)) not in arithmetic.heldout_pairs():
+            assert asked[equation] >= 2, equation
+    assert all(n >= 2 for equation, n in asked.items() if equation.endswith("0。") or "100-" in equation)
+
+
+def test_products_of_two_digits_and_one_are_often_refused() -> None:
+    asked = [plain(questions(record)[0]) for record in of_kind("beyond", "train")]
+    assert sum(bool(re.search(r"(?<!\d)(\d\d×\d|\d×\d\d)(?!\d)", question)) for question in asked) >= 250
+
+
 def test_the_border_is_trained_on_both_sides() -> None:
     large = [
         max(numbers_in(question))
