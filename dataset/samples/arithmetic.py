@@ -49,11 +49,11 @@ TRAIN_STEPS = False
 NUM_OTHER_WORDINGS = 26
 """Wordings, beside the common ones, in which each single-digit problem is trained."""
 NUM_BASIC_WORDINGS = {VALIDATION: 1, TEST: 3}
-NUM_TABLE_WORDINGS = {TRAIN: 22, VALIDATION: 1, TEST: 1}
+NUM_TABLE_WORDINGS = {TRAIN: 26, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
 NUM_EASY_AGAIN = 1
 """Further sums and differences of each training pair of small or round numbers."""
-DIFFERENCE_AGAIN_SHARE = 0.25
+DIFFERENCE_AGAIN_SHARE = 0.5
 """Differences that are asked twice, beside the hard ones: they are learnt later than sums, those below 0 last."""
 NEAR_LIMIT = 98
 """From this operand on a problem is hard, as few others teach how it carries."""
@@ -62,7 +62,7 @@ NUM_PLAIN_HELDOUT = 350
 NUM_WORD = {TRAIN: 8000, VALIDATION: 120, TEST: 120}
 NUM_STEPS = {TRAIN: 700, VALIDATION: 80, TEST: 80}
 NUM_TURNS = {TRAIN: 1800, VALIDATION: 80, TEST: 80}
-NUM_BEYOND = {TRAIN: 4600, VALIDATION: 150, TEST: 150}
+NUM_BEYOND = {TRAIN: 3100, VALIDATION: 150, TEST: 150}
 
 STEP_IN_WORDS_SHARE = 0.35
 LARGE_TURN_SHARE = 0.05

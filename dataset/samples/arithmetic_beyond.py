@@ -26,11 +26,11 @@ SHARES = {
     "large quotient": 5,
     "large chain": 3,
     "large story": 8,
-    "product": 36,
-    "quotient": 22,
-    "chain": 10,
-    "decimal": 10,
-    "long story": 12,
+    "product": 32,
+    "quotient": 14,
+    "chain": 8,
+    "decimal": 9,
+    "long story": 10,
 }
 """Types of question by weight; the other types of the table have LISTED_SHARE each."""
 LISTED_SHARE = 4

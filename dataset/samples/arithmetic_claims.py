@@ -23,10 +23,10 @@ from dataset.samples.arithmetic_wordings import ask, dressed, table
 from dataset.samples.claims import HALVES, KIND, Way, also_right, conversation, doubts, judged, typed, ways
 from dataset.samples.frames import draw, form_by_mark, marked
 
-BASIC_WAYS, TABLE_WAYS = 3, 2
+BASIC_WAYS, TABLE_WAYS = 2, 1
 """Wordings in which each sum and difference of single digits, and each product and quotient, is claimed; each with a
 right and with a wrong result."""
-NUM_OTHERS = 1400
+NUM_OTHERS = 900
 """Claims about other sums and differences, as many right as wrong."""
 NUM_DOUBTS = 300
 DOUBTS = {"asks": 5, "objects": 4, "agrees": 2}

@@ -28,7 +28,7 @@ BASICS = "basics"
 """Stands for the relation in records about basics."""
 
 HALVES = ("validation", "test")
-QUESTIONS_PER_FACT = {"often": 14, "": 7, "seldom": 5}
+QUESTIONS_PER_FACT = {"often": 14, "": 8, "seldom": 6}
 """Training questions about a fact, by how often people ask about it."""
 QUESTIONS_PER_BASIC = 22
 HELDOUT_PER_RELATION = 5

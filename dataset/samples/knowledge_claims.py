@@ -19,9 +19,9 @@ from dataset.samples.tables import FOLDER, cells, yaml_table
 
 FALSE_FILE = FOLDER / "knowledge_claims.tsv"
 FORMS_FILE = FOLDER / "knowledge_claims.yaml"
-CLAIMS_PER_FACT = {"often": 3, "": 1, "seldom": 1}
+CLAIMS_PER_FACT = {"often": 2, "": 1, "seldom": 0}
 """Wordings in which a fact is claimed, by how often people ask about it; each with a true and a false claim."""
-CLAIMS_PER_BASIC = 3
+CLAIMS_PER_BASIC = 2
 NUM_DOUBTS = 700
 """Conversations with a doubt."""
 DOUBTS = {"asks": 5, "objects": 4, "agrees": 3}
