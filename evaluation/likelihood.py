@@ -25,8 +25,10 @@ from evaluation.intervals import Metric, exponential, ratio
 from model.model_minillm import MiniLLM
 
 SCORE_BATCH = 32
-"""Rows scored at one time."""
-CHUNK_TOKENS = 4096
+"""Rows scored at one time, at most."""
+SCORE_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+"""Tokens of these rows with their padding, at most: more make nothing faster, and each takes memory in every layer."""
+CHUNK_TOKENS = 1024
 """Tokens whose logits exist at one time."""
 
 Row = tuple[list[int], list[int]]
@@ -90,11 +92,9 @@ def row_nats(
     """
     device = model.output_weight.device
     sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number][0]))
     result = [(0.0, 0.0)] * len(rows)
     with progress_bar(len(rows), desc=label, unit="rows", leave=False) as bar:
-        for start in range(0, len(rows), batch_size):
-            numbers = order[start : start + batch_size]
+        for numbers in batches([len(inputs) for inputs, _ in rows], batch_size, SCORE_TOKENS[device.type]):
             longest = max(len(rows[number][0]) for number in numbers)
             inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
             labels = torch.full((len(numbers), longest), IGNORE)
@@ -107,7 +107,7 @@ def row_nats(
             targets = labels.flatten()[places]
             nats = target_nats(hidden.flatten(0, 1), model.output_weight, places.to(device), targets.to(device))
             owners, is_text = places // longest, sizes[targets] > 0
-            sums = torch.zeros(2, len(numbers), dtype=torch.float64)  # on the CPU: not every device knows float64
+            sums = torch.zeros(2, len(numbers), dtype=torch.float64)
             sums[0].index_add_(0, owners, nats)
             sums[1].index_add_(0, owners, nats * is_text)
             for number, (whole, text) in zip(numbers, sums.T.tolist(), strict=True):
@@ -116,15 +116,28 @@ def row_nats(
     return result
 
 
+def batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows that run together, shortest first: as many as fit both limits when all are
+    padded to the longest, and at least one."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
+        if batch and (len(batch) == most_rows or (len(batch) + 1) * lengths[number] > most_tokens):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
 def target_nats(hidden: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target: hidden (B T, C), weight (V, C), places (N,), targets (N,) -> (N,)
-    float64 on the CPU."""
-    found = [torch.zeros(0, dtype=torch.float64)]
+    float64 on the CPU, as MPS has no float64."""
+    found = [torch.zeros(0, device=hidden.device)]
     for start in range(0, len(places), CHUNK_TOKENS):
         part = slice(start, start + CHUNK_TOKENS)
         logits = F.linear(hidden[places[part]], weight).float()
-        found.append(F.cross_entropy(logits, targets[part], reduction="none").cpu().double())
-    return torch.cat(found)
+        found.append(F.cross_entropy(logits, targets[part], reduction="none"))
+    return torch.cat(found).cpu().double()
 
 
 def score(

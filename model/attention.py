@@ -1,9 +1,13 @@
-"""Attention of whole rows, three ways; each skips what it can of the scores that no query may look at.
+"""Attention, four ways; those of whole rows skip what they can of the scores that no query may look at.
 
-On a CPU, `blocked_attention`: batched matrix products. PyTorch's own CPU kernel for scaled dot products works in small
+On a CPU and on MPS, `blocked_attention`: batched matrix products. PyTorch's own CPU kernel for scaled dot products works in small
 tiles and reaches a tenth of the speed that the same CPU has in matrix products. Here queries are taken in blocks, and a
 block is multiplied only with the keys up to its end: most of the work that causality forbids is never done, and what is
 done runs at full speed (docs/lab_log.md has the figures).
+
+On MPS, behind a cache, `product_attention`: the same products without blocks. PyTorch's own kernels there are left out:
+in some releases those for few queries read beyond the keys, and give wrong numbers without an error (PyTorch's pull
+request 169222 and its issue 174861).
 
 On a GPU, for documents packed in rows, `document_attention`: FlexAttention, one kernel made for this mask. It never holds
 the scores, and passes over each square of them in which no query and key share a document.
@@ -25,13 +29,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-# --- on a CPU -------------------------------------------------------------------------------------------------------
+# --- on a CPU and on MPS --------------------------------------------------------------------------------------------
 
+PRODUCT_DEVICES = frozenset({"cpu", "mps"})
+"""Types of device whose rows go through `blocked_attention`."""
 BLOCK_QUERIES = 128
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D) + bias) v, block by block; the probabilities are kept for the backward pass."""
+    """softmax(q k^T / sqrt(D) + bias) v, block by block; the probabilities are kept where a backward pass may follow."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -40,13 +46,15 @@ class _BlockedAttention(torch.autograd.Function):
         scaled = q * D**-0.5
         keys, values = k.reshape(B * K, T, D), v.reshape(B * K, T, D)
         out = torch.empty_like(q)
-        probabilities = []
+        kept = []
         for start, end in blocks(T):
             scores = torch.bmm(_grouped(scaled[:, :, start:end], K), keys[:, :end].mT)  # (B K, H/K S, E)
             scores = scores.view(B, H, end - start, end).add_(bias[:, :, start:end, :end])
-            probabilities.append(scores.softmax(dim=-1).view(B * K, -1, end))
-            out[:, :, start:end] = torch.bmm(probabilities[-1], values[:, :end]).view(B, H, end - start, D)
-        ctx.save_for_backward(scaled, keys, values, *probabilities)
+            p = scores.softmax(dim=-1).view(B * K, -1, end)
+            out[:, :, start:end] = torch.bmm(p, values[:, :end]).view(B, H, end - start, D)
+            if any(ctx.needs_input_grad):  # all blocks together hold half the scores of all heads
+                kept.append(p)
+        ctx.save_for_backward(scaled, keys, values, *kept)
         return out
 
     @staticmethod
@@ -87,6 +95,18 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """
     out: Tensor = _BlockedAttention.apply(q, k, v, bias)
     return out
+
+
+def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Grouped-query attention of T queries over S keys as two products; all scores exist at one time.
+
+    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. bias (B or 1, 1, T, S) in their dtype: 0 where a query may
+    look, -inf elsewhere. Returns: (B, H, T, D).
+    """
+    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
+    scores = torch.bmm(_grouped(q * D**-0.5, K), k.reshape(B * K, S, D).mT)  # (B K, H/K T, S)
+    p = (scores.view(B, H, T, S) + bias).softmax(dim=-1).view(B * K, -1, S)
+    return torch.bmm(p, v.reshape(B * K, S, D)).view(B, H, T, D)
 
 
 # --- on a GPU, documents packed in rows -----------------------------------------------------------------------------
@@ -176,7 +196,7 @@ def flex_works(
     Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: expect it to work where
     nothing is known against it: compiled blocks make kernels of their own, so those of a trial would serve nobody.
     """
-    if device.type == "cpu":
+    if device.type in PRODUCT_DEVICES:
         return False  # no backward pass there, and `blocked_attention` is fast
     key = (device, shape, dtype)
     if key not in _TRIED:

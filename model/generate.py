@@ -18,6 +18,9 @@ from model.model_minillm import KeyValueCache, MiniLLM
 LOWEST_TEMPERATURE = 1e-4
 """Below it logits divided by it overflow, and all it would give is the likeliest token."""
 
+PREFILL_TOKENS = 8192
+"""Tokens of all prompts together that are read at one time: memory for the masks and layers of more is not needed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -47,10 +50,14 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The next token of each row: (B, V) -> (B,)."""
+    """The next token of each row: (B, V) on any device -> (B,) on the CPU.
+
+    Chance is drawn on the CPU, from one generator for all kinds of device: sorting and drawing on MPS have limits that
+    change with its releases, and there is one row of logits a prompt to bring over.
+    """
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / sampling.temperature
+        return logits.argmax(dim=-1).cpu()
+    logits = logits.float().cpu() / sampling.temperature
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -78,23 +85,24 @@ def generate(
     cache = KeyValueCache.empty(model.config, len(prompts), capacity, like=model.output_weight)
     places = torch.arange(capacity, device=device)
     real = places[None] >= padding[:, None]  # (B, capacity)
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    token = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    stops = torch.tensor(sorted(stop_ids))
+    stopped = torch.zeros(len(prompts), dtype=torch.bool)
+    token = torch.zeros(len(prompts), dtype=torch.long)
     for _ in range(sampling.max_new_tokens):
-        start, end = cache.length, cache.length + ids.shape[1]
-        positions = (places[start:end][None] - padding[:, None]).clamp(min=0)  # (B, T)
-        mask = real[:, None, :end] & (places[None, None, :end] <= places[None, start:end, None])  # (B, T, S)
-        mask = mask | (places[None, None, :end] == places[None, start:end, None])  # padding sees itself: no NaN
-        hidden, _ = model.hidden_states(ids, positions=positions, mask=mask[:, None], cache=cache)
+        for part in ids.split(max(1, PREFILL_TOKENS // len(prompts)), dim=1):
+            start, end = cache.length, cache.length + part.shape[1]
+            positions = (places[start:end][None] - padding[:, None]).clamp(min=0)  # (B, T)
+            mask = real[:, None, :end] & (places[None, None, :end] <= places[None, start:end, None])  # (B, T, S)
+            mask = mask | (places[None, None, :end] == places[None, start:end, None])  # padding sees itself: no NaN
+            hidden, _ = model.hidden_states(part, positions=positions, mask=mask[:, None], cache=cache)
         chosen = choose(F.linear(hidden[:, -1], model.output_weight.to(hidden.dtype)), sampling, generator)
         token = torch.where(stopped, token, chosen)
         stopped = stopped | torch.isin(token, stops)
-        yield token.cpu()
+        yield token
         if bool(stopped.all()):
             return
-        ids = token[:, None]
+        ids = token[:, None].to(device)
 
 
 class Decoder(Protocol):

@@ -19,11 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from configs.schema import ModelConfig, UserError
 from model import kernels
 from model.attention import (
+    PRODUCT_DEVICES,
     blocked_attention,
     document_attention,
     document_blocks,
     flex_works,
     masked_attention,
+    product_attention,
 )
 
 
@@ -161,7 +163,9 @@ class Attention(nn.Module):
         if context.documents is not None:
             y = document_attention(q, k, v, context.documents)  # (B, H, T, D)
         elif mask is not None and context.cache is None:
-            y = (blocked_attention if x.device.type == "cpu" else masked_attention)(q, k, v, mask)
+            y = (blocked_attention if x.device.type in PRODUCT_DEVICES else masked_attention)(q, k, v, mask)
+        elif mask is not None and x.device.type == "mps":
+            y = product_attention(q, k, v, mask)
         else:
             if x.device.type == "cuda" and v.dtype != torch.bfloat16 and context.cache is None:
                 # In float32, and in float16 on the GPUs that have no bfloat16, PyTorch's one kernel for groups holds all
@@ -366,7 +370,7 @@ class MiniLLM(nn.Module):
         elif document_ids is not None:
             same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
             mask = (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
-        elif mask is None and (start > 0 or (cache is None and device.type == "cpu")):
+        elif mask is None and (start > 0 or device.type == "mps" or (cache is None and device.type == "cpu")):
             mask = torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
         if mask is not None:  # added to the scores; a boolean one would be turned into this again in every block
             mask = torch.zeros(mask.shape, dtype=compute_dtype(x), device=device).masked_fill_(~mask, -math.inf)

@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.hardware import NOTED_FLAGS, cpu_flags, cpu_has_bf16, cpu_name, num_cores
+from configs.hardware import NOTED_FLAGS, cpu_flags, cpu_has_bf16, cpu_name, memory, num_cores
 from configs.paths import ROOT
 
 PROBE_SECONDS = 5.0
@@ -130,19 +130,6 @@ def verdict(gpus: Gpus, torch: Torch) -> str:
     )
 
 
-def memory_gb() -> tuple[float, float]:
-    """Memory in all and free, in GB, within the limit of a container; 0 where it can't be told."""
-    info = {
-        key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    }
-    total = info.get("MemTotal") or int(output_of("sysctl", "-n", "hw.memsize") or 0)
-    free = info.get("MemAvailable", 0)
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and used.isdigit() and int(limit) < total:
-        total, free = int(limit), min(free, int(limit) - int(used))
-    return total / 1e9, free / 1e9
-
-
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
@@ -175,7 +162,7 @@ def disk_free_gb() -> str:
 
 def report(gpus: Gpus, torch: Torch) -> str:
     """The table."""
-    total, free = memory_gb()
+    ours = memory()
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     builds = f"CUDA {torch.cuda_build}" if torch.cuda_build else "CPU build"
     rows: dict[str, str] = {
@@ -186,7 +173,7 @@ def report(gpus: Gpus, torch: Torch) -> str:
         "cpu": f"{cpu_name()}, {num_cores()} cores",
         "instructions": " ".join(f"{name}:{'yes' if name in cpu_flags() else 'no'}" for name in NOTED_FLAGS),
         "bf16 on CPU": "yes" if cpu_has_bf16() else "no, float32 is faster here",
-        "memory": f"{total:.1f} GB, {free:.1f} GB free" if total else "unknown",
+        "memory": f"{ours.total / 1e9:.1f} GB, {ours.free / 1e9:.1f} GB free" if ours else "unknown",
         "disk": disk_free_gb(),
         "c++ compiler": compiler or "none (long runs are not compiled, and a little slower)",
         "cargo": shutil.which("cargo") or "none (only ENABLE_RUSTBPE=1 needs it)",

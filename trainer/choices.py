@@ -5,15 +5,14 @@ Symbols: B tokens of a step, D tokens of the whole run, M what a step costs besi
 """
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.hardware import memory
 from configs.schema import ModelConfig, TrainConfig, UserError
 from model.model_minillm import MiniLLM
 from trainer.flops import newton_schulz_flops, training_flops
@@ -105,16 +104,8 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on the device; None where nobody says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:  # macOS: no figure of what is free, so half of what there is
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError):
-        return None
+    ours = memory()
+    return ours.free if ours else None
 
 
 def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, checkpointing: bool) -> int:

@@ -2,11 +2,15 @@
 
 Utilisation (MFU): tokens a second, times operations a token by 6 N + 12 L d T (Chowdhery et al. 2022, arXiv:2204.02311,
 appendix B, causal masks not taken off), over the machine's peak. The optimizer's work is not in it.
+
+A run shows it where a data sheet gives the peak. A CPU's would have to be measured, which next to other programs, helper
+processes and a clock that rises and falls takes longer than a run should wait for: one short try gave up to 381%.
+Benchmarks have the time.
 """
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -17,16 +21,12 @@ from trainer.runtime import DTYPES, dtype_name
 
 SIDE = {"cpu": 4096, "cuda": 8192, "mps": 4096}
 """Side of the square product that a peak is measured on; smaller ones may be slower."""
-QUICK_SIDE = {"cpu": 1024, "cuda": 4096, "mps": 2048}
-"""The same where a run waits for it."""
-REPEATS, QUICK_REPEATS = 5, 50
-QUICK_SECONDS = 0.2
-"""A quick measurement repeats its product no longer than this."""
+REPEATS = 5
 
 TERA = 1e12
 GPU_PEAKS = {
-    r"B200": 2250, r"H200 NVL": 835, r"H200": 989.4, r"H100 NVL": 835, r"H100 PCIe": 756, r"G?H[12]00.*": 989.4,
-    r"H800 PCIe": 756, r"H800": 989.4, r"H20": 148, r"A[18]00.*": 312, r"A30": 165, r"A40": 149.7, r"A10G": 70,
+    r"B200": 2250, r"H200 NVL": 835, r"H200": 989.4, r"H100 NVL": 835, r"H100 PCIe": 756, r"G?H[12]00( SXM.*)?": 989.4,
+    r"H800 PCIe": 756, r"H800": 989.4, r"H20": 148, r"A[18]00(-SXM4|-PCIE)?": 312, r"A30": 165, r"A40": 149.7, r"A10G": 70,
     r"A10": 125, r"L40S": 362, r"L40": 181, r"L20": 119.5, r"L4": 121, r"RTX A6000": 154.8, r"RTX A5000": 111.1,
     r"RTX 6000 Ada.*": 364.2, r"GeForce RTX 5090": 209.5, r"GeForce RTX 4090": 165.2, r"GeForce RTX 4080": 97.5,
     r"GeForce RTX 3090 Ti": 80, r"GeForce RTX 3090": 71, r"GeForce RTX 3080": 59.5,
@@ -80,47 +80,50 @@ def usable_dtypes(device: torch.device) -> list[str]:
 
 
 def listed_peak(name: str) -> float | None:
-    """Dense 16-bit peak of a GPU in FLOP/s, by the name that the driver gives it; None for one not listed."""
-    bare = re.sub(r"^NVIDIA |[ -]\d+GB.*", "", name)
+    """Dense 16-bit peak of a GPU in FLOP/s, by the name that the driver gives it; None for one not listed, and for a slice
+    of one (MIG)."""
+    if " MIG " in name:
+        return None
+    bare = re.sub(r"^NVIDIA |[ -]\d+GB?\b.*", "", name)
     return next((tflops * TERA for pattern, tflops in GPU_PEAKS.items() if re.fullmatch(pattern, bare)), None)
 
 
-def machine_peak(
-    device: torch.device, dtypes: Sequence[torch.dtype] | None = None, *, quick: bool = False
-) -> tuple[float, str]:
-    """FLOP/s of one device in the best of `dtypes`, and where the figure is from.
+def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of one device in products of `dtype`, from a data sheet; None where none that we know says it."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return None
+    return listed_peak(torch.cuda.get_device_name(device))
 
-    A data sheet's figure for a GPU that is listed, when one of the dtypes has 16 bits; else a square product measured
-    now, with the threads that torch uses.
-    Args: dtypes: None for all whose products are real. quick: a smaller product, for a fraction of a second.
+
+def machine_peak(device: torch.device) -> tuple[float, str]:
+    """FLOP/s of one device in the best of its dtypes, and where the figure is from.
+
+    A data sheet's figure for a GPU that is listed; else the fastest of several square products of each dtype, measured
+    now with the threads that torch uses: seconds, on a machine that does nothing else.
     """
-    if dtypes is None:
-        dtypes = [DTYPES[name] for name in usable_dtypes(device)]
+    dtypes = [DTYPES[name] for name in usable_dtypes(device)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    if device.type == "cuda" and any(dtype.itemsize == 2 for dtype in dtypes) and (peak := listed_peak(name)):
+    if peak := max(known_peak(device, dtype) or 0.0 for dtype in dtypes):
         return peak, f"{name}, dense 16-bit, data sheet"
-    side = (QUICK_SIDE if quick else SIDE)[device.type]
-    speeds = {dtype: _square_speed(side, dtype, device, quick=quick) for dtype in dtypes}
+    side = SIDE[device.type]
+    speeds = {dtype: _square_speed(side, dtype, device) for dtype in dtypes}
     best = max(speeds, key=lambda dtype: speeds[dtype])
     return speeds[best], f"{name}, measured: {dtype_name(best)} product of {side} x {side}"
 
 
-def _square_speed(side: int, dtype: torch.dtype, device: torch.device, *, quick: bool) -> float:
+def _square_speed(side: int, dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the fastest product of two square matrices."""
-    own = torch.Generator(device).manual_seed(0)  # a run's own numbers stay as they are
-    a, b = (torch.randn(side, side, generator=own, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator().manual_seed(0)  # a run's own numbers stay as they are
+    a, b = (torch.randn(side, side, generator=own).to(device, dtype) for _ in range(2))
     out = torch.empty_like(a)
-    repeat, limit = (QUICK_REPEATS, QUICK_SECONDS) if quick else (REPEATS, None)
-    return 2 * side**3 / min(timed(lambda: torch.mm(a, b, out=out), device, repeat, at_most_seconds=limit))
+    return 2 * side**3 / min(timed(lambda: torch.mm(a, b, out=out), device, REPEATS))
 
 
-def timed(
-    work: Callable[[], object], device: torch.device, repeat: int, *, at_most_seconds: float | None = None
-) -> list[float]:
-    """Seconds of each repetition, after one that is not counted; fewer where all together would exceed the limit."""
+def timed(work: Callable[[], object], device: torch.device, repeat: int) -> list[float]:
+    """Seconds of each repetition, after one that is not counted."""
     found: list[float] = []
     work()
-    while len(found) < repeat and (at_most_seconds is None or not found or sum(found) < at_most_seconds):
+    for _ in range(repeat):
         _finish(device)
         start = time.perf_counter()
         work()

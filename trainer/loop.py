@@ -117,10 +117,8 @@ class BatchStream:
                 batches = coming.result()
                 if step + 1 < end:
                     coming = reader.submit(self.read, step + 1)
-                yield StepBatches(
-                    [self.runtime.to_device(batch) for batch in batches.micro],
-                    batches.counts.to(self.runtime.device, non_blocking=True),
-                )
+                counts = self.runtime.to_device({"counts": batches.counts})["counts"]
+                yield StepBatches([self.runtime.to_device(batch) for batch in batches.micro], counts)
 
 
 def train(
@@ -205,7 +203,7 @@ class Run:
         stop: StopSignal,
         token_cost: float = 0.0,
     ) -> None:
-        """`token_cost`: a token's operations as a share of what the machine can do in a second."""
+        """`token_cost`: a token's operations as a share of what the machine can do in a second; 0: nobody knows."""
         self.config, self.runtime, self.num_steps = config, runtime, num_steps
         self.state, self.resume, self.metrics, self.validate, self.stop = state, resume, metrics, validate, stop
         self.token_cost = token_cost
@@ -294,7 +292,8 @@ class Run:
             figures["val"] = f"{self.last_validation['validation_loss']:.3f}"
         figures["tok/s"] = f"{speed:,.0f}"
         if is_wide():
-            figures |= {"lr": f"{outcome.lr:.1e}", "mfu": f"{speed * self.token_cost:.0%}"}
+            figures |= {"lr": f"{outcome.lr:.1e}"}
+            figures |= {"mfu": f"{speed * self.token_cost:.0%}"} if self.token_cost else {}
         metrics.progress(**figures)
         if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
             values = {
@@ -304,7 +303,7 @@ class Run:
                 "tokens": self.tokens,
                 "targets": self.targets,
                 "tokens_per_second": speed,
-                "mfu": speed * self.token_cost,
+                **({"mfu": speed * self.token_cost} if self.token_cost else {}),
                 "seconds": time.perf_counter() - self.started,
             }
             metrics.log(outcome.step, values)

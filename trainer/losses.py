@@ -130,7 +130,7 @@ def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places
     Args, products and memory: those of `lm_loss_sum`. Returns: (B,) float32; 0 for a row without supervised tokens.
     """
     nats = _target_nats(hidden, weight, labels, target_places, summed=False)  # (N,)
-    placed = nats.new_zeros(labels.numel()).index_copy(0, target_places, nats)  # (B T)
+    placed = nats.new_zeros(labels.numel()).scatter(0, target_places, nats)  # (B T); index_copy is slow or wrong on MPS
     return -placed.view_as(labels).sum(dim=1)
 
 

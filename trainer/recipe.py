@@ -34,7 +34,7 @@ from trainer.checkpoint import (
     weights_fingerprint,
 )
 from trainer.choices import fill_in, rehearse, repeat, row_length
-from trainer.flops import machine_peak, training_flops, usable_dtypes
+from trainer.flops import known_peak, training_flops, usable_dtypes
 from trainer.loop import (
     BatchStream,
     Objective,
@@ -334,8 +334,10 @@ class Stage:
         )  # fmt: skip
 
     def _token_cost(self) -> float:
-        """A token's operations as a share of what all devices can do in a second."""
-        peak, _ = machine_peak(self.runtime.device, [self.runtime.dtype], quick=True)
+        """A token's operations as a share of what all devices can do in a second; 0 where nobody knows that."""
+        peak = known_peak(self.runtime.device, self.runtime.dtype)
+        if peak is None:
+            return 0.0
         return training_flops(self._shape(), row_length(self.data_manifest)) / (peak * self.runtime.world_size)
 
     def _validator(self, objective: Objective, rows: Rows | None) -> Callable[[nn.Module], dict[str, float]] | None:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.hardware import cpu_has_bf16
+from configs.hardware import cpu_has_bf16, num_cores
 from configs.schema import DEVICES, UserError
 from trainer.processes import Group
 
@@ -28,7 +28,11 @@ PATIENCE = timedelta(hours=12)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU. Raises: UserError when the device asked for is not there."""
+    """`auto` takes CUDA, then MPS, then the CPU. Raises: UserError when the device asked for is not there.
+
+    From then on torch starts no more threads than a container's quota of CPU time lets run.
+    """
+    keep_to_quota()
     if name == "auto":
         if torch.cuda.is_available():
             return _gpu(int(os.environ.get("LOCAL_RANK", "0")))
@@ -47,6 +51,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         return _gpu(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
     return device
+
+
+def keep_to_quota() -> None:
+    """Lower torch's threads, one a core by itself, to the cores that this process may use; a number that the user has set
+    in OMP_NUM_THREADS stays."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > num_cores():
+        torch.set_num_threads(num_cores())
 
 
 def _gpu(number: int) -> torch.device:
@@ -173,8 +184,10 @@ class Runtime:
             return batch
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch, without waiting for it."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        """Move a batch; to a CUDA GPU without waiting for it. On MPS a copy that nobody waits for may read memory which has
+        been freed (PyTorch's issue 189690)."""
+        at_once = self.device.type == "cuda"
+        return {name: tensor.to(self.device, non_blocking=at_once) for name, tensor in batch.items()}
 
     def fetched(self, numbers: Tensor) -> Callable[[], list[float]]:
         """Send a few numbers (n,) to the host; what comes back waits for them, and for nothing asked for later."""
@@ -258,6 +271,8 @@ def rng_states(runtime: Runtime) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if runtime.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(runtime.device)
+    elif runtime.device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     gathered = {}
     for name, state in states.items():
         rows = torch.zeros(runtime.world_size, len(state), dtype=torch.uint8, device=runtime.device)
@@ -272,6 +287,8 @@ def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
     torch.set_rng_state(states["cpu"][runtime.rank].clone())
     if runtime.device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"][runtime.rank].clone(), runtime.device)
+    elif runtime.device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"][runtime.rank].clone())
 
 
 class ParentWatch:

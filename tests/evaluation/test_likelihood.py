@@ -1,6 +1,7 @@
 """Hand-computed likelihoods, and one meaning of bits per byte for evaluation, validation and
 benchmarks."""
 
+import itertools
 import math
 
 import pytest
@@ -11,18 +12,23 @@ from benchmarks.scoring import bits_per_byte as bits_of_benchmark
 from configs.schema import ModelConfig, UserError
 from dataset.encoding import IGNORE
 from dataset.tokenizer import RustBPETokenizer
+from evaluation import likelihood
 from evaluation.likelihood import (
+    Row,
     Text,
+    batches,
     bits_metric,
     bits_per_byte,
     chat_text,
     likelihood_metrics,
     raw_text,
+    row_nats,
     score,
     token_bytes,
     windows,
 )
 from model.model_minillm import MiniLLM
+from tests.peak_memory import PeakMemory
 from tests.tiny_run import chat, lively
 from trainer.objectives import NextToken
 
@@ -139,6 +145,50 @@ def test_records_of_one_cluster_count_once_in_the_interval(tokenizer: RustBPETok
     one, many = (likelihood_metrics(score(model, texts, sizes, length=64, label="")) for texts in (once, once * 3))
     assert many["loss"].clusters == len(TEXTS)
     assert [many["loss"].low, many["loss"].high] == pytest.approx([one["loss"].low, one["loss"].high], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most_rows", "most_tokens", "wanted"),
+    [
+        ([], 4, 9, []),
+        ([3, 1, 2], 2, 99, [[1, 2], [0]]),
+        ([3, 1, 2, 3], 9, 6, [[1, 2], [0, 3]]),
+        ([20, 1, 30], 9, 6, [[1], [0], [2]]),
+        ([2, 2, 2, 2, 2], 9, 4, [[0, 1], [2, 3], [4]]),
+        ([0, 0, 0], 2, 1, [[0, 1], [2]]),
+    ],
+)
+def test_rows_run_together_as_far_as_rows_and_tokens_allow(
+    lengths: list[int], most_rows: int, most_tokens: int, wanted: list[list[int]]
+) -> None:
+    assert list(batches(lengths, most_rows, most_tokens)) == wanted
+
+
+def long_rows(number: int) -> list[Row]:
+    """Rows of 256 tokens and a little less."""
+    ids = torch.randint(0, 6400, (number, 256), generator=torch.Generator().manual_seed(5)).tolist()
+    return [(row[:length], row[:length]) for row, length in zip(ids, itertools.cycle((256, 255, 250)), strict=False)]
+
+
+def test_more_rows_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(likelihood.SCORE_TOKENS, "cpu", 512)
+    model, peaks = small_model(), []
+    for number in (2, 24):
+        rows = long_rows(number)
+        with PeakMemory() as peak:
+            row_nats(model, rows, 32, "")
+        peaks.append(peak.num_bytes)
+    assert peaks[1] < 1.02 * peaks[0]
+
+
+def test_the_likelihood_of_a_row_does_not_depend_on_what_runs_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = lively(small_model()), long_rows(7)
+    monkeypatch.setitem(likelihood.SCORE_TOKENS, "cpu", 1 << 30)
+    together = row_nats(model, rows, 32, "")
+    monkeypatch.setitem(likelihood.SCORE_TOKENS, "cpu", 512)
+    monkeypatch.setattr(likelihood, "CHUNK_TOKENS", 100)
+    apart = row_nats(model, rows, 32, "")
+    assert [whole for whole, _ in apart] == pytest.approx([whole for whole, _ in together], rel=1e-6)
 
 
 def test_nothing_to_score_is_an_error(tokenizer: RustBPETokenizer) -> None:

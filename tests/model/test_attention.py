@@ -21,7 +21,9 @@ from model.attention import (
     document_blocks,
     flex_works,
     masked_attention,
+    product_attention,
 )
+from tests.peak_memory import PeakMemory
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -89,6 +91,37 @@ def test_bfloat16_is_as_close_to_the_truth_as_pytorchs() -> None:
     ours = (blocked_attention(q, k, v, bias).double() - truth).abs().mean()
     theirs = (F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True).double() - truth).abs().mean()
     assert ours < 2 * theirs
+
+
+def test_probabilities_are_kept_for_a_backward_pass_alone() -> None:
+    q, k, v = inputs(2, 4, 2, 1024, 4, torch.float32)
+    bias = causal_bias(torch.zeros(1, 1024, dtype=torch.long), torch.float32)
+    peaks = []
+    for tensors in ((q, k, v), [tensor.detach() for tensor in (q, k, v)]):
+        with PeakMemory() as peak:
+            found = blocked_attention(*tensors, bias)
+        peaks.append(peak.num_bytes)
+        del found
+    with torch.no_grad(), PeakMemory() as peak:
+        blocked_attention(q * 1, k * 1, v * 1, bias)
+    scores_of_block = 4 * 2 * 4 * attention.BLOCK_QUERIES * 1024
+    assert peaks[0] > 4 * scores_of_block  # half of all 8 blocks, and more
+    assert peaks[1] < 3 * scores_of_block
+    assert peak.num_bytes < 3.5 * scores_of_block
+
+
+@pytest.mark.parametrize(
+    ("B", "H", "K", "T", "S"), [(1, 1, 1, 1, 1), (2, 4, 2, 1, 9), (2, 6, 2, 5, 11), (1, 3, 3, 7, 7)]
+)
+def test_products_over_a_cache_equal_pytorchs_attention(B: int, H: int, K: int, T: int, S: int) -> None:
+    q, _, _ = inputs(B, H, K, T, 4, torch.float64)
+    _, k, v = inputs(B, H, K, S + 3, 4, torch.float64)
+    k, v = k[:, :, :S], v[:, :, :S]  # as the cache gives them
+    allowed = torch.rand(B, 1, T, S) < 0.6
+    allowed[..., 0] = True
+    bias = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, -math.inf)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+    torch.testing.assert_close(product_attention(q, k, v, bias), theirs)
 
 
 def test_blocks_cover_every_query_once() -> None:
@@ -294,7 +327,7 @@ def without_triton(patch: pytest.MonkeyPatch) -> None:
         (old, "cuda:0", 64, "Model T is older than Ampere"),
         (without_triton, "cuda:0", 64, "Triton is not installed"),
         (lambda patch: None, "cuda:0", 8, "head_dim 8"),
-        (lambda patch: None, "mps", 64, "no backward pass on mps"),
+        (lambda patch: None, "xpu", 64, "no backward pass on xpu"),
     ],
 )
 def test_flex_attention_is_not_even_tried_where_it_cannot_work(
@@ -313,8 +346,11 @@ def test_flex_attention_is_not_even_tried_where_it_cannot_work(
     assert words in capsys.readouterr().err
 
 
-def test_a_cpu_has_its_own_attention_and_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not flex_works(torch.device("cpu"), SHAPE, torch.float32, Trial())
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_cpu_and_mps_have_their_own_attention_and_nothing_to_say(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not flex_works(torch.device(device), SHAPE, torch.float32, Trial())
     assert capsys.readouterr().err == ""
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from configs.schema import UserError
+from model import generate as generation
 from model.generate import Sampling, choose, generate
 from model.model_minillm import MiniLLM
 from tests.model.test_model_minillm import TINY, busy_model
+from tests.peak_memory import PeakMemory
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,24 @@ def test_ragged_prompts_side_by_side_continue_as_each_alone(model: MiniLLM) -> N
     sampling = Sampling(max_new_tokens=12)
     together = continuation(model, prompts, set(), sampling)
     assert together == [continuation(model, [prompt], set(), sampling)[0] for prompt in prompts]
+
+
+def test_long_prompts_are_read_in_parts_with_the_same_answer(model: MiniLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, sampling = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]], Sampling(max_new_tokens=6)
+    at_once = continuation(model, prompts, set(), sampling)
+    for tokens in (1, 6, 12):
+        monkeypatch.setattr(generation, "PREFILL_TOKENS", tokens)
+        assert continuation(model, prompts, set(), sampling) == at_once
+
+
+def test_memory_of_a_long_prompt_is_that_of_a_part(model: MiniLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = []
+    for tokens in (64, 1 << 20):
+        monkeypatch.setattr(generation, "PREFILL_TOKENS", tokens)
+        with PeakMemory() as peak:
+            next(generate(model, [list(range(1, 40)) * 16] * 2, set(), Sampling(max_new_tokens=1)))
+        peaks.append(peak.num_bytes)
+    assert peaks[0] < peaks[1] / 4
 
 
 def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: MiniLLM) -> None:

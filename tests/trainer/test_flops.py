@@ -9,6 +9,7 @@ from tests.tiny_run import DENSE, MOE
 from trainer import flops
 from trainer.flops import (
     active_parameters,
+    known_peak,
     listed_peak,
     machine_peak,
     newton_schulz_flops,
@@ -59,56 +60,65 @@ def test_a_gpu_that_only_resembles_a_listed_one_has_no_peak(name: str) -> None:
     assert listed_peak(name) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", "NVIDIA A100-40C", "GRID A100D-10C",
+        "NVIDIA H100X", "NVIDIA A100X",
+    ],
+)  # fmt: skip
+def test_a_slice_of_a_listed_gpu_has_no_peak(name: str) -> None:
+    assert listed_peak(name) is None
+
+
+def test_a_run_knows_a_peak_from_a_data_sheet_and_in_16_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA L4", "NVIDIA GB300"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    listed, unknown = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert known_peak(listed, torch.bfloat16) == known_peak(listed, torch.float16) == 121e12
+    assert known_peak(listed, torch.float32) is None
+    assert known_peak(unknown, torch.bfloat16) is None
+    assert known_peak(CPU, torch.bfloat16) is None
+    assert known_peak(torch.device("mps"), torch.float16) is None
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that take no time."""
     monkeypatch.setattr(flops, "SIDE", {"cpu": 48})
-    monkeypatch.setattr(flops, "QUICK_SIDE", {"cpu": 16})
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cpus_peak_is_measured_in_the_dtype_of_the_run(dtype: str) -> None:
-    speed, source = machine_peak(CPU, [getattr(torch, dtype)], quick=True)
+def test_a_cpus_peak_is_the_best_of_its_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: False)
+    speed, source = machine_peak(CPU)
     assert speed > 0
-    assert source.endswith(f"measured: {dtype} product of 16 x 16")
-
-
-@pytest.mark.usefixtures("small")
-def test_without_dtypes_the_peak_is_the_best_of_those_that_are_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert source.endswith("measured: float32 product of 48 x 48")
+    speeds = {torch.float32: 1.0, torch.bfloat16: 2.0}
+    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device: speeds[dtype])
+    assert machine_peak(CPU)[0] == 1.0
     monkeypatch.setattr(flops, "cpu_has_bf16", lambda: True)
     assert usable_dtypes(CPU) == ["float32", "bfloat16"]
-    speeds = {torch.float32: 1.0, torch.bfloat16: 2.0}
-    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device, quick: speeds[dtype])
     assert machine_peak(CPU)[0] == 2.0
     assert machine_peak(CPU)[1].endswith("bfloat16 product of 48 x 48")
-    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: False)
-    assert machine_peak(CPU)[0] == 1.0
 
 
-@pytest.mark.usefixtures("small")
-def test_measuring_a_peak_draws_none_of_the_runs_random_numbers() -> None:
-    before = torch.get_rng_state()
-    machine_peak(CPU, [torch.float32], quick=True)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_listed_gpus_peak_is_the_data_sheets_for_16_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listed_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device, quick: 5.0)
+    monkeypatch.setattr(flops, "usable_dtypes", lambda device: ["float32", "bfloat16"])
+    monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device: 5.0)
     gpu = torch.device("cuda", 0)
-    assert machine_peak(gpu, [torch.bfloat16]) == (121e12, "NVIDIA L4, dense 16-bit, data sheet")
-    assert machine_peak(gpu, [torch.float16], quick=True)[0] == 121e12
-    assert machine_peak(gpu, [torch.float32])[0] == 5.0
+    assert machine_peak(gpu) == (121e12, "NVIDIA L4, dense 16-bit, data sheet")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GB300")
+    assert machine_peak(gpu)[0] == 5.0
 
 
-def test_work_is_repeated_as_often_as_said_or_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_repeated_as_often_as_said_after_one_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
+    seconds = iter([50.0, 3.0, 2.0, 4.0])
     monkeypatch.setattr(flops.time, "perf_counter", lambda: now[0])
 
     def work() -> None:
-        now[0] += 2.0
+        now[0] += next(seconds)
 
-    assert timed(work, CPU, 3) == [2.0, 2.0, 2.0]
-    assert timed(work, CPU, 9, at_most_seconds=3.0) == [2.0, 2.0]
-    assert timed(work, CPU, 9, at_most_seconds=0.1) == [2.0]
+    assert timed(work, CPU, 3) == [3.0, 2.0, 4.0]

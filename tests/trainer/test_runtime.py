@@ -163,3 +163,37 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     shown = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
     without, kept = map(int, shown.stdout.split())
     assert kept < 100 and kept <= without
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "words", "wanted"), [(8, 3, None, 3), (2, 3, None, 2), (8, 3, "8", 8), (8, 1, None, 1)]
+)
+def test_torch_starts_no_more_threads_than_a_container_lets_run(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, words: str | None, wanted: int
+) -> None:
+    found = [threads]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if words:
+        monkeypatch.setenv("OMP_NUM_THREADS", words)
+    monkeypatch.setattr(runtime, "num_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1])
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    choose_device("cpu")
+    choose_device("cpu")
+    assert found[-1] == wanted
+    assert len(found) <= 2
+
+
+@pytest.mark.parametrize(("device", "at_once"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_only_a_copy_to_a_cuda_gpu_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, at_once: bool
+) -> None:
+    asked: list[tuple[object, bool]] = []
+
+    def to(self: torch.Tensor, where: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((where, non_blocking))
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    replace(CPU, device=torch.device(device)).to_device({"input_ids": torch.arange(2)})
+    assert asked == [(torch.device(device), at_once)]
