@@ -1,4 +1,4 @@
-"""Marks of other chat formats inside raw text, such as minimind's `<|im_start|>...<|im_end|>` and `<s>...</s>`.
+"""Marks of other chat formats inside texts and turns, such as minimind's `<|im_start|>...<|im_end|>` and `<s>...</s>`.
 
 Our tokenizer knows none of them, so they would be learnt as text: 16 of 40 tokens of an exchange.
 They are borders between turns or documents, and become line ends.
@@ -7,11 +7,20 @@ They are borders between turns or documents, and become line ends.
 import re
 
 _ROLE = r"(?:system|user|assistant|tool|model|human|gpt)"
+_TURN = re.compile(
+    rf"<\|im_start\|>[ \t]*{_ROLE}|<\|start_header_id\|>[ \t]*{_ROLE}|<start_of_turn>[ \t]*{_ROLE}"
+    r"|<\|(?:Human|MOSS|user|assistant)\|>|<｜(?:User|Assistant)｜>|\[/INST\]"
+)
+"""What begins a turn."""
 _BORDER = re.compile(
     rf"<\|im_start\|>(?:[ \t]*{_ROLE}[ \t]*\n)?|<\|im_end\|>"  # ChatML: Qwen, minimind since 2025
     rf"|<\|start_header_id\|>[ \t]*{_ROLE}[ \t]*<\|end_header_id\|>|<\|(?:begin|end)_of_text\|>|<\|eot_id\|>"  # Llama 3
     rf"|<start_of_turn>(?:[ \t]*{_ROLE}[ \t]*\n)?|<end_of_turn>"  # Gemma
     r"|<eo[hma]>|<\|(?:Human|MOSS)\|>:?"  # MOSS
+    r"|<\|(?:system|user|assistant|observation|end)\|>|\[gMASK\]|<sop>"  # GLM, Phi, Zephyr
+    r"|<｜(?:begin▁of▁sentence|end▁of▁sentence|User|Assistant)｜>"  # DeepSeek
+    r"|\[/?INST\]|<</?SYS>>"  # Llama 2
+    r"|<\|endoftext\|>|<bos>|<eos>"  # GPT-2, Qwen, Gemma
 )
 _SENTENCE = re.compile(r"</?s>")
 """Llama 2 and older minimind files. Also HTML's mark for text that is struck out."""
@@ -24,7 +33,7 @@ def without_foreign_marks(text: str) -> tuple[str, int]:
     `<s>` and `</s>` count only in a text that begins with the first or ends with the second. A
     text without marks is returned as it is.
     """
-    if "<" not in text:
+    if "<" not in text and "INST]" not in text and "[gMASK]" not in text:
         return text, 0
     cleaned, count = _BORDER.subn("\n", text)
     bare = cleaned.strip()
@@ -32,3 +41,17 @@ def without_foreign_marks(text: str) -> tuple[str, int]:
         cleaned, more = _SENTENCE.subn("\n", cleaned)
         count += more
     return (_SPACES.sub("\n", cleaned).strip(), count) if count else (text, 0)
+
+
+def is_wrapped(text: str) -> bool:
+    """Whether a turn's text stands between marks: it begins with a mark and a role, or ends with a mark. Marks that
+    somebody talks about stay."""
+    bare = text.strip()
+    *_, last = [0, *(mark.end() for mark in _BORDER.finditer(bare))]
+    ends_so = bare.endswith("</s>") and "<s>" not in bare[1:]  # else HTML's mark
+    return _TURN.match(bare) is not None or last == len(bare) > 0 or ends_so or bare.startswith("<s>[INST]")
+
+
+def holds_turns(text: str) -> bool:
+    """Whether the text of a single turn goes on with other turns, marked as other formats do."""
+    return sum(bool(without_foreign_marks(piece)[0].strip()) for piece in _TURN.split(text)) > 1

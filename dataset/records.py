@@ -25,14 +25,24 @@ from typing import IO, Any
 
 from configs.paths import display
 from configs.schema import UserError
-from dataset.marks import without_foreign_marks
+from dataset.file_kinds import (
+    BOM,
+    ENCODING_NAMES,
+    head_of,
+    is_chinese_gb18030,
+    is_multi_line,
+    read_values,
+    refuse_table,
+    unicode_file,
+    why_no_json,
+)
+from dataset.marks import holds_turns, is_wrapped, without_foreign_marks
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line is rejected without being held in memory."""
 READ_BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 800
 """Bytes of a rejected line that are kept to show it."""
-BOM = b"\xef\xbb\xbf"
 PLAIN_SUFFIXES = (".jsonl", ".json", ".csv")
 PACKED_SUFFIXES = (".gz", ".xz")
 
@@ -82,6 +92,8 @@ class ChatRecord:
 
     messages: list[Message]
     fields: dict[str, Any]
+    marks: int = 0
+    """As in `TextRecord`."""
 
     def plain_text(self) -> str:
         """What user and assistant say, a turn a line, without the turns that are not to be learnt."""
@@ -100,6 +112,8 @@ class PreferenceRecord:
     chosen: list[Message]
     rejected: list[Message]
     fields: dict[str, Any]
+    marks: int = 0
+    """As in `TextRecord`."""
 
     def questions(self) -> list[str]:
         """What the user says, turn by turn."""
@@ -170,6 +184,11 @@ _ROLES = {
     "prompter": "user",
     "用户": "user",
     "人类": "user",
+    "问": "user",
+    "提问": "user",
+    "question": "user",
+    "customer": "user",
+    "客户": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -178,6 +197,14 @@ _ROLES = {
     "ai": "assistant",
     "moss": "assistant",
     "belle": "assistant",
+    "claude": "assistant",
+    "bing": "assistant",
+    "chatbot": "assistant",
+    "answer": "assistant",
+    "agent": "assistant",
+    "答": "assistant",
+    "回答": "assistant",
+    "客服": "assistant",
     "助手": "assistant",
     "助理": "assistant",
     "机器人": "assistant",
@@ -194,11 +221,16 @@ _ROLES = {
     "工具": "tool",
 }
 """Names of roles, in lower case, and ours."""
+ROLES = ("system", "user", "assistant", "tool")
 _ONLY_ON = {"tools": "system", "tool_calls": "assistant", "reasoning_content": "assistant"}
 _PLAIN_TURN = {"role", "content"}
 _CHAT_ROLES = ("system", "user", "assistant")
 _CONVERSATIONS = ("conversations", "messages", "conversation")
-_TASKS = ("instruction", "prompt", "指令")
+_LISTS_OF_TURNS = ("items", "dialog", "dialogue", "turns", "chat_rounds")
+"""The same under names that other things bear too: taken where they are lists of objects."""
+_DOCUMENTS = ("content", "raw_content", "正文", "内容", "文本")
+"""A document where there is no `text` and no question."""
+_TASKS = ("instruction", "prompt", "指令", "textbox_q_instruction")
 _PASSAGES = (
     "passage",
     "context",
@@ -210,10 +242,11 @@ _PASSAGES = (
     "上下文",
     "材料",
     "背景",
+    "textbox_q_context",
 )
-_QUERIES = ("question", "Question", "query", "input", "problem", "问题", "输入")
+_QUERIES = ("question", "Question", "query", "input", "problem", "问题", "输入", "textbox_question")
 _QUESTIONS = (*_TASKS, *_QUERIES)
-_ANSWERS = ("output", "response", "completion", "answer", "golden", "target", "回答", "答案", "输出")
+_ANSWERS = ("output", "response", "completion", "answer", "golden", "target", "回答", "答案", "输出", "textbox_answer")
 _SYSTEMS = ("system", "system_prompt", "system_message", "meta_instruction")
 _PAIR_NAMES = (
     ("human", "assistant"),
@@ -260,18 +293,71 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
     if _is_multiple_choice(fields):
         question, answer = _multiple_choice(fields)
         return _chat(fields, _around(fields, [_user(question), _assistant(answer)]))
+    for name in _LISTS_OF_TURNS:
+        if isinstance(fields.get(name), list) and all(isinstance(turn, dict) for turn in fields[name]):
+            return _conversation(fields, fields[name])
+    if isinstance(fields.get("plain_text"), str) and "[Human]" in fields["plain_text"]:
+        return _conversation(fields, _moss_plain_turns(fields["plain_text"]))
+    if fields.get("answers") is not None and not any(fields.get(name) is not None for name in _ANSWERS):
+        fields = {**fields, "answer": _first_answer(fields["answers"])}
     answered = any(fields.get(name) is not None for name in _ANSWERS)
     if answered and ("text" not in fields or any(fields.get(name) for name in _QUESTIONS)):
         return _alpaca(fields)
-    if "text" in fields:
-        text = fields["text"]
+    text_name = _text_name(fields)
+    if text_name:
+        text = fields[text_name]
         if not isinstance(text, str):
             raise BadRecord("text is not a string")
         text, marks = without_foreign_marks(text)
         if not text.strip():
             raise BadRecord("empty text")
         return TextRecord(text, {**fields, "text": text}, marks)
-    raise BadRecord("unknown shape")
+    raise BadRecord(_why_unknown(fields))
+
+
+def _text_name(fields: Mapping[str, Any]) -> str:
+    """The field that holds a document; empty where there is none."""
+    if "text" in fields:
+        return "text"
+    if any(fields.get(name) for name in (*_QUESTIONS, "desc", "description")):
+        return ""
+    return next((name for name in _DOCUMENTS if isinstance(fields.get(name), str)), "")
+
+
+def _first_answer(answers: Any) -> Any:
+    """SQuAD's and CMRC's `answers`: `{"text": [...]}`, or a list of texts or of objects with a text; the first one."""
+    if isinstance(answers, dict):
+        answers = answers.get("text")
+    first = answers[0] if isinstance(answers, list) and answers else answers
+    if isinstance(first, dict):
+        first = first.get("text")
+    if not isinstance(first, str) or not first.strip():
+        raise BadRecord("answers holds no text")
+    return first
+
+
+def _moss_plain_turns(text: str) -> list[Message]:
+    """MOSS 002: `[Human]: ... <eoh> [MOSS]: ... <eoa>` in one text."""
+    _, *pieces = re.split(r"\[(Human|MOSS)\]\s*[:：]", text)
+    said = zip(pieces[::2], pieces[1::2], strict=True)
+    return [
+        _user(t) if who == "Human" else _assistant(t)
+        for who, piece in said
+        for t in [_MOSS_MARKS.sub("", piece).strip()]
+    ]
+
+
+def _why_unknown(fields: Mapping[str, Any]) -> str:
+    """The name of a known shape that is not read, with what to do, else the fields that there are."""
+    if "paragraphs" in fields or "qas" in fields:
+        return "SQuAD's nested paragraphs: write one question, context and answer a line"
+    for name, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            if "paragraphs" in value[0]:
+                return "SQuAD's nested paragraphs: write one question, context and answer a line"
+            return f"unknown shape: its records are in the list {name[:20]}: write them one a line (jq -c '.{name[:20]}[]')"
+    names = ", ".join(str(name)[:20] for name in list(fields)[:6])
+    return f"unknown shape: fields {names}" if names else "unknown shape"
 
 
 def _user(content: Any) -> Message:
@@ -284,8 +370,25 @@ def _assistant(content: Any) -> Message:
 
 def _chat(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecord:
     _refuse_unlearnable(fields)
+    messages, marks = _without_marks(messages)
     messages = _checked(messages)
-    return ChatRecord(messages, {**fields, "conversations": messages})
+    return ChatRecord(messages, {**fields, "conversations": messages}, marks)
+
+
+def _without_marks(messages: list[Message]) -> tuple[list[Message], int]:
+    """The turns without other formats' marks, and how many there were.
+
+    Raises: BadRecord where one turn holds several: who speaks where would be guesswork.
+    """
+    cleaned, count = [], 0
+    for message in messages:
+        text, marks = without_foreign_marks(message["content"])
+        if marks and holds_turns(message["content"]):
+            raise BadRecord("a turn holds several turns (marks of another chat format inside it)")
+        marks *= is_wrapped(message["content"])
+        cleaned.append({**message, "content": text} if marks else message)
+        count += marks
+    return cleaned, count
 
 
 def _conversation(fields: Mapping[str, Any], turns: Any) -> ChatRecord:
@@ -387,7 +490,7 @@ def _message(turn: Any) -> Message:
         call = {"role": "assistant", "content": "", "tool_calls": _entries(content)}
         return call if _is_learnt(turn) else {**call, "loss": False}
     if not isinstance(role, str) or role.strip().lower() not in _ROLES:
-        raise BadRecord("unknown role")
+        raise BadRecord(f"unknown role: {str(role).strip()[:20]}")
     role = _ROLES[role.strip().lower()]
     named = {"role", "content", "from", "value", *_TURN_SWITCHES}
     extra = {key: value for key, value in turn.items() if key not in named and value}
@@ -668,7 +771,8 @@ def _preference(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> Prefer
         if fields.get(name):
             raise BadRecord(f"{name}: the record needs more than its text")
     before = _prompt(fields)
-    sides = [_side(value, fields, before) for value in (chosen, rejected)]
+    cleaned = [_without_marks(_side(value, fields, before)) for value in (chosen, rejected)]
+    sides = [side for side, _ in cleaned]
     for side in sides:
         if not side:
             raise BadRecord("empty conversation")
@@ -682,7 +786,8 @@ def _preference(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> Prefer
         raise BadRecord("chosen and rejected answer different questions")
     if first[-1]["content"].strip() == second[-1]["content"].strip():
         raise BadRecord("chosen and rejected are equal")
-    return PreferenceRecord(first, second, {**fields, "chosen": first, "rejected": second})
+    marks = sum(count for _, count in cleaned)
+    return PreferenceRecord(first, second, {**fields, "chosen": first, "rejected": second}, marks)
 
 
 def _openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
@@ -699,6 +804,7 @@ def _openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
         record.chosen,
         record.rejected,
         {**{name: value for name, value in fields.items() if name != "input"}, **_sides_of(record)},
+        record.marks,
     )
 
 
@@ -721,7 +827,7 @@ def _swift_preference(fields: Mapping[str, Any], rejected: Any) -> PreferenceRec
     whole = any(message["role"] == "user" for message in worse)
     worse = _around(good, worse) if whole else [*chosen.messages[:-1], *worse]
     record = _preference({}, chosen.messages, worse)
-    return PreferenceRecord(record.chosen, record.rejected, {**good, **_sides_of(record)})
+    return PreferenceRecord(record.chosen, record.rejected, {**good, **_sides_of(record)}, record.marks)
 
 
 def _prompt(fields: Mapping[str, Any]) -> list[Message]:
@@ -853,6 +959,21 @@ class _Watched(io.RawIOBase):
         return size
 
 
+class _Filled(io.RawIOBase):
+    """A packed file, read in whole blocks: its first bytes tell what it is."""
+
+    def __init__(self, file: gzip.GzipFile | lzma.LZMAFile) -> None:
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.file.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+
 @contextmanager
 def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[IO[bytes]]:
     """Open a record file for reading, unpacked where its name ends in `.gz` or `.xz`.
@@ -864,9 +985,9 @@ def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = No
             raw = stack.enter_context(io.FileIO(path))
             file: IO[bytes] = io.BufferedReader(_Watched(raw, on_bytes), READ_BLOCK_BYTES)
             if path.suffix.lower() == ".gz":
-                file = io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=file)), READ_BLOCK_BYTES)
+                file = io.BufferedReader(_Filled(stack.enter_context(gzip.GzipFile(fileobj=file))), READ_BLOCK_BYTES)
             elif path.suffix.lower() == ".xz":
-                file = io.BufferedReader(stack.enter_context(lzma.LZMAFile(file)), READ_BLOCK_BYTES)
+                file = io.BufferedReader(_Filled(stack.enter_context(lzma.LZMAFile(file))), READ_BLOCK_BYTES)
             yield file
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{display(path)}: damaged or cut short ({error}). Fetch it again.") from error
@@ -878,13 +999,39 @@ def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = No
 
 
 def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[tuple[int, Item]]:
-    """The lines (JSON) or rows (CSV) of a record file with their line numbers, from 1; blank lines are left out."""
-    with open_source(path, on_bytes) as file:
-        lines = _read_lines(file)
-        if bare_name(path).lower().endswith(".csv"):
-            yield from _read_rows(lines)
+    """The records of a file with their line numbers, from 1: lines of JSON, the values of a JSON array, or rows of CSV;
+    in UTF-8, UTF-16, UTF-32 or GB18030. Blank lines are left out.
+
+    Raises: UserError for a file that is something else, with what it is.
+    """
+    with open_source(path, on_bytes) as packed:
+        file, _ = unicode_file(packed, display(path))
+        head = head_of(file)
+        if _is_table(path, head):
+            yield from _read_rows(_read_lines(file))
+        elif is_multi_line(head):
+            yield from read_values(file, display(path), MAX_LINE_BYTES)
         else:
-            yield from lines
+            refuse_table(head, display(path))
+            yield from _read_lines(file)
+
+
+def _is_table(path: Path, head: bytes) -> bool:
+    """Whether a file is CSV by its name, and no JSON by its first character."""
+    return bare_name(path).lower().endswith(".csv") and not head.removeprefix(BOM).lstrip().startswith((b"{", b"["))
+
+
+def format_of(path: Path) -> str:
+    """What a file is where that is not plain lines in UTF-8, such as `GB18030 (GBK), a JSON array`; else empty."""
+    with open_source(path) as packed:
+        file, codec = unicode_file(packed, display(path))
+        head = head_of(file)
+        words = [ENCODING_NAMES[codec]] if codec != "utf-8" else []
+        if not _is_table(path, head) and is_multi_line(head):
+            words.append(
+                "a JSON array" if head.removeprefix(BOM).lstrip().startswith(b"[") else "JSON over several lines"
+            )
+    return ", ".join(words)
 
 
 def _read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | BadItem]]:
@@ -944,11 +1091,17 @@ def _read_rows(lines: Iterator[tuple[int, bytes | BadItem]]) -> Iterator[tuple[i
                 )
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+"""NaN and Infinity, which are no JSON, become null: a column of somebody's scores is no reason to lose a record."""
+_LENIENT = json.JSONDecoder(parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits))
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _whole_number(digits: str) -> int | str:
+    """The number; as text where Python refuses to read so many digits."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
@@ -966,18 +1119,32 @@ def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
     try:
         text = item.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadRecord("invalid UTF-8") from None
+        gbk = is_chinese_gb18030(item)
+        raise BadRecord("GB18030 (GBK) in a file that is UTF-8 elsewhere" if gbk else "invalid UTF-8") from None
     for mark, value in fill.items() if "{{" in text else ():
         text = text.replace(mark, json.dumps(value, ensure_ascii=False)[1:-1])
-    try:
-        fields = _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        raise BadRecord("malformed JSON") from None
+    fields = _decoded(text)
+    if isinstance(fields, list) and fields and all(isinstance(turn, dict) for turn in fields):
+        fields = {"conversations": fields}
     if not isinstance(fields, dict):
-        raise BadRecord("not a JSON object")
+        raise BadRecord(f"not a JSON object but {_JSON_KINDS.get(type(fields), 'a number')}")
     if "\\u" in text:
         _refuse_half_characters(fields)
     return fields
+
+
+_JSON_KINDS = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _LENIENT.decode(text)
+    except (ValueError, RecursionError):
+        raise BadRecord(why_no_json(text)) from None
 
 
 def _refuse_half_characters(fields: dict[str, Any]) -> None:

@@ -336,6 +336,59 @@ def test_marks_of_other_formats_become_line_ends(text: str, expected: str, marks
     assert (record.text, record.fields["text"], record.marks) == (expected, expected, marks)
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer", "expected", "marks"),
+    [
+        ("<|im_start|>user\n你好<|im_end|>", "您好<|im_end|>", ("你好", "您好"), 3),
+        ("[INST] 你好 [/INST]", "您好</s>", ("你好", "您好"), 3),
+        ("<start_of_turn>user\n你好<end_of_turn>", "您好<eos>", ("你好", "您好"), 3),
+        ("<|user|>\n你好", "您好<|end|>", ("你好", "您好"), 2),
+        ("<｜User｜>你好", "您好<｜end▁of▁sentence｜>", ("你好", "您好"), 2),
+        ("<|im_start|>是什么意思？", "是一个标记。", ("<|im_start|>是什么意思？", "是一个标记。"), 0),
+        ("划掉旧价", "<s>旧价</s>，新价", ("划掉旧价", "<s>旧价</s>，新价"), 0),
+        ("划掉旧价", "新价 <s>旧价</s>", ("划掉旧价", "新价 <s>旧价</s>"), 0),
+    ],
+)
+def test_marks_around_a_turn_go_and_those_that_are_talked_about_stay(
+    asked: str, answer: str, expected: tuple[str, str], marks: int
+) -> None:
+    record = parse_record({"instruction": asked, "output": answer})
+    assert isinstance(record, ChatRecord)
+    assert ((record.messages[0]["content"], record.messages[1]["content"]), record.marks) == (expected, marks)
+
+
+def test_marks_around_the_answers_of_a_pair_go_and_are_counted() -> None:
+    record = parse_record({"prompt": "问", "chosen": "好<|im_end|>", "rejected": "坏<|im_end|>"})
+    assert isinstance(record, PreferenceRecord)
+    assert (record.chosen[-1]["content"], record.rejected[-1]["content"], record.marks) == ("好", "坏", 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"items": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]}, ["问", "答"]),
+        ({"dialogue": [{"role": "客户", "content": "问"}, {"role": "客服", "content": "答"}]}, ["问", "答"]),
+        ({"turns": [{"role": "问", "content": "问"}, {"role": "答", "content": "答"}]}, ["问", "答"]),
+        ({"context": "文", "question": "问", "answers": {"text": ["答", "甲"], "answer_start": [0]}}, ["文\n问", "答"]),
+        ({"question": "问", "answers": [{"text": "答"}]}, ["问", "答"]),
+        ({"question": "问", "answers": ["答"]}, ["问", "答"]),
+        ({"plain_text": "[Human]: 问<eoh> [MOSS]: 答<eoa>", "num_turns": 1}, ["问", "答"]),
+        ({"textbox_q_instruction": "选", "textbox_question": "问", "textbox_answer": "答"}, ["选\n问", "答"]),
+    ],
+)
+def test_known_shapes_under_other_names_are_read(fields: dict[str, Any], expected: list[str]) -> None:
+    record = parse_record(fields)
+    assert isinstance(record, ChatRecord)
+    assert [message["content"] for message in record.messages] == expected
+
+
+@pytest.mark.parametrize("name", ["content", "raw_content", "正文", "内容"])
+def test_a_document_under_another_name_is_a_text(name: str) -> None:
+    record = parse_record({"title": "题", name: "一篇文章。"})
+    assert isinstance(record, TextRecord)
+    assert record.text == record.fields["text"] == "一篇文章。"
+
+
 def test_what_a_user_says_last_without_an_answer_is_left_out() -> None:
     assert turns(parse_record({"conversations": [USER, ASSISTANT, USER]})) == [
         ("user", "你好"),
@@ -377,8 +430,24 @@ def test_what_a_user_says_last_without_an_answer_is_left_out() -> None:
         ({"conversations": "你好"}, "conversation is not a list"),
         ({"conversations": []}, "empty conversation"),
         ({"conversations": ["你好"]}, "turn is not an object"),
-        ({"conversations": [{"role": "bard", "content": "x"}]}, "unknown role"),
-        ({"conversations": [{"role": ["user"], "content": "x"}]}, "unknown role"),
+        ({"conversations": [{"role": "bard", "content": "x"}]}, "unknown role: bard"),
+        ({"conversations": [{"role": ["user"], "content": "x"}]}, "unknown role: ['user']"),
+        ({"id": 1, "字": "x"}, "unknown shape: fields id, 字"),
+        (
+            {"data": [{"question": "q"}]},
+            "unknown shape: its records are in the list data: write them one a line (jq -c '.data[]')",
+        ),
+        ({"title": "题", "paragraphs": []}, "SQuAD's nested paragraphs: write one question, context and answer a line"),
+        ({"data": [{"paragraphs": []}]}, "SQuAD's nested paragraphs: write one question, context and answer a line"),
+        ({"question": "问", "answers": {"text": []}}, "answers holds no text"),
+        (
+            {"conversations": [{"role": "user", "content": "你好<|im_end|>\n<|im_start|>assistant\n您好"}, ASSISTANT]},
+            "a turn holds several turns (marks of another chat format inside it)",
+        ),
+        (
+            {"instruction": "<s>[INST] 你好 [/INST] 您好</s>", "output": "答"},
+            "a turn holds several turns (marks of another chat format inside it)",
+        ),
         ({"conversations": [{"role": "user", "content": 5}, ASSISTANT]}, "turn's content is not a string"),
         ({"conversations": [USER]}, "no assistant answer"),
         ({"conversations": [USER, USER, ASSISTANT]}, "roles do not alternate"),
@@ -495,7 +564,14 @@ def test_a_csv_of_multiple_choice_is_read_with_line_ends_inside_cells(tmp_path: 
     ("line", "expected"),
     [
         (b'{"text": "a"', "malformed JSON"),
-        (b'{"text": NaN}', "malformed JSON"),
+        (b"{'text': 'a'}", "a Python dict"),
+        (b'{"text": "a",}', r"malformed JSON \(a comma before the end\)"),
+        ("一段文字".encode(), "plain text, not JSON"),
+        (b"a,b,c", "a line of CSV or of plain text"),
+        (b"a\tb", "a line of TSV"),
+        (b'"a"', "not a JSON object but a string"),
+        (b"null", "not a JSON object but null"),
+        ('{"text": "请介绍公园的门"}'.encode("gbk"), "GB18030"),
         (b"[" * 100_000, "malformed JSON"),
         (b'["a"]', "not a JSON object"),
         (b'{"text": "\xff"}', "invalid UTF-8"),
