@@ -1,5 +1,6 @@
 """Where things are: the repository root, the default folders, and how a user's path is found."""
 
+import os
 import re
 from pathlib import Path
 
@@ -24,12 +25,30 @@ DANGER_PROMPTS = ROOT / "dataset" / "danger_prompts.jsonl"
 """What people type when a life is in danger, and harmless neighbours: the other exam."""
 
 
+def source_dir(data_dir: Path = DATA_DIR) -> Path:
+    """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`; in a read-only checkout
+    without that one, `chinese` in `data_dir`."""
+    if given := os.environ.get("SOURCE_DIR"):
+        return Path(given)
+    return SOURCE_DIR if SOURCE_DIR.is_dir() or _is_writable(SOURCE_DIR) else data_dir / "chinese"
+
+
+def sample_dir(data_dir: Path = DATA_DIR) -> Path:
+    """Where the bundled samples are made: `data/samples`; in a read-only checkout `samples` in `data_dir`."""
+    return SAMPLE_DIR if _is_writable(SAMPLE_DIR) else data_dir / "samples"
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above it that exists, can be written."""
+    return os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK)
+
+
 def find_dataset(path: Path) -> Path:
-    """The data file or folder that a user named: as given, else in `dataset/`, `data/chinese/` or the root.
+    """The data file or folder that a user named: as given, else in `dataset/`, the sources' folder or the root.
 
     Raises: UserError naming every place that was looked at.
     """
-    candidates = [path] if path.is_absolute() else [path, ROOT / "dataset" / path, SOURCE_DIR / path, ROOT / path]
+    candidates = [path] if path.is_absolute() else [path, ROOT / "dataset" / path, source_dir() / path, ROOT / path]
     for candidate in candidates:
         if candidate.exists():
             return candidate

@@ -5,8 +5,8 @@
 
 import argparse
 import itertools
-import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,26 @@ from configs.paths import (
     IDENTITY_SAMPLE,
     IDENTITY_SOURCE,
     OUT_DIR,
-    SAMPLE_DIR,
-    SOURCE_DIR,
     display,
     find_dataset,
+    sample_dir,
+    source_dir,
 )
 from configs.progress import progress_bar
 from configs.schema import STAGES, ModelConfig, UserError
-from dataset.chat import SPECIAL_TOKENS
-from dataset.records import BOM, open_source, split_of
+from dataset.chat import SPECIAL_TOKENS, render_conversation
+from dataset.records import (
+    BadRecord,
+    ChatRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    decode_item,
+    is_source,
+    parse_record,
+    read_items,
+    split_of,
+)
 from dataset.samples import SAMPLE_FILES, write_samples
 from dataset.tokenizer import (
     NAMED_PATTERNS,
@@ -39,8 +50,6 @@ from dataset.tokenizer import (
     without_surrogates,
 )
 
-LABEL_KEYS = frozenset({"role", "from", "source", "category", "origin", "split", "group", "id", "lang"})
-"""Keys whose values say something about a record; all other texts in it are what the model reads and writes."""
 SLICE_CHARACTERS = 1_000_000
 """Texts are encoded in slices of this size to be measured, so that a huge one needs little memory."""
 BATCH_CHARACTERS = 4_000_000
@@ -71,8 +80,8 @@ class Corpus:
     num_capped: int = 0
     """Texts cut at `doc_cap`."""
     reached_max_chars: bool = False
-    num_unreadable: dict[tuple[Path, bool | None], int] = field(default_factory=dict)
-    """Lines that hold no JSON record, of each file and pass; they are skipped."""
+    unreadable: dict[tuple[Path, bool | None], Counter[str]] = field(default_factory=dict)
+    """Why records of each file and pass could not be read, and how many; they are skipped."""
 
     def training_texts(self, description: str = "") -> Iterator[str]:
         """The texts to learn from, with a progress bar where a description is given."""
@@ -105,43 +114,59 @@ class Corpus:
         num_bytes = sum(path.stat().st_size for path in paths if path.exists())
         with progress_bar(num_bytes, desc=description, unit="B", unit_scale=True, disable=not description) as bar:
             for path in paths:
-                self.num_unreadable[path, heldout] = 0
-                with open_source(path, lambda block: bar.update(len(block))) as lines:
-                    for index, line in enumerate(lines):
-                        is_left_out = bool(self.leave_out_every) and index % self.leave_out_every == 0
-                        if line.isspace() or (heldout is not None and is_left_out != heldout):
-                            continue
-                        try:
-                            record = json.loads(line.removeprefix(BOM))
-                        except (ValueError, RecursionError):
-                            self.num_unreadable[path, heldout] += 1
-                            continue
-                        if not isinstance(record, dict) or split_of(record) in splits:
-                            yield from texts_of(record)
+                self.unreadable.pop((path, heldout), None)
+                items = read_items(path, lambda block: bar.update(len(block)))
+                for index, (_, item) in enumerate(items):
+                    is_left_out = bool(self.leave_out_every) and index % self.leave_out_every == 0
+                    if heldout is not None and is_left_out != heldout:
+                        continue
+                    try:
+                        fields = decode_item(item, {})
+                        texts = texts_of(parse_record(fields)) if split_of(fields) in splits else []
+                    except (BadRecord, UserError) as error:
+                        self.unreadable.setdefault((path, heldout), Counter())[str(error)] += 1
+                        continue
+                    yield from texts
 
 
-def texts_of(record: Any) -> Iterator[str]:
-    """All texts of a record of whatever shape, without its labels; half surrogates as U+FFFD."""
-    if isinstance(record, str):
-        if record:
-            yield without_surrogates(record)
-    elif isinstance(record, list):
-        for value in record:
-            yield from texts_of(value)
-    elif isinstance(record, dict):
-        for key, value in record.items():
-            if key not in LABEL_KEYS:
-                yield from texts_of(value)
+class _Listener:
+    """Stands in for a tokenizer while a conversation is rendered, and keeps what it is asked to encode."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.texts.append(text)
+        return []
+
+    def encode_special(self, name: str) -> int:
+        return 0
+
+
+def texts_of(record: Record) -> list[str]:
+    """What the stages encode of a record: its text, or what its turns are rendered to; half surrogates as U+FFFD.
+
+    Raises: UserError for a conversation that can't be rendered.
+    """
+    if isinstance(record, TextRecord):
+        texts = [record.text]
+    else:
+        listener = _Listener()
+        render_conversation(listener, record.messages if isinstance(record, ChatRecord) else record.chosen)
+        texts = listener.texts
+        if isinstance(record, PreferenceRecord):
+            texts.append(record.rejected[-1]["content"])
+    return [without_surrogates(text) for text in texts if text]
 
 
 def default_inputs() -> list[Path]:
     """The mixed training files, else the user's sources, else the bundled samples."""
     processed = env_path("DATA_DIR", DATA_DIR)
     mixed = [path for stage in STAGES if (path := processed / f"{stage}_chinese.jsonl").exists()]
-    sources = sorted(SOURCE_DIR.glob("*.jsonl"))
+    sources = sorted(path for path in source_dir(processed).glob("[!.]*") if path.is_file() and is_source(path))
     if mixed or any(path.name != IDENTITY_SOURCE for path in sources):  # that one is put there by the mix
         return mixed or sources
-    written = write_samples(SAMPLE_DIR, [name for name in SAMPLE_FILES if name != "preference"])
+    written = write_samples(sample_dir(processed), [name for name in SAMPLE_FILES if name != "preference"])
     return [*written.values(), IDENTITY_SAMPLE]
 
 
@@ -215,7 +240,7 @@ def build_parser(description: str | None) -> Parser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help=".jsonl, .jsonl.gz or .jsonl.xz (default: data/processed, else data/chinese, else the bundled samples) "
+        help=".jsonl, .json or .csv, also .gz or .xz (default: data/processed, else data/chinese, else the bundled samples) "
         "训练文本 (默认依次取 data/processed、data/chinese、自带样本)",
     )
     text.add_argument(
@@ -351,8 +376,10 @@ def _corpus(args: argparse.Namespace) -> Corpus:
 
 def _warn_of_unreadable(corpus: Corpus) -> None:
     for path in dict.fromkeys([*corpus.paths, *corpus.heldout_paths]):
-        if count := sum(number for (other, _), number in corpus.num_unreadable.items() if other == path):
-            _log(f"warning: {display(path)}: {count} lines hold no JSON record and are skipped.")
+        reasons = sum((counts for (other, _), counts in corpus.unreadable.items() if other == path), Counter[str]())
+        if reasons:
+            listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(3))
+            _log(f"warning: {display(path)}: {reasons.total():,} records that no stage can read are skipped ({listed})")
 
 
 def _log(message: str) -> None:

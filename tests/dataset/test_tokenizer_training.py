@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dataset import tokenizer_training
+from dataset.records import TextRecord
 from dataset.samples import SAMPLE_FILES
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_training import Corpus, default_inputs, heldout_siblings, measure_vocabulary, texts_of
@@ -24,18 +25,59 @@ def tokenizer_with(*tokens: str) -> RustBPETokenizer:
     return RustBPETokenizer(QWEN2_PATTERN, ranks)
 
 
-def test_texts_of_all_shapes_are_read_and_labels_are_not() -> None:
-    answer = {"role": "assistant", "content": "答", "reasoning_content": "想"}
-    record = {
-        "conversations": [{"role": "user", "content": "问"}, answer],
-        "chosen": [{"from": "gpt", "value": "好"}],
-        "prompt": "提",
-        "source": "来源",
-        "origin": "a.jsonl:3",
-        "score": 3,
-    }
-    assert list(texts_of(record)) == ["问", "答", "想", "好", "提"]
-    assert list(texts_of({"text": "a\ud800"})) == ["a\ufffd"]
+ANSWER = {"role": "assistant", "content": "答", "reasoning_content": "想"}
+ASIDE = {
+    "source": "来源",
+    "url": "https://x",
+    "id": "7",
+    "title": "题",
+    "meta": {"db": "维基"},
+    "timestamp": "2023",
+    "score": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "texts"),
+    [
+        ({"text": "文"}, ["文"]),
+        ({"text": "<|im_start|>问。答。<|im_end|>"}, ["问。答。"]),
+        ({"text": "<s>问。</s> <s>答。</s>"}, ["问。\n答。"]),
+        ({"conversations": [{"role": "user", "content": "问"}, ANSWER]}, ["问", "想", "答"]),
+        (
+            {"instruction": "译", "input": "猫", "output": "cat", "history": [["问", "答"]]},
+            ["问", "答", "译\n猫", "cat"],
+        ),
+        ({"prompt": "提", "chosen": "好", "rejected": "坏"}, ["提", "好", "坏"]),
+        ({"question": "几？", "A": "一", "B": "二", "answer": "B"}, ["几？\nA. 一\nB. 二", "答案：B。二"]),
+    ],
+)
+def test_a_tokenizer_learns_what_the_stages_read_and_nothing_beside_it(
+    tmp_path: Path, fields: dict[str, Any], texts: list[str]
+) -> None:
+    path = write_lines(tmp_path / "c.jsonl", [{**ASIDE, **fields}])
+    assert list(Corpus([path]).training_texts()) == texts
+    assert list(Corpus([path], [path]).heldout_texts()) == texts
+
+
+@pytest.mark.parametrize("split", [["a"], {"a": 1}, 3, "train_sft", None, "train"])
+def test_a_split_that_is_none_of_ours_decides_nothing(tmp_path: Path, split: Any) -> None:
+    path = write_lines(tmp_path / "c.jsonl", [{"text": "文", "split": split}])
+    assert list(Corpus([path]).training_texts()) == ["文"]
+
+
+def test_half_surrogates_are_replaced() -> None:
+    assert texts_of(TextRecord("a\ud800", {})) == ["a\ufffd"]
+
+
+def test_arrays_and_other_encodings_are_learnt_from_and_what_no_stage_reads_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(
+        json.dumps([{"text": "今天天气很好"}, {"foo": "明"}, {"text": 3}], ensure_ascii=False).encode("gb18030")
+    )
+    corpus = Corpus([path])
+    assert list(corpus.training_texts()) == ["今天天气很好"]
+    assert corpus.unreadable == {(path, False): {"unknown shape: fields foo": 1, "text is not a string": 1}}
 
 
 def test_held_out_records_are_never_learnt_and_only_their_validation_half_is_measured(tmp_path: Path) -> None:
@@ -72,7 +114,7 @@ def test_packed_files_and_byte_order_marks_give_the_same_texts_and_bad_lines_are
     packed.write_bytes(lzma.compress(lines))
     corpus = Corpus([packed])
     assert list(corpus.training_texts()) == list(Corpus([plain]).training_texts()) == ["今", "天"]
-    assert corpus.num_unreadable == {(packed, False): 2}
+    assert corpus.unreadable[packed, False].total() == 2
 
 
 def test_without_files_named_it_takes_the_mix_else_the_sources_else_the_samples(
@@ -80,7 +122,7 @@ def test_without_files_named_it_takes_the_mix_else_the_sources_else_the_samples(
 ) -> None:
     processed, sources = tmp_path / "processed", tmp_path / "sources"
     monkeypatch.setenv("DATA_DIR", str(processed))
-    monkeypatch.setattr(tokenizer_training, "SOURCE_DIR", sources)
+    monkeypatch.setenv("SOURCE_DIR", str(sources))
     monkeypatch.setattr(
         tokenizer_training, "write_samples", lambda folder, categories: {c: folder / c for c in categories}
     )

@@ -130,7 +130,7 @@ def test_lines_that_are_no_json_are_counted_and_skipped(
     with corpus.open("ab") as file:
         file.write(b'{"text": \n{"text": "\xff"}\n')
     assert train(trainer, "--input", corpus, "--output", tmp_path / "t", "--vocab-size", 280) == 0
-    assert "2 lines hold no JSON record" in capsys.readouterr().err
+    assert "2 records that no stage can read are skipped (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
