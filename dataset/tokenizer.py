@@ -7,6 +7,7 @@ import codecs
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -41,6 +42,8 @@ SMALLEST_VOCABULARY = NUM_BYTES + len(SPECIAL_TOKENS)
 SPACE_WINDOW = 50_000
 """Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row; runs that fill an
 aligned window of this size take the other path."""
+OLDEST_TIKTOKEN = (0, 13)
+"""As in requirements.txt. Older ones are quadratic in the length of a piece."""
 _BATCH_TASKS_PER_THREAD = 8
 _REMEDY = "Train one with scripts/train_tokenizer.py --output DIR, or name another folder with --tokenizer_dir."
 
@@ -113,6 +116,7 @@ class RustBPETokenizer:
         return self._encoding(r"(?s:.+)")
 
     def _encoding(self, pattern: str) -> tiktoken.Encoding:
+        _check_tiktoken(tiktoken.__version__)
         return tiktoken.Encoding("minillm", pat_str=pattern, mergeable_ranks=self.mergeable_ranks, special_tokens={})
 
     def encode(self, text: str) -> list[int]:
@@ -443,6 +447,16 @@ def _rust_class() -> Any:
             "maturin develop --release --manifest-path rustbpe/Cargo.toml (or ENABLE_RUSTBPE=1 bash scripts/run.sh)."
         )
     return Tokenizer
+
+
+def _check_tiktoken(version: str) -> None:
+    """Raises: UserError for a tiktoken whose time grows with the square of a piece: Chinese text without punctuation."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TIKTOKEN:
+        oldest = ".".join(map(str, OLDEST_TIKTOKEN))
+        raise UserError(
+            f"tiktoken {version}: is too old: it takes minutes over a long run of Chinese characters. "
+            f"Run: pip install 'tiktoken>={oldest},<1' | tiktoken 版本过旧，请升级"
+        )
 
 
 def _has_endless_space(text: str) -> bool:

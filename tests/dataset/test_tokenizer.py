@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from configs.paths import TOKENIZER_DIR
+from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
+from dataset import tokenizer as tokenizer_module
 from dataset.chat import SPECIAL_TOKENS
 from dataset.tokenizer import (
     GPT4_PATTERN,
@@ -463,3 +464,25 @@ def test_files_of_two_tokenizers_in_one_folder_are_noticed(tmp_path: Path) -> No
     (tmp_path / "tokenizer.pkl").write_bytes(mixed_up)
     with pytest.raises(UserError, match="does not belong"):
         RustBPETokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "0.12.0", "0.3", "0.12.0rc1"])
+def test_an_old_tiktoken_is_refused_in_one_line_with_the_command(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module.tiktoken, "__version__", version)
+    with pytest.raises(UserError, match=r"too old.* pip install 'tiktoken>=0\.13,<1'") as raised:
+        RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(256)}).encode("汉")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("version", ["0.13.0", "0.14.0", "1.0", "0.13.0.dev1"])
+def test_a_new_tiktoken_is_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module.tiktoken, "__version__", version)
+    assert RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(256)}).encode("汉") == [
+        *"汉".encode()
+    ]
+
+
+def test_the_requirements_ask_for_the_oldest_tiktoken_that_is_taken() -> None:
+    oldest = ".".join(map(str, tokenizer_module.OLDEST_TIKTOKEN))
+    for name in ("requirements.txt", "pyproject.toml"):
+        assert f"tiktoken>={oldest},<1" in (ROOT / name).read_text(encoding="utf-8")
