@@ -251,7 +251,7 @@ class MixConfig:
     knowledge: int = 100_000
     math: int = 8_000
     identity: int = 1_000
-    """Records of each identity file; the pipeline's own and a user's second one make 2 x 1,000."""
+    """Records of each identity file: the bundled one, or those of the user that take its place."""
     preference: int = 60_000
     corpus: int = 0
     """Raw text records; 0: all of them."""

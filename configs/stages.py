@@ -38,11 +38,11 @@ from configs.paths import (
     IDENTITY_SOURCE,
     OUT_DIR,
     ROOT,
-    SOURCE_DIR,
     TF_DIR,
     TRAINER_OF_WEIGHTS,
     display,
     find_dataset,
+    source_dir,
 )
 from configs.schema import RESULT_NEUTRAL, STAGES, Profile, UserError, as_dict
 
@@ -276,16 +276,17 @@ class StageBook:
     def _sources(self) -> list[Path]:
         """What the mix reads: the bundled tables that stand in for missing files, and the user's files."""
         bundled = [*(ROOT / "dataset").glob("*.jsonl"), *(ROOT / "dataset" / "samples").glob("*")]
-        users = sorted(SOURCE_DIR.glob("[!.]*")) if SOURCE_DIR.is_dir() else []
+        folder = source_dir(self.pipeline.data_dir)
+        users = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
         return [
             path
             for path in (*sorted(bundled), *users)
-            if path.is_file() and not (path == SOURCE_DIR / IDENTITY_SOURCE and self._is_unedited(path))
+            if path.is_file() and not (path == folder / IDENTITY_SOURCE and self._is_unedited(path))
         ]
 
     def _is_unedited(self, identity: Path) -> bool:
         """Whether an identity file is as the mix wrote it: then it is no source of the user's."""
-        mark = SOURCE_DIR / IDENTITY_MARK
+        mark = identity.with_name(IDENTITY_MARK)
         written = mark.read_text(encoding="utf-8").strip() if mark.is_file() else ""
         return self.hashes.sha256(identity) in {written, self.hashes.sha256(IDENTITY_SAMPLE)}
 

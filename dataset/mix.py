@@ -12,23 +12,27 @@ import json
 import math
 import os
 import random
+import re
 import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from configs.artifacts import atomic_write, fingerprint, sha256_file, write_error, write_json
 from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_SOURCE, display
 from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
+from dataset.names import names_in
 from dataset.records import (
+    ROLES,
     SPLITS,
     BadRecord,
     ChatRecord,
@@ -38,6 +42,7 @@ from dataset.records import (
     Record,
     TextRecord,
     decode_item,
+    format_of,
     group_key,
     has_group,
     is_source,
@@ -80,7 +85,10 @@ MAX_BUCKETS = 64
 """Files open at once for one output; some systems allow a process only 256."""
 
 _NO_PAIR, _A_PAIR, _RAW_TEXT = "not a preference pair", "a preference pair", "raw text in a chat category"
-_WRONG_CATEGORY = (_NO_PAIR, _A_PAIR, _RAW_TEXT)
+_WRONG_CATEGORY = {_NO_PAIR: "general", _A_PAIR: "preference", _RAW_TEXT: "corpus"}
+"""A reason -> the category that such records belong to."""
+MAX_REASONS = 50
+"""Reasons that are told apart; the names in further ones are left out."""
 _SPLITS = {None: 0, "train": 1, "heldout": 2, "validation": 3, "valid": 3, "val": 3, "dev": 3, "test": 4}
 _UNSPLIT, _TRAIN, _HELDOUT, _VALIDATION, _TEST, _REJECTED = 0, 1, 2, 3, 4, 5
 _STATE_DROPPED, _STATE_TRAIN, _STATE_VALIDATION, _STATE_TEST = 0, 1, 2, 3
@@ -108,40 +116,57 @@ class Sources:
     files: list[Source]
     left_out: dict[str, str]
     """File name -> why it is not read."""
+    bundled: dict[str, int] = field(default_factory=dict)
+    """Category with files of the user's -> training records that the bundled samples hold of it."""
 
 
 def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categories: Mapping[str, str]) -> Sources:
     """The user's files with their categories, and sample data for each category without one.
 
-    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml. Creates the identity
-    file. Raises: UserError for a file whose category nobody can tell.
+    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml. Lays the bundled
+    identity file into the folder where the user has none. Raises: UserError for a file whose category nobody can tell.
     """
     if not source_dir.is_dir():
         raise UserError(
             f"{display(source_dir)}: no such folder. Create it and put your JSONL files there, or check --source_dir."
         )
-    identity = _identity_source(source_dir)
-    files, left_out = [identity], {}
+    files: list[Source] = []
+    left_out: dict[str, str] = {}
     for path in sorted(source_dir.iterdir()):
-        if path.name.startswith(".") or path == identity.path:
+        if path.name.startswith(".") or _is_bundled_identity(path):
             continue
         if path.is_dir() or not is_source(path):
             left_out[path.name] = "a folder" if path.is_dir() else "not .jsonl, .json or .csv (.gz, .xz)"
             continue
-        category = _category_of(path, categories)
+        category = "identity" if path.name == IDENTITY_SOURCE else _category_of(path, categories)
         if category == "skip":
             left_out[path.name] = "skip, says configs/mixture.yaml"
+        elif not _is_wanted(category, config):
+            left_out[path.name] = f"the target of {category} is 0"
         else:
             files.append(Source(path, category))
-    for source in files:
-        if not _is_wanted(source.category, config):
-            left_out[source.path.name] = f"the target of {source.category} is 0"
-    files = [source for source in files if _is_wanted(source.category, config)]
+    own = {source.category for source in files}
+    if "identity" in own and _is_bundled_identity(source_dir / IDENTITY_SOURCE):
+        left_out[IDENTITY_SOURCE] = "bundled; your own identity file takes its place 已由您的身份数据替换"
+    if "identity" not in own and _is_wanted("identity", config):
+        files.append(_bundled_identity(source_dir))
     wanted = {name for name in CATEGORIES if _is_wanted(name, config)}
-    names = sample_names(wanted, {source.category for source in files if not source.is_sample})
-    written = write_samples(sample_dir, names)
-    files += [Source(path, SAMPLE_FILES[name].category, is_sample=True) for name, path in written.items()]
-    return Sources(sorted(files, key=lambda source: (CATEGORIES.index(source.category), source.path.name)), left_out)
+    names = sample_names(wanted, own)
+    shrinking = any(getattr(config, name) for name in wanted - own if name != "identity")
+    beside = sample_names(wanted & own, ()) if shrinking else []  # what there would be without the user's files
+    written = write_samples(sample_dir, [*names, *(name for name in beside if name not in names)])
+    files += [Source(written[name], SAMPLE_FILES[name].category, is_sample=True) for name in names]
+    files.sort(key=lambda source: (CATEGORIES.index(source.category), source.path.name))
+    counts: Counter[str] = Counter()
+    for name in beside:
+        counts[SAMPLE_FILES[name].category] += _num_training_records(written[name])
+    return Sources(files, left_out, dict(counts))
+
+
+def _num_training_records(sample: Path) -> int:
+    """Records of a bundled file that are not marked as held out."""
+    with sample.open(encoding="utf-8") as lines:
+        return sum(split_of(json.loads(line)) in (None, "train") for line in lines)
 
 
 def _is_wanted(category: str, config: MixConfig) -> bool:
@@ -149,19 +174,26 @@ def _is_wanted(category: str, config: MixConfig) -> bool:
     return category == "corpus" or bool(getattr(config, category))
 
 
-def _identity_source(source_dir: Path) -> Source:
-    """The folder's identity file, made from the bundled one where it is missing, and renewed while nobody edited it."""
-    path, mark = source_dir / IDENTITY_SOURCE, source_dir / IDENTITY_MARK
-    bundled = sha256_file(IDENTITY_SAMPLE)
-    if path.exists():
-        current = sha256_file(path)
-        if current == bundled:
-            return Source(path, "identity", is_sample=True)
-        if not mark.exists() or mark.read_text(encoding="utf-8").strip() != current:
-            return Source(path, "identity")
+def _is_bundled_identity(path: Path) -> bool:
+    """Whether a file is the identity file as the mix once wrote it, and nobody has edited it since."""
+    if path.name != IDENTITY_SOURCE or not path.is_file():
+        return False
+    mark = path.with_name(IDENTITY_MARK)
+    written = mark.read_text(encoding="utf-8").strip() if mark.exists() else ""
+    return sha256_file(path) in {written, sha256_file(IDENTITY_SAMPLE)}
+
+
+def _bundled_identity(source_dir: Path) -> Source:
+    """The bundled identity file, laid into the source folder for the user to edit, where that can be written."""
+    path, bundled = source_dir / IDENTITY_SOURCE, sha256_file(IDENTITY_SAMPLE)
+    if path.exists() and sha256_file(path) == bundled:
+        return Source(path, "identity", is_sample=True)
     if not os.access(source_dir, os.W_OK):
         return Source(IDENTITY_SAMPLE, "identity", is_sample=True)
-    for target, content in ((path, IDENTITY_SAMPLE.read_bytes()), (mark, f"{bundled}\n".encode())):
+    for target, content in (
+        (path, IDENTITY_SAMPLE.read_bytes()),
+        (path.with_name(IDENTITY_MARK), f"{bundled}\n".encode()),
+    ):
         with atomic_write(target, "wb") as file:
             file.write(content)
     return Source(path, "identity", is_sample=True)
@@ -175,19 +207,72 @@ def _category_of(path: Path, categories: Mapping[str, str]) -> str:
                 raise UserError(f"{where}: no such category. Use {', '.join(CATEGORIES)} or skip.")
             return category
     raise UserError(
-        f"{display(path)}: its name tells no category. Add the line `  {path.name}: general` (or "
+        f"{display(path)}: its name tells no category. Add the line `  {files_line(path.name, 'general')}` (or "
         f"{', '.join(CATEGORIES[1:])}, or skip) under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}."
     )
 
 
-def sample_factor(sources: Sequence[Source], distinct: Mapping[str, int], config: MixConfig) -> float:
-    """By how much all targets shrink: 1 where the user brought data, else what lets no category (identity excepted)
-    need more than `max_rounds` rounds of its samples. `distinct`: training records of each category."""
-    if not all(source.is_sample for source in sources):
-        return 1.0
+def files_line(name: str, category: str) -> str:
+    """The line of the `files` block that gives this file, and no other, its category; quoted where YAML asks for it."""
+    pattern = re.sub(r"([*?[])", r"[\1]", name)  # patterns know these three
+    try:
+        is_plain = yaml.safe_load(f"{pattern}: {category}") == {pattern: category}
+    except yaml.YAMLError:
+        is_plain = False
+    return f"{pattern if is_plain else json.dumps(pattern, ensure_ascii=not pattern.isprintable())}: {category}"
+
+
+def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str, Any], MixConfig, list[str]]:
+    """Whose identity data it is and what it calls the model: that fills the placeholders of the bundled samples, and the
+    evaluation asks for it.
+
+    Returns: the manifest's `identity`; the settings with these names; lines for the user.
+    """
+    own = [source for source in sources if source.category == "identity" and not source.is_sample]
+    if not own:
+        return {"own": False, "name": config.name, "author": config.author}, config, []
+    names = names_in(_answers(own, config), config.name, config.author)
+    settled = replace(config, name=names.name or config.name, author=names.author or config.author)
+    notes = []
+    said = [f"the model {names.name}"] * (settled.name != config.name)
+    said += [f"its maker {names.author}"] * (settled.author != config.author)
+    if said:
+        notes.append(
+            f"identity: your files call {' and '.join(said)}, and so do the bundled samples and the evaluation "
+            f"| 按您的身份数据，模型叫 {settled.name}，作者是 {settled.author}，其余样例和评测与之一致"
+        )
+    if names.name is None:
+        notes.append(
+            f"warning: identity: your files don't say what the model is called ({config.name} is in none of their answers): "
+            "the evaluation can't ask for its name. If they do, pass --name NAME and --author NAME, or set `name` and "
+            f"`author` in {display(CONFIG_DIR / 'mixture.yaml')} | 身份数据中找不到模型的名字，请用 --name 和 --author 指定"
+        )
+    return {"own": True, "name": names.name, "author": names.author}, settled, notes
+
+
+def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
+    """What the assistant says in the readable records of some files."""
+    for source in sources:
+        fill = _placeholders(source, config)
+        for _, item in read_items(source.path):
+            try:
+                record = _record_of(item, source, fill)
+            except BadRecord:
+                continue  # the first pass names it
+            if isinstance(record, ChatRecord):
+                yield from (message["content"] for message in record.messages if message["role"] == "assistant")
+
+
+def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig) -> float:
+    """By how much the targets of categories without a file of the user's shrink: what lets no category (identity
+    excepted) need more than `max_rounds` rounds.
+
+    `distinct`: training records of each category. `bundled`: those that the samples alone would give where the user
+    brought files. They count where they are more, so that one small file of the user's changes nothing elsewhere.
+    """
     reachable = [
-        distinct[category] * config.max_rounds / getattr(config, category)
-        for category in distinct
+        max(count, bundled.get(category, 0)) * config.max_rounds / getattr(config, category)
+        for category, count in distinct.items()
         if category != "identity" and getattr(config, category)
     ]
     return min([1.0, *reachable])
@@ -228,6 +313,8 @@ class Scan:
     """Reasons of each source's rejected records."""
     marked: list[Counter[str]] = field(default_factory=list)
     """Of each source: `records` with marks of other chat formats, and the `marks`."""
+    formats: list[str] = field(default_factory=list)
+    """What each source is where that is not plain lines in UTF-8."""
     odd_groups: list[int] = field(default_factory=list)
     """Records of each source whose `group` is no text."""
     odd_splits: list[int] = field(default_factory=list)
@@ -243,6 +330,7 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
     problems = []
     for source in sources:
         bar.set_description(source.path.name)
+        scan.formats.append(format_of(source.path))
         problem = _scan_source(scan, source, config, rejects, bar)
         if problem:
             problems.append(problem)
@@ -271,18 +359,19 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
         try:
             record = _record_of(item, source, fill)
         except BadRecord as error:
+            reason = str(error)
             if isinstance(error, LeftOut):
-                left_out[str(error)] += 1
+                left_out[reason] += 1
             else:
-                reasons[str(error)] += 1
+                reasons[reason if reason in reasons or len(reasons) < MAX_REASONS else reason.split(":")[0]] += 1
                 first_bad = first_bad or number
-            line = {"file": source.path.name, "line": number, "reason": str(error), "text": shown_text(item)}
+            line = {"file": source.path.name, "line": number, "reason": reason, "text": shown_text(item)}
             rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
             scan.splits.append(_REJECTED)
             scan.contents += bytes(8)
             scan.keys += bytes(8)
             continue
-        if isinstance(record, TextRecord) and record.marks:
+        if record.marks:
             marked.update(records=1, marks=record.marks)
         number_of_record = len(scan.splits)
         for question in map(normalised_question, _questions_of(record)):
@@ -323,17 +412,41 @@ def _problem_of(source: Source, count: int, reasons: Counter[str], left_out: Cou
     count -= left_out.total()
     if bad < count and (bad <= BAD_LINES_ALLOWED or bad <= BAD_SHARE_ALLOWED * count):
         return ""
-    if sum(reasons[reason] for reason in _WRONG_CATEGORY) > bad / 2:
+    told = f"{listed}; first: line {first_bad}"
+    reason = reasons.most_common(1)[0][0]
+    if reason in _WRONG_CATEGORY:
+        line = files_line(source.path.name, _WRONG_CATEGORY[reason])
         return (
-            f"{where}: its records are not of the category {source.category} ({listed}; first: line {first_bad}). "
-            f"Write the right category for {source.path.name} under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}."
+            f"{where}: its records are not of the category {source.category} ({told}). Put the line `  {line}` first under "
+            f"`files:` in {display(CONFIG_DIR / 'mixture.yaml')}, in place of another one for this file."
         )
-    if bad == count:
-        return f"{where}: no readable record ({listed}). It must hold one JSON record a line, as the README shows."
-    return (
-        f"{where}: {bad} of {count} records can't be used ({listed}; first: line {first_bad}). "
-        f"See {REJECTS_FILE} in the output folder, mend or remove those lines, rerun."
-    )
+    what = "no readable record" if bad == count else f"{bad} of {count} records can't be used"
+    return f"{where}: {what} ({told}). {_advice(reason)} They are listed in {REJECTS_FILE} in the output folder."
+
+
+_ADVICE = (
+    ("unknown role", f"Name the speakers {', '.join(ROLES)}, or in another way that docs/formats.md lists."),
+    ("unknown shape", "docs/formats.md lists the fields that are read: rename yours to one of them."),
+    ("SQuAD", "That gives each question its own line."),
+    ("GB18030", "Save the whole file in one encoding, UTF-8 or GB18030."),
+    ("invalid UTF-8", "Save the file as UTF-8 (or wholly as GB18030)."),
+    ("malformed JSON", "Each line must be one whole JSON object, as json.dumps writes it. Fix or remove those lines."),
+    ("a line of CSV", 'If it is a table with a header, end its name in .csv; of plain text make {"text": ...} a line.'),
+    ("a line of TSV", "It needs a header line too."),
+    ("plain text", "One JSON object a line."),
+    ("a Python dict", "One JSON object a line."),
+    ("not a JSON object", 'Each line must be an object with fields, such as {"text": ...}.'),
+    ("multiple choice", "It needs a question, options (A, B, ... or a list) and an answer among them."),
+    ("no assistant answer", "A conversation must end with what the assistant says. Fix or remove those records."),
+    ("roles do not alternate", "User and assistant must take turns, the user first. Fix or remove those records."),
+    ("row with another number", "Cells that hold commas or line ends need double quotes around them."),
+    ("line above", "Split those records into smaller ones."),
+)
+"""Beginning of a reason -> what to do about it."""
+
+
+def _advice(reason: str) -> str:
+    return next((advice for start, advice in _ADVICE if reason.startswith(start)), "Fix or remove those records.")
 
 
 def _file_state(path: Path) -> tuple[int, int]:
@@ -358,7 +471,7 @@ def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
     record = parse_record(decode_item(item, fill))
     if source.category == "preference":
         if not isinstance(record, PreferenceRecord):
-            raise BadRecord(_NO_PAIR)
+            raise BadRecord(_RAW_TEXT if isinstance(record, TextRecord) else _NO_PAIR)
     elif isinstance(record, PreferenceRecord):
         raise BadRecord(_A_PAIR)
     elif source.category != "corpus" and isinstance(record, TextRecord):
@@ -423,13 +536,18 @@ class Choice:
     leaks: npt.NDArray[np.bool_]
     """Training records in which the user asks a held-out question."""
     factor: float
+    """By how much the targets of categories that hold samples alone shrink; 1 where there is none."""
     tallies: dict[str, Tally]
     notes: list[str]
     """What a user should know of the split, a line each."""
 
 
-def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
+def choose(
+    scan: Scan, sources: Sequence[Source], config: MixConfig, bundled: Mapping[str, int] | None = None
+) -> Choice:
     """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the same choice.
+
+    `bundled`: as in `Sources`.
 
     Raises: UserError where a file or a category of the user's is left without records to train on.
     """
@@ -450,22 +568,26 @@ def choose(scan: Scan, sources: Sequence[Source], config: MixConfig) -> Choice:
     heldout = states >= _STATE_VALIDATION
     used = [name for index, name in enumerate(CATEGORIES) if any(source.category == name for source in sources)]
     distinct = {name: int(np.count_nonzero(training[category == CATEGORIES.index(name)])) for name in used}
-    factor = sample_factor(sources, distinct, config)
+    owned = {source.category for source in sources if not source.is_sample}
+    common = sample_factor(distinct, bundled or {}, config)
+    factors = {name: 1.0 if name in owned else common for name in used}
     copies = np.zeros(len(states), dtype=np.uint32)
     tallies = {}
     for name in used:
         asked = 0
         for number, members in enumerate(_pools(name, sources, scan.counts, training)):
             wanted = getattr(config, name) or len(members)
-            # Samples alone: targets shrink together, but none below what there is to learn.
+            # Targets of samples shrink together, but none below what there is to learn.
+            factor = factors[name]
             target = max(math.floor(wanted * factor), min(wanted, len(members)) if factor < 1 else 0)
             rounds = target if name == "identity" else config.max_rounds
             rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
-            copies[members] = _copies(len(members), target, rounds, rng)
+            for part, wanted_of_it in _own_first(members, table.own, target):
+                copies[part] = _copies(len(part), wanted_of_it, rounds, rng)
             asked += target
         mine = category == CATEGORIES.index(name)
         tallies[name] = Tally(asked, int(copies[mine].sum()), distinct[name], int(np.count_nonzero(heldout[mine])))
-    return Choice(states, copies, duplicates, leaks, factor, tallies, notes)
+    return Choice(states, copies, duplicates, leaks, min(factors.values()), tallies, notes)
 
 
 def _pools(
@@ -480,6 +602,18 @@ def _pools(
     ]
     for span in spans if name == "identity" else [np.concatenate(spans)]:
         yield span[training[span]]
+
+
+def _own_first(
+    members: npt.NDArray[np.intp], own: npt.NDArray[np.bool_], target: int
+) -> list[tuple[npt.NDArray[np.intp], int]]:
+    """Parts of a pool and how many of each are wanted: where not all find room, the bundled samples that stand beside the
+    user's records leave them nine tenths of it."""
+    mine, samples = members[own[members]], members[~own[members]]
+    if target >= len(members) or not len(mine) or not len(samples):
+        return [(members, target)]
+    wanted = min(len(mine), target - min(len(samples), target // 10))
+    return [(mine, wanted), (samples, target - wanted)]
 
 
 def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
@@ -1023,12 +1157,14 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
     files = sources.files
     with output_lock(output_dir):
         _remove_leftovers(output_dir)
+        identity, config, notes = own_identity(files, config)
         total = 2 * sum(_file_state(source.path)[0] for source in files)
         with progress_bar(total, desc="mix", unit="B", unit_scale=True) as bar:
             scan = _scan_with_rejects(files, config, output_dir / REJECTS_FILE, bar)
-            choice = choose(scan, files, config)
+            choice = choose(scan, files, config, sources.bundled)
             outputs = write_outputs(scan, choice, files, config, output_dir, bar)
         manifest = _manifest(scan, choice, sources, config, outputs)
+        manifest |= {"identity": identity, "notes": [*notes, *choice.notes]}
         write_json(output_dir / MANIFEST_FILE, manifest)
     return manifest
 
@@ -1093,6 +1229,7 @@ def _manifest(
                 "category": source.category,
                 "sample": source.is_sample,
                 "sha256": scan.digests[index],
+                "format": scan.formats[index],
                 "read": scan.counts[index],
                 "kept": kept,
                 "heldout": int(np.count_nonzero(states >= _STATE_VALIDATION)),
@@ -1112,7 +1249,6 @@ def _manifest(
             for name, tally in choice.tallies.items()
         },
         "sources": entries,
-        "notes": choice.notes,
         "left_out": sources.left_out,
         "outputs": outputs,
     }

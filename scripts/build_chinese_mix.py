@@ -9,6 +9,7 @@ file. 读取 data/chinese/ 里的数据，写出训练集、留出集、坏行�
 """
 
 import argparse
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ if not __package__:
 from configs.cli import Parser, run
 from configs.flags import env_path
 from configs.load import load_file_categories, load_profile
-from configs.paths import DATA_DIR, SAMPLE_DIR, SOURCE_DIR, display
+from configs.paths import DATA_DIR, display, sample_dir, source_dir
 from configs.schema import CATEGORIES, MixConfig
 from dataset.mix import REJECTS_FILE, build_mix, find_sources
 
@@ -41,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of the mix."""
     parser = Parser(description=__doc__)
     paths = parser.add_argument_group("folders 目录")
-    paths.add_argument("--source_dir", type=Path, metavar="DIR", help="your files 数据来源目录 (data/chinese)")
+    paths.add_argument(
+        "--source_dir", type=Path, metavar="DIR", help="your files 数据来源目录 (SOURCE_DIR, data/chinese)"
+    )
     paths.add_argument(
         "--output_dir", type=Path, metavar="DIR", help="what is made 输出目录 (DATA_DIR, data/processed)"
     )
@@ -72,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     given = {f.name: value for f in fields(MixConfig) if (value := getattr(arguments, f.name, None)) is not None}
     config = replace(load_profile(arguments.profile).mix, **given)
-    source_dir, output_dir = arguments.source_dir, arguments.output_dir or env_path("DATA_DIR", DATA_DIR)
-    if source_dir is None:
-        source_dir = SOURCE_DIR
-        source_dir.mkdir(parents=True, exist_ok=True)
-    sources = find_sources(source_dir, SAMPLE_DIR, config, load_file_categories())
+    output_dir = arguments.output_dir or env_path("DATA_DIR", DATA_DIR)
+    folder = arguments.source_dir or source_dir(output_dir)
+    if arguments.source_dir is None and not os.environ.get("SOURCE_DIR"):
+        folder.mkdir(parents=True, exist_ok=True)
+    sources = find_sources(folder, sample_dir(output_dir), config, load_file_categories())
     for source in sources.files:
         kind = "bundled sample 自带样例" if source.is_sample else "yours 用户数据"
         print(f"  {source.category:<10} {display(source.path)} ({kind})")
@@ -92,8 +95,8 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
     """What was asked, what was reached, and what became of the rest."""
     if manifest["sample_factor"] < 1:
         print(
-            f"bundled samples alone: all targets shrink to {manifest['sample_factor']:.4f} of themselves instead of "
-            f"repeating few records many times. 只有自带样例：所有目标按同一比例缩小。"
+            f"targets of categories with bundled samples alone shrink to {manifest['sample_factor']:.4f} of themselves "
+            "instead of repeating few records many times. 只有自带样例的类别：目标按同一比例缩小。"
         )
     rows: list[tuple[str, ...]] = [_HEADER]
     for name in CATEGORIES:
@@ -111,9 +114,11 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
             print(f"  dropped 丢弃 {count:,} from {source['file']}: {reason}")
         if (marked := source["foreign_marks"])["records"]:
             print(
-                f"  {marked['marks']:,} marks of other chat formats (<|im_start|>, <s>) became line ends in "
-                f"{marked['records']:,} records of {source['file']} 其他对话格式的标记已换成换行"
+                f"  {marked['marks']:,} marks of other chat formats (<|im_start|>, <s>) were removed or became line ends in "
+                f"{marked['records']:,} records of {source['file']} 其他对话格式的标记已删去或换成换行"
             )
+        if source["format"]:
+            print(f"  {source['file']} was read as {source['format']} 按此格式读取")
     for note in manifest["notes"]:
         print(f"  {note}")
     if any(

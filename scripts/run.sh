@@ -302,6 +302,7 @@ read_environment() { # paths become absolute, from where the user stands; defaul
   TF_DIR=$(absolute "${TF_DIR:-$ROOT/tf_dir}")
   if ((smoke)); then DATA_DIR=$DATA_DIR/smoke OUT_DIR=$OUT_DIR/smoke; fi
   export ENABLE_RUSTBPE DATA_DIR OUT_DIR TF_DIR
+  if [[ -n ${SOURCE_DIR:-} ]]; then SOURCE_DIR=$(absolute "$SOURCE_DIR") && export SOURCE_DIR; fi
   export MINILLM_PARENT_PID=$$ # a trainer that finds this process gone saves and ends
   [[ $ENABLE_RUSTBPE == [01] ]] || die "ENABLE_RUSTBPE=$ENABLE_RUSTBPE: must be 0 or 1."
   [[ $ENV_TOOL != uv ]] || command -v uv >/dev/null ||
@@ -336,6 +337,7 @@ with an evaluation after each training. Stopped or killed, the same command goes
 Environment variables 环境变量 (defaults in brackets 方括号内为默认值):
   PYTHON [python3], VENV_DIR [.venv]                            Python and environment 解释器与虚拟环境
   DATA_DIR [data/processed], OUT_DIR [out], TF_DIR [tf_dir]     data, weights, results 数据、权重、结果
+  SOURCE_DIR [data/chinese]                                     your own data 自己的数据
   PRETRAIN_ARGS, SFT_ARGS, DPO_ARGS                             extra flags of a trainer 训练器的附加参数
   NUM_GPUS [all]                                                GPUs to train on 使用的显卡数
   ENABLE_RUSTBPE [0]                                            1: train a tokenizer with the Rust crate 训练分词器

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from configs.artifacts import sha256_file
 from configs.paths import IDENTITY_MARK, IDENTITY_SAMPLE
@@ -557,11 +558,92 @@ def test_marks_of_other_formats_are_counted(tmp_path: Path) -> None:
     assert "<|im_" not in json.dumps(out(tmp_path, "pretrain"))
 
 
-def test_a_file_in_the_wrong_category_is_named_with_the_place_to_mend(tmp_path: Path) -> None:
-    few = [{"text": f"{n}"} for n in range(4)]
-    mixed(tmp_path, {"a.jsonl": ("general", [*few, *(chat(f"问{n}") for n in range(100))])})
-    with pytest.raises(UserError, match=r"a\.jsonl: its records are not of the category general .*mixture.yaml"):
-        mixed(tmp_path, {"a.jsonl": ("general", [{"text": f"{n}"} for n in range(9)])})
+ODD_NAMES = [
+    "a: b.jsonl", "#1.jsonl", "x #y.jsonl", "it's.jsonl", 'say "hi".jsonl', "- a.jsonl", "[1].jsonl", "a[1].jsonl", "*.jsonl",
+    "数据：一.jsonl", "{a}.jsonl", "&a.jsonl", "!a.jsonl", "%a.jsonl", "`a.jsonl", "a\tb.jsonl", " a.jsonl", "a?.jsonl",
+    "a\\b.jsonl", "a: b: c.csv", "plain.jsonl", "x" * 200 + ".jsonl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_suggested_line_is_yaml_and_places_that_file_alone(tmp_path: Path, bundled: Path, name: str) -> None:
+    path = write(bundled / name, [chat("问")])
+    with pytest.raises(UserError, match="its name tells no category") as raised:
+        find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
+    line = str(raised.value).split("Add the line `  ")[1].split("` (or")[0]
+    block = yaml.safe_load(f"files:\n  {line}\n  z*: math\n")["files"]
+    assert list(block.values()) == ["general", "math"]
+    write(bundled / "other_a1.jsonl", [chat("问")])
+    with pytest.raises(UserError, match=r"other_a1\.jsonl: its name tells no category"):
+        find_sources(bundled, tmp_path / "samples", SMALL, {**block, **PATTERNS})
+    (bundled / "other_a1.jsonl").unlink()
+    sources = find_sources(bundled, tmp_path / "samples", SMALL, {**block, **PATTERNS})
+    assert Source(path, "general") in sources.files
+
+
+@pytest.mark.parametrize(
+    ("category", "records", "right"),
+    [
+        ("preference", [chat(f"问{n}") for n in range(9)], "general"),
+        ("preference", [{"text": f"文{n}"} for n in range(9)], "corpus"),
+        ("general", [{"text": f"文{n}"} for n in range(9)], "corpus"),
+        ("math", [pair(f"问{n}") for n in range(9)], "preference"),
+    ],
+)
+def test_a_file_in_the_wrong_category_is_named_with_the_line_to_write(
+    tmp_path: Path, category: str, records: list[Record], right: str
+) -> None:
+    with pytest.raises(UserError, match=rf"first: line 1\).*Put the line `  x\.jsonl: {right}` first under `files:`"):
+        mixed(tmp_path, {"x.jsonl": (category, records)})
+
+
+@pytest.mark.parametrize(
+    ("record", "advice"),
+    [
+        (
+            {"messages": [{"role": "旁白", "content": "x"}]},
+            "unknown role: 旁白: 9; first: line 1.*Name the speakers system, user",
+        ),
+        ({"foo": "x", "bar": 1}, "unknown shape: fields foo, bar: 9.*docs/formats.md lists the fields"),
+        ({"title": "x", "paragraphs": []}, "SQuAD's nested paragraphs.*its own line"),
+        ({"question": "问", "options": ["一", "二"], "answer": "E"}, "It needs a question, options"),
+        ({"conversations": [{"role": "user", "content": "问"}]}, "must end with what the assistant says"),
+        ({"instruction": "问", "output": "答", "images": ["a.png"]}, "images: the record needs more than its text"),
+    ],
+)
+def test_advice_fits_the_reason(tmp_path: Path, record: Record, advice: str) -> None:
+    with pytest.raises(UserError, match=f"no readable record.*{advice}") as raised:
+        mixed(tmp_path, {"a.jsonl": ("general", [record] * 9)})
+    assert "one JSON record a line" not in str(raised.value)
+
+
+def test_reasons_that_name_something_do_not_fill_the_manifest(tmp_path: Path) -> None:
+    odd = [{"messages": [{"role": f"角色{n}", "content": "x"}]} for n in range(100)]
+    records = [chat(f"问{n}") for n in range(3000)]
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", records + odd)}, MixConfig(general=5000, heldout_share=0.0))
+    dropped = manifest["sources"][0]["dropped"]
+    assert len(dropped) == mix.MAX_REASONS + 1
+    assert dropped["unknown role"] == 50
+
+
+def test_a_file_read_in_another_format_is_named(tmp_path: Path) -> None:
+    records = json.dumps([chat(f"请介绍第{n}号公园") for n in range(30)], ensure_ascii=False)
+    (tmp_path / "a.json").write_bytes(records.encode("gb18030"))
+    manifest = build_mix(Sources([Source(tmp_path / "a.json", "general")], {}), SMALL, tmp_path / "out")
+    source = manifest["sources"][0]
+    assert (source["read"], source["format"]) == (30, "GB18030 (GBK), a JSON array")
+    assert out(tmp_path, "sft")[0]["conversations"][0]["content"].startswith("请介绍第")
+
+
+def test_a_user_s_columns_that_bear_our_names_decide_nothing(tmp_path: Path) -> None:
+    columns = {"kind": "NLI", "split": "train_sft", "label": 0, "category": "Brainstorming", "group": 7}
+    records = [chat(f"问{n}") for n in range(60)]
+    mixed(tmp_path, {"a.jsonl": ("general", records)})
+    plain = [record["conversations"] for record in out(tmp_path, "sft", heldout=True)]
+    manifest = mixed(tmp_path, {"a.jsonl": ("general", [{**columns, **record} for record in records])})
+    assert [record["conversations"] for record in out(tmp_path, "sft", heldout=True)] == plain
+    assert manifest["sources"][0]["dropped"].keys() <= {"not sampled"}
+    assert {record["category"] for record in out(tmp_path, "sft")} == {"general"}
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
@@ -747,10 +829,111 @@ def test_samples_alone_shrink_all_targets_by_one_factor_but_none_below_what_ther
     assert tallies["identity"]["reached"] == 100  # fewer than there is, as asked for
 
 
-def test_targets_stay_where_the_user_brought_any_data(tmp_path: Path, bundled: Path) -> None:
-    write(bundled / "sft_mini_512.jsonl", [chat(f"问{n}") for n in range(10)])
+XIAOZHI = [
+    chat(f"{asked}（{n}）", "我是小智，由星河实验室训练的助手。")
+    for n in range(30)
+    for asked in ("你是谁？", "谁开发了你？")
+]
+
+
+@pytest.mark.parametrize("name", ["identity_mine.jsonl", "identity_conversations.jsonl"])
+def test_a_user_s_identity_file_replaces_the_bundled_one_and_is_held_out_from(
+    tmp_path: Path, bundled: Path, name: str
+) -> None:
+    find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)  # lays the bundled file there
+    write(bundled / name, XIAOZHI)
+    sources = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
+    assert [s.path.name for s in sources.files if s.category == "identity"] == [name]
+    assert ("identity_conversations.jsonl" in sources.left_out) == (name != "identity_conversations.jsonl")
+    manifest = build_mix(sources, SMALL, tmp_path / "out")
+    assert manifest["categories"]["identity"]["heldout"] == 3
+    answers = [
+        record["conversations"][-1]["content"] for record in out(tmp_path, "sft") if record["category"] == "identity"
+    ]
+    assert set(answers) == {"我是小智，由星河实验室训练的助手。"}
+    (bundled / "identity_conversations.jsonl").unlink()
+    if name != "identity_conversations.jsonl":
+        find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
+        assert not (bundled / "identity_conversations.jsonl").exists()
+
+
+def test_the_name_in_a_user_s_identity_file_fills_the_samples_and_the_manifest(tmp_path: Path, bundled: Path) -> None:
+    write(bundled / "identity_mine.jsonl", XIAOZHI)
     manifest = build_mix(find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS), SMALL, tmp_path / "out")
-    assert manifest["sample_factor"] == 1.0
+    assert manifest["identity"] == {"own": True, "name": "小智", "author": "星河实验室"}
+    assert manifest["settings"]["name"] == "小智"
+    assert any("call the model 小智 and its maker 星河实验室" in note for note in manifest["notes"])
+    texts = [record["text"] for record in out(tmp_path, "pretrain") if record["category"] == "corpus"]
+    assert texts and all("我叫小智" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("answer", "identity"),
+    [
+        ("我叫{{name}}，是{{author}}做的。", {"own": True, "name": "MiniLLM", "author": "MiniLLM团队"}),
+        ("我是一个人工智能助手。", {"own": True, "name": None, "author": None}),
+        ("你可以叫我阿星。", {"own": True, "name": "阿星", "author": None}),
+        ("I'm Nova, built by Galaxy Lab.", {"own": True, "name": "Nova", "author": "Galaxy Lab"}),
+        (None, {"own": False, "name": "MiniLLM", "author": "MiniLLM团队"}),
+    ],
+)
+def test_the_manifest_says_whose_identity_it_is_and_what_it_calls_the_model(
+    tmp_path: Path, bundled: Path, answer: str | None, identity: dict[str, Any]
+) -> None:
+    if answer:
+        write(bundled / "identity_mine.jsonl", [chat(f"你是谁{n}", answer) for n in range(20)])
+    manifest = build_mix(find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS), SMALL, tmp_path / "out")
+    assert manifest["identity"] == identity
+    warned = [note for note in manifest["notes"] if "don't say what the model is called" in note]
+    assert bool(warned) == (identity["name"] is None)
+
+
+@pytest.mark.parametrize("own", ["identity_mine.jsonl", "math_mine.jsonl", "sft_mine.jsonl"])
+def test_one_small_file_changes_nothing_about_the_repetition_of_other_categories(
+    tmp_path: Path, bundled: Path, own: str
+) -> None:
+    config = MixConfig(
+        general=800, knowledge=4000, math=100, identity=300, preference=900, heldout_share=0.0, max_rounds=5
+    )
+    patterns = {**PATTERNS, "math*": "math"}
+
+    def repetitions() -> dict[str, float]:
+        sources = find_sources(bundled, tmp_path / "samples", config, patterns)
+        return {name: t["repetition"] for name, t in build_mix(sources, config, tmp_path / "out")["categories"].items()}
+
+    alone = repetitions()
+    write(bundled / own, XIAOZHI[:10])
+    beside = repetitions()
+    mine = {"identity": "identity", "math": "math", "sft": "general"}[own.split("_")[0]]
+    assert {name: value for name, value in alone.items() if name != mine} == pytest.approx(
+        {name: value for name, value in beside.items() if name != mine}, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("mine", "target", "taken"), [(40, 100, 40), (40, 41, 37), (40, 20, 18), (95, 100, 90), (200, 100, 90)]
+)
+def test_bundled_samples_of_a_category_do_not_push_out_the_user_s_records(
+    tmp_path: Path, mine: int, target: int, taken: int
+) -> None:
+    own = write(tmp_path / "a.jsonl", [chat(f"我{n}") for n in range(mine)])
+    sample = write(tmp_path / "limits.jsonl", [chat(f"限{n}") for n in range(500)])
+    config = MixConfig(general=target, heldout_share=0.0)
+    build_mix(
+        Sources([Source(own, "general"), Source(sample, "general", is_sample=True)], {}), config, tmp_path / "out"
+    )
+    assert Counter(record["source"] for record in out(tmp_path, "sft")) == {
+        "a.jsonl": taken,
+        "limits.jsonl": target - taken,
+    }
+
+
+def test_a_category_with_files_of_the_user_s_keeps_its_target(tmp_path: Path, bundled: Path) -> None:
+    config = replace(SMALL, general=100, knowledge=4000, max_rounds=8)
+    write(bundled / "sft_mini_512.jsonl", [chat(f"问{n}") for n in range(60)])
+    manifest = build_mix(find_sources(bundled, tmp_path / "samples", config, PATTERNS), config, tmp_path / "out")
+    assert manifest["sample_factor"] < 1.0
+    assert manifest["categories"]["general"]["asked"] == manifest["categories"]["general"]["reached"] == 100
 
 
 def test_the_identity_file_is_created_renewed_while_unedited_and_then_left_alone(tmp_path: Path, bundled: Path) -> None:

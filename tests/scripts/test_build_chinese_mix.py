@@ -1,6 +1,7 @@
 """The mix as a person runs it: flags, messages, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from configs import paths
 from configs.paths import ROOT
 from configs.schema import UserError
 from scripts import build_chinese_mix
@@ -113,6 +115,37 @@ def test_a_file_without_a_category_ends_it_with_one_line_that_says_what_to_add(f
 def test_a_missing_source_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such folder"):
         build_chinese_mix.main(["--source_dir", str(tmp_path / "nowhere")])
+
+
+def test_sources_are_taken_from_the_folder_that_the_environment_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOURCE_DIR", str(folder / "sources"))
+    words = flags(folder)
+    place = words.index("--source_dir")
+    build_chinese_mix.main(words[:place] + words[place + 2 :])
+    assert "math.jsonl" in capsys.readouterr().out
+    monkeypatch.setenv("SOURCE_DIR", str(folder / "nowhere"))
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        build_chinese_mix.main(words[:place] + words[place + 2 :])
+
+
+def test_a_read_only_checkout_keeps_sources_and_samples_below_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, data = tmp_path / "checkout" / "data", tmp_path / "processed"
+    checkout.mkdir(parents=True)
+    monkeypatch.setattr(paths, "SOURCE_DIR", checkout / "chinese")
+    monkeypatch.setattr(paths, "SAMPLE_DIR", checkout / "samples")
+    monkeypatch.delenv("SOURCE_DIR", raising=False)
+    assert (paths.source_dir(data), paths.sample_dir(data)) == (checkout / "chinese", checkout / "samples")
+    may_write = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: checkout not in (path, *Path(path).parents) and may_write(path, mode)
+    )
+    assert (paths.source_dir(data), paths.sample_dir(data)) == (data / "chinese", data / "samples")
+    (checkout / "chinese").mkdir()  # with files of the user's: they are read where they lie
+    assert paths.source_dir(data) == checkout / "chinese"
 
 
 def test_bad_lines_are_counted_in_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
