@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from configs.messages import both
+
 CHAT_CATEGORIES = ("general", "knowledge", "math", "identity")
 CATEGORIES = (*CHAT_CATEGORIES, "preference", "corpus")
 STAGES = ("pretrain", "sft", "dpo")
@@ -20,7 +22,20 @@ LARGEST_SEED = 2**62
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where, what to do. Printed without a traceback."""
+    """Something the user can fix. The message is one line: what, where, what to do. Printed without
+    a traceback.
+
+    Args: english: the message, and all of `str(error)`. chinese: its short Chinese half.
+    """
+
+    def __init__(self, english: str, chinese: str = "") -> None:
+        super().__init__(english)
+        self.chinese = chinese
+
+    @property
+    def line(self) -> str:
+        """What is printed: both halves."""
+        return both(str(self), self.chinese)
 
 
 def _at_least(config: Any, bound: float, *names: str) -> None:

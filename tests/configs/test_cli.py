@@ -29,8 +29,8 @@ def end_of(body: str) -> subprocess.CompletedProcess[str]:
         ("raise UserError('x: broken. Mend it.')", 1, "error: x: broken. Mend it.\n"),
         ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory"),
         ("Parser().parse_args(['--what'])", 2, "unrecognized arguments: --what"),
-        ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, "stopped by Ctrl-C\n"),
-        ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, "stopped by SIGTERM\n"),
+        ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, "stopped by Ctrl-C | 已按 Ctrl-C 停止\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, "stopped by SIGTERM | 收到 SIGTERM，已停止\n"),
     ],
 )
 def test_an_entry_point_ends_with_its_code_and_one_line(body: str, code: int, message: str) -> None:
