@@ -20,3 +20,10 @@ def warning(english: str, chinese: str = "") -> str:
 def warn(english: str, chinese: str = "") -> None:
     """Print a warning on stderr."""
     print(warning(english, chinese), file=sys.stderr, flush=True)
+
+
+SMOKE_PROFILE = "smoke"
+SMOKE_NOTE = both(
+    "smoke: shows that everything runs; these scores mean nothing", "冒烟测试只检查流程能否跑通，分数没有意义"
+)
+"""Stands below the scores of a smoke test."""
