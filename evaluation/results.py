@@ -18,7 +18,7 @@ def read_results(path: Path, *, smoke: bool = False) -> Iterator[dict[str, Any]]
     """
     if not path.exists():
         return
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             line = json.loads(text)
         except ValueError:

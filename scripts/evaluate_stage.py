@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     arguments = build_parser().parse_args(argv)
     stage, profile = arguments.stage, load_profile(arguments.profile)
+    for name in ("reference", "sft_data_path"):
+        if stage != "dpo" and getattr(arguments, name) is not None:
+            raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
     flags = {name: getattr(arguments, name) for name in ("max_samples", "batch_size", "seed")}
     settings = as_dict(replace(profile.evaluate, **{name: n for name, n in flags.items() if n is not None}))
     seed = settings.pop("seed")

@@ -18,9 +18,9 @@ def test_smoke_lines_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     assert list(read_results(tmp_path / "none.jsonl")) == []
 
 
-@pytest.mark.parametrize("line", ['{"run', "[]", "3", "null", ""])
-def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", [b'{"run', b"[]", b"3", b"null", b"", b"\xff\xfe", "冒烟".encode("gbk")])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "eval_results.jsonl"
-    path.write_text('{"profile": "cpu"}\n' + line + "\n")
+    path.write_bytes(b'{"profile": "cpu"}\n' + line + b"\n")
     with pytest.raises(UserError, match=r"eval_results\.jsonl:2: not a JSON line\. Fix or remove that line"):
         list(read_results(path))

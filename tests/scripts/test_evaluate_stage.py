@@ -191,6 +191,8 @@ def test_weights_of_another_stage_are_refused(trained: TinyRun, tmp_path: Path) 
         (["--device", "gpu"], "device gpu: unknown"),
         (["--data_path", "none.jsonl"], r"none\.jsonl: no such file"),
         (["--checkpoint", "none.pth"], r"none\.pth: no such file"),
+        (["--reference", "x.pth"], "--reference: only for --stage dpo"),
+        (["--sft_data_path", "x.jsonl"], "--sft_data_path: only for --stage dpo"),
     ],
 )
 def test_flags_out_of_range_are_refused(trained: TinyRun, tmp_path: Path, words: list[str], match: str) -> None:
