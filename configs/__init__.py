@@ -5,6 +5,8 @@ import shlex
 import sys
 from types import TracebackType
 
+from configs.messages import both
+
 # OpenMP's threads spin while they wait. As soon as another program wants a core, the spinning thread holds up the one
 # that works: on two busy cores training ran at a sixth of its speed. Read when torch is loaded, hence set here.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,7 +27,8 @@ def _tell_of_missing_package(kind: type[BaseException], error: BaseException, tr
         remedy = f"Run it with the environment's Python: {python} {shlex.join(sys.argv)}"
     else:
         remedy = f"Make the environment: bash {os.path.join(root, 'scripts', 'run.sh')} --until-stage env"  # noqa: PTH118
-    print(f"error: {error.name}: not installed for {sys.executable}. {remedy}", file=sys.stderr)
+    what = f"error: {error.name}: not installed for {sys.executable}. {remedy}"
+    print(both(what, "缺少依赖：请改用给出的命令"), file=sys.stderr)
 
 
 sys.excepthook = _tell_of_missing_package

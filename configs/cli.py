@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from configs.messages import both
 from configs.schema import UserError
 
 
@@ -36,7 +37,9 @@ def split_words(name: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UserError(f"{name}: can't be split into words ({error}). Close the quotes.") from None
+        raise UserError(
+            f"{name}: can't be split into words ({error}). Close the quotes.", "引号没有成对：请补全引号"
+        ) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +54,10 @@ class Parser(argparse.ArgumentParser):
         given = [self._normalise(argument) for argument in (sys.argv[1:] if args is None else args)]
         parsed: argparse.Namespace = super().parse_args(self._with_texts(given), namespace)
         return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, with a Chinese half."""
+        super().error(both(message, "参数有误，用法见 --help"))
 
     def _with_texts(self, given: Sequence[str]) -> list[str]:
         """The arguments; a flag's text that begins with a hyphen, such as `--prompt "-5+3=?"`, is joined to the flag."""
@@ -100,19 +107,21 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        code = _fail(f"error: {error}")
+        code = _fail(f"error: {error.line}")
     except KeyboardInterrupt:
-        _say("stopped by Ctrl-C")
+        _say("stopped by Ctrl-C | 已按 Ctrl-C 停止")
         code = 130
     except _Terminated:
-        _say("stopped by SIGTERM")
+        _say("stopped by SIGTERM | 收到 SIGTERM，已停止")
         code = 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to report
         code = 0
     except OSError as error:
         where = error.filename or "input or output"
-        code = _fail(f"error: {where}: {error.strerror or error}. Check the path, its permissions and free space.")
+        what = f"{where}: {error.strerror or error}. Check the path, its permissions and free space."
+        code = _fail(f"error: {both(what, '读写失败：请检查路径、权限和磁盘空间')}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is near: a second one would only break it off
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -232,7 +232,8 @@ def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, 
         raise UserError(
             f"{missing}: no such weights. "
             + (f"Train them: {command}; or give a path." if command else NO_TRAINER.format(stem=stem))
-            + (f" Those of a smoke test are in {display(elsewhere[0].parent)} (--out_dir)." if elsewhere else "")
+            + (f" Those of a smoke test are in {display(elsewhere[0].parent)} (--out_dir)." if elsewhere else ""),
+            "没有这样的权重：请先运行该命令训练，或指定路径" if command else "没有这样的权重，此版本也没有训练它的程序",
         )
     return max(matches, key=lambda path: path.stat().st_mtime_ns)
 

@@ -22,18 +22,20 @@ def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}. Known: {', '.join(known)}.")
+            raise UserError(
+                f"{where}: unknown key {key!r}. Known: {', '.join(known)}.", "没有这个配置项：请用列出的名称"
+            )
         current = known[key]
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key} must be a block of keys, not {value!r}.")
+                raise UserError(f"{where}: {key} must be a block of keys, not {value!r}.", "此处应是一组配置项")
             changes[key] = from_mapping(current, value, f"{where}: {key}")
         else:
             changes[key] = _checked(value, current, f"{where}: {key}")
     try:
         return dataclasses.replace(base, **changes)  # type: ignore[type-var]
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}", error.chinese) from None
 
 
 def _checked(value: Any, current: Any, where: str) -> Any:
@@ -42,7 +44,7 @@ def _checked(value: Any, current: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         hint = " (YAML reads 3e-4 as text: write 3.0e-4)" if wanted is float and isinstance(value, str) else ""
-        raise UserError(f"{where} = {value!r}: must be of type {wanted.__name__}{hint}.")
+        raise UserError(f"{where} = {value!r}: must be of type {wanted.__name__}{hint}.", "值的类型不对")
     return value
 
 
@@ -51,11 +53,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Profiles there are: {', '.join(profile_names())}.") from None
+        raise UserError(
+            f"{path}: no such file. Profiles there are: {', '.join(profile_names())}.", "没有这个配置：请用列出的名称"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: can't be read as YAML ({' '.join(str(error).split())}).") from None
+        raise UserError(
+            f"{path}: can't be read as YAML ({' '.join(str(error).split())}). Fix it there.", "不是合法的 YAML：请修正"
+        ) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `key: value` lines.")
+        raise UserError(f"{path}: must hold `key: value` lines.", "每行应是 键: 值")
     return values
 
 
@@ -83,5 +89,5 @@ def load_file_categories() -> dict[str, str]:
     path = CONFIG_DIR / "mixture.yaml"
     files = read_yaml(path).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):
-        raise UserError(f"{path}: files must hold `name pattern: category` lines.")
+        raise UserError(f"{path}: files must hold `name pattern: category` lines.", "files 下每行应是 文件名: 类别")
     return files

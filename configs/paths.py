@@ -55,7 +55,10 @@ def find_dataset(path: Path) -> Path:
     places = ", ".join(str(candidate) for candidate in candidates)
     maker = _maker(path)
     remedy = f"Check the path, or make it: {maker}" if maker else "Check the path."
-    raise UserError(f"{path}: no such file or folder (looked for {places}). {remedy}")
+    raise UserError(
+        f"{path}: no such file or folder (looked for {places}). {remedy}",
+        "找不到：请检查路径" + ("，或运行该命令生成" if maker else ""),
+    )
 
 
 def _maker(path: Path) -> str:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from configs.messages import both
+
 CHAT_CATEGORIES = ("general", "knowledge", "math", "identity")
 CATEGORIES = (*CHAT_CATEGORIES, "preference", "corpus")
 STAGES = ("pretrain", "sft", "dpo")
@@ -20,25 +22,41 @@ LARGEST_SEED = 2**62
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where, what to do. Printed without a traceback."""
+    """Something the user can fix. The message is one line: what, where, what to do. Printed without
+    a traceback.
+
+    Args: english: the message, and all of `str(error)`. chinese: its short Chinese half.
+    """
+
+    def __init__(self, english: str, chinese: str = "") -> None:
+        super().__init__(english)
+        self.chinese = chinese
+
+    @property
+    def line(self) -> str:
+        """What is printed: both halves."""
+        return both(str(self), self.chinese)
 
 
 def _at_least(config: Any, bound: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not bound <= value < math.inf:  # false for nan too
-            raise UserError(f"{name} = {value}: must be {bound} or more{'' if value < bound else ', and a number'}.")
+            raise UserError(
+                f"{name} = {value}: must be {bound} or more{'' if value < bound else ', and a number'}.",
+                f"必须是不小于 {bound} 的数",
+            )
 
 
 def check_seed(seed: int) -> None:
     """Raises: UserError where torch's generators can't take it."""
     if not 0 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.")
+        raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.", "随机种子超出范围")
 
 
 def _one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
     if getattr(config, name) not in choices:
-        raise UserError(f"{name} = {getattr(config, name)!r}: must be one of {', '.join(choices)}.")
+        raise UserError(f"{name} = {getattr(config, name)!r}: must be one of {', '.join(choices)}.", "只能取其中之一")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,30 +97,37 @@ class ModelConfig:
         )
         _at_least(self, 0, "head_dim", "intermediate_size")
         if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout = {self.dropout}: must be in [0, 1).")
+            raise UserError(f"dropout = {self.dropout}: must be in [0, 1).", "丢弃率应不小于 0 且小于 1")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_attention_heads = {self.num_attention_heads}: must be a multiple of "
-                f"num_key_value_heads = {self.num_key_value_heads}."
+                f"num_key_value_heads = {self.num_key_value_heads}.",
+                "查询头数必须是键值头数的整数倍",
             )
         if not self.head_dim and self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size = {self.hidden_size}: must be a multiple of "
-                f"num_attention_heads = {self.num_attention_heads}, or give head_dim."
+                f"num_attention_heads = {self.num_attention_heads}, or give head_dim.",
+                "隐藏层宽度必须是头数的整数倍，或给出 head_dim",
             )
         if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
-            raise UserError("head_dim must be even, since RoPE turns pairs of numbers: change num_attention_heads.")
+            raise UserError(
+                "head_dim must be even, since RoPE turns pairs of numbers: change num_attention_heads.",
+                "每个头的宽度必须是偶数：请修改 num_attention_heads",
+            )
         _at_least(self, 1, "rope_scaling_factor", "original_max_position_embeddings")
         if self.use_moe:
             if not 1 <= self.num_experts_per_tok <= self.num_experts:
                 raise UserError(
-                    f"num_experts_per_tok = {self.num_experts_per_tok}: must be 1 to num_experts = {self.num_experts}."
+                    f"num_experts_per_tok = {self.num_experts_per_tok}: must be 1 to num_experts = {self.num_experts}.",
+                    "每个 token 用的专家数应在 1 到专家总数之间",
                 )
             for name in ("hidden_size", "moe_intermediate_size"):
                 if getattr(self, name) % 8 or getattr(self, name) < 8:
                     raise UserError(
                         f"{name} = {getattr(self, name)}: must be a multiple of 8 in a mixture of experts, "
-                        "whose grouped products read 16 bytes at one time."
+                        "whose grouped products read 16 bytes at one time.",
+                        "混合专家模型中必须是 8 的倍数",
                     )
 
     @property
@@ -145,10 +170,13 @@ def preset(name: str) -> dict[str, Any]:
         return dict(PRESETS[name])
     size = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
     if size is None:
-        raise UserError(f"preset {name!r}: must be one of {', '.join(PRESETS)}, or width x depth, such as 256x4.")
+        raise UserError(
+            f"preset {name!r}: must be one of {', '.join(PRESETS)}, or width x depth, such as 256x4.",
+            "没有这个预设：请用列出的名称，或 宽度x层数",
+        )
     width, depth = int(size[1]), int(size[2])
     if width % 32:
-        raise UserError(f"preset {name!r}: the width must be a multiple of 32.")
+        raise UserError(f"preset {name!r}: the width must be a multiple of 32.", "宽度必须是 32 的倍数")
     heads = 8 if width >= 512 else width // 32
     return {
         "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
@@ -225,15 +253,18 @@ class TrainConfig:
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.")
+                raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
         check_seed(self.seed)
         if not 0 < self.beta < math.inf:
-            raise UserError(f"beta = {self.beta}: must be above 0, and a number.")
+            raise UserError(f"beta = {self.beta}: must be above 0, and a number.", "必须是大于 0 的数")
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "schedule", SCHEDULES)
         _one_of(self, "dtype", DTYPES)
         if self.device not in DEVICES and not self.device.startswith("cuda:"):
-            raise UserError(f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.")
+            raise UserError(
+                f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.",
+                "没有这种设备：请用列出的名称",
+            )
 
 
 RESULT_NEUTRAL = frozenset(
@@ -271,9 +302,11 @@ class MixConfig:
         _at_least(self, 1, "max_rounds")
         check_seed(self.seed)
         if not 0.0 <= self.heldout_share < 1.0:
-            raise UserError(f"heldout_share = {self.heldout_share}: must be in [0, 1).")
+            raise UserError(f"heldout_share = {self.heldout_share}: must be in [0, 1).", "留出比例应不小于 0 且小于 1")
         if not self.name.strip() or not self.author.strip():
-            raise UserError("name and author must not be empty: they fill the identity records.")
+            raise UserError(
+                "name and author must not be empty: they fill the identity records.", "模型名和作者名不能为空"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1163,14 +1163,20 @@ def shown_text(item: Item) -> str:
     return head.decode("utf-8", errors="replace").rstrip("\r\n")[:200]
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, brought into shape. Raises: UserError with file and line at the first bad one."""
+def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file with their line numbers, brought into shape. Raises: UserError with file and line at the
+    first bad one."""
     for number, item in read_items(path):
         try:
             record = parse_record(decode_item(item, {}))
         except BadRecord as error:
             raise UserError(f"{display(path)}:{number}: {error}. Mend or remove that line.") from None
-        yield record.fields
+        yield number, record.fields
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file. Raises: as `numbered_records`."""
+    return (record for _, record in numbered_records(path))
 
 
 def text_hash(text: str) -> bytes:

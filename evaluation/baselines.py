@@ -51,9 +51,11 @@ class TrainingExamples:
     chosen: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set, repr=False)
-    """Hashes (`text_hash`) of all questions, however many, and of the raw texts."""
+    """Keys of all questions (`text_hash`), however many, and of the raw texts (`text_key`)."""
     reason: str = ""
     """Why there are none; empty where there are."""
+    is_partial: bool = False
+    """Whether `seen` lacks a file that is gone or another by now."""
 
 
 def question_text(messages: Messages) -> str:
@@ -70,19 +72,21 @@ def training_examples(
 
     Raw texts count only `with_texts`; else a file that begins with one is not read to its end.
 
-    A file that is gone, or another one by now, leaves no examples but the reason.
+    A file that is gone, or another one by now, leaves no examples but the reason, and in `seen` what
+    the others hold.
     """
     choose = random.Random(seed)
     questions, chosen, rejected = (_Sample(limit, choose) for _ in range(3))
     counts: Counter[str] = Counter()
     texts: set[bytes] = set()
-    try:
-        for path in _files(sources):
-            for record in read_records(path):
+    reason = ""
+    for source in sources:
+        try:
+            for record in read_records(_file_of(source)):
                 if "conversations" not in record and "chosen" not in record:
                     if not with_texts:
                         break
-                    texts.add(text_hash(record["text"]))
+                    texts.add(text_key(record["text"]))
                     continue
                 for question, answer in _exchanges(record):
                     questions.add(question, (question, answer))
@@ -94,8 +98,10 @@ def training_examples(
                     for side, sample in (("chosen", chosen), ("rejected", rejected)):
                         text = str(record[side][-1]["content"])
                         sample.add(text, text)
-    except UserError as error:
-        return TrainingExamples(reason=str(error))
+        except UserError as error:
+            reason = reason or str(error)
+    if reason:
+        return TrainingExamples(seen=texts | questions.seen, reason=reason, is_partial=True)
     if not questions.kept:
         return TrainingExamples(seen=texts, reason="the training data has no questions")
     return TrainingExamples(
@@ -108,13 +114,17 @@ def training_examples(
     )
 
 
-def _files(sources: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
-    """The training files, each as it was. Raises: UserError for one that is gone or changed."""
-    for source in sources:
-        path = find_dataset(Path(source["path"]))
-        if sha256_file(path) != source["sha256"]:
-            raise UserError(f"{display(path)}: changed since the training")
-        yield path
+def _file_of(source: Mapping[str, Any]) -> Path:
+    """A training file as it was. Raises: UserError where it is gone or changed."""
+    path = find_dataset(Path(source["path"]))
+    if sha256_file(path) != source["sha256"]:
+        raise UserError(f"{display(path)}: changed since the training", "训练之后文件已改动")
+    return path
+
+
+def text_key(text: str) -> bytes:
+    """What a raw text is known by: its hash without case, spacing and punctuation."""
+    return text_hash(normalised_question(text))
 
 
 def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -74,10 +74,14 @@ def load_danger_prompts(path: Path) -> list[DangerPrompt]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{display(path)}: no such file. Check --danger_prompts, or give none.") from None
+        raise UserError(
+            f"{display(path)}: no such file. Check --danger_prompts, or give none.",
+            "没有这个文件：请检查路径，或用 none",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{display(path)}: can't be read ({error}). Check the file, or give --danger_prompts none."
+            f"{display(path)}: can't be read ({error}). Check the file, or give --danger_prompts none.",
+            "文件读不了：请检查，或用 none",
         ) from None
     prompts: dict[Hashable, DangerPrompt] = {}
     for number, line in enumerate(lines, start=1):
@@ -88,10 +92,14 @@ def load_danger_prompts(path: Path) -> list[DangerPrompt]:
             if prompt.cluster in prompts:
                 raise ValueError("stands in the file already")
         except ValueError as error:
-            raise UserError(f"{display(path)}:{number}: {error}. Mend or remove that line.") from None
+            raise UserError(
+                f"{display(path)}:{number}: {error}. Fix or remove that line.", "该行有误：请修正或删除"
+            ) from None
         prompts[prompt.cluster] = prompt
     if not prompts:
-        raise UserError(f"{display(path)}: no prompts. Fill it, or give --danger_prompts none.")
+        raise UserError(
+            f"{display(path)}: no prompts. Fill it, or give --danger_prompts none.", "文件是空的：请补上内容，或用 none"
+        )
     return list(prompts.values())
 
 

@@ -128,10 +128,14 @@ def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{display(path)}: no such file. Check --first_minutes, or give none.") from None
+        raise UserError(
+            f"{display(path)}: no such file. Check --first_minutes, or give none.",
+            "没有这个文件：请检查路径，或用 none",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{display(path)}: can't be read ({error}). Check the file, or give --first_minutes none."
+            f"{display(path)}: can't be read ({error}). Check the file, or give --first_minutes none.",
+            "文件读不了：请检查，或用 none",
         ) from None
     prompts: list[Prompt] = []
     seen: dict[tuple[str, ...], int] = {}
@@ -144,11 +148,15 @@ def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
             if key in seen:
                 raise ValueError(f"asks the same as line {seen[key]}")
         except ValueError as error:
-            raise UserError(f"{display(path)}:{number}: {error}. Mend or remove that line.") from None
+            raise UserError(
+                f"{display(path)}:{number}: {error}. Fix or remove that line.", "该行有误：请修正或删除"
+            ) from None
         seen[key] = number
         prompts.append(prompt)
     if not prompts:
-        raise UserError(f"{display(path)}: no prompts. Fill it, or give --first_minutes none.")
+        raise UserError(
+            f"{display(path)}: no prompts. Fill it, or give --first_minutes none.", "文件是空的：请补上内容，或用 none"
+        )
     return prompts
 
 

@@ -166,7 +166,9 @@ def likelihood_metrics(scored: Sequence[Scored]) -> dict[str, Metric]:
     """Loss in nats a token, perplexity, and bits per byte of the text."""
     kept = [one for one in scored if one.num_tokens]
     if not kept:
-        raise UserError("the held-out file has no text to score. Give another --data_path.")
+        raise UserError(
+            "the held-out file has no text to score. Give another --data_path.", "没有可评测的文本：请换 --data_path"
+        )
     clusters = [number if one.cluster is None else one.cluster for number, one in enumerate(kept)]
     loss = ratio(
         [one.nats for one in kept], [one.num_tokens for one in kept], sum(one.num_tokens for one in kept), clusters

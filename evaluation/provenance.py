@@ -1,50 +1,136 @@
-"""What a checkpoint learnt from, as far as the mixture that it was trained on still stands beside
-the held-out data."""
+"""What a checkpoint learnt from: the keys of its training records, and the mixture as far as it still
+stands beside the held-out data."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import read_json
+from configs.artifacts import atomic_write, fingerprint, read_json
 from configs.schema import UserError
-from dataset.mix import MANIFEST_FILE
+from dataset.mix import MANIFEST_FILE, OUTPUTS
 from dataset.records import normalised_question, text_hash
+from evaluation.baselines import TrainingExamples, text_key
+
+KEYS_FOLDER = "trained_on"
+"""Beside the weights: the keys of what they were trained on, kept for the day on which a new mix has
+replaced those files."""
+KEY_BYTES = len(text_hash(""))
 
 BUNDLED = ("general", "knowledge")
 """Categories whose samples must have been used for the prompts about facts, sums and feelings to
 make sense."""
 
 
-def mixture_of(folder: Path, training_data: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The manifest of the mix in a folder, if the checkpoint with this `training_data` was trained
-    on that very mix."""
+Sources = Sequence[Mapping[str, Any]]
+"""A checkpoint's `training_data`: path and SHA-256 of each file."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint was trained on, as far as that can be told."""
+
+    sources: Sources
+    keys: Set[bytes]
+    """Of questions, and after pretraining of texts."""
+    lacking: str = ""
+    """Why keys are lacking; empty where all are known."""
+
+
+def trained_on(sources: Sources, examples: TrainingExamples, folder: Path, *, with_texts: bool) -> Trained:
+    """The keys of a checkpoint's training records: from the files themselves, else from those that
+    an earlier evaluation left in the weights' `folder`."""
+    name = fingerprint([[source["sha256"] for source in sources], with_texts])[:16]
+    path = folder / KEYS_FOLDER / f"{name}.keys"
+    if not examples.is_partial:
+        _keep(path, examples.seen)
+        return Trained(sources, examples.seen)
+    if kept := _kept(path):
+        return Trained(sources, kept)
+    return Trained(sources, examples.seen, examples.reason)
+
+
+def _keep(path: Path, keys: Set[bytes]) -> None:
+    if path.exists():
+        return
     try:
-        manifest = read_json(folder / MANIFEST_FILE, "")
-        written = {output["sha256"] for output in manifest["outputs"].values()}
-    except (UserError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest if any(source["sha256"] in written for source in training_data) else None
+        with atomic_write(path, "wb") as file:
+            file.write(b"".join(sorted(keys)))
+    except UserError:
+        pass  # a folder for reading alone: then a later evaluation says that it can't tell
+
+
+def _kept(path: Path) -> set[bytes]:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return set()
+    return {data[place : place + KEY_BYTES] for place in range(0, len(data), KEY_BYTES)}
 
 
 def not_trained_on(records: Sequence[dict[str, Any]], seen: Set[bytes]) -> list[dict[str, Any]]:
-    """The records whose text, or whose first question, is none of the training's
-    (`TrainingExamples.seen`). Many conversations may open alike (在吗): one of several turns counts
-    as trained on only if its last question was seen too."""
+    """The records whose text, or whose first question, is none of the training's (`Trained.keys`).
+    Many conversations may open alike (在吗): one of several turns counts as trained on only if its
+    last question was seen too."""
     return [record for record in records if not _keys_of(record) <= seen]
 
 
 def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
     messages = record["conversations"] if "conversations" in record else record.get("chosen")
     if messages is None:
-        return {text_hash(str(record["text"]))}
+        return {text_key(str(record["text"]))}
     asked = [str(message["content"]) for message in messages if message["role"] == "user"] or [""]
     return {text_hash(normalised_question(turn)) for turn in (asked[0], asked[-1])}
 
 
+# --- the mixture ----------------------------------------------------------------------------------
+
+
+def mixture_of(folder: Path, training_data: Sources) -> dict[str, Any] | None:
+    """The manifest of the mix in a folder, if the checkpoint with this `training_data` was trained
+    on that very mix."""
+    manifest = _mix_in(folder)
+    written = _written(manifest)
+    return manifest if any(source["sha256"] in written for source in training_data) else None
+
+
+def is_held_out_by_a_mix(path: Path) -> bool:
+    """Whether a file is one that a mix has written beside its manifest."""
+    return path.name in OUTPUTS.values() and (path.parent / MANIFEST_FILE).exists()
+
+
+def is_of_the_same_mix(path: Path, training_data: Sources) -> bool:
+    """Whether a checkpoint was trained on nothing but the mix that held this file out: then they
+    share no key, whether or not the training files are still there."""
+    written = _written(_mix_in(path.parent))
+    return is_held_out_by_a_mix(path) and all(source["sha256"] in written for source in training_data)
+
+
+def _mix_in(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(folder / MANIFEST_FILE, "")
+    except UserError:
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _written(manifest: Mapping[str, Any]) -> set[str]:
+    """SHA-256 of the files that a mix has written."""
+    try:
+        return {output["sha256"] for output in manifest["outputs"].values()}
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
 def names_of(mixture: Mapping[str, Any] | None, otherwise: tuple[str, str]) -> tuple[str, str]:
-    """The model's name and its author's as the mix filled them in."""
+    """The model's name and its author's: as the mix filled them in, or as the user's own identity
+    records say them; empty where those don't tell."""
     settings = (mixture or {}).get("settings", {})
-    return str(settings.get("name", otherwise[0])), str(settings.get("author", otherwise[1]))
+    filled = str(settings.get("name", otherwise[0])), str(settings.get("author", otherwise[1]))
+    identity = (mixture or {}).get("identity") or {}
+    if not identity.get("own"):
+        return filled
+    return str(identity.get("name") or ""), str(identity.get("author") or "")
 
 
 def is_bundled(mixture: Mapping[str, Any] | None) -> bool:

@@ -1,10 +1,11 @@
 """Held-out records as questions, and the answers that a model gives to them."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from configs.progress import Progress, progress_bar
+from configs.schema import CATEGORIES
 from dataset.records import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer, Sampling, answer
@@ -50,7 +51,7 @@ def question_of(record: dict[str, Any]) -> Question:
     return Question(
         messages=messages[:-1],
         expected=str(messages[-1]["content"]),
-        category=str(record.get("category", "general")),
+        category=category_of(record),
         kind=_text(record.get("kind")),
         topic=_text(record.get("topic")),
         cluster=cluster_of(record, messages),
@@ -58,6 +59,13 @@ def question_of(record: dict[str, Any]) -> Question:
         honest=record.get("honest") is True,
         counted=_texts(record.get("counted")),
     )
+
+
+def category_of(record: Mapping[str, Any]) -> str:
+    """A record's category; `general` where it has none, or a column of that name says something
+    else."""
+    category = record.get("category")
+    return category if isinstance(category, str) and category in CATEGORIES else "general"
 
 
 def cluster_of(record: dict[str, Any], messages: Messages) -> Hashable:

@@ -5,6 +5,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from configs.messages import both
+from configs.schema import CATEGORIES
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.answers import AnswerRule, Said, is_scored, leaks_name, metric_name, normalize
 from evaluation.baselines import Asked, Baselines, TrainingExamples, question_text
@@ -91,7 +93,7 @@ class Evaluation:
         for name, wanted in (("corpus", True), ("chat", False)):
             part = [
                 one for record, one in zip(records, scored, strict=True)
-                if "category" in record and (record["category"] == "corpus") is wanted
+                if record.get("category") in CATEGORIES and (record["category"] == "corpus") is wanted
             ]  # fmt: skip
             if part:
                 metrics[f"bits_per_byte_{name}"] = bits_metric(part)
@@ -109,10 +111,26 @@ class Evaluation:
             chat_text(self.tokenizer, record["conversations"], question.cluster)
             for record, question in zip(records, questions, strict=True)
         ])  # fmt: skip
+        questions = self._that_fit_a_row(questions)
         open_ended = [question for question in questions if not is_scored(question)][:GENERAL_ANSWERS]
         questions = [question for question in questions if is_scored(question)] + open_ended
         answers = self.ask([question.messages for question in questions])
         return likelihood_metrics(scored) | self.answer_metrics(questions, answers)
+
+    def _that_fit_a_row(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions that leave room for an answer: of longer ones training saw none, and an
+        answer to them tells nothing about what was learnt."""
+        lengths = [len(self.tokenizer.render_for_completion(question.messages)) for question in questions]
+        fit = [question for question, length in zip(questions, lengths, strict=True) if length < self.length]
+        if left_out := len(questions) - len(fit):
+            self.notes.append(
+                both(
+                    f"{left_out} of {len(questions)} questions not asked: no room for an answer within {self.length} tokens "
+                    "(training cuts them there)",
+                    f"有 {left_out} 个问题太长，没有作答的余地，不计入评测",
+                )
+            )
+        return fit
 
     def ask(self, conversations: Sequence[Messages]) -> list[Answer]:
         """The model's greedy answers."""
@@ -161,14 +179,14 @@ class Evaluation:
     def _conditions(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
         """Shares that no rule is held against."""
         pairs = list(zip(questions, answers, strict=True))
+        name = normalize(self.names[0])
+        leaks = leaks_name([said.text for said in answers], self.names[0]) if name else []
         groups = {
             "ended": [(question, said.ended) for question, said in pairs],
             "name_in_other_answers": [
-                (question, leaks)
-                for (question, _), leaks in zip(
-                    pairs, leaks_name([said.text for said in answers], self.names[0]), strict=True
-                )
-                if question.category != "identity" and normalize(self.names[0]) not in normalize(question.expected)
+                (question, leaked)
+                for question, leaked in zip(questions, leaks, strict=False)  # none where nobody knows the name
+                if question.category != "identity" and name not in normalize(question.expected)
             ],
             "declined_known_facts": [
                 (question, Said(said.text).declines)
@@ -247,8 +265,11 @@ class Evaluation:
                 rows.append(found)
         if left_out := len(records) - len(pairs):
             self.notes.append(
-                f"{left_out} of {len(records)} pairs left out: no answer, or no difference, within {self.length} tokens "
-                "(training leaves them out too)"
+                both(
+                    f"{left_out} of {len(records)} pairs left out: no answer, or no difference, within {self.length} tokens "
+                    "(training leaves them out too)",
+                    f"有 {left_out} 对太长或没有区别，不计入评测",
+                )
             )
         if not pairs:
             return {}

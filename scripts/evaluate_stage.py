@@ -7,12 +7,10 @@ python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.
 """
 
 import json
-import random
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +19,26 @@ if not __package__:
 
 from configs.artifacts import append_line, atomic_write, fingerprint, require_writable, sha256_file
 from configs.cli import Parser, run
-from configs.flags import STAGE_BEFORE, WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
+from configs.flags import WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
+from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import DANGER_PROMPTS, DATA_DIR, FIRST_MINUTES, OUT_DIR, TF_DIR, display, find_dataset
 from configs.schema import STAGES, UserError, as_dict
-from dataset.mix import FEW_HELDOUT, MANIFEST_FILE, OUTPUTS
-from dataset.records import read_records, split_of
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
 from evaluation.danger import DangerPrompt, load_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
-from evaluation.intervals import Metric
-from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
+from evaluation.heldout import HALVES, read_heldout, without_few
+from evaluation.provenance import is_bundled, is_held_out_by_a_mix, mixture_of, names_of, trained_on
 from evaluation.report import tables, wrong_answers
+from evaluation.results import read_results
 from evaluation.stage import Evaluation
 from trainer.checkpoint import check_tokenizer, load_model
 from trainer.runtime import choose_device, seed_everything
 
-HALVES = {
-    "test": "the half that no trainer reads and no validation curve is drawn from",
-    "validation": "the half that settings may have been chosen by; no test half in this file",
-}
-"""Value of `split` -> what is said about it; the first that a file has is evaluated on."""
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """Held-out records of one file."""
-
-    path: Path
-    sha256: str
-    split: str
-    records: list[dict[str, Any]]
-    notes: list[str]
-    """What was left out, and why."""
-    counts: Counter[str]
-    """Held-out records of each category in the file, both halves."""
+UNNAMED = "\ufffc"
+"""Stands in a prompt's rule for a name that nobody knows."""
 
 
 def build_parser() -> Parser:
@@ -66,7 +47,9 @@ def build_parser() -> Parser:
     parser.add_argument("--stage", required=True, choices=STAGES, help="what the checkpoint is 阶段")
     parser.add_argument("--profile", default="default", metavar="NAME", help="configs/NAME.yaml 配置 (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
-    parser.add_argument("--reference", type=Path, metavar="PATH", help="DPO: weights it started from DPO 的参考权重")
+    parser.add_argument(
+        "--reference", type=Path, metavar="PATH", help="DPO: the very weights it started from DPO 的起始权重"
+    )
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
     parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
     parser.add_argument(
@@ -109,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     arguments = build_parser().parse_args(argv)
     stage, profile = arguments.stage, load_profile(arguments.profile)
+    for name in ("reference", "sft_data_path"):
+        if stage != "dpo" and getattr(arguments, name) is not None:
+            raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
     flags = {name: getattr(arguments, name) for name in ("max_samples", "batch_size", "seed")}
     settings = as_dict(replace(profile.evaluate, **{name: n for name, n in flags.items() if n is not None}))
     seed = settings.pop("seed")
@@ -130,17 +116,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
     if manifest["stage"] != stage:
         raise UserError(
-            f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint."
+            f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint.",
+            "权重不属于该阶段：请换 --checkpoint 或 --stage",
         )
-    examples = training_examples(manifest["training_data"], seed, with_texts=stage == "pretrain")
-    heldout = read_heldout(data_path, manifest, examples.seen, settings["max_samples"], seed)
-    mixture = mixture_of(heldout.path.parent, manifest["training_data"])
+    sources = manifest["training_data"]
+    examples = training_examples(sources, seed, with_texts=stage == "pretrain")
+    trained = trained_on(sources, examples, path.parent, with_texts=stage == "pretrain")
+    heldout = read_heldout(data_path, stage, trained, settings["max_samples"], seed)
+    folders = [heldout.path.parent, *(Path(source["path"]).parent for source in sources)]
+    mixture = next(filter(None, (mixture_of(folder, sources) for folder in folders)), None)
     names = names_of(mixture, (profile.mix.name, profile.mix.author))
-    prompts = choose_prompts(arguments.first_minutes, stage, arguments.half, names, everything=is_bundled(mixture))
+    prompts, unnamed = choose_prompts(
+        arguments.first_minutes, stage, arguments.half, names, everything=is_bundled(mixture)
+    )
     danger = choose_danger_prompts(arguments.danger_prompts, stage)
     length = manifest["settings"]["train"]["max_seq_len"]
     evaluation = Evaluation(model, tokenizer, names, settings, length, examples)
-    evaluation.notes += heldout.notes
+    evaluation.notes += [*heldout.notes, *unnamed]
     counts = heldout.counts
 
     if stage == "pretrain":
@@ -148,13 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif stage == "sft":
         metrics = evaluation.of_chats(heldout.records) if heldout.records else {}
     else:
-        reference = arguments.reference or reference_path(path, manifest)
-        start, _ = load_model(reference, device=device)
+        start, _ = load_model(reference_path(arguments.reference, path, manifest), device=device)
         beta = manifest["settings"]["train"]["beta"]
         metrics = evaluation.of_pairs(heldout.records, start.eval(), beta) if heldout.records else {}
         chats = arguments.sft_data_path or sibling(heldout.path)
         if chats is not None:
-            heldout_chats = read_heldout(chats, manifest, examples.seen, settings["max_samples"], seed)
+            heldout_chats = read_heldout(chats, "sft", trained, settings["max_samples"], seed)
             evaluation.notes += heldout_chats.notes
             counts |= heldout_chats.counts
             metrics |= evaluation.of_chats(heldout_chats.records) if heldout_chats.records else {}
@@ -165,9 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if danger:
         metrics |= evaluation.of_danger(danger)
         settings["danger_prompts"] = len(danger)
-    if not metrics and heldout.records:
-        reasons = "; ".join(evaluation.notes)
-        raise UserError(f"{display(heldout.path)}: nothing to evaluate on ({reasons}). Give another --data_path.")
+    if not metrics and heldout.records and not is_held_out_by_a_mix(heldout.path):
+        reasons = "; ".join(note.partition(" | ")[0] for note in evaluation.notes)
+        raise UserError(
+            f"{display(heldout.path)}: nothing to evaluate on ({reasons}). Give another --data_path.",
+            "没有可评测的记录：请换 --data_path",
+        )
 
     line = {
         "run_id": arguments.run_id or fingerprint([str(path), time.time_ns()])[:12],
@@ -192,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with atomic_write(arguments.answers_file) as file:
             file.writelines(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in evaluation.verdicts)
     print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
-    print("\n".join([*tables(metrics), *(f"  {note}" for note in evaluation.notes)]))
+    notes = [*evaluation.notes, *([SMOKE_NOTE] if manifest["profile"] == SMOKE_PROFILE else [])]
+    print("\n".join([*tables(metrics), *(f"  {note}" for note in notes)]))
     for label, asked, said, verdict in evaluation.samples:
         answered = "续写" if label == "开头" else "答"
         text = " ".join(f"{label}: {asked}  {answered}: {said.text}".split("\n"))  # a line each
@@ -204,93 +199,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def already_recorded(results: Path, run_id: str, stage: str) -> bool:
     """Whether this run's line of this stage stands in the results file."""
-    if not results.exists():
-        return False
-    for number, text in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            raise UserError(f"{display(results)}:{number}: not a JSON line. Mend or remove that line.") from None
-        if line.get("run_id") == run_id and line.get("stage") == stage:
-            return True
-    return False
+    lines = read_results(results, smoke=True)
+    return any(line.get("run_id") == run_id and line.get("stage") == stage for line in lines)
 
 
-def read_heldout(path: Path, manifest: dict[str, Any], seen: set[bytes], max_samples: int, seed: int) -> Heldout:
-    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a
-    category and kind.
-
-    Those that were trained on (`seen`: hashes of the training's questions and texts) are left out.
-    Raises: UserError when the file is training data of the checkpoint, or has nothing to evaluate
-    on.
-    """
-    path = find_dataset(path)
-    digest = sha256_file(path)
-    for source in manifest["training_data"]:
-        if source["sha256"] == digest:
-            raise UserError(
-                f"{display(path)}: this checkpoint was trained on this very file, so a score on it means nothing. "
-                "Give a held-out file."
-            )
-    records = list(read_records(path))
-    counts = Counter(
-        "preference" if "chosen" in record else str(record.get("category", "general")) for record in records
-    )
-    marked = {split_of(record) for record in records}
-    split = next((name for name in HALVES if name in marked), "all")
-    if split != "all":
-        records = [record for record in records if record.get("split") == split]
-    if not records and (path.parent / MANIFEST_FILE).exists() and path.name in OUTPUTS.values():
-        note = f"{display(path)}: the mix held no record out: trained on, and not judged | 没有留出记录，不做评测"
-        return Heldout(path, digest, split, [], [note], Counter())
-    if not records:
-        raise UserError(f"{display(path)}: no record to evaluate on. Give another --data_path.")
-    notes = []
-    unseen = not_trained_on(records, seen)
-    if left_out := len(records) - len(unseen):
-        notes.append(f"{display(path)}: {left_out} of {len(records)} records left out: the model was trained on them")
-    if not unseen:
-        raise UserError(
-            f"{display(path)}: this checkpoint was trained on every one of its {len(records)} records, so a score on them "
-            "means nothing. Give a held-out file."
-        )
-    records = unseen
-    if max_samples:
-        by_kind: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for record in records:
-            by_kind[str(record.get("category", "")), str(record.get("kind", ""))].append(record)
-        choose = random.Random(seed)
-        records = [r for kept in by_kind.values() for r in choose.sample(kept, min(max_samples, len(kept)))]
-    return Heldout(path, digest, split, records, notes, counts)
-
-
-def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: list[str]) -> dict[str, Metric]:
-    """The metrics without accuracies that stand on fewer than `FEW_HELDOUT` held-out records; a
-    note says which."""
-    left = dict(metrics)
-    for category, count in sorted(counts.items()):
-        prefix = "preference_accuracy" if category == "preference" else f"accuracy_{category}"
-        gone = [name for name in left if name == prefix or name.startswith(f"{prefix}_")]
-        if gone and count < FEW_HELDOUT:
-            left = {name: metric for name, metric in left.items() if name not in gone}
-            notes.append(
-                f"{category}: {count} held-out records here, fewer than {FEW_HELDOUT}: no accuracy is printed "
-                f"| 此处只有 {count} 条留出记录，不给出准确率"
-            )
-    return left
-
-
-def choose_prompts(given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool) -> list[Prompt]:
+def choose_prompts(
+    given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool
+) -> tuple[list[Prompt], list[str]]:
     """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core`
     all; only what any model can be asked unless its general talk and its knowledge are the bundled
-    ones. Raises: UserError."""
+    ones. With them a line about those left out, since nobody knows the name that they ask for.
+    Raises: UserError."""
     if given == "none" or stage == "pretrain" or (not given and not FIRST_MINUTES.exists()):
-        return []
-    prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, names)
-    return [
+        return [], []
+    filled = (names[0] or UNNAMED, names[1] or UNNAMED)
+    prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, filled)
+    chosen = [
         prompt for prompt in prompts
         if (prompt.is_core or prompt.half == half) and (everything or prompt.kind in KINDS_OF_ANY_MODEL)
     ]  # fmt: skip
+    named = [prompt for prompt in chosen if not _asks_for_unknown_name(prompt)]
+    if len(named) == len(chosen):
+        return chosen, []
+    note = both(
+        f"{len(chosen) - len(named)} first prompts left out: your identity records tell no name to ask for. Pass --name and "
+        "--author to build_chinese_mix.py, or set them in configs/mixture.yaml",
+        "不知道模型叫什么，相关问题不评：请在 configs/mixture.yaml 中设置 name 和 author",
+    )
+    return named, [note]
+
+
+def _asks_for_unknown_name(prompt: Prompt) -> bool:
+    texts = (*prompt.turns, *prompt.accept, *prompt.all_of, *prompt.forbid)
+    return any(UNNAMED in text for text in texts)
 
 
 def choose_danger_prompts(given: str, stage: str) -> list[DangerPrompt]:
@@ -301,15 +242,16 @@ def choose_danger_prompts(given: str, stage: str) -> list[DangerPrompt]:
     return load_danger_prompts(find_dataset(Path(given)) if given else DANGER_PROMPTS)
 
 
-def reference_path(checkpoint: Path, manifest: dict[str, Any]) -> Path:
-    """The weights that a DPO checkpoint started from, beside it. Raises: UserError when they are
-    others by now."""
+def reference_path(given: Path | None, checkpoint: Path, manifest: dict[str, Any]) -> Path:
+    """The very weights that a DPO checkpoint started from: those that were given, else those beside
+    it. Against any others its margins mean nothing. Raises: UserError."""
     start = manifest["start"]
-    path = checkpoint.parent / start["path"]
+    path = find_dataset(given) if given else checkpoint.parent / start["path"]
     if not path.exists() or sha256_file(path) != start["sha256"]:
         raise UserError(
-            f"{display(path)}: not the {STAGE_BEFORE['dpo']} weights that {display(checkpoint)} started from. "
-            "Give them with --reference."
+            f"{display(path)}: not the weights that {display(checkpoint)} started from ({start['path']}, SHA-256 "
+            f"{start['sha256'][:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",
+            "不是 DPO 训练的起始权重：请用 --reference 指定，或重新训练",
         )
     return path
 

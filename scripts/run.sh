@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a model that talks: environment, mix, tokenizer, tensors, pretrain, SFT, DPO, an evaluation after each.
 #
-#     bash scripts/run.sh              # stop it when you like: the same command goes on where it was
+#     bash scripts/run.sh              # stop it when you like: the same command resumes where it was
 #     bash scripts/run.sh --help
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh, which knows neither arrays nor pipefail
 set +o posix                                       # sh may be bash under another name
@@ -36,13 +36,13 @@ main() {
   stage sft train_and_evaluate sft
   stage dpo train_and_evaluate dpo
 
-  ((stages_run)) || log "everything is up to date (全部已完成): --fresh or --from-stage NAME starts over"
+  ((stages_run)) || log "everything is up to date: --fresh or --from-stage NAME starts over" "全部已完成，用 --fresh 或 --from-stage 可重做"
   pipeline report
 }
 
 make_tokenizer() { # train one with the Rust crate (ENABLE_RUSTBPE=1), or take the one that ships in model/
   if [[ $ENABLE_RUSTBPE == 0 ]]; then
-    log "taking the tokenizer that is there; ENABLE_RUSTBPE=1 trains one on your data"
+    log "taking the tokenizer that is there; ENABLE_RUSTBPE=1 trains one on your data" "使用现成的分词器"
     return
   fi
   planned tokenizer
@@ -66,18 +66,30 @@ stage() { # stage NAME COMMAND...: run once per set of inputs; rerunning resumes
   shift
   verdict=$(pipeline begin "$name") || fail "$name" $? # compares hashes of settings, inputs and outputs
   if [[ $verdict == "up to date" ]]; then
-    log "stage $name: up to date"
+    log "stage $name: up to date" "无需重做"
     end_if_last "$name"
     return
   fi
   ((stages_run)) || preflight
   stages_run=$((stages_run + 1))
   stage_name=$name
-  log "stage $name: start"
+  log "stage $name: start" "开始：$(chinese_name "$name")"
   "$@"
   pipeline finish "$name" --seconds $((SECONDS - started)) || fail "$name" $?
-  log "stage $name: done in $((SECONDS - started)) s"
+  log "stage $name: done in $((SECONDS - started)) s" "完成：$(chinese_name "$name")"
   end_if_last "$name"
+}
+
+chinese_name() { # chinese_name STAGE
+  case $1 in
+    env) printf '准备环境' ;;
+    mix) printf '混合数据' ;;
+    tokenizer) printf '分词器' ;;
+    export) printf '转成 token 张量' ;;
+    pretrain) printf '预训练' ;;
+    sft) printf '监督微调' ;;
+    dpo) printf '偏好对齐' ;;
+  esac
 }
 
 end_if_last() { # end_if_last STAGE: --until-stage asked for no more than this
@@ -103,15 +115,15 @@ prepare_stages() { # find mistakes in the settings now, not after hours; then fo
 
 choose_profile() { # by the hardware, unless the user chose
   if [[ -n $profile ]]; then
-    log "profile: $profile (as asked for; hardware: $hardware)"
+    log "profile: $profile (as asked for; hardware: $hardware)" "按要求使用该配置"
   else
     profile=$fitting_profile
-    log "profile: $profile (hardware: $hardware); --profile NAME overrides"
+    log "profile: $profile (hardware: $hardware); --profile NAME overrides" "按硬件选择，可用 --profile 指定"
   fi
 }
 
 preflight() { # once, before the first stage that has work to do
-  log "preflight:"
+  log "preflight:" "开工前检查："
   run "$VENV_PYTHON" "$ROOT/scripts/doctor.py"
 }
 
@@ -126,11 +138,11 @@ stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it
     from_stage=mix
   fi
   if venv_works && is_marked "$DEPS_MARK" requirements_mark && crate_is_ready; then
-    log "stage env: up to date"
+    log "stage env: up to date" "无需重做"
     end_if_last env
     return
   fi
-  log "stage env: start"
+  log "stage env: start" "开始：$(chinese_name env)"
   exec 7<"$ROOT/requirements.txt"
   lock_folder 7 "$VENV_DIR"
   if ! { venv_works && is_marked "$DEPS_MARK" requirements_mark; }; then
@@ -144,7 +156,7 @@ stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it
     mark "$CRATE_MARK" crate_mark
   fi
   exec 7<&-
-  log "stage env: done in $((SECONDS - started)) s"
+  log "stage env: done in $((SECONDS - started)) s" "完成：$(chinese_name env)"
   end_if_last env
 }
 
@@ -152,7 +164,7 @@ find_python() { # the environment's Python where there is one already, else PYTH
   any_python=$PYTHON
   if venv_works; then any_python=$VENV_PYTHON; fi
   check_python "$any_python"
-  log "python: $(command -v "$any_python") ($("$any_python" --version 2>&1)), environment: $VENV_DIR"
+  log "python: $(command -v "$any_python") ($("$any_python" --version 2>&1)), environment: $VENV_DIR" "解释器与虚拟环境"
   hardware=$("$any_python" "$ROOT/scripts/doctor.py" --hardware) || exit $?
   read -r fitting_profile gpus_usable gpus_there hardware <<<"$hardware"
 }
@@ -164,7 +176,8 @@ is_marked() { # is_marked FILE COMMAND: whether the file holds what the command 
 }
 
 mark() { # mark FILE COMMAND: written last, so an interrupted installation does not count
-  { "$2" >"$1.tmp" && mv "$1.tmp" "$1"; } || die "$1: can't be written. Check disk space and permissions, rerun."
+  { "$2" >"$1.tmp" && mv "$1.tmp" "$1"; } ||
+    die "$1: can't be written. Check disk space and permissions, rerun." "无法写入：请检查磁盘空间和权限后重试"
 }
 
 crate_is_ready() { [[ $ENABLE_RUSTBPE == 0 ]] || is_marked "$CRATE_MARK" crate_mark; }
@@ -178,11 +191,13 @@ build_crate() { # the Rust crate that trains tokenizers, as a module of the envi
   local cargo_bin=${CARGO_HOME:-$HOME/.cargo}/bin options=(develop --release --manifest-path "$ROOT/rustbpe/Cargo.toml")
   if ! command -v cargo >/dev/null && [[ -x $cargo_bin/cargo ]]; then PATH=$PATH:$cargo_bin; fi # a shell older than Rust
   command -v cargo >/dev/null ||
-    die "cargo: not found, and ENABLE_RUSTBPE=1 builds the tokenizer's crate with it. Install Rust 1.88 or later from https://rustup.rs, rerun; without Rust, scripts/train_tokenizer.py trains a tokenizer too."
+    die "cargo: not found, and ENABLE_RUSTBPE=1 builds the tokenizer's crate with it. Install Rust 1.88 or later from https://rustup.rs, rerun; without Rust, python scripts/train_tokenizer.py trains a tokenizer too." \
+      "找不到 cargo：请从 https://rustup.rs 安装 Rust 后重试"
   if [[ $ENV_TOOL == uv ]]; then options+=(--uv); fi
-  log "building the crate rustbpe"
+  log "building the crate rustbpe" "正在编译 rustbpe"
   attempt env -u CONDA_PREFIX VIRTUAL_ENV="$VENV_DIR" "$VENV_DIR/bin/maturin" "${options[@]}" ||
-    die "rustbpe: the crate can't be built (exit $?). Look at the messages above; Rust 1.88 or later is needed (rustup update)."
+    die "rustbpe: the crate can't be built (exit $?). Look at the messages above; Rust 1.88 or later is needed (rustup update)." \
+      "rustbpe 编译失败：请看上面的信息，需要 Rust 1.88 或更新"
 }
 
 requirements_mark() { # what the environment was made from, word for word
@@ -192,22 +207,28 @@ requirements_mark() { # what the environment was made from, word for word
 
 check_python() { # check_python COMMAND
   local version
-  version=$("$1" --version 2>&1) || die "$1: not found or broken. Install Python 3.$MIN_PYTHON_MINOR or later, or name one: PYTHON=python3.12."
+  version=$("$1" --version 2>&1) ||
+    die "$1: not found or broken. Install Python 3.$MIN_PYTHON_MINOR or later, or name one: PYTHON=python3.12 bash scripts/run.sh." \
+      "Python 不可用：请安装 3.$MIN_PYTHON_MINOR 或更新的版本，或用 PYTHON= 指定"
   [[ $version =~ ^Python\ 3\.([0-9]+) && ${BASH_REMATCH[1]} -ge $MIN_PYTHON_MINOR ]] ||
-    die "$1 is $version: Python 3.$MIN_PYTHON_MINOR or later is needed. Name one: PYTHON=python3.12 bash scripts/run.sh."
+    die "$1 is $version: Python 3.$MIN_PYTHON_MINOR or later is needed. Name one: PYTHON=python3.12 bash scripts/run.sh." \
+      "Python 版本太旧：请用 PYTHON= 指定更新的版本"
 }
 
 create_venv() {
   if [[ -f $VENV_DIR/pyvenv.cfg ]]; then
     rm -rf "${VENV_DIR:?}" # an environment whose Python is gone
   elif [[ -d $VENV_DIR && -n $(ls -A "$VENV_DIR") ]]; then
-    die "$VENV_DIR: neither empty nor a Python environment. Delete it, or name another place: VENV_DIR=..."
+    die "$VENV_DIR: neither empty nor a Python environment. Delete it, or name another place: VENV_DIR=..." \
+      "该目录非空，也不是虚拟环境：请删除，或用 VENV_DIR= 换一处"
   fi
   if [[ $ENV_TOOL == uv ]]; then
-    attempt uv venv --python "$(command -v "$PYTHON")" "$VENV_DIR" || die "$VENV_DIR: can't be created (exit $?). See above, rerun."
+    attempt uv venv --python "$(command -v "$PYTHON")" "$VENV_DIR" ||
+      die "$VENV_DIR: can't be created (exit $?). See above, rerun." "虚拟环境创建失败：请看上面的信息"
   else
     attempt "$PYTHON" -m venv "$VENV_DIR" ||
-      die "$VENV_DIR: can't be created (exit $?). On Debian and Ubuntu: sudo apt install python3-venv. Then rerun."
+      die "$VENV_DIR: can't be created (exit $?). On Debian and Ubuntu: sudo apt install python3-venv. Then rerun." \
+        "虚拟环境创建失败：在 Debian、Ubuntu 上请先 sudo apt install python3-venv"
   fi
 }
 
@@ -217,15 +238,17 @@ install_requirements() { # torch first where its CPU build serves: the ordinary 
   index=$(torch_index)
   if [[ -n $index ]]; then
     if "$VENV_PYTHON" "$ROOT/scripts/doctor.py" --probe "$index"; then
-      log "taking torch from $index"
+      log "taking torch from $index" "从该源安装 torch"
       install --index-url "$index" "$torch" ||
-        log "$index: the installation failed; taking the ordinary torch package"
+        log "$index: the installation failed; taking the ordinary torch package" "安装失败，改用普通的 torch 包"
     else
-      log "$index: can't be reached within 5 seconds; taking the ordinary torch package (on Linux up to 4.5 GB more)"
+      log "$index: can't be reached within 5 seconds; taking the ordinary torch package (on Linux up to 4.5 GB more)" \
+        "连不上该源，改用普通的 torch 包（Linux 上最多多下 4.5 GB）"
     fi
   fi
   install -r "$ROOT/requirements.txt" ||
-    die "requirements.txt: the installation failed (exit $?). Look at the messages above, check the network, rerun."
+    die "requirements.txt: the installation failed (exit $?). Look at the messages above, check the network, rerun." \
+      "依赖安装失败：请看上面的信息并检查网络后重试"
 }
 
 torch_index() { # where torch comes from; nothing: from where everything comes
@@ -255,20 +278,22 @@ read_flags() {
       --smoke-test) smoke=1 ;;
       --fresh) from_stage=mix ;;
       --profile | --from-stage | --until-stage)
-        (($# > 1)) || usage_error "$1 needs a name"
+        (($# > 1)) || usage_error "$1 needs a name" "缺少名称"
         set -- "$1=$2" "${@:3}"
         continue
         ;;
       --profile=*) profile=${1#*=} ;;
       --from-stage=*) from_stage=$(stage_named "$1") || exit $? ;;
       --until-stage=*) until_stage=$(stage_named "$1") || exit $? ;;
-      *) usage_error "unknown flag $1$(similar_flag "$1")" ;;
+      *) usage_error "unknown flag $1$(similar_flag "$1")" "没有这个参数" ;;
     esac
     shift
   done
   if ((smoke)); then
-    [[ -z $profile ]] || usage_error "--smoke-test is the profile smoke: leave out --profile, or use --profile smoke alone"
-    [[ -z $from_stage ]] || usage_error "--smoke-test starts afresh each time: leave out --from-stage and --fresh"
+    [[ -z $profile ]] ||
+      usage_error "--smoke-test is the profile smoke: leave out --profile, or use --profile smoke alone" "不能与 --profile 同用"
+    [[ -z $from_stage ]] ||
+      usage_error "--smoke-test starts afresh each time: leave out --from-stage and --fresh" "冒烟测试总是从头开始"
     profile=smoke from_stage=mix
   fi
 }
@@ -287,7 +312,7 @@ similar_flag() { # similar_flag FLAG: one that begins like it, as a question
 
 stage_named() { # stage_named --FLAG=NAME
   local name=${1#*=}
-  [[ " ${STAGES[*]} " == *" $name "* ]] || usage_error "${1%%=*} $name: must be one of ${STAGES[*]}"
+  [[ " ${STAGES[*]} " == *" $name "* ]] || usage_error "${1%%=*} $name: must be one of ${STAGES[*]}" "没有这个阶段"
   printf '%s' "$name"
 }
 
@@ -304,13 +329,15 @@ read_environment() { # paths become absolute, from where the user stands; defaul
   export ENABLE_RUSTBPE DATA_DIR OUT_DIR TF_DIR
   if [[ -n ${SOURCE_DIR:-} ]]; then SOURCE_DIR=$(absolute "$SOURCE_DIR") && export SOURCE_DIR; fi
   export MINILLM_PARENT_PID=$$ # a trainer that finds this process gone saves and ends
-  [[ $ENABLE_RUSTBPE == [01] ]] || die "ENABLE_RUSTBPE=$ENABLE_RUSTBPE: must be 0 or 1."
+  [[ $ENABLE_RUSTBPE == [01] ]] || die "ENABLE_RUSTBPE=$ENABLE_RUSTBPE: must be 0 or 1." "只能是 0 或 1"
   [[ $ENV_TOOL != uv ]] || command -v uv >/dev/null ||
-    die "uv: not found. Install it with 'pip install uv' (or see https://docs.astral.sh/uv), or use scripts/run.sh, which needs no uv."
+    die "uv: not found. Install it with 'pip install uv' (or see https://docs.astral.sh/uv), or use bash scripts/run.sh, which needs no uv." \
+      "找不到 uv：请先 pip install uv，或改用 bash scripts/run.sh"
   local folder
   for folder in "$DATA_DIR" "$OUT_DIR" "$TF_DIR"; do
     mkdir -p "$folder" 2>/dev/null && [[ -w $folder ]] ||
-      die "$folder: can't be written. Check its permissions and the disk, or set DATA_DIR, OUT_DIR or TF_DIR to another folder."
+      die "$folder: can't be written. Check its permissions and the disk, or set DATA_DIR, OUT_DIR or TF_DIR to another folder." \
+        "无法写入：请检查权限和磁盘，或换一个目录"
   done
 }
 
@@ -321,7 +348,7 @@ usage() {
 usage: bash scripts/run.sh [--smoke-test] [--profile NAME] [--from-stage NAME] [--until-stage NAME] [--fresh]
 
 Trains a small Chinese language model from nothing: environment, data mix, tokenizer, tensors, pretraining, SFT and DPO,
-with an evaluation after each training. Stopped or killed, the same command goes on where it was.
+with an evaluation after each training. Stopped or killed, the same command resumes where it was.
 从零训练一个中文小模型：环境、数据配比、分词器、张量、预训练、SFT、DPO，每次训练后评测。中断后再次运行同一命令即可继续。
 
   --smoke-test        a tiny run of everything in about a minute, afresh, in DATA_DIR/smoke and OUT_DIR/smoke
@@ -349,15 +376,17 @@ HELP
 
 # --- running and stopping --------------------------------------------------------------------------------------------
 
-log() { printf '%s\n' "$*"; }
+log() { # log ENGLISH [CHINESE]: one line for two readers
+  printf '%s\n' "$1${2:+ | $2}"
+}
 
-die() {
-  printf 'error: %s\n' "$*" >&2
+die() { # die ENGLISH CHINESE
+  log "error: $1" "$2" >&2
   exit 1
 }
 
-usage_error() {
-  printf 'error: %s (see --help)\n' "$*" >&2
+usage_error() { # usage_error ENGLISH CHINESE
+  log "error: $1 (see --help)" "$2，用法见 --help" >&2
   exit 2
 }
 
@@ -371,17 +400,18 @@ stop() { # stop SIGNAL CODE: the first asks the running command to save and end,
   ((stop_code == 0)) || signal=KILL
   stop_code=$2 stop_signal=SIG$1
   [[ -n $child ]] || leave # between two programs
-  log "stopping on SIG$1: waiting for the running command to save and end (again: at once)"
+  log "stopping on SIG$1: waiting for the running command to save and end (again: at once)" "正在保存并停止，再按一次立即结束"
   kill -s "$signal" "$child" 2>/dev/null || true
 }
 
 leave() { # end after a signal, and say how to resume
   if ((smoke)); then
-    log "stopped ($stop_signal); --smoke-test starts afresh each time"
+    log "stopped ($stop_signal); --smoke-test starts afresh each time" "已停止；冒烟测试每次从头开始"
   elif [[ -n $from_stage ]]; then
-    log "stopped ($stop_signal); the same command without --fresh and --from-stage resumes from here"
+    log "stopped ($stop_signal); the same command without --fresh and --from-stage resumes from here" \
+      "已停止；去掉 --fresh 和 --from-stage 再次运行即可继续"
   else
-    log "stopped ($stop_signal); the same command resumes from here"
+    log "stopped ($stop_signal); the same command resumes from here" "已停止；再次运行同一命令即可继续"
   fi
   exit "$stop_code"
 }
@@ -409,9 +439,18 @@ fail() { # fail STAGE CODE: say how to go on; the command itself has said what w
   case $2 in
     130) stop_signal=SIGINT stop_code=130 && leave ;; # the command caught it first
     143) stop_signal=SIGTERM stop_code=143 && leave ;;
-    1 | 2) log "${name}failed (exit $2). Mend the cause above, then rerun the same command to go on from here." >&2 ;;
-    137) die "${name}killed (exit 137), often for lack of memory. Free some, then rerun the same command to go on from here." ;;
-    *) die "${name}failed (exit $2). Look at the messages above, then rerun the same command to go on from here." ;;
+    1 | 2)
+      log "${name}failed (exit $2). Fix the cause above, then rerun the same command to resume here." \
+        "失败：请按上面的提示修正，再次运行同一命令即可继续" >&2
+      ;;
+    137)
+      die "${name}killed (exit 137), often for lack of memory. Free some, then rerun the same command to resume here." \
+        "被系统终止，多半是内存不足：释放内存后再次运行同一命令即可继续"
+      ;;
+    *)
+      die "${name}failed (exit $2). Look at the messages above, then rerun the same command to resume here." \
+        "失败：请看上面的信息，再次运行同一命令即可继续"
+      ;;
   esac
   exit "$2"
 }

@@ -12,6 +12,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.cli import Parser, run
+from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import OUT_DIR, ROOT, display
 from configs.schema import STAGES
 from configs.stages import (
@@ -81,14 +82,20 @@ def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> li
 
 def report(pipeline: Pipeline) -> None:
     """Where everything is, and the command to talk to the model."""
-    print("Weights 权重:")
+    print(both("Weights:", "权重："))
     for stage in STAGES:
         print(f"  {display(pipeline.weights(stage))}")
-    print(f"Scores 评测结果:\n  {display(pipeline.tf_dir / 'eval_results.jsonl')}")
+    print(both("Scores:", "评测结果："), f"  {display(pipeline.tf_dir / 'eval_results.jsonl')}", sep="\n")
+    if pipeline.profile.profile == SMOKE_PROFILE:
+        print(f"  {SMOKE_NOTE}")
     python = Path(sys.executable)  # not resolved: an environment's Python is a link to another one
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     folder = "" if pipeline.out_dir == OUT_DIR else f" --out_dir {display(pipeline.out_dir)}"
-    print(f"Talk to it 和它对话:\n  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}")
+    print(
+        both("Talk to it:", "和它对话："),
+        f"  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

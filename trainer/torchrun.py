@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank, code = min(codes.items(), key=lambda failed: failed[1] == -signal.SIGTERM)  # which torchrun itself sends
         raise UserError(
             f"process {rank} was killed (signal {-code}), often for lack of memory. Free some, then rerun the same command; it "
-            "resumes at the last save."
+            "resumes at the last save.",
+            "进程被终止，多半是内存不足：释放内存后再次运行同一命令即可继续",
         ) from None
     except SignalException as error:
         return 128 + int(error.sigval)

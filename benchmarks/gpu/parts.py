@@ -20,6 +20,7 @@ from configs.artifacts import read_json
 from configs.flags import WEIGHT_NAMES, latest_weights
 from configs.paths import ROOT
 from configs.schema import STAGES
+from evaluation.results import read_results
 
 Rows = Mapping[str, Row]
 
@@ -249,8 +250,7 @@ def of_stage(base: Path, stage: str, ended: Ended) -> Row:
 
 def of_evaluation(base: Path, stage: str, ended: Ended) -> Row:
     """The scores, as they stand in the results file."""
-    text = (base / "tf_dir" / "eval_results.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = list(read_results(base / "tf_dir" / "eval_results.jsonl", smoke=True))
     metrics = next(line["metrics"] for line in reversed(lines) if line["stage"] == stage)
     return {"scores": {name: round(metric["value"], 4) for name, metric in metrics.items()}}
 

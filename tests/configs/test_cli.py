@@ -29,8 +29,8 @@ def end_of(body: str) -> subprocess.CompletedProcess[str]:
         ("raise UserError('x: broken. Mend it.')", 1, "error: x: broken. Mend it.\n"),
         ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory"),
         ("Parser().parse_args(['--what'])", 2, "unrecognized arguments: --what"),
-        ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, "stopped by Ctrl-C\n"),
-        ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, "stopped by SIGTERM\n"),
+        ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, "stopped by Ctrl-C | 已按 Ctrl-C 停止\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, "stopped by SIGTERM | 收到 SIGTERM，已停止\n"),
     ],
 )
 def test_an_entry_point_ends_with_its_code_and_one_line(body: str, code: int, message: str) -> None:
@@ -151,11 +151,12 @@ def test_a_python_without_our_packages_names_the_one_that_has_them(tmp_path: Pat
         return shown.stderr
 
     made = f"bash {ROOT}/scripts/run.sh --until-stage env"
-    assert message() == f"error: {package}: not installed for {sys.executable}. Make the environment: {made}\n"
+    half = " | 缺少依赖：请改用给出的命令\n"
+    assert message() == f"error: {package}: not installed for {sys.executable}. Make the environment: {made}{half}"
     python = tmp_path / "venv" / "bin" / "python"
     python.touch()
     python.chmod(0o755)
-    assert message().endswith(f" Run it with the environment's Python: {python} eval_model.py --prompt '你好 吗'\n")
+    assert message().endswith(f" Run it with the environment's Python: {python} eval_model.py --prompt '你好 吗'{half}")
 
 
 def test_another_missing_module_keeps_its_traceback() -> None:
@@ -163,3 +164,13 @@ def test_another_missing_module_keeps_its_traceback() -> None:
         [sys.executable, "-c", "import configs, nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert "Traceback" in shown.stderr
+
+
+def test_a_second_sigterm_does_not_break_off_the_end_of_a_program() -> None:
+    program = (
+        "import atexit, os, signal\nfrom configs.cli import run\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "def main():\n    os.kill(os.getpid(), signal.SIGTERM)\n    return 0\nrun(main)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (143, "stopped by SIGTERM | 收到 SIGTERM，已停止\n")

@@ -9,6 +9,7 @@ import pytest
 from configs.schema import MixConfig
 from dataset.mix import build_mix, find_sources
 from dataset.records import read_records, text_hash
+from evaluation.baselines import text_key
 from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
 from evaluation.questions import question_of
 from tests.tiny_run import chat, write_jsonl
@@ -72,11 +73,30 @@ def test_another_mix_or_none_tells_nothing(tmp_path: Path) -> None:
 
 
 def test_records_are_known_by_their_text_or_their_first_question() -> None:
-    seen = {text_hash("春天来了。"), text_hash("你好"), text_hash("1+23等于几")}
+    seen = {text_key("春天来了。"), text_hash("你好"), text_hash("1+23等于几")}
     old = [
-        {"text": "春天来了。"}, {"conversations": chat("你好！", "你好")}, {"chosen": chat("1+23 等于几？", "24")},
+        {"text": "春天来了。"},
+        {"text": "春天 来了！"},
+        {"conversations": chat("你好！", "你好")}, {"chosen": chat("1+23 等于几？", "24")},
         {"conversations": [{"role": "system", "content": "x"}, *chat("你好", "好")]},
     ]  # fmt: skip
     new = [{"text": "春天"}, {"conversations": chat("12+3等于几？", "15")}, {"chosen": chat("再见", "再见")}]
     assert not_trained_on([*old, *new], seen) == new
     assert not_trained_on(old, set()) == old
+
+
+@pytest.mark.parametrize(
+    ("identity", "names"),
+    [
+        (None, ("小明", "明组")),
+        ({"own": False, "name": "小智", "author": "智组"}, ("小明", "明组")),
+        ({"own": True, "name": "小智", "author": "智组"}, ("小智", "智组")),
+        ({"own": True, "name": "小智", "author": None}, ("小智", "")),
+        ({"own": True}, ("", "")),
+    ],
+)
+def test_the_name_to_ask_for_is_the_one_that_the_users_own_identity_records_say(
+    identity: Any, names: tuple[str, str]
+) -> None:
+    mixture = {"settings": {"name": "小明", "author": "明组"}} | ({"identity": identity} if identity else {})
+    assert names_of(mixture, NAMES) == names

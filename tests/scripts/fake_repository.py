@@ -150,8 +150,9 @@ class Result:
     errors: str
 
     def stages(self) -> list[str]:
-        """The lines about stages, without the seconds."""
-        lines = [line.split(" in ")[0] for line in self.output.splitlines() if line.startswith("stage ")]
+        """The lines about stages, without their Chinese halves and the seconds."""
+        said = [line.partition(" | ")[0] for line in self.output.splitlines() if line.startswith("stage ")]
+        lines = [line.split(" in ")[0] for line in said]
         return [line.removeprefix("stage ") for line in lines]
 
     def started(self) -> list[str]:

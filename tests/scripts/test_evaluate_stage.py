@@ -191,6 +191,8 @@ def test_weights_of_another_stage_are_refused(trained: TinyRun, tmp_path: Path) 
         (["--device", "gpu"], "device gpu: unknown"),
         (["--data_path", "none.jsonl"], r"none\.jsonl: no such file"),
         (["--checkpoint", "none.pth"], r"none\.pth: no such file"),
+        (["--reference", "x.pth"], "--reference: only for --stage dpo"),
+        (["--sft_data_path", "x.jsonl"], "--sft_data_path: only for --stage dpo"),
     ],
 )
 def test_flags_out_of_range_are_refused(trained: TinyRun, tmp_path: Path, words: list[str], match: str) -> None:
@@ -200,9 +202,60 @@ def test_flags_out_of_range_are_refused(trained: TinyRun, tmp_path: Path, words:
 
 def test_dpo_is_measured_against_the_very_weights_it_started_from(tiny: TinyRun, tmp_path: Path) -> None:
     start = tiny.path("sft").rename(tmp_path / "kept.pth")
-    with pytest.raises(UserError, match=r"full_sft_16\.pth: not the sft weights that .* Give them with --reference"):
+    with pytest.raises(
+        UserError, match=r"full_sft_16\.pth: not the weights that .* started from .* Give those with --reference"
+    ):
         evaluate(tiny, tmp_path / "results.jsonl", "dpo")
     assert evaluate(tiny, tmp_path / "results.jsonl", "dpo", "--reference", str(start)) == 0
+
+
+def test_a_reference_that_dpo_did_not_start_from_is_refused(trained: TinyRun, tiny: TinyRun, tmp_path: Path) -> None:
+    others = [trained.path("pretrain"), trained.path("dpo"), tmp_path / "other.pth"]
+    tiny.path("sft").unlink()
+    assert tiny.train("sft", "--seed", "7") == 0
+    tiny.path("sft").rename(others[-1])  # of the same shape and tokenizer
+    for other in others:
+        with pytest.raises(
+            UserError, match=rf"{other.name}: not the weights that .*rlhf_16\.pth started from \(full_sft_16"
+        ):
+            evaluate(trained, tmp_path / "results.jsonl", "dpo", "--reference", str(other))
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        evaluate(trained, tmp_path / "results.jsonl", "dpo", "--reference", "none.pth")
+    assert not (tmp_path / "results.jsonl").exists()
+    assert evaluate(trained, tmp_path / "results.jsonl", "dpo", "--reference", str(trained.path("sft"))) == 0
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu"])
+def test_below_the_tables_of_a_smoke_test_a_line_says_that_its_scores_mean_nothing(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    model, manifest = evaluate_stage.load_model(trained.path("pretrain"))
+    monkeypatch.setattr(evaluate_stage, "load_model", lambda *_, **__: (model, manifest | {"profile": profile}))
+    assert evaluate(trained, tmp_path / "results.jsonl", "pretrain") == 0
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["profile"] == profile
+    said = "these scores mean nothing | 冒烟测试只检查流程能否跑通，分数没有意义" in capsys.readouterr().out
+    assert said is (profile == "smoke")
+
+
+def test_prompts_about_a_name_that_nobody_knows_are_left_out_with_a_line(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heldout = Path(shutil.copy(trained.data / "sft_heldout.jsonl", tmp_path))
+    digest = trained.manifest("sft")["training_data"][-1]["sha256"]
+    manifest = {
+        "outputs": {"sft_chinese.jsonl": {"sha256": digest}},
+        "identity": {"own": True, "name": None, "author": "智组"},
+    }
+    (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    evaluate(
+        trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts)
+    )  # fmt: skip
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert "first_minutes_identity" not in line["metrics"]
+    assert "name_in_other_answers" not in line["metrics"]
+    assert "1 first prompts left out: your identity records tell no name" in capsys.readouterr().out
 
 
 def test_a_torn_results_file_is_named_with_its_line(trained: TinyRun, tmp_path: Path) -> None:
@@ -368,3 +421,47 @@ def test_it_runs_from_its_own_folder_and_help_speaks_both_languages() -> None:
     assert shown.returncode == 0
     assert "--max_samples" in shown.stdout
     assert re.search("[一-鿿]", shown.stdout)
+
+
+def test_questions_that_leave_no_room_for_an_answer_are_not_asked_and_counted(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"conversations": [{"role": "user", "content": "很长" * 60}, {"role": "assistant", "content": "3"}]}
+    records = [*(sum_record(n, 8) for n in range(12)), long | {"category": "math"}]
+    heldout = write_jsonl(tmp_path / "mine.jsonl", records)
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout))
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["metrics"]["accuracy_math"]["n"] == 12
+    assert "1 of 13 questions not asked: no room for an answer within 32 tokens" in capsys.readouterr().out
+
+
+def test_the_mix_of_the_training_names_the_model_for_a_held_out_file_that_lies_elsewhere(
+    tiny: TinyRun, tmp_path: Path
+) -> None:
+    digest = tiny.manifest("sft")["training_data"][-1]["sha256"]
+    manifest = {"outputs": {"sft_chinese.jsonl": {"sha256": digest}}, "settings": {"name": "小明"}}
+    folder = Path(tiny.manifest("sft")["training_data"][-1]["path"]).parent
+    (folder / "mix_manifest.json").write_text(json.dumps(manifest))
+    heldout, prompts = write_jsonl(tmp_path / "mine.jsonl", [sum_record(1, 8)]), tmp_path / "prompts.jsonl"
+    write_jsonl(prompts, PROMPTS)
+    answers = tmp_path / "answers.jsonl"
+    try:
+        evaluate(
+            tiny, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts),
+            "--answers_file", str(answers),
+        )  # fmt: skip
+    finally:
+        (folder / "mix_manifest.json").unlink()
+    assert [one["expected"] for one in lines_of(answers) if one["metric"] == "first_minutes_identity"] == [["小明"]]
+
+
+def test_a_mix_whose_held_out_pairs_are_all_too_long_ends_well(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"prompt": "很长的问题" * 60, "chosen": "好", "rejected": "坏"}
+    heldout = write_jsonl(tmp_path / "dpo_chinese_heldout.jsonl", [long])
+    (tmp_path / "mix_manifest.json").write_text("{}")
+    assert evaluate(trained, tmp_path / "results.jsonl", "dpo", "--data_path", str(heldout)) == 0
+    (line,) = lines_of(tmp_path / "results.jsonl")
+    assert line["metrics"] == {}
+    assert "1 of 1 pairs left out" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import signal
 import socket
@@ -286,7 +287,8 @@ def test_a_stage_that_fails_stops_the_run_and_the_next_one_goes_on_there(fresh: 
     assert result.stages()[-1] == "export: start"
     assert result.errors.splitlines() == [
         "error: asked to fail",
-        "stage export: failed (exit 1). Mend the cause above, then rerun the same command to go on from here.",
+        "stage export: failed (exit 1). Fix the cause above, then rerun the same command to resume here. "
+        "| 失败：请按上面的提示修正，再次运行同一命令即可继续",
     ]
     assert fresh.run().started() == ["export", "pretrain", "sft", "dpo"]
 
@@ -335,12 +337,13 @@ def test_a_signal_between_two_programs_says_how_to_resume(done: FakeRepository) 
     real = stage.read_text()
     stage.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\n" + real)
     for flags, words in (
-        ([], "stopped (SIGINT); the same command resumes from here"),
+        ([], "stopped (SIGINT); the same command resumes from here | 已停止；再次运行同一命令即可继续"),
         (
             ["--from-stage", "dpo"],
-            "stopped (SIGINT); the same command without --fresh and --from-stage resumes from here",
+            "stopped (SIGINT); the same command without --fresh and --from-stage resumes from here "
+            "| 已停止；去掉 --fresh 和 --from-stage 再次运行即可继续",
         ),
-        (["--smoke-test"], "stopped (SIGINT); --smoke-test starts afresh each time"),
+        (["--smoke-test"], "stopped (SIGINT); --smoke-test starts afresh each time | 已停止；冒烟测试每次从头开始"),
     ):
         result = done.run(*flags)
         assert result.code == 130
@@ -363,8 +366,8 @@ def test_a_killed_command_is_told_of_in_one_line(done: FakeRepository) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines() == [
-        "error: stage dpo: killed (exit 137), often for lack of memory. Free some, then rerun the same command to go on from "
-        "here."
+        "error: stage dpo: killed (exit 137), often for lack of memory. Free some, then rerun the same command to resume here. "
+        "| 被系统终止，多半是内存不足：释放内存后再次运行同一命令即可继续"
     ]
 
 
@@ -433,7 +436,7 @@ def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(fresh: FakeRepo
     result = fresh.run(typed)
     assert result.code == 2
     question = f": did you mean {meant}?" if meant else ""
-    assert result.errors == f"error: unknown flag {typed}{question} (see --help)\n"
+    assert result.errors == f"error: unknown flag {typed}{question} (see --help) | 没有这个参数，用法见 --help\n"
 
 
 def test_a_checkout_with_windows_line_ends_keeps_those_that_a_shell_reads(tmp_path: Path) -> None:
@@ -655,3 +658,42 @@ def test_without_cargo_it_says_what_is_missing_and_how_to_get_it(fresh: FakeRepo
     assert "error: cargo: not found" in result.errors
     assert "https://rustup.rs" in result.errors
     assert fresh.names() == []  # told before any work is done
+
+
+SAYS = re.compile(r'\b(?:log|die|usage_error) "')
+HAN = re.compile("[一-鿿]")
+
+
+def statements_of(script: str) -> list[str]:
+    """The lines of a script, each with those that continue it."""
+    return re.sub(r"\\\n\s*", "", script).splitlines()
+
+
+def test_every_message_of_the_script_has_a_chinese_half() -> None:
+    said = [
+        line for line in statements_of((ROOT / "scripts" / "run.sh").read_text(encoding="utf-8")) if SAYS.search(line)
+    ]
+    assert len(said) > 40
+    only_shown = ('log "\\$ python', 'log "error: $1')  # a command to type; the two that put a message together
+    missing = [line.strip() for line in said if not HAN.search(line) and not line.strip().startswith(only_shown)]
+    assert missing == []
+
+
+def test_stage_lines_keep_their_english_form_and_have_a_chinese_half(done: FakeRepository) -> None:
+    lines = [line for line in done.run("--from-stage", "dpo").output.splitlines() if line.startswith("stage ")]
+    assert lines[:-1] == [
+        *(f"stage {name}: up to date | 无需重做" for name in ("env", "mix", "tokenizer", "export", "pretrain", "sft")),
+        "stage dpo: start | 开始：偏好对齐",
+    ]
+    assert re.fullmatch(r"stage dpo: done in \d+ s \| 完成：偏好对齐", lines[-1])
+
+
+def test_the_closing_summary_speaks_both_languages_and_says_what_smoke_scores_are(done: FakeRepository) -> None:
+    usual, last = done.run().output, done.run("--smoke-test", FAKE_HIDDEN="64")
+    assert (last.code, last.errors) == (0, "")
+    smoke = last.output
+    for words in ("Weights: | 权重：", "Scores: | 评测结果：", "Talk to it: | 和它对话："):
+        assert words in usual.splitlines()
+        assert words in smoke.splitlines()
+    assert "these scores mean nothing" not in usual
+    assert smoke.count("these scores mean nothing | 冒烟测试只检查流程能否跑通，分数没有意义") == 1

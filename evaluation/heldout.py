@@ -1,0 +1,166 @@
+"""Held-out records: those of a file that a checkpoint of this stage can fairly be scored on."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.artifacts import sha256_file
+from configs.messages import both
+from configs.paths import display, find_dataset
+from configs.schema import UserError
+from dataset.mix import FEW_HELDOUT
+from dataset.records import numbered_records, split_of
+from evaluation.intervals import Metric
+from evaluation.provenance import Trained, is_held_out_by_a_mix, is_of_the_same_mix, not_trained_on
+from evaluation.questions import category_of
+
+HALVES = {
+    "test": "the half that no trainer reads and no validation curve is drawn from",
+    "validation": "the half that settings may have been chosen by; no test half in this file",
+}
+"""Value of `split` -> what is said about it; the first that a file has is evaluated on."""
+FIELD_OF_STAGE = {"pretrain": "text", "sft": "conversations", "dpo": "chosen"}
+"""What every record holds that a stage is evaluated on."""
+SHAPES = {"text": "raw text", "conversations": "a conversation", "chosen": "a pair of answers"}
+NEARLY_ALL = 0.9
+"""Share of a file's records from which on it counts as training data, whatever else it holds."""
+
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out records of one file."""
+
+    path: Path
+    sha256: str
+    split: str
+    records: Records
+    notes: list[str]
+    """What was left out, and why."""
+    counts: Counter[str]
+    """Held-out records of each category in the file, both halves."""
+
+
+def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, seed: int) -> Heldout:
+    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a
+    category and kind. Those that were trained on are left out.
+
+    Raises: UserError where the file has another shape, is (nearly) all training data of the
+    checkpoint, may be, or has nothing to evaluate on.
+    """
+    path = find_dataset(path)
+    digest = sha256_file(path)
+    _refuse_training_file(path, digest, trained)
+    found = _of_shape(path, stage)
+    split = next((name for name in HALVES if name in {split_of(record) for record in found}), "all")
+    notes: list[str] = []
+    if not found and is_held_out_by_a_mix(path):
+        notes.append(
+            both(f"{display(path)}: the mix held no record out: trained on, and not judged", "没有留出记录，不做评测")
+        )
+        return Heldout(path, digest, split, [], notes, Counter())
+    if not found:
+        raise UserError(
+            f"{display(path)}: no record to evaluate on. Give another --data_path.",
+            "没有可评测的记录：请换 --data_path",
+        )
+    notes += _doubts(path, trained)
+    unseen = not_trained_on(found, trained.keys)
+    records, all_of_half = ([r for r in part if split in ("all", r.get("split"))] for part in (unseen, found))
+    if left_out := len(all_of_half) - len(records):
+        _refuse_nearly_all(path, left_out, len(all_of_half))
+        notes.append(
+            both(
+                f"{display(path)}: {left_out} of {len(all_of_half)} records left out: the model was trained on them",
+                f"其中 {left_out} 条模型训练时见过，不计入评测",
+            )
+        )
+    counts = Counter("preference" if stage == "dpo" else category_of(record) for record in unseen)
+    return Heldout(path, digest, split, _sampled(records, max_samples, seed), notes, counts)
+
+
+def _of_shape(path: Path, stage: str) -> Records:
+    """All records of a file. Raises: UserError with the line of the first of another shape."""
+    field, records = FIELD_OF_STAGE[stage], []
+    for number, record in numbered_records(path):
+        if field not in record:
+            other = next(name for name, shape in FIELD_OF_STAGE.items() if shape in record)
+            raise UserError(
+                f"{display(path)}:{number}: {SHAPES[FIELD_OF_STAGE[other]]}, but --stage {stage} is evaluated on records of "
+                f"{SHAPES[field]} (`{field}`). Give another --data_path, or weights of --stage {other}.",
+                "记录格式与该阶段不符：请换 --data_path 或 --stage",
+            )
+        records.append(record)
+    return records
+
+
+def _refuse_training_file(path: Path, digest: str, trained: Trained) -> None:
+    if any(source["sha256"] == digest for source in trained.sources):
+        raise UserError(
+            f"{display(path)}: this checkpoint was trained on this very file, so a score on it means nothing. "
+            "Give a held-out file with --data_path.",
+            "这是训练数据，得分没有意义：请用 --data_path 指定留出数据",
+        )
+
+
+def _refuse_nearly_all(path: Path, seen: int, total: int) -> None:
+    if seen >= NEARLY_ALL * total:
+        share = "every one" if seen == total else str(seen)
+        raise UserError(
+            f"{display(path)}: this checkpoint was trained on {share} of its {total} records, so a score on them "
+            "means nothing. Give a held-out file with --data_path.",
+            f"{total} 条中有 {seen} 条训练时见过，得分没有意义：请用 --data_path 指定留出数据",
+        )
+
+
+def _doubts(path: Path, trained: Trained) -> list[str]:
+    """A line where nobody can tell what the checkpoint was trained on. Raises: UserError where that
+    is likely to be these records: they were held out by another mix."""
+    if not trained.lacking or is_of_the_same_mix(path, trained.sources):
+        return []
+    if is_held_out_by_a_mix(path):
+        raise UserError(
+            f"{display(path)}: held out by another mix than this checkpoint was trained on, and which of these records it "
+            f"has seen can't be told ({trained.lacking}). Train it on this mix: bash scripts/run.sh; or give --data_path a "
+            "file that it has not seen.",
+            "数据已重新混合，无法判断哪些记录训练时见过：请重新训练或换 --data_path",
+        )
+    return [
+        both(
+            f"{display(path)}: whether any of it was trained on can't be told ({trained.lacking})",
+            "无法判断其中是否有训练时见过的记录",
+        )
+    ]
+
+
+def _sampled(records: Records, max_samples: int, seed: int) -> Records:
+    """At most so many records of each category and kind; 0: all."""
+    if not max_samples:
+        return records
+    by_kind: dict[tuple[str, str], Records] = defaultdict(list)
+    for record in records:
+        by_kind[category_of(record), str(record.get("kind", ""))].append(record)
+    choose = random.Random(seed)
+    return [record for kept in by_kind.values() for record in choose.sample(kept, min(max_samples, len(kept)))]
+
+
+def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: list[str]) -> dict[str, Metric]:
+    """The metrics without accuracies that stand on fewer than `FEW_HELDOUT` held-out records; a
+    note says which."""
+    left = dict(metrics)
+    for category, count in sorted(counts.items()):
+        prefix = "preference_accuracy" if category == "preference" else f"accuracy_{category}"
+        gone = [name for name in left if name == prefix or name.startswith(f"{prefix}_")]
+        if gone and count < FEW_HELDOUT:
+            left = {name: metric for name, metric in left.items() if name not in gone}
+            notes.append(
+                both(
+                    f"{category}: {count} held-out records here, fewer than {FEW_HELDOUT}: no accuracy is printed",
+                    f"此处只有 {count} 条留出记录，不给出准确率",
+                )
+            )
+    return left
