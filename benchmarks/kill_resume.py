@@ -133,6 +133,10 @@ class Pipeline:
     def says(self, words: str) -> bool:
         return words in self.text()
 
+    def has_stepped(self, stage: str) -> bool:
+        """Whether a trainer has shown a step of this stage."""
+        return re.search(rf"\b{stage} +\d+% \(\d+/\d+ steps\)", self.text()) is not None
+
     def wait_for(self, is_so: Callable[[], bool], what: str) -> None:
         """Wait for a moment. Raises: UserError when the run ends before it."""
         deadline = time.perf_counter() + LIMIT_SECONDS
@@ -379,7 +383,7 @@ class Tormentor:
     def note_start(self, kill: Kill) -> None:
         """That the next run starts anew, and leaves the state alone."""
         run = self.pipeline
-        run.wait_for(lambda: run.says(f"{kill.stage}: ") and run.says("step/s"), f"first step of {kill.stage}")
+        run.wait_for(lambda: run.has_stepped(kill.stage), f"first step of {kill.stage}")
         if run.says("resuming after step"):
             kill.problems.append("resumed from a state of other settings")
         if self.saved_step(kill.stage) is None:
@@ -390,7 +394,9 @@ class Tormentor:
         if kill.state_step is None:
             return
         run = self.pipeline
-        run.wait_for(lambda: run.says("resuming after step") or run.says("step/s"), f"first step of {kill.stage}")
+        run.wait_for(
+            lambda: run.says("resuming after step") or run.has_stepped(kill.stage), f"first step of {kill.stage}"
+        )
         if match := re.search(r"resuming after step (\d+) of", run.text()):
             kill.resumed_after = int(match[1])
         if kill.resumed_after != kill.state_step:
