@@ -31,7 +31,7 @@ from configs.paths import ROOT, TOKENIZER_DIR, display
 from configs.schema import ModelConfig, UserError, preset
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
-from trainer.checkpoint import read_checkpoint
+from trainer.checkpoint import read_checkpoint, saved_states
 from trainer.choices import fill_in
 from trainer.runtime import PARENT_VARIABLE, Runtime, choose_device
 
@@ -412,8 +412,7 @@ def measure_speed(bench: Bench, make_command: Callable[[Path], Sequence[str]], *
         program.process.send_signal(signal.SIGTERM)
         program.wait(STOP_SECONDS)
         program.check(143, -signal.SIGTERM)
-        state = folder / "checkpoints" / "pretrain" / "state.pt"
-        if state.exists():
+        for state in saved_states(folder / "checkpoints" / "pretrain")[:1]:
             dtype = read_checkpoint(state, "Run the benchmark again.")["choices"]["dtype"]
     first, last = found
     taken, steps = last["seconds"] - first["seconds"], int(last["step"] - first["step"])

@@ -1,10 +1,13 @@
 """Kill the pipeline again and again, rerun it each time, and compare the end with that of a run nobody disturbed.
+A third run is killed too, and its settings change in between.
 
     python benchmarks/kill_resume.py --work_dir /path/with/space
     python benchmarks/kill_resume.py --work_dir /path/with/space --profile configs/cpu.yaml --seed 7 --json kills.json
 
 The kills are `kill -9` at random moments (of a seed) in the mix, in the export, after and during saves of each trainer,
-in an evaluation, between the evaluation's line and the mark that its stage is done, and of `run.sh` alone.
+in an evaluation, between the evaluation's line and the mark that its stage is done, and of `run.sh` alone. The settings
+that change: pretraining is begun as a shorter run and made longer, SFT is begun at another rate, and once everything is
+done that rate is tried again and given up: the finished weights must stand at every kill.
 All files go below the work folder; the environment is that of `run.sh` (VENV_DIR), so run that once before.
 """
 
@@ -17,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +31,13 @@ if not __package__:
 
 import torch
 
-from configs.artifacts import write_json
+from configs.artifacts import sha256_file, write_json
 from configs.cli import Parser, run
 from configs.flags import WEIGHT_NAMES
 from configs.load import read_yaml
 from configs.paths import CONFIG_DIR, ROOT
 from configs.schema import STAGES, UserError
+from trainer.checkpoint import saved_states
 
 POLL_SECONDS = 0.001
 LIMIT_SECONDS = 3600.0
@@ -63,9 +68,24 @@ class Folders:
     def results(self) -> Path:
         return self.base / "tf_dir" / "eval_results.jsonl"
 
-    def state(self, stage: str) -> Path:
-        """The resume state of a stage."""
-        return self.out / "checkpoints" / stage / "state.pt"
+    def states(self, stage: str) -> Path:
+        """Where the resume states of a stage are."""
+        return self.out / "checkpoints" / stage
+
+    def saved(self, stage: str) -> Path | None:
+        """The newest resume state of a stage; None while there is none."""
+        try:
+            return next(iter(saved_states(self.states(stage))), None)
+        except FileNotFoundError:
+            return None  # replaced or removed while we looked
+
+    def saved_at(self, stage: str) -> int:
+        """When that was saved, in ns; 0 while there is none."""
+        try:
+            path = self.saved(stage)
+            return path.stat().st_mtime_ns if path else 0
+        except FileNotFoundError:
+            return 0
 
     def num_results(self) -> int:
         """Whole lines in the results file."""
@@ -78,8 +98,9 @@ class Folders:
 
     def weights(self) -> dict[str, Path]:
         """Stage -> its weight file, as far as there are any."""
-        found = {stage: sorted(self.out.glob(f"{name}_*.pth")) for stage, name in WEIGHT_NAMES.items()}
-        return {stage: paths[0] for stage, paths in found.items() if paths}
+        found = {stage: self.out.glob(f"{name}_*.pth") for stage, name in WEIGHT_NAMES.items()}
+        newest = {stage: [path for path in paths if ".previous" not in path.name] for stage, paths in found.items()}
+        return {stage: paths[0] for stage, paths in newest.items() if paths}
 
 
 class Pipeline:
@@ -111,6 +132,10 @@ class Pipeline:
 
     def says(self, words: str) -> bool:
         return words in self.text()
+
+    def has_stepped(self, stage: str) -> bool:
+        """Whether a trainer has shown a step of this stage."""
+        return re.search(rf"\b{stage} +\d+% \(\d+/\d+ steps\)", self.text()) is not None
 
     def wait_for(self, is_so: Callable[[], bool], what: str) -> None:
         """Wait for a moment. Raises: UserError when the run ends before it."""
@@ -184,6 +209,35 @@ class Tormentor:
         self.starts = 0
         self.pipeline = self.start()
 
+    def __enter__(self) -> None:
+        """Whatever happens, no pipeline outlives this."""
+
+    def __exit__(self, *_: object) -> None:
+        if self.pipeline.process.poll() is None:
+            self.pipeline.kill_all()
+
+    def carry_out(self, plan: Sequence[Callable[[], None]]) -> int:
+        """Do the kills and wait for the end. Returns: the exit code."""
+        for kill in plan:
+            kill()
+            print(f"kill {len(self.kills)}: {self.kills[-1].stage}, {self.kills[-1].moment}", flush=True)
+        return self.pipeline.end()
+
+    def report(self, problems: list[str], seconds: float) -> dict[str, Any]:
+        """Print the kills; what they and one more run found beside these problems, as plain data."""
+        found = [f"kill {kill.number}: {text}" for kill in self.kills for text in kill.problems]
+        again = self.start()
+        if again.end() or not again.says("everything is up to date"):
+            problems.append(f"{again.log}: a run after the last one did not find everything up to date")
+        print_table(self.kills)
+        print(
+            f"{self.folders.base.name} run: {seconds:.0f} s, {self.starts - 1} starts; a run after it ended in "
+            f"{again.seconds:.1f} s"
+        )
+        return {
+            "seconds": round(seconds, 1), "kills": [asdict(kill) for kill in self.kills], "problems": found + problems,
+        }  # fmt: skip
+
     def start(self) -> Pipeline:
         """The same command once more."""
         self.starts += 1
@@ -206,6 +260,26 @@ class Tormentor:
             lambda: self.after_save("dpo"),
         ]
 
+    def plan_of_changes(self, final: Path, other_rate: Path) -> list[Callable[[], None]]:
+        """The kills of a run that began with a shorter pretraining, and after which the next one has other settings."""
+        return [
+            lambda: self.after_save("pretrain", then=final),
+            lambda: self.after_save("pretrain", then=other_rate),
+            lambda: self.after_save("sft", then=final, resumes=False),
+            lambda: self.after_save("sft"),
+        ]
+
+    def try_and_give_up(self, other: Path) -> list[str]:
+        """Begin again with other settings once everything is done, and return to the first. Returns: what was lost."""
+        final, self.profile = self.profile, other
+        before = {stage: sha256_file(path) for stage, path in self.folders.weights().items()}
+        self.pipeline = self.start()
+        self.after_save("sft", then=final, resumes=None)
+        code, after = self.pipeline.end(), self.folders.weights()
+        lost = [stage for stage in STAGES if stage not in after or sha256_file(after[stage]) != before[stage]]
+        problems = [f"{stage}: finished weights were lost when other settings were tried" for stage in lost]
+        return problems + ([f"{self.pipeline.log}: ended with {code}"] if code else [])
+
     def in_command(self, stage: str, script: str) -> None:
         """Somewhere in the first three quarters of the time that the script took in the undisturbed run."""
         run = self.pipeline
@@ -221,17 +295,20 @@ class Tormentor:
         time.sleep(self.rng.uniform(0, 0.1))
         self.kill("export", f"while {stage} tensors are written")
 
-    def after_save(self, stage: str) -> None:
-        """Between two saves, after one to three of them in this run."""
+    def after_save(self, stage: str, then: Path | None = None, resumes: bool | None = True) -> None:
+        """Between two saves, after one to three of them in this run.
+
+        Args: then: the profile from now on. resumes: whether that run takes the state; None: it has nothing to train.
+        """
         self.wait_for_saves(stage, self.rng.randint(1, 3))
         time.sleep(self.rng.uniform(0, self.took[f"{stage} save"]))
-        self.kill(stage, "after a save")
+        self.kill(stage, "after a save" + (f", then {then.stem}" if then else ""), then, resumes)
 
     def during_save(self, stage: str) -> None:
         """While the temporary file of a state is being written."""
         self.wait_for_saves(stage, 1)
-        folder = self.folders.state(stage).parent
-        self.pipeline.wait_for(lambda: any(folder.glob(".state.pt.*")), f"unfinished state of {stage}")
+        folder = self.folders.states(stage)
+        self.pipeline.wait_for(lambda: any(folder.glob("*/.state.pt.*")), f"unfinished state of {stage}")
         self.kill(stage, "during a save")
 
     def between_line_and_mark(self, stage: str) -> None:
@@ -247,7 +324,7 @@ class Tormentor:
         self.wait_for_saves(stage, self.rng.randint(1, 3))
         time.sleep(self.rng.uniform(0, self.took[f"{stage} save"]))
         orphaned, kill = self.pipeline, self.record(stage, "run.sh alone")
-        before = self.folders.state(stage).stat().st_mtime_ns
+        before = self.folders.saved_at(stage)
         left = orphaned.kill_shell()
         killed = time.perf_counter()
         following = self.start()
@@ -260,7 +337,7 @@ class Tormentor:
             kill.problems.append("no trainer was running")
         if not orphaned.says("the state is saved"):
             kill.problems.append("the trainer did not say that it saved")
-        if self.folders.status(stage) != "done" and self.folders.state(stage).stat().st_mtime_ns == before:
+        if self.folders.status(stage) != "done" and self.folders.saved_at(stage) == before:
             kill.problems.append("the trainer saved nothing")
         kill.state_step = self.saved_step(stage)
         self.pipeline = following
@@ -270,15 +347,11 @@ class Tormentor:
 
     def wait_for_saves(self, stage: str, count: int) -> None:
         """Wait until this run has saved the stage's state so many times."""
-        state, seen = self.folders.state(stage), set[int]()
-        before = state.stat().st_mtime_ns if state.exists() else 0
+        seen, before = set[int](), self.folders.saved_at(stage)
 
         def saved() -> bool:
-            try:
-                seen.add(state.stat().st_mtime_ns)
-            except FileNotFoundError:
-                return False
-            return len(seen - {before}) >= count
+            seen.add(self.folders.saved_at(stage))
+            return len(seen - {before, 0}) >= count
 
         self.pipeline.wait_for(saved, f"save number {count} of {stage}")
 
@@ -288,8 +361,8 @@ class Tormentor:
         self.kills.append(kill)
         return kill
 
-    def kill(self, stage: str, moment: str) -> None:
-        """Kill everything and start again."""
+    def kill(self, stage: str, moment: str, then: Path | None = None, resumes: bool | None = True) -> None:
+        """Kill everything and start again, perhaps with another profile."""
         kill = self.record(stage, moment)
         self.pipeline.kill_all()
         kill.state_step = self.saved_step(stage)
@@ -297,15 +370,33 @@ class Tormentor:
             kill.problems.append(f"too late: the stage is {self.folders.status(stage) or 'not begun'}")
         torn = [path for path in self.folders.base.rglob("*") if path.name.endswith(".tmp")]
         kill.notes += [f"{path.name} left behind" for path in torn]
+        finished = {path: sha256_file(path) for path in self.folders.weights().values()}
+        self.profile = then or self.profile
         self.pipeline = self.start()
-        self.note_resume(kill)
+        if resumes:
+            self.note_resume(kill)
+        elif resumes is False:
+            self.note_start(kill)
+        lost = [path.name for path, sha256 in finished.items() if not path.exists() or sha256_file(path) != sha256]
+        kill.problems += [f"{name}: gone before new weights were complete" for name in lost]
+
+    def note_start(self, kill: Kill) -> None:
+        """That the next run starts anew, and leaves the state alone."""
+        run = self.pipeline
+        run.wait_for(lambda: run.has_stepped(kill.stage), f"first step of {kill.stage}")
+        if run.says("resuming after step"):
+            kill.problems.append("resumed from a state of other settings")
+        if self.saved_step(kill.stage) is None:
+            kill.problems.append("the state of other settings is gone")
 
     def note_resume(self, kill: Kill) -> None:
         """Where the next run goes on; a trainer says it."""
         if kill.state_step is None:
             return
         run = self.pipeline
-        run.wait_for(lambda: run.says("resuming after step") or run.says("step/s"), f"first step of {kill.stage}")
+        run.wait_for(
+            lambda: run.says("resuming after step") or run.has_stepped(kill.stage), f"first step of {kill.stage}"
+        )
         if match := re.search(r"resuming after step (\d+) of", run.text()):
             kill.resumed_after = int(match[1])
         if kill.resumed_after != kill.state_step:
@@ -313,8 +404,8 @@ class Tormentor:
 
     def saved_step(self, stage: str) -> int | None:
         """Finished steps in the stage's resume state."""
-        path = self.folders.state(stage) if stage in STAGES else None
-        if path is None or not path.exists():
+        path = self.folders.saved(stage) if stage in STAGES else None
+        if path is None:
             return None
         return int(torch.load(path, map_location="cpu", weights_only=True)["step"])
 
@@ -335,8 +426,7 @@ def reference_run(folders: Folders, profile: Path, threads: int) -> dict[str, fl
             marks.append((run.seconds, line))
         shown = len(lines)
         for stage in STAGES:
-            state = folders.state(stage)
-            stamp = state.stat().st_mtime_ns if state.exists() else 0
+            stamp = folders.saved_at(stage)
             if stamp and known.get(stage) != stamp:
                 known[stage] = stamp
                 saves[stage].append(run.seconds)
@@ -362,8 +452,11 @@ def reference_run(folders: Folders, profile: Path, threads: int) -> dict[str, fl
 # --- the comparison ---------------------------------------------------------------------------------------------
 
 
-def differences(reference: Folders, killed: Folders) -> list[str]:
-    """What a run that was killed has not as the undisturbed one."""
+def differences(reference: Folders, killed: Folders, *, settings_changed: bool = False) -> list[str]:
+    """What a run that was killed has not as the undisturbed one.
+
+    Where its settings changed in between, states of other settings may be left, and lines of evaluations made anew.
+    """
     problems = []
     expected, found = reference.weights(), killed.weights()
     for stage in STAGES:
@@ -371,7 +464,7 @@ def differences(reference: Folders, killed: Folders) -> list[str]:
             problems.append(f"{stage}: weights are missing")
             continue
         problems += [f"{stage}: {text}" for text in tensor_differences(expected[stage], found[stage])]
-    problems += result_differences(reference.results, killed.results)
+    problems += result_differences(reference.results, killed.results, last_of_each=settings_changed)
     for name in ("mix_manifest.json", *(f"{stage}_tokens/manifest.json" for stage in STAGES)):
         ours, theirs = (
             json.loads((folders.data / name).read_text(encoding="utf-8")) for folders in (reference, killed)
@@ -385,7 +478,8 @@ def differences(reference: Folders, killed: Folders) -> list[str]:
         {path.relative_to(folders.base) for folder in (folders.data, folders.out) for path in folder.rglob("*")}
         for folders in (reference, killed)
     )
-    problems += [f"{path}: left over" for path in sorted(found_files - expected_files)]
+    left = {path for path in found_files - expected_files if not (settings_changed and "checkpoints" in path.parts)}
+    problems += [f"{path}: left over" for path in sorted(left)]
     problems += [f"{path}: missing" for path in sorted(expected_files - found_files)]
     temporary = [path for path in killed.base.rglob("*") if path.name.endswith((".tmp", ".old"))]
     return problems + [f"{path}: a temporary file is left" for path in temporary]
@@ -403,8 +497,8 @@ def _bytes(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def result_differences(expected: Path, found: Path) -> list[str]:
-    """Whether each stage has one whole line, with the figures of the undisturbed run."""
+def result_differences(expected: Path, found: Path, *, last_of_each: bool = False) -> list[str]:
+    """Whether each stage has one whole line, with the figures of the undisturbed run; or its last line has them."""
     problems = []
     ours = [json.loads(line) for line in expected.read_text(encoding="utf-8").splitlines()]
     text = found.read_text(encoding="utf-8")
@@ -414,6 +508,9 @@ def result_differences(expected: Path, found: Path) -> list[str]:
         return [f"eval_results.jsonl: a torn line ({error})"]
     if not text.endswith("\n"):
         problems.append("eval_results.jsonl: its last line has no end")
+    if last_of_each:
+        newest = {line["stage"]: line for line in theirs}
+        theirs = [newest[stage] for stage in STAGES if stage in newest]
     if [line["stage"] for line in theirs] != list(STAGES):
         problems.append(f"eval_results.jsonl: stages {[line['stage'] for line in theirs]}")
     elif [line["metrics"] for line in ours] != [line["metrics"] for line in theirs]:
@@ -424,11 +521,15 @@ def result_differences(expected: Path, found: Path) -> list[str]:
 # --- the whole --------------------------------------------------------------------------------------------------
 
 
-def small_profile(path: Path) -> Path:
-    """`smoke` with more steps and frequent saves."""
-    values = read_yaml(CONFIG_DIR / "smoke.yaml") | {"profile": path.stem}
+def small_profile(path: Path, **changes: dict[str, Any]) -> Path:
+    """`smoke` with more steps and frequent saves. Without a warm-up a shorter run begins as a longer one does.
+
+    Args: changes: stage -> settings.
+    """
+    values = read_yaml(CONFIG_DIR / "smoke.yaml") | {"profile": "kill_resume"}
     for stage, steps in STEPS.items():
-        values[stage] = values[stage] | {"epochs": 100, "max_steps": steps, "save_interval": SAVE_INTERVAL}
+        own = {"epochs": 100, "max_steps": steps, "save_interval": SAVE_INTERVAL, "warmup_ratio": 0.0}
+        values[stage] = values[stage] | own | changes.get(stage, {})
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML
     return path
 
@@ -457,49 +558,65 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Two runs, one of them killed; exit 1 when their ends differ."""
+    """An undisturbed run, one that is killed, one whose settings change too; exit 1 when their ends differ."""
     arguments = build_parser().parse_args(argv)
     if not Path("/proc/self/stat").exists():
         raise UserError("/proc: missing. This benchmark finds processes there: run it on Linux.")
     work = arguments.work_dir.resolve()
-    reference, killed = Folders(work / "reference"), Folders(work / "killed")
-    for folders in (reference, killed):
+    reference, killed, changed = (Folders(work / name) for name in ("reference", "killed", "changed"))
+    for folders in (reference, killed, changed):
         shutil.rmtree(folders.base, ignore_errors=True)
         folders.base.mkdir(parents=True)
     profile = arguments.profile.resolve() if arguments.profile else small_profile(work / "kill_resume.yaml")
     took = reference_run(reference, profile, arguments.threads)
     print(f"undisturbed run: {took['all']:.0f} s", flush=True)
 
-    started = time.perf_counter()
-    tormentor = Tormentor(killed, profile, arguments.threads, arguments.seed, took)
-    try:
-        for kill in tormentor.plan():
-            kill()
-            print(f"kill {len(tormentor.kills)}: {tormentor.kills[-1].stage}, {tormentor.kills[-1].moment}", flush=True)
-        code = tormentor.pipeline.end()
-    finally:
-        if tormentor.pipeline.process.poll() is None:
-            tormentor.pipeline.kill_all()
-    seconds = time.perf_counter() - started
-    problems = [f"kill {kill.number}: {text}" for kill in tormentor.kills for text in kill.problems]
-    problems += [f"{tormentor.pipeline.log}: ended with {code}"] if code else differences(reference, killed)
-    again = tormentor.start()
-    if again.end() or not again.says("everything is up to date"):
-        problems.append(f"{again.log}: a run after the last one did not find everything up to date")
-
-    print_table(tormentor.kills)
-    print(f"killed run: {seconds:.0f} s, {tormentor.starts - 1} starts; a run after it ended in {again.seconds:.1f} s")
+    reports = {"killed": torment(killed, profile, took, arguments, reference)}
+    if arguments.profile:
+        print("the run whose settings change is left out: it needs the small profile, whose steps are known")
+    else:
+        reports["changed"] = torment_with_changes(changed, profile, took, arguments, reference)
+    problems = [f"{name}: {text}" for name, report in reports.items() for text in report["problems"]]
     for problem in problems:
         print(f"DIFFERS: {problem}")
-    print(f"verdict: {'FAILED' if problems else 'weights bit-identical, each stage judged once, nothing left over'}")
+    print(f"verdict: {'FAILED' if problems else 'weights bit-identical, nothing lost, nothing left over'}")
     if arguments.json:
         verdict = {
             "seed": arguments.seed, "threads": arguments.threads, "profile": str(profile), "torch": torch.__version__,
-            "undisturbed_seconds": round(took["all"], 1), "killed_seconds": round(seconds, 1),
-            "kills": [asdict(kill) for kill in tormentor.kills], "problems": problems,
+            "undisturbed_seconds": round(took["all"], 1), **reports,
         }  # fmt: skip
         write_json(arguments.json, verdict)
     return 1 if problems else 0
+
+
+def torment(
+    folders: Folders, profile: Path, took: dict[str, float], arguments: Namespace, reference: Folders
+) -> dict[str, Any]:
+    """Kill a run as planned, and compare its end. Returns: kills, seconds and problems."""
+    started = time.perf_counter()
+    tormentor = Tormentor(folders, profile, arguments.threads, arguments.seed, took)
+    with tormentor:
+        code = tormentor.carry_out(tormentor.plan())
+    problems = [f"{tormentor.pipeline.log}: ended with {code}"] if code else differences(reference, folders)
+    return tormentor.report(problems, time.perf_counter() - started)
+
+
+def torment_with_changes(
+    folders: Folders, profile: Path, took: dict[str, float], arguments: Namespace, reference: Folders
+) -> dict[str, Any]:
+    """The same with settings that change, and in the end are those of the undisturbed run."""
+    started = time.perf_counter()
+    shorter = small_profile(folders.base / "shorter.yaml", pretrain={"max_steps": STEPS["pretrain"] // 2})
+    other_rate = small_profile(folders.base / "other_rate.yaml", sft={"learning_rate": 5.0e-3})
+    tormentor = Tormentor(folders, shorter, arguments.threads, arguments.seed, took)
+    with tormentor:
+        code = tormentor.carry_out(tormentor.plan_of_changes(profile, other_rate))
+        problems = [f"{tormentor.pipeline.log}: ended with {code}"] if code else []
+        if not problems:
+            problems = differences(reference, folders, settings_changed=True)
+            problems += tormentor.try_and_give_up(other_rate)
+            problems += differences(reference, folders, settings_changed=True)
+    return tormentor.report(problems, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

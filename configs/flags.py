@@ -215,14 +215,16 @@ def parse_run(stage: str, description: str, argv: Sequence[str] | None = None) -
 
 
 def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
-    """The weights `stem_*.pth` in a folder: the only match, else the newest.
+    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before a change
+    (`stem_192.previous.pth`) are taken only where somebody names them.
 
     Raises: UserError when there is none.
     """
     matches = [
         path
         for path in out_dir.glob(f"{stem}_*.pth")
-        if (hidden_size is None or path.stem.removesuffix("_moe") == f"{stem}_{hidden_size}")
+        if not path.stem.endswith(".previous")
+        and (hidden_size is None or path.stem.removesuffix("_moe") == f"{stem}_{hidden_size}")
         and (use_moe is None or path.stem.endswith("_moe") == use_moe)
     ]
     if not matches:

@@ -1,7 +1,8 @@
 """The pipeline's stages: what each is made from, what it writes, the commands it runs, and whether it is done.
 
-A stage is done when a hash of its settings and of the content of its inputs is the one of its last run, and its
-outputs are still those that the run wrote. The records lie in `OUT_DIR/stages/`. Imports no torch: `run.sh` asks often.
+A stage is done when a hash of its recipe's version, its settings, the values chosen by rule and the content of its inputs
+is the one of its last run, and its outputs are still those that the run wrote. Weights are never removed here: the trainer
+replaces them once the new ones are complete. The records lie in `OUT_DIR/stages/`. Imports no torch: `run.sh` asks often.
 """
 
 import argparse
@@ -9,14 +10,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import fingerprint, read_json, sha256_file, write_json
+from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_json
 from configs.cli import split_words
 from configs.flags import (
     WEIGHT_NAMES,
@@ -112,8 +112,8 @@ class Pipeline:
     def weights(self, stage: str) -> Path:
         """The weights that a stage writes; their name ends in the shape of those it starts from."""
         start = self.start(stage)
-        shape = re.search(r"_\d+(_moe)?\.pth$", start.name) if start else None
-        name = WEIGHT_NAMES[stage] + shape[0] if shape else weight_file(stage, self.runs[stage].model)
+        shape = re.search(r"(_\d+(?:_moe)?)(?:\.previous)?\.pth$", start.name) if start else None
+        name = f"{WEIGHT_NAMES[stage]}{shape[1]}.pth" if shape else weight_file(stage, self.runs[stage].model)
         return self.out_dir / name
 
     def processes(self, stage: str) -> int:
@@ -241,8 +241,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 class StageBook:
     """The records of a run's stages: what is done, what goes on, what starts over."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, by_rule: "Callable[[Pipeline, str, Hashes], Any]" = lambda *_: None) -> None:
+        """Args: by_rule: what a trainer's rules give for the settings that its stage leaves open, as plain data."""
+        self.pipeline, self._by_rule = pipeline, by_rule
         self.folder = pipeline.out_dir / "stages"
         bases = {"out": pipeline.out_dir, "data": pipeline.data_dir, "root": ROOT}
         self.hashes = Hashes(self.folder / "hashes.json", bases)
@@ -250,9 +251,10 @@ class StageBook:
     # --- what a stage depends on -------------------------------------------------------------------------------
 
     def fingerprint(self, stage: str) -> str:
-        """What the result of a stage depends on: settings, and the content of what it reads."""
+        """What the result of a stage depends on: its recipe, settings, and the content of what it reads."""
         settings, inputs = self._made_from(stage)
-        return fingerprint([stage, settings, [[path.name, self.hashes.sha256(path)] for path in inputs]])
+        contents = [[path.name, self.hashes.sha256(path)] for path in inputs]
+        return fingerprint([stage, RECIPE_VERSION[stage], settings, contents])
 
     def _made_from(self, stage: str) -> tuple[Any, list[Path]]:
         pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer_dir / "tokenizer.pkl"
@@ -271,7 +273,8 @@ class StageBook:
         if start is not None:
             del settings["from_weight"]  # what counts is the content of the weights, not their name
         data = _arrays(run.data_path)
-        return [settings, pipeline.processes(stage)], [tokenizer, *data, *([start] if start else [])]
+        chosen = self._by_rule(pipeline, stage, self.hashes)
+        return [settings, chosen, pipeline.processes(stage)], [tokenizer, *data, *([start] if start else [])]
 
     def _sources(self) -> list[Path]:
         """What the mix reads: the bundled tables that stand in for missing files, and the user's files."""
@@ -322,8 +325,9 @@ class StageBook:
         done = record.get("status") == "done"
         broken = record.get("status") == "redo" or (done and not self._outputs_are_whole(record))
         stale = bool(record) and record["fingerprint"] != self.fingerprint(stage)
-        if broken or stale:
-            self._remove_outputs(stage, record, all_of_them=broken)
+        replaces = self._to_be_replaced(stage) if broken else record.get("replaces")
+        if broken and stage == "export":  # which would take whole tensors for its own work; the others write anew
+            _remove(self.hashes.locate(label) for label in record["outputs"])
         made_from, judged_by = self.fingerprint(stage), self.evaluation_fingerprint(stage)
         judged_anew = bool(record) and record["evaluation"] != judged_by
         run_id = record.get("run_id", "")
@@ -332,8 +336,33 @@ class StageBook:
         if not record or broken or stale or judged_anew:
             run_id = self._join_run(stage)
         self._remove_leftovers(stage)
-        self._write(stage, status="running", fingerprint=made_from, evaluation=judged_by, run_id=run_id)
+        self._write(
+            stage, status="running", fingerprint=made_from, evaluation=judged_by, run_id=run_id, replaces=replaces
+        )
         return True
+
+    def must_start_over(self, stage: str) -> bool:
+        """Whether a trainer must not take the weights that are there for its own: they are damaged, or to be made again.
+
+        They stay until the new ones replace them, and until then a resume state, once there is one, is gone on with.
+        """
+        replaces = self._record(stage).get("replaces")
+        if not replaces or replaces["weights"] != self._stamp(stage):
+            return False
+        states = (self.pipeline.out_dir / "checkpoints" / stage).glob("*/state.pt")
+        return all(state.stat().st_mtime_ns < replaces["since_ns"] for state in states)
+
+    def _to_be_replaced(self, stage: str) -> dict[str, Any] | None:
+        """The weights (none: null) that a training stage which starts over has to replace, and since when."""
+        return {"weights": self._stamp(stage), "since_ns": time.time_ns()} if stage in STAGES else None
+
+    def _stamp(self, stage: str) -> list[int] | None:
+        """Size and time of a stage's weights."""
+        try:
+            status = self.pipeline.weights(stage).stat()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
 
     def finish(self, stage: str, seconds: int) -> None:
         """Mark a stage as done. Raises: UserError when an output is missing."""
@@ -366,13 +395,13 @@ class StageBook:
 
     def _write(
         self, stage: str, *, status: str, fingerprint: str, evaluation: str, run_id: str,
-        outputs: Mapping[str, Any] | None = None, seconds: int = 0,
+        outputs: Mapping[str, Any] | None = None, seconds: int = 0, replaces: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         write_json(
             self.folder / f"{stage}.json",
             {
                 "status": status, "fingerprint": fingerprint, "evaluation": evaluation, "run_id": run_id,
-                "outputs": dict(outputs or {}), "seconds": seconds,
+                "outputs": dict(outputs or {}), "seconds": seconds, "replaces": replaces,
             },
         )  # fmt: skip
 
@@ -407,25 +436,11 @@ class StageBook:
         write_json(self.folder / "run.json", run)
         return run
 
-    def _remove_outputs(self, stage: str, record: Mapping[str, Any], *, all_of_them: bool) -> None:
-        """Remove what a stage that starts over must not take for its own work: weights, resume state, a tokenizer.
-
-        Weights of another shape, which the new settings will not replace, stay. Records and tensors carry a
-        fingerprint of their own and are replaced whole, so they go only where they are damaged or are to be redone.
-        """
-        outputs = [self.hashes.locate(label) for label in record["outputs"]]
-        if stage in STAGES:
-            weights = self.pipeline.weights(stage)
-            outputs = [weights] if all_of_them or weights in outputs else []
-            shutil.rmtree(self.pipeline.out_dir / "checkpoints" / stage, ignore_errors=True)
-        if all_of_them or stage in STAGES or stage == "tokenizer":
-            _remove(outputs)
-
     def _remove_leftovers(self, stage: str) -> None:
         """Remove the unfinished files of a run that was killed while it wrote."""
         out, data = self.pipeline.out_dir, self.pipeline.data_dir
         folders = {"mix": [data], "tokenizer": [out / "tokenizer"], "export": [self.pipeline.tokens(s) for s in STAGES]}
-        for folder in folders.get(stage, [out, out / "checkpoints" / stage]):
+        for folder in folders.get(stage, [out, *(out / "checkpoints" / stage).glob("*/")]):
             _remove(path for path in folder.glob(".*.tmp") if path.is_file())
 
 
@@ -457,8 +472,9 @@ def _found(path: Path) -> Path:
 
 
 def _files(folder: Path, required: str) -> list[Path]:
-    """The files of a folder, `required` among them even where it is missing."""
-    return sorted({folder / required, *(path for path in folder.rglob("*") if path.is_file())})
+    """The files of a folder but for hidden notes, `required` among them even where it is missing."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted({folder / required, *found})
 
 
 # --- the commands, as arguments of the environment's Python ------------------------------------------------------

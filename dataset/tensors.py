@@ -14,19 +14,20 @@ built under another name and moved when whole, so one that exists is complete, w
 """
 
 import fcntl
+import json
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.artifacts import fingerprint, read_json, sha256_file, write_error, write_json
+from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_error, write_json
 from configs.paths import display
 from configs.schema import STAGES, UserError
 from dataset.chat import BOS
@@ -39,11 +40,19 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
-"""Raised when the same records would give other tensors, so that old folders are made again."""
+"""Of the folder: raised when its files are laid out otherwise. Where the same records give other tensors,
+`RECIPE_VERSION["export"]` is raised."""
 MANIFEST_FILE = "manifest.json"
 VALIDATION_FOLDER = "validation"
+CHECKED_FILE = ".checked.json"
+"""Size and times of each array when its content was last compared with the manifest's checksum."""
 
 Manifest = dict[str, Any]
+MANIFEST_PARTS = (
+    "max_length", "vocab_size", "pad_id", "tokenizer_sha256", "source", "validation", "rows", "num_tokens",
+    "fingerprint", "files",
+)  # fmt: skip
+"""What a manifest must hold for its tensors to be trained on."""
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -55,6 +64,8 @@ def read_manifest(path: Path) -> Manifest:
     manifest = read_json(file, "Make the tensors with scripts/export_embeddings.py.")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("stage") not in STAGES:
         raise UserError(f"{display(file)}: made by another version. Delete the folder and rerun export_embeddings.py.")
+    if missing := [name for name in MANIFEST_PARTS if name not in manifest]:
+        raise UserError(f"{display(file)}: has no {missing[0]!r}. {_redo(path, manifest)}")
     return manifest
 
 
@@ -91,19 +102,44 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             raise UserError(f"{display(file)}: {found}. {_redo(path, manifest)}")
 
 
-def _check_contents(path: Path, manifest: Manifest) -> None:
-    """Raises: UserError when a byte of the folder is not as it was written."""
+def check_contents(path: Path, manifest: Manifest) -> None:
+    """Raises: UserError when a byte of the folder is not as it was written.
+
+    Each array is read once. After that its size and times are compared, which takes no longer for large data; a change
+    of any byte moves the time of change, which unlike that of the last writing nobody can set.
+    """
     _check_sizes(path, manifest)
+    stamps = {name: _stamp(path / f"{name}.npy", facts["sha256"]) for name, facts in manifest["files"].items()}
+    checked = _read_checked(path)
     for name, facts in manifest["files"].items():
         file = path / f"{name}.npy"
-        if sha256_file(file) != facts["sha256"]:
+        if checked.get(name) != stamps[name] and sha256_file(file) != facts["sha256"]:
             raise UserError(f"{display(file)}: its bytes have changed. {_redo(path, manifest)}")
+    if checked != stamps:
+        with suppress(UserError):  # a folder that can't be written is read again each time
+            write_json(path / CHECKED_FILE, stamps)
     if manifest["validation"] is not None and manifest["validation"]["rows"]:
         folder = path / VALIDATION_FOLDER
         validation = read_manifest(folder)
         if validation["fingerprint"] != manifest["validation"]["fingerprint"]:
             raise UserError(f"{display(folder)}: belongs to other tensors. {_redo(path, manifest)}")
-        _check_contents(folder, validation)
+        check_contents(folder, validation)
+
+
+def _stamp(file: Path, sha256: str) -> dict[str, Any]:
+    """What changes with a file's content, or with the checksum that it was compared with."""
+    status = file.stat()
+    return {
+        "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns, "sha256": sha256,
+    }  # fmt: skip
+
+
+def _read_checked(path: Path) -> dict[str, Any]:
+    try:
+        checked = json.loads((path / CHECKED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return checked if isinstance(checked, dict) else {}
 
 
 def _redo(path: Path, manifest: Manifest) -> str:
@@ -157,6 +193,7 @@ class TensorJob:
         return fingerprint(
             {
                 "format": FORMAT,
+                "recipe_version": RECIPE_VERSION["export"],
                 "stage": self.stage,
                 "max_length": self.max_length,
                 "bos_token": self.bos_token,
@@ -211,7 +248,7 @@ def current_tensors(job: TensorJob) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(job.output)
-        _check_contents(job.output, manifest)
+        check_contents(job.output, manifest)
     except UserError:
         if deleted:
             raise

@@ -16,7 +16,7 @@ from configs.schema import ModelConfig
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
 from trainer import train_dpo, train_full_sft, train_pretrain
-from trainer.checkpoint import read_weights
+from trainer.checkpoint import read_weights, saved_states
 from trainer.loop import Outcome, Run
 
 TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -136,6 +136,10 @@ class TinyRun:
     def path(self, stage: str) -> Path:
         """A stage's weight file."""
         return self.out / WEIGHTS[stage]
+
+    def states(self, stage: str) -> list[Path]:
+        """A stage's resume states, the newest first."""
+        return saved_states(self.out / "checkpoints" / stage)
 
     def weights(self, stage: str) -> dict[str, Tensor]:
         """A stage's weights."""

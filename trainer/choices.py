@@ -86,6 +86,23 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
     return float(f"{rate * (ADAMW_SHARE if optimizer == 'adamw' else 1.0):.2g}")
 
 
+def resolved_values(
+    config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any] | None, *, fresh: bool
+) -> dict[str, float]:
+    """What the rules give for what is left open, as fields of TrainConfig; what is given stays as it is.
+
+    They are the same on every machine and belong into a stage's fingerprint. What a machine's memory, compiler or
+    instructions decide is not among them: finished weights that are copied elsewhere are not trained again.
+    Args: data: the manifest of the stage's tensors; None: not known yet, which leaves the size of a step open.
+    """
+    rate = config.learning_rate or learning_rate(shape, stage, config.optimizer)
+    ratio = config.embedding_lr_ratio or (FRESH_EMBEDDING_RATIO[config.optimizer] if fresh else 1.0)
+    tokens = config.tokens_per_step
+    if not tokens and data is not None and not (config.batch_size and config.accumulation_steps):
+        tokens = _step_tokens_of_run(config, shape, data["rows"] * row_length(data))
+    return {"learning_rate": rate, "embedding_lr_ratio": ratio, "tokens_per_step": tokens}
+
+
 # --- the micro-batch --------------------------------------------------------------------------------------------------
 
 
@@ -148,12 +165,10 @@ def fill_in(
             f"tokens_per_step = {config.tokens_per_step} beside batch_size and accumulation_steps: they already say how large "
             "a step is. Pass --accumulation_steps 0, or leave tokens_per_step out."
         )
-    if not config.learning_rate:
-        config = replace(config, learning_rate=learning_rate(shape, stage, config.optimizer))
-    if not config.embedding_lr_ratio:
-        config = replace(config, embedding_lr_ratio=FRESH_EMBEDDING_RATIO[config.optimizer] if fresh else 1.0)
+    resolved = resolved_values(config, stage, shape, data, fresh=fresh)
+    config = replace(config, learning_rate=resolved["learning_rate"], embedding_lr_ratio=resolved["embedding_lr_ratio"])
     if not (config.batch_size and config.accumulation_steps):
-        config = _fill_in_batch(config, shape, data, row_tokens, runtime)
+        config = _fill_in_batch(config, shape, round(resolved["tokens_per_step"]), row_tokens, runtime)
     if config.use_compile is None:
         steps = config.max_steps or math.inf
         trained = min(config.epochs * rows, steps * config.batch_size * config.accumulation_steps * runtime.world_size)
@@ -172,13 +187,13 @@ def row_length(data: dict[str, Any]) -> int:
 
 
 def _fill_in_batch(
-    config: TrainConfig, shape: ModelConfig, data: dict[str, Any], row_tokens: int, runtime: Runtime
+    config: TrainConfig, shape: ModelConfig, tokens: int, row_tokens: int, runtime: Runtime
 ) -> TrainConfig:
+    """The rows of a step of so many tokens, as micro-batches."""
     if config.accumulation_steps and not config.batch_size:
         raise UserError(
             f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone."
         )
-    tokens = config.tokens_per_step or _step_tokens_of_run(config, shape, data["rows"] * row_tokens)
     each = max(1, round(tokens / row_tokens / runtime.world_size))  # rows of a step in one process
     if config.batch_size:
         return replace(config, accumulation_steps=math.ceil(each / config.batch_size))

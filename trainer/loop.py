@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.paths import display
 from configs.progress import is_wide
 from configs.schema import TrainConfig
 from dataset.lm_dataset import rows_of_step
-from trainer.checkpoint import ResumeState, require_finite
+from trainer.checkpoint import ResumeState, fitting, require_finite
 from trainer.choices import CHOSEN
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
@@ -84,6 +85,13 @@ class StepBatches:
     """Supervised tokens (or pairs) and tokens that are not padding, of all micro-batches: (2,)."""
 
 
+def steps_of_run(config: TrainConfig, num_rows: int, world_size: int) -> int:
+    """Steps that the epochs need, `max_steps` at most."""
+    rows_per_step = config.batch_size * config.accumulation_steps * world_size
+    by_epochs = max(1, math.ceil(config.epochs * num_rows / rows_per_step))
+    return min(by_epochs, config.max_steps) if config.max_steps else by_epochs
+
+
 class BatchStream:
     """The micro-batches of each step. Which rows a step takes depends on the step and the seed alone."""
 
@@ -93,8 +101,7 @@ class BatchStream:
 
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        by_epochs = max(1, math.ceil(self.config.epochs * len(self.rows) / self.rows_per_step))
-        return min(by_epochs, self.config.max_steps) if self.config.max_steps else by_epochs
+        return steps_of_run(self.config, len(self.rows), self.runtime.world_size)
 
     def row_numbers(self, step: int) -> np.ndarray:
         """Rows of all processes in a step: (rows_per_step,)."""
@@ -220,19 +227,22 @@ class Run:
         self.last_validation: dict[str, float] = {}
 
     def restore(self, model: nn.Module, optimizer: MuonAdamW) -> int:
-        """Put everything back where the saved state was; returns the step to go on with."""
+        """Put everything back where the saved state was; returns the step to go on with.
+
+        Raises: UserError naming the state where a part of it does not fit.
+        """
         if self.resume is None:
             return 0
-        model.load_state_dict(self.resume["model"], strict=True)
-        optimizer.load_state_dict(self.resume["optimizer"])
-        if self.resume["scaler"]:  # empty where the run was not in float16 before
-            self.scaler.load_state_dict(self.resume["scaler"])
-        set_rng_states(self.resume["rng"], self.runtime)
-        self.tokens = self.tokens_at_clock = self.resume["tokens"]
-        self.targets, self.skipped = self.resume["targets"], self.resume["skipped"]
-        self.overflows = self.resume.get("overflows", 0)
-        step: int = self.resume["step"]
-        self.resume = None  # frees the memory of a second copy of everything
+        state, self.resume = self.resume, None  # so that no second copy of everything stays in memory
+        with fitting(state["path"]):
+            model.load_state_dict(state["model"], strict=True)
+            optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:  # empty where the run was not in float16 before
+                self.scaler.load_state_dict(state["scaler"])
+            set_rng_states(state["rng"], self.runtime)
+        self.tokens = self.tokens_at_clock = state["tokens"]
+        self.targets, self.skipped, self.overflows = state["targets"], state["skipped"], state["overflows"]
+        step: int = state["step"]
         return step
 
     def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
@@ -350,9 +360,10 @@ class Run:
         require_finite(model, self.state.path, f"after step {step}")
         rng = rng_states(self.runtime)  # asks all processes, so it stands before the main one's part
         if self.runtime.is_main:
-            self.state.save(
+            removed = self.state.save(
                 {
                     "step": step,
+                    "num_steps": self.num_steps,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
@@ -364,6 +375,8 @@ class Run:
                     "choices": choices(self.config, self.runtime),
                 }
             )
+            for path in removed:
+                self.say(f"{display(path)}: removed; of a stage's resume states the newest two are kept")
         self.runtime.barrier()
 
     def say(self, text: str) -> None:
@@ -373,9 +386,10 @@ class Run:
 
 
 def choices(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """The automatic choices that a resumed run repeats, so that its arithmetic is the same."""
+    """The automatic choices that a run resumed on such a machine repeats, so that its arithmetic is the same."""
     return {
         "device": runtime.device.type,
+        "machine": runtime.machine,
         "dtype": dtype_name(runtime.dtype),
         "threads": torch.get_num_threads(),
         "world_size": runtime.world_size,

@@ -161,6 +161,13 @@ def lr_at(step: int, num_steps: int, config: TrainConfig) -> float:
     return last + (peak - last) * left
 
 
+def decay_has_begun(steps_done: int, num_steps: int, config: TrainConfig) -> bool:
+    """Whether the rate of the last of these steps was already on its way down."""
+    warmup = max(1, round(config.warmup_ratio * num_steps))
+    rate = lr_at(steps_done - 1, num_steps, config)
+    return steps_done > warmup and rate < config.learning_rate * (1 - 1e-9)  # 1e-9: rounding
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give all groups this learning rate, times their own ratio."""
     for group in optimizer.param_groups:

@@ -14,27 +14,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.artifacts import fingerprint, require_writable
+from configs.artifacts import RECIPE_VERSION, fingerprint, require_writable
 from configs.flags import TrainRun, latest_weights, run_settings, weight_file
 from configs.paths import display, find_dataset
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
 from dataset.records import bare_name
-from dataset.tensors import ensure_tensors, read_manifest
+from dataset.tensors import check_contents, ensure_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.likelihood import bits_per_byte, token_bytes
 from model.model_minillm import MiniLLM
 from trainer.checkpoint import (
     ResumeState,
     check_tokenizer,
+    fitting,
+    keep_previous,
     load_model,
     load_strict,
+    previous,
     read_weights,
     require_finite,
     save_weights,
+    saved_states,
     weights_fingerprint,
 )
-from trainer.choices import fill_in, rehearse, repeat, row_length
-from trainer.flops import known_peak, training_flops, usable_dtypes
+from trainer.choices import fill_in, rehearse, repeat, resolved_values, row_length
+from trainer.flops import known_peak, training_flops
 from trainer.loop import (
     BatchStream,
     Objective,
@@ -44,15 +48,19 @@ from trainer.loop import (
     TrainingDiverged,
     TrainingStopped,
     choices,
+    steps_of_run,
     train,
 )
 from trainer.metrics import Metrics
 from trainer.objectives import NextToken
+from trainer.optim import decay_has_begun
 from trainer.processes import start_group
 from trainer.runtime import DTYPES, Runtime, choose_device, dtype_name, seed_everything
 
 VALIDATION_ROWS = 128
 """Rows, evenly spread over the validation data, that a validation loss is taken over."""
+LENGTH_SETTINGS = ("epochs", "max_steps")
+"""What may be raised while a run is stopped, before its warm-down has begun: it resumes as a longer run."""
 
 
 class Stage:
@@ -82,14 +90,24 @@ class Stage:
             _, self.start_shape, self.start_manifest = read_weights(self.start_path)
         self.settings = run_settings(replace(run, model=self._shape()), RESULT_NEUTRAL)
         del self.settings["from_weight"]  # what counts is the content of the starting weights, not their name
-        self.fingerprint = fingerprint(
-            [self.settings, self.data_manifest["fingerprint"], self.start_sha256, self.runtime.world_size]
+        self.resolved = resolved_values(
+            run.train, run.stage, self._shape(), self.data_manifest, fresh=self.start_path is None
         )
+        self.fingerprint, family = self._fingerprints()
         self.weights_path = run.out_dir / weight_file(run.stage, self._shape())
-        self.state = ResumeState(run.out_dir / "checkpoints" / run.stage, self.fingerprint)
+        self.state = ResumeState(run.out_dir / "checkpoints" / run.stage, self.fingerprint, family)
         self.resume: dict[str, Any] | None = None
 
     # --- what it is made of -------------------------------------------------------------------------------------
+
+    def _fingerprints(self) -> tuple[str, str]:
+        """What the result depends on, as one hash; and the same but for the length of the run."""
+        version, data = RECIPE_VERSION[self.run.stage], self.data_manifest["fingerprint"]
+        inputs = [version, data, self.start_sha256, self.runtime.world_size]
+        train = {name: value for name, value in self.settings["train"].items() if name not in LENGTH_SETTINGS}
+        resolved = {name: value for name, value in self.resolved.items() if name != "tokens_per_step"}  # by the length
+        family = fingerprint([*inputs, self.settings | {"train": train}, resolved])
+        return fingerprint([*inputs, self.settings, self.resolved]), family
 
     def _tensors(self) -> Path:
         """The tensors of the data path; a JSONL file is turned into tensors beside it first."""
@@ -113,6 +131,9 @@ class Stage:
 
     def _check_data(self) -> None:
         manifest, where = self.data_manifest, display(self.tensors_path)
+        if self.runtime.is_main:
+            check_contents(self.tensors_path, manifest)
+        self.runtime.barrier()
         if manifest["stage"] != self.run.stage:
             raise UserError(
                 f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path."
@@ -175,7 +196,9 @@ class Stage:
             "stage": self.run.stage,
             "profile": self.run.profile,
             "fingerprint": self.fingerprint,
+            "recipe_version": RECIPE_VERSION[self.run.stage],
             "settings": self.settings,
+            "resolved": self.resolved,
             "tokenizer_sha256": self.tokenizer.sha256,
             "tensors": self.data_manifest["fingerprint"],
             "training_data": [*inherited, self.data_manifest["source"]],
@@ -187,8 +210,13 @@ class Stage:
     # --- what it does -------------------------------------------------------------------------------------------
 
     def is_done(self) -> bool:
-        """Whether the weights of exactly these settings, data and start are written already."""
+        """Whether the weights of exactly these settings, data and start are written already.
+
+        A resume state that is newer than they are says that they are being trained once more.
+        """
         if not self.run.from_resume or not self.weights_path.exists():
+            return False
+        if self.state.path.exists() and self.state.path.stat().st_mtime_ns > self.weights_path.stat().st_mtime_ns:
             return False
         try:
             _, _, manifest = read_weights(self.weights_path)
@@ -201,10 +229,12 @@ class Stage:
         for folder in (self.run.out_dir, self.run.tf_dir):
             require_writable(folder)
         seed_everything(self.config.seed)
-        self.resume = self.state.load() if self.run.from_resume else None
+        self.resume = self._state_to_take() if self.run.from_resume else None
         if self.resume is not None:
-            self._repeat_choices(self.resume["choices"])
+            with fitting(self.resume["path"]):
+                self._repeat_choices(self.resume["choices"])
         else:
+            self._tell_what_starts_anew()
             self.config = fill_in(
                 self.config, self.run.stage, self._shape(), self.data_manifest, self.runtime,
                 fresh=self.start_path is None,
@@ -220,28 +250,78 @@ class Stage:
             model.compile_blocks()
         return model
 
-    def _repeat_choices(self, chosen: dict[str, Any]) -> None:
-        """Take what the interrupted run had chosen, so that the arithmetic goes on as it began.
+    def _state_to_take(self) -> dict[str, Any] | None:
+        """The state of this very run; else that of a shorter one, stopped before its warm-down; None where there is none.
 
-        On another kind of device it can't: there the dtype is the device's own, as bfloat16 may be very slow on it. It may
-        on an older one of the same kind too.
+        Up to there both runs are the same but for their warm-up.
+        """
+        state = self.state.load()
+        if state is not None:
+            return state
+        for other in self.state.others():
+            with fitting(other["path"]):
+                config = repeat(self.config, other["choices"])
+                num_steps = steps_of_run(config, self.data_manifest["rows"], self.runtime.world_size)
+            step, before = other["step"], other["num_steps"]
+            where = f"{display(other['path'])}: step {step} of {before}"
+            if num_steps > before and not decay_has_begun(step, before, config):
+                self.say(f"{where}, now {num_steps}: resuming under the schedule of the longer run")
+                return other
+            reason = "whose warm-down had begun" if num_steps > before else f"and this run has {num_steps}"
+            self.say(f"{where}, {reason}: it can't be resumed as this run, and stays")
+        return None
+
+    def _tell_what_starts_anew(self) -> None:
+        """Say before the first step which work of other settings is there, and what becomes of it."""
+        try:
+            _, _, manifest = read_weights(self.weights_path)
+        except UserError:
+            manifest = {"fingerprint": self.fingerprint}  # none, or damaged
+        if manifest.get("fingerprint") != self.fingerprint:
+            self.say(
+                f"{display(self.weights_path)}: made with {self._differences(manifest)}; training starts anew. The old "
+                f"weights stay until the new ones are complete, then as {previous(self.weights_path).name}"
+            )
+        if self.run.from_resume and (states := saved_states(self.state.stage_folder)):
+            self.say(f"no resume state fits these settings and data; {display(states[0])}, of others, stays")
+
+    def _differences(self, manifest: dict[str, Any]) -> str:
+        """How the weights of a manifest were made otherwise than this run would make them, in a few words."""
+        now = self.manifest()
+        names = {
+            "recipe_version": "another version of the recipe", "tensors": "other data", "start": "other starting weights",
+        }  # fmt: skip
+        found = []
+        for part in ("model", "train"):
+            before = manifest.get("settings", {}).get(part, {})
+            found += [
+                f"{name} {before.get(name)} (now {value})"
+                for name, value in self.settings[part].items()
+                if before.get(name) != value
+            ]
+        found += [words for name, words in names.items() if manifest.get(name) != now[name]]
+        return ", ".join(found[:3]) + (" ..." if len(found) > 3 else "") or "other rules or another number of processes"
+
+    def _repeat_choices(self, chosen: dict[str, Any]) -> None:
+        """Take what the interrupted run had chosen, so that the arithmetic is the same bit by bit.
+
+        On another machine it can't be: bfloat16 may be very slow there, and so many threads too. There both are chosen
+        again, while a step keeps its rows.
         """
         self.config = repeat(self.config, chosen)
-        here, before, dtype = self.runtime.device.type, chosen["device"], chosen["dtype"]
-        own = dtype_name(self.runtime.dtype)
-        if here != before:
-            self.say(
-                f"warning: this run began on {before} and goes on on {here}, in {own}: its numbers will differ a little, and "
-                "the size of its micro-batches is that of the other device. --from_resume 0 starts afresh."
-            )
+        if chosen["machine"] == self.runtime.machine:
+            torch.set_num_threads(chosen["threads"])
+            self.runtime = replace(self.runtime, dtype=DTYPES[chosen["dtype"]])
             return
-        torch.set_num_threads(chosen["threads"])
-        if dtype != "bfloat16" or self.run.train.dtype == dtype or dtype in usable_dtypes(self.runtime.device):
-            self.runtime = replace(self.runtime, dtype=DTYPES[dtype])
-        else:
+        now = choices(self.config, self.runtime)
+        if any(chosen[name] != now[name] for name in ("device", "dtype", "threads")):
+            began, goes_on = (
+                f"{it['machine']['gpu'] or it['device']}, {it['dtype']}, {it['threads']} threads"
+                for it in (chosen, now)
+            )
             self.say(
-                f"warning: this run began in {dtype}, which this {here} has no instructions for, and goes on in {own}: its "
-                "numbers will differ a little. --from_resume 0 starts afresh."
+                f"warning: this run began on another machine ({began}) and resumes here with dtype and threads chosen again "
+                f"({goes_on}): its steps and their rows stay, its numbers differ by rounding. --from_resume 0 starts afresh."
             )
 
     def load_reference(self) -> MiniLLM:
@@ -257,7 +337,9 @@ class Stage:
         stream = BatchStream(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         first_step = self.resume["step"] if self.resume else 0
-        self._describe(model, stream, num_steps, first_step)
+        self._describe(model, stream, num_steps)
+        if self.resume:
+            self.say(f"resuming after step {first_step} of {num_steps} ({display(self.resume['path'])})")
         metrics = None
         if self.runtime.is_main:
             metrics = Metrics(
@@ -272,17 +354,19 @@ class Stage:
         self._watch_signals()
         # Dropout differs between processes. Seeded here, it depends on nothing that was drawn on the way.
         seed_everything(self.config.seed + self.runtime.rank)
-        started = time.perf_counter()
+        started, kept = time.perf_counter(), None
         try:
             train(self.config, model, stream, objective, run)
             require_finite(model, self.weights_path, f"after step {num_steps} of stage {self.run.stage}")
             if self.runtime.is_main:  # before a tracker's last upload, which may take long
+                kept = keep_previous(self.weights_path, self.fingerprint)
                 save_weights(self.weights_path, model, self.manifest())
                 self.state.clear()
         except TrainingStopped as error:
             if metrics is not None:
                 metrics.close_bar()
-            self.say(f"stopped ({error}); the state is saved, the same command goes on from here")
+            again = "the same command" if self.run.from_resume else "the same command without --from_resume 0"
+            self.say(f"stopped ({error}); the state is saved, {again} resumes from here")
             return self.stop.exit_code or 143
         except TrainingDiverged as error:
             raise UserError(str(error)) from None
@@ -298,6 +382,8 @@ class Stage:
             if metrics is not None:
                 metrics.close()
         self.say(f"{display(self.weights_path)} written after {time.perf_counter() - started:.0f} s of training")
+        if kept is not None:
+            self.say(f"the weights of before are {display(kept)}")
         self.runtime.barrier()
         self.runtime.close()
         return 0
@@ -369,7 +455,7 @@ class Stage:
 
         return validate
 
-    def _describe(self, model: MiniLLM, stream: BatchStream, num_steps: int, first_step: int) -> None:
+    def _describe(self, model: MiniLLM, stream: BatchStream, num_steps: int) -> None:
         shape, config = model.config, self.config
         kind = f"MoE, {shape.num_experts} experts" if shape.use_moe else "dense"
         self.say(
@@ -381,8 +467,6 @@ class Stage:
             + (", compiled" if config.use_compile else "")
             + (f", {self.runtime.world_size} processes" if self.runtime.world_size > 1 else "")
         )
-        if first_step:
-            self.say(f"resuming after step {first_step} of {num_steps}")
 
     def _watch_signals(self) -> None:
         """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C ends it at once."""
@@ -400,6 +484,12 @@ class Stage:
         """Print a line from the main process."""
         if self.runtime.is_main:
             print(text, file=sys.stderr, flush=True)
+
+
+def ask_rules(run: TrainRun, start: Path | None, data: dict[str, Any] | None) -> dict[str, float]:
+    """What a stage's rules give, before it is started. Args: start: weights to start from. data: its tensors' manifest."""
+    shape = read_weights(start)[1] if start is not None and start.exists() else run.model
+    return resolved_values(run.train, run.stage, shape, data, fresh=start is None and run.from_weight == "none")
 
 
 def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.ndarray]:

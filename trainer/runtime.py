@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,6 +159,16 @@ class Runtime:
                 "nccl" if on_gpu else "gloo", timeout=PATIENCE, device_id=chosen if on_gpu else None
             )
         return cls(chosen, choose_dtype(dtype, chosen), int(os.environ.get("RANK", "0")), world_size)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What dtype and threads are chosen by: a run that resumes where this is the same repeats them, else not."""
+        return {
+            "device": self.device.type,
+            "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "",
+            "dtype": dtype_name(choose_dtype("auto", self.device)),
+            "cores": num_cores(),
+        }
 
     @property
     def is_main(self) -> bool:

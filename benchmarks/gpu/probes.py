@@ -44,7 +44,7 @@ from model.attention import blocked_attention, document_attention, document_bloc
 from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
 from trainer import train_dpo, train_full_sft, train_pretrain
-from trainer.checkpoint import read_weights
+from trainer.checkpoint import read_weights, saved_states
 from trainer.flops import listed_peak, timed
 from trainer.loop import Outcome, Run
 from trainer.runtime import DTYPES, choose_device, dtype_name
@@ -282,9 +282,9 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
 
     unbroken, killed = base / "unbroken", base / "killed"
     said(command(unbroken))
-    state = killed / "checkpoints" / args.stage / "state.pt"
+    states = killed / "checkpoints" / args.stage
     with subprocess.Popen(command(killed), stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not state.exists():
+        while process.poll() is None and not saved_states(states):
             time.sleep(POLL_SECONDS)
         if process.poll() is not None:
             raise UserError(f"the run that was to be killed ended before, with {process.returncode}. Take more steps.")

@@ -1,12 +1,14 @@
 """The stage book: what is done, what starts over, and which commands follow."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from configs import stages
+from configs.artifacts import RECIPE_VERSION
 from configs.schema import STAGES, UserError
 from configs.stages import (
     ARGUMENT_VARIABLES,
@@ -61,24 +63,110 @@ def test_a_stage_is_done_once(run_of: Make) -> None:
     assert not perform(run_of(), "pretrain")
 
 
-def test_a_stage_whose_settings_changed_starts_over_without_its_old_weights(run_of: Make) -> None:
+def test_a_stage_whose_settings_changed_starts_over_and_leaves_weights_and_states_to_the_trainer(run_of: Make) -> None:
     perform(run_of(), "pretrain")
     changed = run_of(PRETRAIN_ARGS="--seed 7")
-    state = changed.out_dir / "checkpoints" / "pretrain" / "state"
-    state.parent.mkdir(parents=True)
+    before, state = changed.weights("pretrain").read_text(), state_of(changed, "pretrain")
+    book = StageBook(changed)
+    assert book.begin("pretrain")
+    assert changed.weights("pretrain").read_text() == before
+    assert state.exists()
+    assert not book.must_start_over("pretrain")  # the trainer sees by itself that these are of other settings
+
+
+def state_of(pipeline: Pipeline, stage: str) -> Path:
+    """A resume state, saved now."""
+    state = pipeline.out_dir / "checkpoints" / stage / "0123456789abcdef" / "state.pt"
+    state.parent.mkdir(parents=True, exist_ok=True)
     state.touch()
-    assert StageBook(changed).begin("pretrain")
-    assert not changed.weights("pretrain").exists()
-    assert not state.exists()
+    os.utime(state)
+    return state
+
+
+def test_a_stage_to_be_redone_keeps_its_weights_until_the_trainer_has_replaced_them(run_of: Make) -> None:
+    pipeline = run_of()
+    perform(pipeline, "pretrain")
+    before = state_of(pipeline, "pretrain")  # of a run that was stopped before
+    StageBook(pipeline).redo_from("pretrain")
+    for _ in range(2):  # the second after a kill before anything was saved
+        book = StageBook(pipeline)
+        assert book.begin("pretrain")
+        assert pipeline.weights("pretrain").exists() and before.exists()
+        assert book.must_start_over("pretrain")
+    os.utime(state_of(pipeline, "pretrain"), (time.time() + 1, time.time() + 1))  # it has saved
+    assert StageBook(pipeline).begin("pretrain")
+    assert not StageBook(pipeline).must_start_over("pretrain")
+    before.unlink()
+    pipeline.weights("pretrain").write_text("new weights")  # it has ended
+    assert StageBook(pipeline).begin("pretrain")
+    assert not StageBook(pipeline).must_start_over("pretrain")
+
+
+def test_a_stage_to_be_redone_before_it_has_ended_once_does_not_take_the_old_state(run_of: Make) -> None:
+    pipeline = run_of()
+    assert StageBook(pipeline).begin("pretrain")
+    state_of(pipeline, "pretrain")
+    assert not StageBook(pipeline).must_start_over("pretrain")
+    StageBook(pipeline).redo_from("pretrain")
+    assert StageBook(pipeline).begin("pretrain")
+    assert StageBook(pipeline).must_start_over("pretrain")
+
+
+def test_a_tokenizer_to_be_trained_anew_stays_until_the_new_one_is_written(run_of: Make) -> None:
+    for change in ("redo", "damage", "other data"):
+        pipeline = run_of(ENABLE_RUSTBPE="1")
+        tokenizer = pipeline.tokenizer_dir / "tokenizer.pkl"
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.write_text("tokenizer")
+        book = StageBook(pipeline)
+        book.begin("tokenizer")
+        book.finish("tokenizer", 1)
+        assert not StageBook(pipeline).begin("tokenizer")
+        if change == "redo":
+            StageBook(pipeline).redo_from("tokenizer")
+        elif change == "damage":
+            tokenizer.write_text("tokenizer!")
+        else:
+            pipeline.data_dir.mkdir(exist_ok=True)
+            pipeline.texts()[0].write_text("more")
+        assert StageBook(pipeline).begin("tokenizer"), change
+        assert tokenizer.exists(), change
+
+
+def test_weights_that_were_altered_stay_until_new_ones_replace_them(run_of: Make) -> None:
+    pipeline = run_of()
+    perform(pipeline, "pretrain")
+    pipeline.weights("pretrain").write_text("other weights")
+    book = StageBook(pipeline)
+    assert book.begin("pretrain") and book.must_start_over("pretrain")
+    assert pipeline.weights("pretrain").read_text() == "other weights"
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_a_raised_version_of_a_recipe_redoes_its_stage_alone(
+    run_of: Make, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    before = {other: StageBook(run_of()).fingerprint(other) for other in PIPELINE}
+    monkeypatch.setitem(RECIPE_VERSION, stage, RECIPE_VERSION[stage] + 1)
+    assert [other for other in PIPELINE if StageBook(run_of()).fingerprint(other) != before[other]] == [stage]
+
+
+def test_another_answer_of_the_rules_redoes_a_training_stage(run_of: Make) -> None:
+    answers = [
+        {
+            stage: StageBook(run_of(), lambda *_, rate=rate: {"learning_rate": rate}).fingerprint(stage)
+            for stage in PIPELINE
+        }
+        for rate in (0.1, 0.2)
+    ]
+    assert tuple(stage for stage in PIPELINE if answers[0][stage] != answers[1][stage]) == STAGES
 
 
 def test_a_stage_that_was_interrupted_keeps_its_state_and_its_run_id(run_of: Make) -> None:
     pipeline = run_of()
     book = StageBook(pipeline)
     assert book.begin("sft")
-    state = pipeline.out_dir / "checkpoints" / "sft" / "state"
-    state.parent.mkdir(parents=True)
-    state.touch()
+    state = state_of(pipeline, "sft")
     run_id = book.run_id("sft")
     again = StageBook(pipeline)
     assert again.begin("sft")

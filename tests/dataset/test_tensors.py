@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs.artifacts import RECIPE_VERSION, sha256_file, write_json
 from configs.paths import ROOT
 from configs.schema import UserError
-from dataset import encoding, packing
+from dataset import encoding, packing, tensors
 from dataset.tensors import (
     IGNORE,
     TensorJob,
     build_tensors,
+    check_contents,
     current_tensors,
     ensure_tensors,
     heldout_beside,
@@ -354,6 +356,14 @@ def test_tensors_are_made_once_and_again_when_anything_they_depend_on_changes(tm
     assert ensure(32) != third
 
 
+def test_a_raised_version_of_the_recipe_makes_tensors_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    build_tensors(task)
+    assert current_tensors(task) is not None
+    monkeypatch.setitem(RECIPE_VERSION, "export", RECIPE_VERSION["export"] + 1)
+    assert current_tensors(task) is None
+
+
 def test_the_record_file_may_be_deleted_once_the_tensors_exist(tmp_path: Path) -> None:
     source = documents(tmp_path / "a.jsonl")
     heldout = write_lines(tmp_path / "a_heldout.jsonl", [{"text": "x", "split": "validation"}])
@@ -398,6 +408,68 @@ def test_a_changed_byte_a_missing_file_and_a_torn_manifest_are_noticed(tmp_path:
     manifest = tmp_path / "tensors" / "manifest.json"
     manifest.write_text(manifest.read_text()[:50])
     assert current_tensors(task) is None
+
+
+def test_tensors_that_were_compared_once_are_not_read_again_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(tensors, "sha256_file", noted)
+    check_contents(task.output, manifest)
+    assert sorted(read) == sorted(f"{name}.npy" for name in manifest["files"])
+    check_contents(task.output, manifest)
+    assert len(read) == len(manifest["files"])
+    os.utime(task.output / "labels.npy")  # touched, not changed
+    check_contents(task.output, manifest)
+    assert read[len(manifest["files"]) :] == ["labels.npy"]
+    manifest["files"]["labels"]["sha256"] = "0" * 64  # the note is about another checksum
+    with pytest.raises(UserError, match=r"labels\.npy: its bytes have changed"):
+        check_contents(task.output, manifest)
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"labels": 1}', '{"labels": {"size": 1}}'])
+def test_a_torn_note_of_what_was_compared_is_no_harm(tmp_path: Path, note: str) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    (task.output / tensors.CHECKED_FILE).write_text(note)
+    check_contents(task.output, manifest)
+    array = task.output / "labels.npy"
+    array.write_bytes(array.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match="its bytes have changed"):
+        check_contents(task.output, manifest)
+
+
+def test_tensors_in_a_folder_that_cannot_be_written_are_compared_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, value: Any) -> None:
+        raise UserError(f"{path}: can't be written")
+
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    monkeypatch.setattr(tensors, "write_json", refused)
+    for _ in range(2):
+        check_contents(task.output, manifest)
+    assert not (task.output / tensors.CHECKED_FILE).exists()
+
+
+@pytest.mark.parametrize("part", tensors.MANIFEST_PARTS)
+def test_a_manifest_without_a_part_is_refused_by_name(tmp_path: Path, part: str) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    del manifest[part]
+    write_json(task.output / "manifest.json", manifest)
+    with pytest.raises(
+        UserError, match=f"manifest.json: has no '{part}'. Delete .* and rerun export_embeddings.py pretrain"
+    ):
+        open_tensors(task.output)
 
 
 def test_an_array_of_another_shape_than_the_manifest_says_is_refused(tmp_path: Path) -> None:

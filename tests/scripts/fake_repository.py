@@ -87,18 +87,20 @@ stage, stem = {"train_pretrain": ("pretrain", "pretrain"), "train_full_sft": ("s
                "train_dpo": ("dpo", "rlhf")}[name]
 out = Path(flags["out_dir"])
 weights = out / f"{stem}_{flags.get('hidden_size', os.environ.get('FAKE_HIDDEN', '192'))}.pth"
-skipped = ("log_interval", "from_weight", "profile", "data_path", "out_dir", "tf_dir", "tokenizer_dir")
+skipped = ("log_interval", "from_resume", "from_weight", "profile", "data_path", "out_dir", "tf_dir", "tokenizer_dir")
 made_from = [stage] + [f"{key}={flags[key]}" for key in sorted(flags) if key not in skipped]
 if "from_weight" in flags:
     made_from.append(hashlib.sha256(Path(flags["from_weight"]).read_bytes()).hexdigest())
-if weights.exists() and weights.read_text() == "\\n".join(made_from):
+state = out / "checkpoints" / stage / "fingerprint" / "state.pt"
+again = flags.get("from_resume") == "0"
+if weights.exists() and weights.read_text() == "\\n".join(made_from) and not again and not state.exists():
     print("trained already")
     sys.exit(0)
-state = out / "checkpoints" / stage / "state"
 state.parent.mkdir(parents=True, exist_ok=True)
-print("resumed" if state.exists() else "from step 0")
+print("resumed" if state.exists() and not again else "from step 0")
 state.write_text("step 5")
 give_up_if_asked("after a save")
+weights.unlink(missing_ok=True)
 weights.write_text("\\n".join(made_from))
 state.unlink()
 """
@@ -182,6 +184,7 @@ class FakeRepository:
         self.write("scripts/evaluate_stage.py", EVALUATE)
         for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py"):
             self.write(f"trainer/{name}", TRAINER)
+        self.write("trainer/recipe.py", "def ask_rules(*_):\n    return {}\n")
         self.write("model/tokenizer.pkl", "tokenizer")
         self.write("dataset/identity_cn_sample.jsonl", "{}\n")
         self.interpreter = self.executable("interpreter", INTERPRETER.format(python=sys.executable))

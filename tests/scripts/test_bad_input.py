@@ -24,7 +24,7 @@ from scripts import build_chinese_mix, evaluate_stage, export_embeddings
 from tests.scripts.fake_repository import FakeRepository
 from tests.tiny_run import kept_signal_handlers
 from trainer import train_full_sft, train_pretrain
-from trainer.checkpoint import ResumeState
+from trainer.checkpoint import ResumeState, saved_states
 
 Main = Callable[[Sequence[str]], int]
 SHAPE = ("--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--num_key_value_heads", "1")
@@ -259,17 +259,19 @@ def test_a_full_disk_stops_mix_and_export_and_leaves_nothing_that_is_trusted(
 def test_a_full_disk_stops_a_trainer_which_goes_on_from_its_last_save(
     small: Small, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_and_fill(state: ResumeState, content: dict[str, Any]) -> None:
-        save(state, content)
+    def save_and_fill(state: ResumeState, content: dict[str, Any]) -> list[Path]:
+        removed = save(state, content)
         fill(disk)
+        return removed
 
     save = ResumeState.save
     flags = small.flags("pretrain", disk, *SHAPE, "--save_interval", "2")
     with monkeypatch.context() as patch:
         patch.setattr(ResumeState, "save", save_and_fill)
         message = error_of(train_pretrain.main, flags, capsys)
-    assert "checkpoints/pretrain/state.pt: can't be written (No space left on device). Free disk space" in message
-    assert files_in(disk) == ["checkpoints/pretrain/state.pt", "filler"]
+    (state,) = saved_states(disk / "checkpoints" / "pretrain")
+    assert f"{state}: can't be written (No space left on device). Free disk space" in message
+    assert files_in(disk) == [str(state.relative_to(disk)), "filler"]
     (disk / "filler").unlink()
     assert train_pretrain.main(flags) == 0
     assert "resuming after step 2 of 6" in capsys.readouterr().err
@@ -369,7 +371,7 @@ def test_a_resume_state_cut_in_half_is_named_with_the_folder_to_delete(
     flags = small.flags("pretrain", tmp_path, *SHAPE, "--save_interval", "2")
     assert train_pretrain.main(flags) == 0
     (tmp_path / "pretrain_32.pth").unlink()
-    state = tmp_path / "checkpoints" / "pretrain" / "state.pt"
+    (state,) = saved_states(tmp_path / "checkpoints" / "pretrain")
     cut(state, state)
     message = error_of(train_pretrain.main, flags, capsys)
     assert f"{state}: damaged or cut short" in message

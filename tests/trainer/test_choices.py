@@ -268,7 +268,7 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
     tiny.path("pretrain").unlink()
     with killed_in_step(4):
         tiny.train("pretrain", *open_flags)
-    state = read_checkpoint(tiny.out / "checkpoints" / "pretrain" / "state.pt", "")
+    state = read_checkpoint(tiny.states("pretrain")[0], "")
     assert (state["choices"]["batch_size"], state["choices"]["accumulation_steps"]) == (4, 1)
     monkeypatch.setattr(choices, "free_memory", lambda device: 0)  # by now memory would allow a single row
     assert tiny.train("pretrain", *open_flags) == 0
@@ -302,42 +302,81 @@ def test_a_run_resumed_where_less_memory_is_takes_smaller_micro_batches_of_the_s
     assert list(tiny.metric("pretrain").values()) == pytest.approx(list(losses.values()), rel=1e-4)
 
 
-def test_a_run_resumed_on_another_device_says_so_and_takes_its_dtype(
-    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def moved(tiny: TinyRun, **there: Any) -> None:
+    """Change a state as if it had been saved where device, dtype, threads or a part of `machine` are these."""
+    path = tiny.states("pretrain")[0]
+    state = read_checkpoint(path, "")
+    chosen = state["choices"]
+    for name, value in there.items():
+        for part in (chosen, chosen["machine"]):
+            if name in part and (part, name) != (chosen["machine"], "dtype"):
+                part[name] = value
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("there", "began"),
+    [
+        ({"cores": 64, "threads": 64}, "cpu, float32, 64 threads"),
+        ({"dtype": "bfloat16", "cores": 64, "threads": 64}, "cpu, bfloat16, 64 threads"),
+        ({"device": "cuda", "gpu": "NVIDIA A100-SXM4-80GB", "dtype": "bfloat16"}, "NVIDIA A100-SXM4-80GB, bfloat16"),
+        ({"device": "mps", "dtype": "float16"}, "mps, float16"),
+    ],
+)
+def test_a_state_from_another_machine_keeps_its_step_and_chooses_dtype_and_threads_again(
+    tiny: TinyRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    there: dict[str, Any],
+    began: str,
 ) -> None:
-    words = ["--from_resume", "1", "--seed", "4", "--dtype", "auto"]
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: True)
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    words = ["--seed", "4", "--dtype", "auto"]
     with killed_in_step(4):
         tiny.train("pretrain", *words)
-    path = tiny.out / "checkpoints" / "pretrain" / "state.pt"
-    state = read_checkpoint(path, "")
-    assert (state["choices"]["device"], state["choices"]["dtype"]) == ("cpu", "bfloat16")
-    state["choices"]["device"] = "cuda"
-    torch.save(state, path)
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    moved(tiny, **there)
     assert tiny.train("pretrain", *words) == 0
-    assert "this run began on cuda and goes on on cpu, in float32" in capsys.readouterr().err
-    assert tiny.manifest("pretrain")["choices"]["dtype"] == "float32"
+    said = [line for line in capsys.readouterr().err.splitlines() if "another machine" in line]
+    threads = torch.get_num_threads()
+    assert len(said) == 1 and began in said[0] and f"(cpu, float32, {threads} threads)" in said[0]
+    assert asked == []
+    assert tiny.metric("pretrain").keys() == set(range(1, 7))
+    found = tiny.manifest("pretrain")["choices"]
+    assert (found["dtype"], found["threads"], found["batch_size"]) == ("float32", threads, 2)
 
 
-def test_a_run_resumed_where_its_dtype_is_not_real_says_so_and_takes_another_unless_asked_for_it(
-    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_machine_that_chooses_the_same_resumes_without_a_word(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for asked, goes_on in (("auto", "float32"), ("bfloat16", "bfloat16")):
-        words = ["--seed", "4", "--dtype", asked]
-        for module in (runtime, flops):
-            monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
-        with killed_in_step(4):
-            tiny.train("pretrain", *words)
-        for module in (runtime, flops):
-            monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
-        assert tiny.train("pretrain", *words) == 0
-        said = (
-            "began in bfloat16, which this cpu has no instructions for, and goes on in float32"
-            in capsys.readouterr().err
-        )
-        assert said is (asked == "auto")
-        assert tiny.manifest("pretrain")["choices"]["dtype"] == goes_on
+    with killed_in_step(4):
+        tiny.train("pretrain", "--seed", "4")
+    moved(tiny, cores=64)
+    assert tiny.train("pretrain", "--seed", "4") == 0
+    said = capsys.readouterr().err
+    assert "resuming after step 2 of 6" in said and "another machine" not in said
+
+
+def test_a_like_machine_repeats_the_threads_that_a_run_began_with(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_in_step(4):
+        tiny.train("pretrain", "--seed", "4")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert tiny.train("pretrain", "--seed", "4") == 0
+    assert asked == [1]
+
+
+def test_a_dtype_that_was_asked_for_is_kept_on_another_machine(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--seed", "4", "--dtype", "bfloat16"]
+    with killed_in_step(4):
+        tiny.train("pretrain", *words)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: not flops.cpu_has_bf16())
+    assert tiny.train("pretrain", *words) == 0
+    assert tiny.manifest("pretrain")["choices"]["dtype"] == "bfloat16"
 
 
 def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:

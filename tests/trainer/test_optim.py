@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from configs.schema import ModelConfig, TrainConfig
 from model.model_minillm import MiniLLM
 from trainer import optim
-from trainer.optim import MuonAdamW, build_optimizer, lr_at, orthogonalize, set_lr
+from trainer.optim import MuonAdamW, build_optimizer, decay_has_begun, lr_at, orthogonalize, set_lr
 
 
 def random_gradients(parameters: list[nn.Parameter], steps: int) -> list[list[torch.Tensor]]:
@@ -129,3 +129,10 @@ def test_set_lr_reaches_all_groups() -> None:
     optimizer = MuonAdamW([{"params": [parameter]} for parameter in parameters])
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(("schedule", "first"), [("trapezoid", 52), ("cosine", 12), ("constant", None)])
+def test_the_decay_begins_with_the_first_step_below_the_peak(schedule: str, first: int | None) -> None:
+    config = TrainConfig(schedule=schedule, warmup_ratio=0.1, warmdown_ratio=0.5, learning_rate=0.0123)
+    begun = [steps for steps in range(1, 101) if decay_has_begun(steps, 100, config)]
+    assert begun == ([] if first is None else list(range(first, 101)))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from configs.flags import parse_run
+from configs.artifacts import RECIPE_VERSION
+from configs.flags import latest_weights, parse_run
 from configs.paths import ROOT
 from configs.schema import UserError
 from dataset.lm_dataset import PretrainDataset
-from tests.tiny_run import SHAPE, TRAINERS, TinyRun, kept_signal_handlers, same, sum_record, write_jsonl
-from trainer import recipe
+from tests.tiny_run import (
+    SHAPE,
+    TRAINERS,
+    Killed,
+    TinyRun,
+    kept_signal_handlers,
+    killed_in_step,
+    same,
+    sum_record,
+    write_jsonl,
+)
+from trainer import choices, recipe, runtime
 from trainer.checkpoint import read_weights
 from trainer.loop import Run
 from trainer.objectives import NextToken
@@ -107,7 +119,220 @@ def test_the_starting_weights_may_be_replaced_or_go_while_a_stage_trains(
     assert tiny.manifest("sft") == before
 
 
+# --- what a change costs --------------------------------------------------------------------------------------------
+
+
+def test_finished_weights_stay_until_those_of_other_settings_are_complete_and_then_beside(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny.path("sft").read_bytes()
+    with killed_in_step(4):
+        tiny.train("sft", "--seed", "7")
+    said = capsys.readouterr().err
+    assert tiny.path("sft").read_bytes() == before
+    told = (
+        "full_sft_16.pth: made with seed 42 (now 7); training starts anew. The old weights stay until the new ones are"
+    )
+    assert said.index(told) < said.index("trainable parameters")
+    assert tiny.train("sft", "--seed", "7") == 0
+    kept = tiny.out / "full_sft_16.previous.pth"
+    assert kept.read_bytes() == before != tiny.path("sft").read_bytes()
+    assert f"the weights of before are {kept}" in capsys.readouterr().err
+    assert latest_weights("full_sft", tiny.out) == tiny.path("sft")
+    assert tiny.train("dpo", "--from_weight", str(kept)) == 0  # still what DPO started from
+
+
+def test_the_same_run_once_more_keeps_nothing_beside(tiny: TinyRun) -> None:
+    assert tiny.train("sft", "--from_resume", "0") == 0
+    assert not (tiny.out / "full_sft_16.previous.pth").exists()
+
+
+def test_old_weights_are_copied_where_a_file_can_have_only_one_name(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refused)
+    before = tiny.path("sft").read_bytes()
+    assert tiny.train("sft", "--seed", "7") == 0
+    assert (tiny.out / "full_sft_16.previous.pth").read_bytes() == before
+
+
+def test_a_kill_while_the_new_weights_are_written_leaves_the_old_ones(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    before = tiny.path("sft").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "save_weights", killed)
+        with pytest.raises(Killed):
+            tiny.train("sft", "--seed", "7")
+    assert tiny.path("sft").read_bytes() == before
+    assert tiny.train("sft", "--seed", "7") == 0
+    assert (tiny.out / "full_sft_16.previous.pth").read_bytes() == before
+
+
+def test_a_stopped_run_is_found_again_after_one_of_other_settings(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.train("sft", "--seed", "5") == 0
+    unbroken = tiny.weights("sft")
+    tiny.path("sft").unlink()
+    with killed_in_step(5):
+        tiny.train("sft", "--seed", "5")
+    (state,) = tiny.states("sft")
+    capsys.readouterr()
+    assert tiny.train("sft", "--seed", "6") == 0
+    assert f"no resume state fits these settings and data; {state}, of others, stays" in capsys.readouterr().err
+    assert tiny.train("sft", "--seed", "5") == 0
+    assert f"resuming after step 4 of 6 ({state})" in capsys.readouterr().err
+    assert same(tiny.weights("sft"), unbroken)
+
+
+def test_training_once_more_that_was_interrupted_resumes_though_the_weights_are_there(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with killed_in_step(5):
+        tiny.train("sft", "--from_resume", "0")
+    assert tiny.train("sft") == 0
+    assert "resuming after step 4 of 6" in capsys.readouterr().err
+    assert tiny.train("sft") == 0
+    assert "is already the result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "raised", "steps"),
+    [
+        (["--max_steps", "8"], ["--max_steps", "12"], 12),
+        (["--max_steps", "8"], ["--max_steps", "0"], 15),
+        (["--max_steps", "0", "--epochs", "1"], ["--max_steps", "0", "--epochs", "2"], 30),
+        (["--max_steps", "8", "--epochs", "1"], ["--max_steps", "20", "--epochs", "2"], 20),
+    ],
+)
+def test_a_run_stopped_before_its_warm_down_and_made_longer_ends_as_the_longer_run(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str], before: list[str], raised: list[str], steps: int
+) -> None:
+    words = ["--seed", "5", "--warmup_ratio", "0", "--data_path", str(tiny.data / "sft.jsonl"), *SHAPE]
+    words += ["--from_weight", "none", "--max_seq_len", "16", "--batch_size", "2"]
+    assert tiny.train("sft", *words, *raised) == 0
+    unbroken = tiny.weights("sft")
+    assert max(tiny.metric("sft")) == steps
+    tiny.path("sft").unlink()
+    with killed_in_step(4):
+        tiny.train("sft", *words, *before)
+    capsys.readouterr()
+    assert tiny.train("sft", *words, *raised) == 0
+    said = capsys.readouterr().err
+    assert "resuming under the schedule of the longer run" in said and f"resuming after step 2 of {steps}" in said
+    assert same(tiny.weights("sft"), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("killed_in", "steps", "reason"),
+    [(8, "12", "step 6 of 8, whose warm-down had begun"), (4, "6", "step 2 of 8, and this run has 6")],
+)
+def test_a_run_that_cannot_be_made_longer_or_shorter_starts_anew_and_says_so(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str], killed_in: int, steps: str, reason: str
+) -> None:
+    assert tiny.train("pretrain", "--seed", "5", "--max_steps", steps) == 0
+    unbroken = tiny.weights("pretrain")
+    tiny.path("pretrain").unlink()
+    with killed_in_step(killed_in):
+        tiny.train("pretrain", "--seed", "5", "--max_steps", "8")
+    (state,) = tiny.states("pretrain")
+    capsys.readouterr()
+    assert tiny.train("pretrain", "--seed", "5", "--max_steps", steps) == 0
+    said = capsys.readouterr().err
+    assert f"{reason}: it can't be resumed as this run, and stays" in said and "resuming" not in said
+    assert same(tiny.weights("pretrain"), unbroken)
+    assert tiny.states("pretrain") == [state]
+
+
+def test_a_finished_run_made_longer_starts_anew_says_so_first_and_keeps_the_old_weights(
+    tiny: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny.path("pretrain").read_bytes()
+    assert tiny.train("pretrain", "--max_steps", "9") == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tiny.path('pretrain')}: made with max_steps 6 (now 9); training starts anew.")
+    assert min(tiny.metric("pretrain")) == 1
+    assert (tiny.out / "pretrain_16.previous.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tiny, patch: patch.setitem(RECIPE_VERSION, "sft", 99), "another version of the recipe"),
+        (lambda tiny, patch: write_jsonl(tiny.data / "sft.jsonl", [sum_record(n, 5) for n in range(60)]), "other data"),
+        (lambda tiny, patch: tiny.train("pretrain", "--seed", "7"), "other starting weights"),
+    ],
+)
+def test_what_was_changed_is_named(
+    tiny: TinyRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[TinyRun, pytest.MonkeyPatch], Any],
+    words: str,
+) -> None:
+    change(tiny, monkeypatch)
+    capsys.readouterr()
+    assert tiny.train("sft", "--max_steps", "1") == 0
+    assert f"made with max_steps 6 (now 1), {words}; training starts anew" in capsys.readouterr().err
+
+
+def test_a_changed_rule_trains_again_what_was_left_to_it(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_flags = ["--batch_size", "0", "--accumulation_steps", "0", "--learning_rate", "0", "--max_steps", "2"]
+    for name, value in (("LEARNING_RATE", 2e-2), ("FRESH_EMBEDDING_RATIO", {"muon": 7.0}), ("MIN_STEP_TOKENS", 64)):
+        assert tiny.train("pretrain", *open_flags) == 0
+        before = tiny.manifest("pretrain")
+        monkeypatch.setattr(choices, name, value)
+        assert tiny.train("pretrain", *open_flags) == 0
+        after = tiny.manifest("pretrain")
+        assert before["settings"] == after["settings"] and before["fingerprint"] != after["fingerprint"]
+        assert before["resolved"] != after["resolved"]
+
+
+def test_finished_weights_that_are_copied_to_another_machine_are_not_trained_again(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_flags = ["--batch_size", "0", "--accumulation_steps", "0", "--learning_rate", "0", "--dtype", "auto"]
+    assert tiny.train("pretrain", *open_flags, "--max_steps", "1") == 0
+    written = tiny.path("pretrain").stat().st_mtime_ns
+    monkeypatch.setattr(choices, "free_memory", lambda device: 0)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(runtime, "num_cores", lambda: 64)
+    assert tiny.train("pretrain", *open_flags, "--max_steps", "1") == 0
+    assert tiny.path("pretrain").stat().st_mtime_ns == written
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
+
+
+def altered(path: Path) -> None:
+    """Overwrite a few bytes in the midst of a file, and put its time back."""
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(times.st_size // 2)
+        file.write(b"\x07\x00\x09\x00")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("pretrain", "labels"), ("sft", "loss_mask"), ("dpo", "rejected_input_ids"), ("sft", "validation/input_ids")],
+)
+def test_altered_tensors_are_refused_even_where_the_weights_are_done(tiny: TinyRun, stage: str, name: str) -> None:
+    folder = tiny.data / f"{stage}_{stage}_tokens"
+    where = ["--data_path", str(folder)]
+    assert tiny.train(stage, *where) == 0
+    altered(folder / f"{name}.npy")
+    with pytest.raises(
+        UserError, match=rf"{name}\.npy: its bytes have changed\. Delete .* and rerun export_embeddings"
+    ):
+        tiny.train(stage, *where)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -263,7 +488,7 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_ends_the_same(tiny
     _, said = process.communicate()
     assert process.returncode == 143
     assert "stopped (SIGTERM); the state is saved" in said
-    assert (tiny.out / "checkpoints" / "pretrain" / "state.pt").exists()
+    assert len(tiny.states("pretrain")) == 1
     assert tiny.train("pretrain", *words) == 0
     resumed = tiny.weights("pretrain")
     assert tiny.train("pretrain", *words, "--from_resume", "0") == 0
@@ -277,7 +502,7 @@ def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypa
     tiny.path("sft").unlink()
     monkeypatch.setenv("MINILLM_PARENT_PID", str(gone.pid))
     assert tiny.train("sft") == 143
-    assert (tiny.out / "checkpoints" / "sft" / "state.pt").exists()
+    assert len(tiny.states("sft")) == 1
     assert not tiny.path("sft").exists()
     monkeypatch.setenv("MINILLM_PARENT_PID", str(os.getpid()))
     assert tiny.train("sft") == 0

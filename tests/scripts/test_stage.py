@@ -1,0 +1,91 @@
+"""What run.sh asks: values chosen by rule belong to a stage, and weights to be made again are not taken for new ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.artifacts import write_json
+from configs.schema import STAGES
+from configs.stages import ARGUMENT_VARIABLES, Pipeline, StageBook, pipeline_from_environment
+from scripts import stage
+from scripts.stage import command_of, values_by_rule
+from trainer import choices, recipe
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The default profile in this folder, whose rates and steps are left to the rules, with 5,000 rows of data."""
+    for name in (*ARGUMENT_VARIABLES.values(), "ENABLE_RUSTBPE", "NUM_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    for name in STAGES:
+        facts = {"stage": name, "rows": 5000, "max_length": 512, "num_tokens": 5000 * 512}
+        write_json(tmp_path / "data_dir" / f"{name}_tokens" / "manifest.json", facts)
+    monkeypatch.setattr(stage, "RULE_FILES", (tmp_path / "rules.py",))
+    (tmp_path / "rules.py").write_text("rules")
+    return pipeline_from_environment("default", 0)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The stages whose rules were asked."""
+    stages: list[str] = []
+    ask = recipe.ask_rules
+
+    def noted(run: Any, *rest: Any) -> dict[str, float]:
+        stages.append(run.stage)
+        return ask(run, *rest)
+
+    monkeypatch.setattr(recipe, "ask_rules", noted)
+    yield stages
+
+
+def test_the_rules_are_asked_once_and_a_rewritten_file_with_the_same_rules_redoes_nothing(
+    pipeline: Pipeline, tmp_path: Path, asked: list[str]
+) -> None:
+    before = StageBook(pipeline, values_by_rule).fingerprint("pretrain")
+    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") == before
+    assert asked == ["pretrain"]
+    (tmp_path / "rules.py").write_text("the same rules, in another order")
+    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") == before
+    assert asked == ["pretrain"] * 2
+
+
+@pytest.mark.parametrize("name", ["LEARNING_RATE", "STEP_TOKENS_SCALE"])
+def test_a_changed_rule_redoes_the_stage_that_left_something_to_it(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = StageBook(pipeline, values_by_rule).fingerprint("pretrain")
+    monkeypatch.setattr(choices, name, getattr(choices, name) * 9)
+    (tmp_path / "rules.py").write_text("another constant")
+    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") != before
+
+
+def test_more_data_is_asked_about_anew(pipeline: Pipeline, tmp_path: Path, asked: list[str]) -> None:
+    values = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
+    facts = {"stage": "pretrain", "rows": 5_000_000, "max_length": 512, "num_tokens": 5_000_000 * 512}
+    write_json(tmp_path / "data_dir" / "pretrain_tokens" / "manifest.json", facts)
+    more = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
+    assert more["tokens_per_step"] > values["tokens_per_step"] > 0
+    assert more["learning_rate"] == values["learning_rate"] > 0
+
+
+def test_without_tensors_the_size_of_a_step_is_left_open(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "data_dir" / "pretrain_tokens" / "manifest.json").unlink()
+    assert values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)["tokens_per_step"] == 0
+
+
+def test_a_stage_to_be_redone_is_told_not_to_take_the_weights_that_are_there(pipeline: Pipeline) -> None:
+    def command() -> list[str]:
+        book = StageBook(pipeline)
+        assert book.begin("pretrain")
+        return command_of(pipeline, book, "pretrain", "train")
+
+    pipeline.weights("pretrain").parent.mkdir(parents=True, exist_ok=True)
+    pipeline.weights("pretrain").write_text("weights")
+    assert "--from_resume" not in command()
+    StageBook(pipeline).redo_from("pretrain")
+    assert command()[-2:] == ["--from_resume", "0"]
