@@ -366,6 +366,7 @@ def test_a_like_machine_repeats_the_threads_that_a_run_began_with(
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # else they are lowered to the cores
     assert tiny.train("pretrain", "--seed", "4") == 0
     assert asked == [1]
 
