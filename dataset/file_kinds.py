@@ -69,7 +69,9 @@ def refuse_foreign(head: bytes, where: str) -> None:
     elif head and not head.strip(b"\0"):
         kind, remedy = "nothing but zero bytes", "fetch it again"
     if kind:
-        raise UserError(f"{where}: is {kind}, not lines of JSON. Do this: {remedy} | 文件不是一行一条的 JSON 文本")
+        raise UserError(
+            f"{where}: is {kind}, not lines of JSON. Do this: {remedy}", "不是一行一条的 JSON：请按说明转换"
+        )
 
 
 def encoding_of(head: bytes, where: str) -> str:
@@ -92,8 +94,8 @@ def encoding_of(head: bytes, where: str) -> str:
         return "utf-8"
     codec, name = likely[0]
     raise UserError(
-        f"{where}: is neither UTF-8 nor GB18030, but {name}, it seems. Convert it: iconv -f {codec} -t UTF-8 FILE > OUT "
-        f"| 编码不是 UTF-8 或 GB18030，而像 {name}，请先转换"
+        f"{where}: is neither UTF-8 nor GB18030, but {name}, it seems. Convert it: iconv -f {codec} -t UTF-8 FILE > OUT",
+        f"编码不是 UTF-8 或 GB18030，而像 {name}：请先转换",
     )
 
 
@@ -146,7 +148,8 @@ class Transcoded(io.RawIOBase):
                 self.rest = self.decoder.decode(block, final=not block).encode("utf-8", self.errors)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{self.where}: is no sound {error.encoding} ({error.reason}). Fetch it again."
+                    f"{self.where}: is no sound {error.encoding} ({error.reason}). Fetch it again.",
+                    "编码有误或文件不完整：请重新下载",
                 ) from None
             if not block:
                 break
@@ -235,30 +238,39 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
                 more()
                 continue
             if end is None:
-                raise UserError(f"{where}:{line}: {_why_not(text[position:], ended, limit)}")
+                raise _no_value(f"{where}:{line}", text[position:], ended, limit)
             yield line, text[position:end].encode("utf-8", "surrogateescape")
             line += text.count("\n", position, end)
             position = end
     if depth:
-        raise UserError(f"{where}:{line}: the JSON array has no end: the file is cut short. Fetch it again.")
+        raise UserError(
+            f"{where}:{line}: the JSON array has no end: the file is cut short. Fetch it again.",
+            "JSON 数组没有结尾，文件不完整：请重新下载",
+        )
 
 
-def _why_not(text: str, ended: bool, limit: int) -> str:
+def _no_value(where: str, text: str, ended: bool, limit: int) -> UserError:
+    """Why no JSON value begins here."""
     try:
         _SCANNER.raw_decode(text)
     except json.JSONDecodeError as error:
         if ended and error.pos >= len(text.rstrip()) - 1:
-            return "the file is cut short in the middle of this record. Fetch it again | 文件不完整，请重新下载"
+            return UserError(
+                f"{where}: the file is cut short in the middle of this record. Fetch it again.",
+                "文件不完整：请重新下载",
+            )
         if ended:
-            return (
-                f"malformed JSON from here on ({error.msg}, {error.lineno - 1} lines further down). Fix it: nothing "
-                "after it could be read | 此处起的 JSON 有错，请修正"
+            return UserError(
+                f"{where}: malformed JSON from here on ({error.msg}, {error.lineno - 1} lines further down). Fix it: "
+                "nothing after it could be read.",
+                "此处起的 JSON 有错：请修正",
             )
     except (ValueError, RecursionError):
         pass
-    return (
-        f"a single JSON value above {limit >> 20} MB. Write its records one a line "
-        "(jq -c '.[]' FILE, or jq -c '.data[]' FILE) | 单个 JSON 值过大，请改为每行一条"
+    return UserError(
+        f"{where}: a single JSON value above {limit >> 20} MB. Write its records one a line "
+        "(jq -c '.[]' FILE, or jq -c '.data[]' FILE).",
+        "单个 JSON 值过大：请改为每行一条",
     )
 
 
@@ -300,7 +312,7 @@ def refuse_table(head: bytes, where: str) -> None:
         header = {cell.strip().strip('"').lower() for cell in lines[0].split(mark)}
         if len(header) > 1 and header & _TABLE_WORDS:
             remedy = "End its name in .csv" if name == "CSV" else "Save it as CSV, and end its name in .csv"
-            raise UserError(f"{where}: is {name}, not lines of JSON. {remedy} | 这是表格，不是 JSON：请存为 .csv")
+            raise UserError(f"{where}: is {name}, not lines of JSON. {remedy}.", "这是表格，不是 JSON：请存为 .csv")
 
 
 def why_no_json(text: str) -> str:
