@@ -85,7 +85,10 @@ def _umask() -> int:
 def write_error(path: Path, error: OSError) -> UserError:
     """The one-line message for a file that can't be written."""
     reason = error.strerror or str(error)
-    return UserError(f"{path}: can't be written ({reason}). Free disk space or check the folder's permissions, rerun.")
+    return UserError(
+        f"{path}: can't be written ({reason}). Free disk space or check the folder's permissions, rerun.",
+        "无法写入：请检查磁盘空间和目录权限，然后重新运行",
+    )
 
 
 def require_writable(folder: Path) -> None:
@@ -108,14 +111,17 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """Read a JSON file. Raises: UserError with `remedy` when it is missing or torn."""
+def read_json(path: Path, remedy: str, chinese: str) -> Any:
+    """Read a JSON file.
+
+    Raises: UserError when it is missing or torn, with what to do about it (`remedy`, `chinese`).
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing. {remedy}") from None
+        raise UserError(f"{path}: missing. {remedy}", f"文件缺失：{chinese}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({error}). {remedy}") from error
+        raise UserError(f"{path}: can't be read ({error}). {remedy}", f"文件损坏或无法读取：{chinese}") from error
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -52,7 +52,7 @@ TRAINERS = {stage: TRAINER_OF_WEIGHTS[stem] for stage, stem in WEIGHT_NAMES.item
 ARGUMENT_VARIABLES = {"pretrain": "PRETRAIN_ARGS", "sft": "SFT_ARGS", "dpo": "DPO_ARGS"}
 """Stage -> environment variable with the user's extra flags for its trainer."""
 OWN_FLAGS = {
-    "profile": "run.sh --profile",
+    "profile": "bash scripts/run.sh --profile",
     "out_dir": "OUT_DIR",
     "tf_dir": "TF_DIR",
     "tokenizer_dir": "ENABLE_RUSTBPE=1 (or leave it out)",
@@ -144,14 +144,14 @@ def _split_arguments(variable: str) -> tuple[str, ...]:
     """The words of a variable, each on one line, as run.sh reads them line by line."""
     words = split_words(variable, os.environ.get(variable, ""))
     if any("\n" in word for word in words):
-        raise UserError(f"{variable}: a word holds a line break. Take it out.")
+        raise UserError(f"{variable}: a word holds a line break. Take it out.", "参数中有换行：请删去")
     return words
 
 
 def _switch(variable: str) -> bool:
     value = os.environ.get(variable) or "0"
     if value not in {"0", "1"}:
-        raise UserError(f"{variable}={value}: must be 0 or 1.")
+        raise UserError(f"{variable}={value}: must be 0 or 1.", "只能是 0 或 1")
     return value == "1"
 
 
@@ -159,7 +159,8 @@ def _count(variable: str) -> int:
     value = os.environ.get(variable, "")
     if value and (not value.isdecimal() or int(value) < 1):
         raise UserError(
-            f"{variable}={value}: must be 1 or more. To train on the CPU, set CUDA_VISIBLE_DEVICES to nothing."
+            f"{variable}={value}: must be 1 or more. To train on the CPU, set CUDA_VISIBLE_DEVICES to nothing.",
+            "必须是不小于 1 的整数；用 CPU 训练请把 CUDA_VISIBLE_DEVICES 设为空",
         )
     return int(value or 0)
 
@@ -175,12 +176,15 @@ def _resolve(stage: str, profile_name: str, words: Iterable[str]) -> TrainRun:
         raise SystemExit(stop.code or 2) from None  # --help is an answer here, not the end of a good run
     for name, instead in OWN_FLAGS.items():
         if getattr(arguments, name) is not None:
-            raise UserError(f"{variable}: --{name} belongs to the whole run. Use {instead}.")
+            raise UserError(
+                f"{variable}: --{name} belongs to the whole run. Use {instead}.",
+                "该参数由整个流程统一设置：请改用所列写法",
+            )
     arguments.profile = profile_name
     try:
         return resolve_run(stage, argparse.Namespace(**vars(arguments)))
     except UserError as error:
-        raise UserError(f"profile {profile_name}, {variable}: {error}") from None
+        raise UserError(f"profile {profile_name}, {variable}: {error}", error.chinese) from None
 
 
 class Hashes:
@@ -234,7 +238,9 @@ class Hashes:
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    record: dict[str, Any] = read_json(path, "Delete it, then rerun: the stage is looked at afresh.")
+    record: dict[str, Any] = read_json(
+        path, "Delete it, then rerun: the stage is looked at afresh.", "请删除它，然后重新运行"
+    )
     return record
 
 
@@ -371,7 +377,9 @@ class StageBook:
             content = self.hashes.content(path)
             if content is None:
                 raise UserError(
-                    f"{display(path)}: missing, though stage {stage} ended without an error. Rerun with --fresh."
+                    f"{display(path)}: missing, though stage {stage} ended without an error. "
+                    "Rerun: bash scripts/run.sh --fresh.",
+                    "该阶段没有写出应有的文件：请运行 bash scripts/run.sh --fresh",
                 )
             outputs[self.hashes.label(path)] = content
         self._write(

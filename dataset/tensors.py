@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_error, write_json
+from configs.messages import warn
 from configs.paths import display
 from configs.schema import STAGES, UserError
 from dataset.chat import BOS
@@ -44,6 +44,7 @@ FORMAT = 1
 `RECIPE_VERSION["export"]` is raised."""
 MANIFEST_FILE = "manifest.json"
 VALIDATION_FOLDER = "validation"
+EXPORT_COMMAND = "python scripts/export_embeddings.py"
 CHECKED_FILE = ".checked.json"
 """Size and times of each array when its content was last compared with the manifest's checksum."""
 
@@ -61,11 +62,16 @@ MANIFEST_PARTS = (
 def read_manifest(path: Path) -> Manifest:
     """What a tensor folder says about itself. Raises: UserError when it has no manifest that this version can read."""
     file = path / MANIFEST_FILE
-    manifest = read_json(file, "Make the tensors with scripts/export_embeddings.py.")
+    manifest = read_json(file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"请运行 {EXPORT_COMMAND} 阶段名")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("stage") not in STAGES:
-        raise UserError(f"{display(file)}: made by another version. Delete the folder and rerun export_embeddings.py.")
+        raise UserError(
+            f"{display(file)}: made by another version. Delete the folder and rerun: {EXPORT_COMMAND} STAGE.",
+            "由其他版本生成：请删除该目录后重新导出",
+        )
     if missing := [name for name in MANIFEST_PARTS if name not in manifest]:
-        raise UserError(f"{display(file)}: has no {missing[0]!r}. {_redo(path, manifest)}")
+        raise UserError(
+            f"{display(file)}: has no {missing[0]!r}. {_redo(path, manifest)}", "清单不完整：请删除后重新导出"
+        )
     return manifest
 
 
@@ -85,9 +91,14 @@ def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
         try:
             array = np.load(file, mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"{display(file)}: damaged ({error}). {_redo(path, manifest)}") from None
+            raise UserError(
+                f"{display(file)}: damaged ({error}). {_redo(path, manifest)}", "文件损坏：请删除后重新导出"
+            ) from None
         if list(array.shape) != facts["shape"] or str(array.dtype) != facts["dtype"]:
-            raise UserError(f"{display(file)}: not the array that the manifest describes. {_redo(path, manifest)}")
+            raise UserError(
+                f"{display(file)}: not the array that the manifest describes. {_redo(path, manifest)}",
+                "数组与清单不符：请删除后重新导出",
+            )
         tensors[name] = torch.from_numpy(array)
     return tensors
 
@@ -99,7 +110,9 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
         size = file.stat().st_size if file.is_file() else None
         if size != facts["bytes"]:
             found = "missing" if size is None else f"{size:,} bytes instead of {facts['bytes']:,}"
-            raise UserError(f"{display(file)}: {found}. {_redo(path, manifest)}")
+            raise UserError(
+                f"{display(file)}: {found}. {_redo(path, manifest)}", "文件缺失或大小不对：请删除后重新导出"
+            )
 
 
 def check_contents(path: Path, manifest: Manifest) -> None:
@@ -114,7 +127,9 @@ def check_contents(path: Path, manifest: Manifest) -> None:
     for name, facts in manifest["files"].items():
         file = path / f"{name}.npy"
         if checked.get(name) != stamps[name] and sha256_file(file) != facts["sha256"]:
-            raise UserError(f"{display(file)}: its bytes have changed. {_redo(path, manifest)}")
+            raise UserError(
+                f"{display(file)}: its bytes have changed. {_redo(path, manifest)}", "文件内容变了：请删除后重新导出"
+            )
     if checked != stamps:
         with suppress(UserError):  # a folder that can't be written is read again each time
             write_json(path / CHECKED_FILE, stamps)
@@ -122,7 +137,10 @@ def check_contents(path: Path, manifest: Manifest) -> None:
         folder = path / VALIDATION_FOLDER
         validation = read_manifest(folder)
         if validation["fingerprint"] != manifest["validation"]["fingerprint"]:
-            raise UserError(f"{display(folder)}: belongs to other tensors. {_redo(path, manifest)}")
+            raise UserError(
+                f"{display(folder)}: belongs to other tensors. {_redo(path, manifest)}",
+                "验证集与训练张量不配套：请删除后重新导出",
+            )
         check_contents(folder, validation)
 
 
@@ -143,7 +161,7 @@ def _read_checked(path: Path) -> dict[str, Any]:
 
 
 def _redo(path: Path, manifest: Manifest) -> str:
-    return f"Delete {display(path)} and rerun export_embeddings.py {manifest['stage']}."
+    return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {manifest['stage']}."
 
 
 # --- what to build --------------------------------------------------------------------------------------------------
@@ -174,13 +192,19 @@ class TensorJob:
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
-            raise UserError(f"--max-length {self.max_length}: must be 2 or more, since one token predicts the next.")
+            raise UserError(
+                f"--max-length {self.max_length}: must be 2 or more, since one token predicts the next.",
+                "长度至少为 2",
+            )
         if self.num_workers < 0:
-            raise UserError(f"--num-workers {self.num_workers}: must be 0 (one a core) or more.")
+            raise UserError(
+                f"--num-workers {self.num_workers}: must be 0 (one a core) or more.", "进程数不能为负；0 为每核一个"
+            )
         if self.bos_token is not None and self.bos_token not in self.tokenizer.special_tokens:
             known = ", ".join(self.tokenizer.special_tokens)
             raise UserError(
-                f"--bos-token {self.bos_token}: no special token of this tokenizer. Use one of {known}, or none."
+                f"--bos-token {self.bos_token}: no special token of this tokenizer. Use one of {known}, or none.",
+                "分词器没有这个特殊词元：请用所列之一，或 none",
             )
 
     @property
@@ -243,7 +267,8 @@ def current_tensors(job: TensorJob) -> Manifest | None:
     if not (job.output / MANIFEST_FILE).exists():
         if deleted:
             raise UserError(
-                f"{display(job.source)}: no such file, and {display(job.output)} holds no tensors. Check the path."
+                f"{display(job.source)}: no such file, and {display(job.output)} holds no tensors. Check the path.",
+                "既没有数据文件，也没有已导出的张量：请检查路径",
             )
         return None
     try:
@@ -263,7 +288,8 @@ def current_tensors(job: TensorJob) -> Manifest | None:
     if deleted:
         raise UserError(
             f"{display(job.output)}: made with other settings or another tokenizer, and {display(job.source)}, "
-            "from which it could be made anew, is gone. Bring it back, or give the settings of before."
+            "from which it could be made anew, is gone. Bring it back, or give the settings of before.",
+            "设置或分词器变了，而原数据已删除：请找回数据，或用原来的设置",
         )
     return None
 
@@ -291,7 +317,8 @@ def build_tensors(job: TensorJob) -> Manifest:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
             raise UserError(
                 f"{display(job.source)}: no record to train on ({reasons or 'the file is empty'}). "
-                "Give another --input" + (", or a greater --max-length." if manifest["dropped"] else ".")
+                "Give another --input" + (", or a greater --max-length." if manifest["dropped"] else "."),
+                "没有可训练的记录：请换 --input" + ("，或加大 --max-length" if manifest["dropped"] else ""),
             )
     return manifest
 
@@ -332,7 +359,8 @@ def _check_replaceable(output: Path) -> None:
         others = [path for path in output.iterdir() if path.name not in ours and not path.name.startswith(".")]
     if others:
         raise UserError(
-            f"{display(output)}: holds other things ({others[0].name}). Name a folder of its own with --output."
+            f"{display(output)}: holds other things ({others[0].name}). Name a folder of its own with --output.",
+            "该目录里有别的文件：请用 --output 另指定一个目录",
         )
 
 
@@ -349,7 +377,10 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
         except OSError:
             mine = True  # a file system without locks: two at once are the user's to avoid
         if not mine:
-            raise UserError(f"{display(output)}: another process is making it. Wait until it ends, then rerun.")
+            raise UserError(
+                f"{display(output)}: another process is making it. Wait until it ends, then rerun.",
+                "另一个进程正在生成：请等它结束后再运行",
+            )
         yield
     finally:
         os.close(descriptor)
@@ -385,7 +416,7 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
         files = writer.finish()
     status = job.source.stat()
     if [status.st_size, status.st_mtime_ns] != state:
-        raise UserError(f"{display(job.source)}: changed while it was read. Rerun.")
+        raise UserError(f"{display(job.source)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行")
     _warn(job, counts, dropped)
     manifest = {
         "format": FORMAT,
@@ -422,21 +453,21 @@ def _source_state(path: Path) -> tuple[str, int, int]:
         return sha256_file(path), status.st_size, status.st_mtime_ns
     except OSError as error:
         raise UserError(
-            f"{display(path)}: can't be read ({error.strerror}). Check the path and permissions."
+            f"{display(path)}: can't be read ({error.strerror}). Check the path and permissions.",
+            "无法读取：请检查路径和权限",
         ) from error
 
 
 def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
     """Say what training will not see."""
-    lines = []
-    if counts["truncated"]:
-        lines.append((counts["truncated"], f"are longer than {job.max_length} tokens and were cut there"))
-    if counts["marked"]:
-        lines.append((counts["marked"], "hold marks of other chat formats (<|im_start|>, <s>), which became line ends"))
-    lines += [(count, f"were left out: {reason}") for reason, count in sorted(dropped.items())]
-    for count, what in lines:
-        share = count / counts["records"]
-        print(
-            f"warning: {display(job.source)}: {count:,} of {counts['records']:,} records ({share:.1%}) {what}",
-            file=sys.stderr,
-        )
+    cut = f"are longer than {job.max_length} tokens and were cut there", f"超过 {job.max_length} 个词元，已截断"
+    marked = (
+        "hold marks of other chat formats (<|im_start|>, <s>), which became line ends",
+        "含有其他对话格式的标记，已换成换行",
+    )
+    lines = [(counts["truncated"], *cut), (counts["marked"], *marked)]
+    lines += [(count, f"were left out: {reason}", "未采用") for reason, count in sorted(dropped.items())]
+    for count, what, chinese in lines:
+        if count:
+            told = f"{count:,} of {counts['records']:,} records ({count / counts['records']:.1%}) {what}"
+            warn(f"{display(job.source)}: {told}", f"{count:,} 条{chinese}")

@@ -45,7 +45,8 @@ aligned window of this size take the other path."""
 OLDEST_TIKTOKEN = (0, 13)
 """As in requirements.txt. Older ones are quadratic in the length of a piece."""
 _BATCH_TASKS_PER_THREAD = 8
-_REMEDY = "Train one with scripts/train_tokenizer.py --output DIR, or name another folder with --tokenizer_dir."
+_REMEDY = "Train one: python scripts/train_tokenizer.py --output DIR; or name another folder with --tokenizer_dir."
+_REMEDY_CHINESE = "请重新训练分词器，或用 --tokenizer_dir 另指定"
 
 
 class RustBPETokenizer:
@@ -269,7 +270,8 @@ class RustBPETokenizer:
         if vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
                 f"a vocabulary of {vocab_size}: must be {SMALLEST_VOCABULARY} or more "
-                f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens)."
+                f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens).",
+                f"词表太小：至少 {SMALLEST_VOCABULARY}",
             )
         trainer = _rust_class()()
         try:
@@ -281,7 +283,7 @@ class RustBPETokenizer:
                 progress=progress,
             )
         except ValueError as error:
-            raise UserError(f"the tokenizer can't be trained: {error}.") from None
+            raise UserError(f"the tokenizer can't be trained: {error}.", "分词器无法训练：请检查参数和文本") from None
         return cls(pattern, dict(trainer.get_mergeable_ranks()))
 
     # Files
@@ -294,12 +296,15 @@ class RustBPETokenizer:
         try:
             tokenizer = cls(data["pattern"], data["mergeable_ranks"], data["special_tokens"])
         except UserError as error:
-            raise UserError(f"{path}: {error} {_REMEDY}") from None
+            raise UserError(f"{path}: {error} {_REMEDY}", f"分词器有误（{error.chinese}）：{_REMEDY_CHINESE}") from None
         meta_path = path.with_name("tokenizer_meta.json")
         if meta_path.exists():
-            meta = read_json(meta_path, _REMEDY)
+            meta = read_json(meta_path, _REMEDY, _REMEDY_CHINESE)
             if not isinstance(meta, dict) or meta.pop("sha256", None) != tokenizer.sha256:
-                raise UserError(f"{meta_path}: does not belong to the tokenizer.pkl beside it. {_REMEDY}")
+                raise UserError(
+                    f"{meta_path}: does not belong to the tokenizer.pkl beside it. {_REMEDY}",
+                    f"与同目录的 tokenizer.pkl 不配套：{_REMEDY_CHINESE}",
+                )
             tokenizer.metadata = {key: value for key, value in meta.items() if key not in {"pattern", "special_tokens"}}
         return tokenizer
 
@@ -444,7 +449,8 @@ def _rust_class() -> Any:
     if not hasattr(Tokenizer, "from_merges"):  # the package of this name on PyPI has no such method
         raise UserError(
             "the crate rustbpe is not in this Python environment. Build it with: "
-            "maturin develop --release --manifest-path rustbpe/Cargo.toml (or ENABLE_RUSTBPE=1 bash scripts/run.sh)."
+            "maturin develop --release --manifest-path rustbpe/Cargo.toml (or ENABLE_RUSTBPE=1 bash scripts/run.sh).",
+            "本环境没有编译 rustbpe：请运行所列命令",
         )
     return Tokenizer
 
@@ -455,7 +461,8 @@ def _check_tiktoken(version: str) -> None:
         oldest = ".".join(map(str, OLDEST_TIKTOKEN))
         raise UserError(
             f"tiktoken {version}: is too old: it takes minutes over a long run of Chinese characters. "
-            f"Run: pip install 'tiktoken>={oldest},<1' | tiktoken 版本过旧，请升级"
+            f"Run: pip install 'tiktoken>={oldest},<1'",
+            "tiktoken 版本过旧：请升级",
         )
 
 
@@ -474,24 +481,31 @@ def without_surrogates(text: str) -> str:
 def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
     """Raises: UserError when the parts of a tokenizer are not what they must be."""
     if not isinstance(pattern, str) or not isinstance(ranks, Mapping) or not isinstance(special_tokens, Mapping):
-        raise UserError("pattern must be text, mergeable_ranks and special_tokens mappings.")
+        raise UserError("pattern must be text, mergeable_ranks and special_tokens mappings.", "分词器内容的类型不对")
     try:
         regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:
-        raise UserError(f"the split pattern {pattern!r} is no regular expression ({error}).") from None
+        raise UserError(
+            f"the split pattern {pattern!r} is no regular expression ({error}).", "切分规则不是合法的正则表达式"
+        ) from None
     if not all(type(token) is bytes and type(rank) is int for token, rank in ranks.items()):
-        raise UserError("mergeable_ranks must map bytes to whole numbers.")
+        raise UserError("mergeable_ranks must map bytes to whole numbers.", "mergeable_ranks 应是字节到整数")
     if not all(type(name) is str and type(token_id) is int for name, token_id in special_tokens.items()):
-        raise UserError("special_tokens must map names to whole numbers.")
+        raise UserError("special_tokens must map names to whole numbers.", "special_tokens 应是名称到整数")
     if any(ranks.get(bytes([byte])) != byte for byte in range(NUM_BYTES)):
-        raise UserError(f"each single byte must have its own value as rank, 0 to {NUM_BYTES - 1}.")
+        raise UserError(
+            f"each single byte must have its own value as rank, 0 to {NUM_BYTES - 1}.", "单字节的编号应是它自己的值"
+        )
     if missing := [name for name in SPECIAL_TOKENS if name not in special_tokens]:
-        raise UserError(f"special tokens are missing: {', '.join(missing)}.")
+        raise UserError(f"special tokens are missing: {', '.join(missing)}.", "缺少特殊词元")
     num_tokens = len(ranks) + len(special_tokens)
     if sorted(ranks.values()) != list(range(len(ranks))) or sorted(special_tokens.values()) != list(
         range(len(ranks), num_tokens)
     ):
-        raise UserError("ids must be 0, 1, 2, ... without a gap, those of the special tokens at the top.")
+        raise UserError(
+            "ids must be 0, 1, 2, ... without a gap, those of the special tokens at the top.",
+            "编号应从 0 起连续，特殊词元在最后",
+        )
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -506,14 +520,21 @@ def _read_plain_pickle(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {_REMEDY}") from None
+        raise UserError(f"{path}: no such file. {_REMEDY}", f"找不到分词器：{_REMEDY_CHINESE}") from None
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}). {_REMEDY}") from None
+        raise UserError(
+            f"{path}: can't be read ({error.strerror}). {_REMEDY}", f"分词器无法读取：{_REMEDY_CHINESE}"
+        ) from None
     try:
         data = _PlainUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: is refused ({reason}). {_REMEDY}") from None
+        raise UserError(
+            f"{path}: is refused ({reason}). {_REMEDY}", f"分词器损坏或含有代码，已拒绝：{_REMEDY_CHINESE}"
+        ) from None
     if not isinstance(data, dict) or set(data) != {"pattern", "mergeable_ranks", "special_tokens"}:
-        raise UserError(f"{path}: must hold pattern, mergeable_ranks and special_tokens, nothing else. {_REMEDY}")
+        raise UserError(
+            f"{path}: must hold pattern, mergeable_ranks and special_tokens, nothing else. {_REMEDY}",
+            f"不是本项目的分词器：{_REMEDY_CHINESE}",
+        )
     return data

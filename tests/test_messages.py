@@ -17,15 +17,11 @@ from configs.schema import UserError
 SPOKEN = ("configs", "dataset", "evaluation", "model", "scripts", "trainer", "eval_model.py")
 """Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
 ENGLISH_ALONE: tuple[str, ...] = (
-    "configs/artifacts.py",
-    "configs/stages.py",
     "dataset/chat.py",
     "dataset/encoding.py",
     "dataset/lm_dataset.py",
     "dataset/mix.py",
     "dataset/records.py",
-    "dataset/tensors.py",
-    "dataset/tokenizer.py",
     "dataset/tokenizer_training.py",
     "model/generate.py",
     "model/model_minillm.py",

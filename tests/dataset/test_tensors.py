@@ -387,7 +387,9 @@ def test_a_file_cut_short_is_refused_and_made_anew(tmp_path: Path, lost: int) ->
     manifest = build_tensors(task)
     labels = tmp_path / "tensors" / "labels.npy"
     labels.write_bytes(labels.read_bytes()[:-lost])
-    with pytest.raises(UserError, match=r"labels\.npy: .* bytes instead of .* rerun export_embeddings\.py pretrain"):
+    with pytest.raises(
+        UserError, match=r"labels\.npy: .* bytes instead of .* rerun: python scripts/export_embeddings\.py pretrain"
+    ):
         open_tensors(task.output)
     assert current_tensors(task) is None
     assert build_tensors(task) == manifest
@@ -467,7 +469,8 @@ def test_a_manifest_without_a_part_is_refused_by_name(tmp_path: Path, part: str)
     del manifest[part]
     write_json(task.output / "manifest.json", manifest)
     with pytest.raises(
-        UserError, match=f"manifest.json: has no '{part}'. Delete .* and rerun export_embeddings.py pretrain"
+        UserError,
+        match=f"manifest.json: has no '{part}'. Delete .* and rerun: python scripts/export_embeddings.py pretrain",
     ):
         open_tensors(task.output)
 

@@ -330,7 +330,7 @@ def test_altered_tensors_are_refused_even_where_the_weights_are_done(tiny: TinyR
     assert tiny.train(stage, *where) == 0
     altered(folder / f"{name}.npy")
     with pytest.raises(
-        UserError, match=rf"{name}\.npy: its bytes have changed\. Delete .* and rerun export_embeddings"
+        UserError, match=rf"{name}\.npy: its bytes have changed\. Delete .* and rerun: python scripts/export_embeddings"
     ):
         tiny.train(stage, *where)
 
