@@ -35,6 +35,7 @@ from dataset.records import (
     Item,
     LeftOut,
     PreferenceRecord,
+    bad_line,
     decode_item,
     parse_record,
     read_items,
@@ -90,7 +91,7 @@ class Encoded:
     tokens have none)."""
     dropped: Mapping[str, int]
     """Reason -> records that gave no sequence."""
-    error: str = ""
+    error: UserError | None = None
     """Set when a record was bad; what stands before it in the batch is not to be used either."""
 
 
@@ -135,7 +136,7 @@ class RecordEncoder:
             except (Dropped, LeftOut) as reason:
                 dropped[str(reason)] += 1
             except (BadRecord, UserError) as problem:
-                error = f"{display(self.source)}:{number}: {str(problem).rstrip('.')}. Mend or remove that line."
+                error = bad_line(f"{display(self.source)}:{number}", problem)
                 return Encoded(_joined([], self._dtype)[0], {}, {}, error)
             else:
                 kept += sequences
@@ -245,8 +246,8 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
         batches = _batches(encoder.source, bar)
         stream = map(encoder.encode, batches) if num_workers <= 1 else _in_workers(encoder, batches, num_workers)
         for encoded in stream:
-            if encoded.error:
-                raise UserError(encoded.error)
+            if encoded.error is not None:
+                raise encoded.error
             yield encoded
 
 
@@ -336,7 +337,8 @@ class _Worker:
         code = self.process.wait()
         return UserError(
             f"a process that encodes text ended (exit code {code}), often for lack of memory. "
-            "Rerun with a smaller --num-workers."
+            "Rerun with a smaller --num-workers.",
+            "编码进程意外退出，多因内存不足：请减小 --num-workers",
         )
 
 

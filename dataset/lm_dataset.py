@@ -59,7 +59,9 @@ class _Tensors:
         self.manifest = read_manifest(path)
         if self.manifest["stage"] != self.stage:
             raise UserError(
-                f"{display(path)}: tensors of stage {self.manifest['stage']}, not {self.stage}. Name another folder."
+                f"{display(path)}: tensors of stage {self.manifest['stage']}, not {self.stage}. Name another folder "
+                "with --data_path.",
+                "张量属于另一个阶段：请用 --data_path 另指定",
             )
         self.arrays = open_tensors(path)
 

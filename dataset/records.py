@@ -990,12 +990,16 @@ def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = No
                 file = io.BufferedReader(_Filled(stack.enter_context(lzma.LZMAFile(file))), READ_BLOCK_BYTES)
             yield file
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{display(path)}: damaged or cut short ({error}). Fetch it again.") from error
+        raise UserError(
+            f"{display(path)}: damaged or cut short ({error}). Fetch it again.", "文件损坏或不完整：请重新下载"
+        ) from error
     except FileNotFoundError:
-        raise UserError(f"{display(path)}: no such file. Check the path.") from None
+        raise UserError(f"{display(path)}: no such file. Check the path.", "找不到文件：请检查路径") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{display(path)}: can't be read ({reason}). Check the file's permissions.") from error
+        raise UserError(
+            f"{display(path)}: can't be read ({reason}). Check the file's permissions.", "无法读取：请检查文件权限"
+        ) from error
 
 
 def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[tuple[int, Item]]:
@@ -1170,8 +1174,14 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = parse_record(decode_item(item, {}))
         except BadRecord as error:
-            raise UserError(f"{display(path)}:{number}: {error}. Mend or remove that line.") from None
+            raise bad_line(f"{display(path)}:{number}", error) from None
         yield number, record.fields
+
+
+def bad_line(where: str, problem: Exception) -> UserError:
+    """The message for a record that can't be used, with the Chinese half that the problem may have."""
+    chinese = problem.chinese if isinstance(problem, UserError) else "这条记录不可用"
+    return UserError(f"{where}: {str(problem).rstrip('.')}. Fix or remove that line.", f"{chinese}，请修改或删除该行")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

@@ -18,10 +18,7 @@ SPOKEN = ("configs", "dataset", "evaluation", "model", "scripts", "trainer", "ev
 """Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
 ENGLISH_ALONE: tuple[str, ...] = (
     "dataset/chat.py",
-    "dataset/encoding.py",
-    "dataset/lm_dataset.py",
     "dataset/mix.py",
-    "dataset/records.py",
     "dataset/tokenizer_training.py",
     "model/generate.py",
     "model/model_minillm.py",

@@ -57,7 +57,10 @@ def test_both_sides_of_a_pair_follow_each_other() -> None:
 def test_sides_that_answer_different_questions_are_an_error_that_names_the_line() -> None:
     good, bad = ({"chosen": chat("q", "a"), "rejected": chat(question, "b")} for question in "qr")
     error = encode("dpo", good, bad).error
-    assert error == "a.jsonl:2: chosen and rejected answer different questions. Mend or remove that line."
+    assert error is not None and error.line == (
+        "a.jsonl:2: chosen and rejected answer different questions. Fix or remove that line. "
+        "| 这条记录不可用，请修改或删除该行"
+    )
 
 
 def test_records_of_another_split_are_passed_over() -> None:
