@@ -147,7 +147,10 @@ def render_for_completion(
     """
     ids, _ = render_conversation(encoder, messages)
     if messages[-1]["role"] == "assistant":
-        raise UserError(f"message {len(messages)}: is the assistant's already. End with a user or tool message.")
+        raise UserError(
+            f"message {len(messages)}: is the assistant's already. End with a user or tool message.",
+            "最后一条已是助手的话：请以 user 或 tool 消息结尾",
+        )
     opening = {None: (), True: ("<|think_start|>",), False: ("<|think_start|>", "<|think_end|>")}[enable_thinking]
     return ids + [encoder.encode_special(mark) for mark in (ASSISTANT_START, *opening)]
 
@@ -195,53 +198,57 @@ def _call_json(call: Mapping[str, Any]) -> str:
 def _check(messages: Any) -> None:
     """Raises: UserError with the number (from 1) of the first wrong message."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UserError('a conversation must be a list of at least one message {"role": ..., "content": ...}.')
+        raise UserError(
+            'a conversation must be a list of at least one message {"role": ..., "content": ...}.',
+            "对话应是至少含一条消息的列表",
+        )
     previous = ""
     for number, message in enumerate(messages, start=1):
-        reason = _fault(message, previous)
-        if reason:
-            raise UserError(f"message {number}: {reason}")
+        if fault := _fault(message, previous):
+            reason, chinese = fault
+            raise UserError(f"message {number}: {reason}", f"第 {number} 条消息：{chinese}")
         previous = message["role"]
 
 
-def _fault(message: Any, previous: str) -> str:
-    """What is wrong with a message after one of role `previous` (empty: it is the first); empty when nothing is."""
+def _fault(message: Any, previous: str) -> tuple[str, str] | None:
+    """What is wrong with a message after one of role `previous` (empty: it is the first), in English and in Chinese;
+    None when nothing is."""
     if not isinstance(message, Mapping):
-        return 'must be {"role": ..., "content": ...}.'
+        return 'must be {"role": ..., "content": ...}.', "应含 role 和 content"
     role = message.get("role")
     if not isinstance(role, str) or role not in _TURN_MARKS:
-        return f"role is {role!r}: must be one of {', '.join(_TURN_MARKS)}."
+        return f"role is {role!r}: must be one of {', '.join(_TURN_MARKS)}.", "role 只能取所列之一"
     content = message.get("content")
     wordless = (
         content is None and role == "assistant" and (message.get("tool_calls") or message.get("reasoning_content"))
     )
     if not isinstance(content, str) and not wordless:
-        return f"content is {type(content).__name__}: must be text."
+        return f"content is {type(content).__name__}: must be text.", "content 应是文字"
     if role == "system" and previous:
-        return "a system message must be the first."
+        return "a system message must be the first.", "system 消息只能是第一条"
     if role == "tool" and previous not in {"assistant", "tool"}:
-        return "a tool result must follow the assistant's call."
+        return "a tool result must follow the assistant's call.", "tool 消息应跟在助手的调用之后"
     for key, owner in _ONLY_ON.items():
         if message.get(key) and role != owner:
-            return f"{key} belongs to a message of role {owner}, not {role}."
+            return f"{key} belongs to a message of role {owner}, not {role}.", f"{key} 只能出现在 {owner} 消息中"
     if not isinstance(message.get("reasoning_content") or "", str):
-        return "reasoning_content must be text."
+        return "reasoning_content must be text.", "reasoning_content 应是文字"
     return _tools_fault(message)
 
 
-def _tools_fault(message: Message) -> str:
-    """What is wrong with `tools` and `tool_calls`; empty when nothing is."""
+def _tools_fault(message: Message) -> tuple[str, str] | None:
+    """What is wrong with `tools` and `tool_calls`, as `_fault`."""
     for key in ("tools", "tool_calls"):
         if not message.get(key):
             continue
         try:
             entries = _parsed(message[key])
         except (ValueError, RecursionError):
-            return f"{key} is text that is not JSON."
+            return f"{key} is text that is not JSON.", f"{key} 不是合法的 JSON"
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            return f"{key} must be a list of JSON objects."
+            return f"{key} must be a list of JSON objects.", f"{key} 应是 JSON 对象的列表"
         if key == "tool_calls":
             functions = [entry.get("function") or entry for entry in entries]
             if not all(isinstance(f, Mapping) and isinstance(f.get("name"), str) for f in functions):
-                return "each tool call needs a name."
-    return ""
+                return "each tool call needs a name.", "每个工具调用都要有 name"
+    return None

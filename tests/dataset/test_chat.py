@@ -177,8 +177,9 @@ def test_a_mark_typed_by_anyone_stays_text(mark: str) -> None:
     ],
 )
 def test_a_malformed_conversation_is_refused_with_the_place(messages: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as refused:
         tokenizer.render_conversation(messages)
+    assert "消息" in refused.value.chinese
 
 
 def test_a_conversation_that_is_answered_already_has_no_completion() -> None:
