@@ -27,6 +27,7 @@ import numpy.typing as npt
 import yaml
 
 from configs.artifacts import atomic_write, fingerprint, sha256_file, write_error, write_json
+from configs.messages import both, warning
 from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_SOURCE, display
 from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
@@ -128,7 +129,8 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
     """
     if not source_dir.is_dir():
         raise UserError(
-            f"{display(source_dir)}: no such folder. Create it and put your JSONL files there, or check --source_dir."
+            f"{display(source_dir)}: no such folder. Create it and put your JSONL files there, or check --source_dir.",
+            "没有这个目录：请新建并放入 JSONL 文件，或检查 --source_dir",
         )
     files: list[Source] = []
     left_out: dict[str, str] = {}
@@ -204,11 +206,14 @@ def _category_of(path: Path, categories: Mapping[str, str]) -> str:
         if path.name == pattern or fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
             if category not in (*CATEGORIES, "skip"):
                 where = f"{display(CONFIG_DIR / 'mixture.yaml')}: files: {pattern}: {category}"
-                raise UserError(f"{where}: no such category. Use {', '.join(CATEGORIES)} or skip.")
+                raise UserError(
+                    f"{where}: no such category. Use {', '.join(CATEGORIES)} or skip.", "没有这个类别：请用所列之一"
+                )
             return category
     raise UserError(
         f"{display(path)}: its name tells no category. Add the line `  {files_line(path.name, 'general')}` (or "
-        f"{', '.join(CATEGORIES[1:])}, or skip) under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}."
+        f"{', '.join(CATEGORIES[1:])}, or skip) under `files:` in {display(CONFIG_DIR / 'mixture.yaml')}.",
+        "从文件名看不出类别：请在 files: 下加上这一行",
     )
 
 
@@ -238,14 +243,19 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
     said += [f"its maker {names.author}"] * (settled.author != config.author)
     if said:
         notes.append(
-            f"identity: your files call {' and '.join(said)}, and so do the bundled samples and the evaluation "
-            f"| 按您的身份数据，模型叫 {settled.name}，作者是 {settled.author}，其余样例和评测与之一致"
+            both(
+                f"identity: your files call {' and '.join(said)}, and so do the bundled samples and the evaluation",
+                f"按您的身份数据，模型叫 {settled.name}，作者是 {settled.author}，其余样例和评测与之一致",
+            )
         )
     if names.name is None:
         notes.append(
-            f"warning: identity: your files don't say what the model is called ({config.name} is in none of their answers): "
-            "the evaluation can't ask for its name. If they do, pass --name NAME and --author NAME, or set `name` and "
-            f"`author` in {display(CONFIG_DIR / 'mixture.yaml')} | 身份数据中找不到模型的名字，请用 --name 和 --author 指定"
+            warning(
+                f"identity: your files don't say what the model is called ({config.name} is in none of their answers): "
+                "the evaluation can't ask for its name. If they do, pass --name NAME and --author NAME, or set `name` and "
+                f"`author` in {display(CONFIG_DIR / 'mixture.yaml')}",
+                "身份数据中找不到模型的名字：请用 --name 和 --author 指定",
+            )
         )
     return {"own": True, "name": names.name, "author": names.author}, settled, notes
 
@@ -336,11 +346,11 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
             problems.append(problem)
     if problems:
         more = f" ({len(problems) - 1} more files have the like.)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + more)
+        raise UserError(f"{problems[0]}{more}", problems[0].chinese)
     return scan
 
 
-def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> str:
+def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> UserError | None:
     """Add one source's records; returns what is wrong with it as a whole."""
     scan.states.append(_file_state(source.path))
     digest = hashlib.sha256()
@@ -399,54 +409,103 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
     return _problem_of(source, count, reasons, left_out, first_bad)
 
 
-def _problem_of(source: Source, count: int, reasons: Counter[str], left_out: Counter[str], first_bad: int) -> str:
+def _problem_of(
+    source: Source, count: int, reasons: Counter[str], left_out: Counter[str], first_bad: int
+) -> UserError | None:
     """What is wrong with a file as a whole. What says itself that it is not to be learnt is no fault."""
     bad = reasons.total()
     listed = ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
     where = display(source.path)
     if count == 0:
-        return f"{where}: is empty. Fill it with one JSON record a line, or remove it."
+        return UserError(
+            f"{where}: is empty. Fill it with one JSON record a line, or remove it.", "文件是空的：请填入数据或删除"
+        )
     if left_out and count == left_out.total():
         told = ", ".join(f"{reason}: {times}" for reason, times in left_out.most_common(3))
-        return f"{where}: every record says that it is not to be learnt ({told}). Remove the file, or those marks."
+        return UserError(
+            f"{where}: every record says that it is not to be learnt ({told}). Remove the file, or those marks.",
+            "所有记录都标明不参与训练：请删除该文件或去掉标记",
+        )
     count -= left_out.total()
     if bad < count and (bad <= BAD_LINES_ALLOWED or bad <= BAD_SHARE_ALLOWED * count):
-        return ""
+        return None
     told = f"{listed}; first: line {first_bad}"
     reason = reasons.most_common(1)[0][0]
     if reason in _WRONG_CATEGORY:
         line = files_line(source.path.name, _WRONG_CATEGORY[reason])
-        return (
+        return UserError(
             f"{where}: its records are not of the category {source.category} ({told}). Put the line `  {line}` first under "
-            f"`files:` in {display(CONFIG_DIR / 'mixture.yaml')}, in place of another one for this file."
+            f"`files:` in {display(CONFIG_DIR / 'mixture.yaml')}, in place of another one for this file.",
+            f"不是 {source.category} 类的记录：请在 files: 下加上这一行",
         )
     what = "no readable record" if bad == count else f"{bad} of {count} records can't be used"
-    return f"{where}: {what} ({told}). {_advice(reason)} They are listed in {REJECTS_FILE} in the output folder."
+    advice, chinese = _advice(reason)
+    return UserError(
+        f"{where}: {what} ({told}). {advice} They are listed in {REJECTS_FILE} in the output folder.",
+        f"{bad} 条记录不可用：{chinese}；详见 {REJECTS_FILE}",
+    )
 
 
 _ADVICE = (
-    ("unknown role", f"Name the speakers {', '.join(ROLES)}, or in another way that docs/formats.md lists."),
-    ("unknown shape", "docs/formats.md lists the fields that are read: rename yours to one of them."),
-    ("SQuAD", "That gives each question its own line."),
-    ("GB18030", "Save the whole file in one encoding, UTF-8 or GB18030."),
-    ("invalid UTF-8", "Save the file as UTF-8 (or wholly as GB18030)."),
-    ("malformed JSON", "Each line must be one whole JSON object, as json.dumps writes it. Fix or remove those lines."),
-    ("a line of CSV", 'If it is a table with a header, end its name in .csv; of plain text make {"text": ...} a line.'),
-    ("a line of TSV", "It needs a header line too."),
-    ("plain text", "One JSON object a line."),
-    ("a Python dict", "One JSON object a line."),
-    ("not a JSON object", 'Each line must be an object with fields, such as {"text": ...}.'),
-    ("multiple choice", "It needs a question, options (A, B, ... or a list) and an answer among them."),
-    ("no assistant answer", "A conversation must end with what the assistant says. Fix or remove those records."),
-    ("roles do not alternate", "User and assistant must take turns, the user first. Fix or remove those records."),
-    ("row with another number", "Cells that hold commas or line ends need double quotes around them."),
-    ("line above", "Split those records into smaller ones."),
+    (
+        "unknown role",
+        f"Name the speakers {', '.join(ROLES)}, or in another way that docs/formats.md lists.",
+        "请按 docs/formats.md 命名说话人",
+    ),
+    (
+        "unknown shape",
+        "docs/formats.md lists the fields that are read: rename yours to one of them.",
+        "请按 docs/formats.md 命名字段",
+    ),
+    ("SQuAD", "That gives each question its own line.", "请改为每行一个问题"),
+    ("GB18030", "Save the whole file in one encoding, UTF-8 or GB18030.", "请整个文件只用一种编码"),
+    ("invalid UTF-8", "Save the file as UTF-8 (or wholly as GB18030).", "请另存为 UTF-8"),
+    (
+        "malformed JSON",
+        "Each line must be one whole JSON object, as json.dumps writes it. Fix or remove those lines.",
+        "每行应是一个完整的 JSON 对象",
+    ),
+    (
+        "a line of CSV",
+        'If it is a table with a header, end its name in .csv; of plain text make {"text": ...} a line.',
+        '表格请存为 .csv，纯文本请改成每行一个 {"text": ...}',
+    ),
+    ("a line of TSV", "It needs a header line too.", "请存为带表头的 .csv"),
+    ("plain text", "One JSON object a line.", '请改成每行一个 {"text": ...}'),
+    ("a Python dict", "One JSON object a line.", "请用 json.dumps 写成 JSON"),
+    (
+        "not a JSON object",
+        'Each line must be an object with fields, such as {"text": ...}.',
+        '每行应是 {"text": ...} 这样的对象',
+    ),
+    (
+        "multiple choice",
+        "It needs a question, options (A, B, ... or a list) and an answer among them.",
+        "选择题要有题目、选项和其中的答案",
+    ),
+    (
+        "no assistant answer",
+        "A conversation must end with what the assistant says. Fix or remove those records.",
+        "对话应以助手的话结尾",
+    ),
+    (
+        "roles do not alternate",
+        "User and assistant must take turns, the user first. Fix or remove those records.",
+        "用户与助手应轮流发言，用户在先",
+    ),
+    (
+        "row with another number",
+        "Cells that hold commas or line ends need double quotes around them.",
+        "含逗号或换行的单元格要加双引号",
+    ),
+    ("line above", "Split those records into smaller ones.", "请把过长的记录拆小"),
 )
-"""Beginning of a reason -> what to do about it."""
+"""Beginning of a reason, and what to do about it in English and in Chinese."""
 
 
-def _advice(reason: str) -> str:
-    return next((advice for start, advice in _ADVICE if reason.startswith(start)), "Fix or remove those records.")
+def _advice(reason: str) -> tuple[str, str]:
+    found = ((advice, chinese) for start, advice, chinese in _ADVICE if reason.startswith(start))
+    return next(found, ("Fix or remove those records.", "请修改或删除"))
 
 
 def _file_state(path: Path) -> tuple[int, int]:
@@ -454,7 +513,8 @@ def _file_state(path: Path) -> tuple[int, int]:
         stat = path.stat()
     except OSError as error:
         raise UserError(
-            f"{display(path)}: can't be read ({error.strerror}). Check the path and its permissions."
+            f"{display(path)}: can't be read ({error.strerror}). Check the path and its permissions.",
+            "无法读取：请检查路径和权限",
         ) from error
     return stat.st_size, stat.st_mtime_ns
 
@@ -677,13 +737,18 @@ def _odd_columns(scan: Scan, sources: Sequence[Source]) -> list[str]:
     for source, groups, splits in zip(sources, scan.odd_groups, scan.odd_splits, strict=True):
         if groups:
             notes.append(
-                f"{source.path.name}: the `group` of {groups:,} records is no text and is ignored "
-                f"| {groups:,} 条记录的 group 不是文字，不予采用"
+                both(
+                    f"{source.path.name}: the `group` of {groups:,} records is no text and is ignored",
+                    f"{groups:,} 条记录的 group 不是文字，不予采用",
+                )
             )
         if splits:
             notes.append(
-                f"{source.path.name}: the `split` of {splits:,} records is none of ours ({', '.join(SPLITS)}) "
-                f"and is ignored | {splits:,} 条记录的 split 不是我们的取值，不予采用"
+                both(
+                    f"{source.path.name}: the `split` of {splits:,} records is none of ours ({', '.join(SPLITS)}) "
+                    "and is ignored",
+                    f"{splits:,} 条记录的 split 不是我们的取值，不予采用",
+                )
             )
     return notes
 
@@ -707,9 +772,11 @@ def _use_groups(table: _Table, scan: Scan, sources: Sequence[Source], notes: lis
                 continue
             taken[mine[of_source]] = False
             notes.append(
-                f"{source.path.name}: its `group` is ignored: one group has {biggest:,} of the {table.sizes[index]:,} "
-                f"records of {source.category}, and at most {limit:,} may be held out together "
-                f"| group 不予采用：最大的一组有 {biggest:,} 条，一组最多 {limit:,} 条"
+                both(
+                    f"{source.path.name}: its `group` is ignored: one group has {biggest:,} of the {table.sizes[index]:,} "
+                    f"records of {source.category}, and at most {limit:,} may be held out together",
+                    f"group 不予采用：最大的一组有 {biggest:,} 条，一组最多 {limit:,} 条",
+                )
             )
     table.keys[groupers[taken]] = groups[taken]
     table.asks_last[groupers[taken]] = True
@@ -743,9 +810,11 @@ def _rekey_shared_openings(table: _Table, scan: Scan, notes: list[str]) -> None:
     table.keys[records] = said[several]
     table.asks_last[records] = True
     notes.append(
-        f"{len(records):,} conversations open with a turn that more than {LARGEST_KEY:.0%} of their category share: "
-        f"all that the user says decides their side, not the opening alone "
-        f"| {len(records):,} 段对话的开头相同，按用户的全部发言划分留出"
+        both(
+            f"{len(records):,} conversations open with a turn that more than {LARGEST_KEY:.0%} of their category share: "
+            "all that the user says decides their side, not the opening alone",
+            f"{len(records):,} 段对话的开头相同，按用户的全部发言划分留出",
+        )
     )
 
 
@@ -790,10 +859,13 @@ def _held_out(table: _Table, scan: Scan, config: MixConfig, notes: list[str]) ->
         shared |= held & (members(unmarked & (category_of == index)) > table.largest(index))
     staying = unmarked & shared[key_of]
     if staying.any():
+        count = int(np.count_nonzero(staying))
         notes.append(
-            f"{int(np.count_nonzero(staying)):,} records without a mark of their own stay in training though records "
-            f"with the same opening are marked as held out: they are too many "
-            f"| {int(np.count_nonzero(staying)):,} 条记录与留出记录开头相同，但数量太多，仍用于训练"
+            both(
+                f"{count:,} records without a mark of their own stay in training though records with the same opening are "
+                "marked as held out: they are too many",
+                f"{count:,} 条记录与留出记录开头相同，但数量太多，仍用于训练",
+            )
         )
 
     costs = _costs(table, scan, readable, key_of, len(distinct))
@@ -938,8 +1010,11 @@ def _leaks(table: _Table, scan: Scan, states: npt.NDArray[np.uint8], notes: list
     spared[askers[turns]] = True
     if count := int(np.count_nonzero(spared & ~leaks)):
         notes.append(
-            f"{count:,} records ask on the way what held-out records ask, but in turns that many conversations share: "
-            f"kept | {count:,} 条记录含有留出问题，但只是许多对话共有的短句，予以保留"
+            both(
+                f"{count:,} records ask on the way what held-out records ask, but in turns that many conversations share: "
+                "kept",
+                f"{count:,} 条记录含有留出问题，但只是许多对话共有的短句，予以保留",
+            )
         )
     return leaks
 
@@ -966,8 +1041,9 @@ def _check_what_is_left(
             raise UserError(
                 f"{display(source.path)}: all its {readable:,} records are marked as held out (`split`), so nothing of it "
                 "is trained on. Remove `split` from its records; or leave the file out (`skip` under `files:` in "
-                f"{display(CONFIG_DIR / 'mixture.yaml')}) and give it to evaluate_stage.py --data_path "
-                "| 整个文件都标为留出，没有可训练的记录：请去掉 split 字段，或把文件设为 skip"
+                f"{display(CONFIG_DIR / 'mixture.yaml')}) and evaluate on it: "
+                "python scripts/evaluate_stage.py --stage STAGE --data_path FILE.",
+                "整个文件都标为留出，没有可训练的记录：请去掉 split 字段，或把文件设为 skip",
             )
         _check_left(display(source.path), states[span], lost[span], leaks[span], notes)
     for index in table.used():
@@ -987,13 +1063,15 @@ def _check_left(
     if gone and left < LEAST_LEFT * (left + gone):
         raise UserError(
             f"{what}: {left:,} of {left + gone:,} records are left to train on ({told}). Mark fewer records as held out "
-            "(`split`), make sure that they do not all open alike, or pass --heldout_share 0 "
-            f"| 只剩 {left:,} 条可训练：请减少标为留出的记录，或用 --heldout_share 0"
+            "(`split`), make sure that they do not all open alike, or pass --heldout_share 0.",
+            f"只剩 {left:,} 条可训练：请减少标为留出的记录，或用 --heldout_share 0",
         )
     if gone > LARGEST_SHARE * (left + gone):
         notes.append(
-            f"warning: {what}: {gone:,} of {left + gone:,} records are not trained on ({told}) "
-            f"| 注意：{gone:,} 条不用于训练"
+            warning(
+                f"{what}: {gone:,} of {left + gone:,} records are not trained on ({told})",
+                f"注意：{gone:,} 条不用于训练",
+            )
         )
 
 
@@ -1016,7 +1094,7 @@ def _tell_heldout(
         elif heldout < FEW_HELDOUT:
             line += f"; below {FEW_HELDOUT} no accuracy is printed"
             chinese += f"；少于 {FEW_HELDOUT} 条，不给出准确率"
-        notes.append(f"{line} | {chinese}")
+        notes.append(both(line, chinese))
 
 
 # --- second pass: writing -------------------------------------------------------------------------------------------
@@ -1071,7 +1149,9 @@ def write_outputs(
                 bar.set_description(source.path.name)
                 _write_source(source, choice, start, config, outputs, bar)
                 if _file_state(source.path) != scan.states[index]:
-                    raise UserError(f"{display(source.path)}: changed while it was read. Rerun.")
+                    raise UserError(
+                        f"{display(source.path)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行"
+                    )
                 start += scan.counts[index]
             (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the files of an older mix are going
             return {
@@ -1180,7 +1260,8 @@ def output_lock(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"{display(folder)}: another mix is writing there. Wait for it, or give --output_dir."
+                    f"{display(folder)}: another mix is writing there. Wait for it, or give --output_dir.",
+                    "另一个混合任务正在写入：请等它结束，或用 --output_dir",
                 ) from None
             yield
     except OSError as error:

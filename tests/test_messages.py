@@ -17,7 +17,6 @@ from configs.schema import UserError
 SPOKEN = ("configs", "dataset", "evaluation", "model", "scripts", "trainer", "eval_model.py")
 """Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
 ENGLISH_ALONE: tuple[str, ...] = (
-    "dataset/mix.py",
     "dataset/tokenizer_training.py",
     "model/generate.py",
     "model/model_minillm.py",

@@ -615,6 +615,7 @@ def test_advice_fits_the_reason(tmp_path: Path, record: Record, advice: str) -> 
     with pytest.raises(UserError, match=f"no readable record.*{advice}") as raised:
         mixed(tmp_path, {"a.jsonl": ("general", [record] * 9)})
     assert "one JSON record a line" not in str(raised.value)
+    assert raised.value.chinese.startswith("9 条记录不可用：")
 
 
 def test_reasons_that_name_something_do_not_fill_the_manifest(tmp_path: Path) -> None:
