@@ -16,6 +16,7 @@ import regex
 
 from configs.cli import Parser
 from configs.flags import env_path
+from configs.messages import warn
 from configs.paths import (
     DATA_DIR,
     IDENTITY_SAMPLE,
@@ -320,7 +321,10 @@ def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) 
             _log("too few lines to hold any out: learning from all of them, with none left to measure on")
     if first is None:
         _warn_of_unreadable(corpus)
-        raise UserError(f"{display(corpus.paths[0])}: no text to train on. Give JSONL files of records that hold text.")
+        raise UserError(
+            f"{display(corpus.paths[0])}: no text to train on. Give JSONL files of records that hold text.",
+            "没有可训练的文本：请提供含文本的 JSONL",
+        )
     tokenizer = learn(itertools.chain([first], texts), args.vocab_size, pattern)
     if corpus.reached_max_chars:
         _log(f"the text after the first {args.max_chars:,} characters is not used (--max-chars)")
@@ -337,9 +341,10 @@ def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) 
     size = tokenizer.get_vocab_size()
     _log(f"learnt {size:,} tokens from {corpus.num_characters:,} characters in {corpus.num_texts:,} texts")
     if size < args.vocab_size:
-        _log(
-            f"warning: the text is too small for {args.vocab_size:,} tokens, the vocabulary has {size:,}. "
-            "Give more text to fill it."
+        warn(
+            f"the text is too small for {args.vocab_size:,} tokens, the vocabulary has {size:,}. "
+            "Give more text to fill it.",
+            f"文本太少，词表只有 {size:,} 个词元：请提供更多文本",
         )
 
     statistics = measure_vocabulary(tokenizer, corpus.heldout_texts(), corpus.training_texts("measuring 测量"))
@@ -356,13 +361,18 @@ def _corpus(args: argparse.Namespace) -> Corpus:
     if args.vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
             f"--vocab-size {args.vocab_size}: must be {SMALLEST_VOCABULARY} or more "
-            f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens)."
+            f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens).",
+            f"词表太小：至少 {SMALLEST_VOCABULARY}",
         )
     if args.leave_out_every < 0 or args.leave_out_every == 1:
-        raise UserError(f"--leave-out-every {args.leave_out_every}: must be 0 (none) or 2 or more.")
+        raise UserError(
+            f"--leave-out-every {args.leave_out_every}: must be 0 (none) or 2 or more.", "只能是 0（不留出）或不小于 2"
+        )
     for name in ("doc_cap", "max_chars"):
         if getattr(args, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 0 (all) or more.")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: must be 0 (all) or more.", "不能为负；0 为全部"
+            )
     paths = [find_dataset(path) for path in args.input] if args.input else default_inputs()
     heldout = [find_dataset(path) for path in args.heldout] if args.heldout else heldout_siblings(paths)
     return Corpus(
@@ -379,7 +389,10 @@ def _warn_of_unreadable(corpus: Corpus) -> None:
         reasons = sum((counts for (other, _), counts in corpus.unreadable.items() if other == path), Counter[str]())
         if reasons:
             listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(3))
-            _log(f"warning: {display(path)}: {reasons.total():,} records that no stage can read are skipped ({listed})")
+            warn(
+                f"{display(path)}: {reasons.total():,} records that no stage can read are skipped ({listed})",
+                f"跳过 {reasons.total():,} 条无法读取的记录",
+            )
 
 
 def _log(message: str) -> None:

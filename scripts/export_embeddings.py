@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Records + tokenizer -> tensor folder, unless one that fits is there."""
     arguments = build_parser().parse_args(argv)
     if arguments.inspect < 0:
-        raise UserError(f"--inspect {arguments.inspect}: must be 0 or more.")
+        raise UserError(f"--inspect {arguments.inspect}: must be 0 or more.", "样本数不能为负")
     job = resolve_job(arguments)
     manifest = current_tensors(job)
     if manifest is not None:

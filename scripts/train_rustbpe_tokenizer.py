@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.max_han_run < 0:
-        raise UserError(f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more.")
+        raise UserError(f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more.", "不能为负；0 为不限")
 
     def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
         bars: list[Progress] = []

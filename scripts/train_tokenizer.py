@@ -30,12 +30,17 @@ def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokeniz
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise UserError("the package `tokenizers` is missing. Install it with: pip install tokenizers") from None
+        raise UserError(
+            "the package `tokenizers` is missing. Install it with: pip install tokenizers",
+            "缺少 tokenizers 包：请运行 pip install tokenizers",
+        ) from None
     model = Tokenizer(models.BPE())
     try:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
     except Exception as error:  # the package raises bare Exception for a pattern its engine can't compile
-        raise UserError(f"--split-pattern {pattern!r}: can't be compiled ({error}).") from None
+        raise UserError(
+            f"--split-pattern {pattern!r}: can't be compiled ({error}).", "切分规则无法编译：请修改"
+        ) from None
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     trainer = trainers.BpeTrainer(

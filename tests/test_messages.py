@@ -17,13 +17,9 @@ from configs.schema import UserError
 SPOKEN = ("configs", "dataset", "evaluation", "model", "scripts", "trainer", "eval_model.py")
 """Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
 ENGLISH_ALONE: tuple[str, ...] = (
-    "dataset/tokenizer_training.py",
     "model/generate.py",
     "model/model_minillm.py",
     "scripts/doctor.py",
-    "scripts/export_embeddings.py",
-    "scripts/train_rustbpe_tokenizer.py",
-    "scripts/train_tokenizer.py",
     "trainer/checkpoint.py",
     "trainer/choices.py",
     "trainer/metrics.py",
