@@ -111,17 +111,17 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path, remedy: str, chinese: str) -> Any:
+def read_json(path: Path, remedy: str, chinese: str = "") -> Any:
     """Read a JSON file.
 
-    Raises: UserError when it is missing or torn, with what to do about it (`remedy`, `chinese`).
+    Raises: UserError when it is missing or torn, with `remedy` and the Chinese half.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing. {remedy}", f"文件缺失：{chinese}") from None
+        raise UserError(f"{path}: missing. {remedy}", chinese) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({error}). {remedy}", f"文件损坏或无法读取：{chinese}") from error
+        raise UserError(f"{path}: can't be read ({error}). {remedy}", chinese) from error
 
 
 def append_line(path: Path, value: Any) -> None:

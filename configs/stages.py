@@ -239,7 +239,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     record: dict[str, Any] = read_json(
-        path, "Delete it, then rerun: the stage is looked at afresh.", "请删除它，然后重新运行"
+        path, "Delete it, then rerun: the stage is looked at afresh.", "阶段记录损坏：请删除，然后重新运行"
     )
     return record
 

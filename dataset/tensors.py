@@ -62,7 +62,9 @@ MANIFEST_PARTS = (
 def read_manifest(path: Path) -> Manifest:
     """What a tensor folder says about itself. Raises: UserError when it has no manifest that this version can read."""
     file = path / MANIFEST_FILE
-    manifest = read_json(file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"请运行 {EXPORT_COMMAND} 阶段名")
+    manifest = read_json(
+        file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"张量缺失或损坏：请运行 {EXPORT_COMMAND} 阶段名"
+    )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("stage") not in STAGES:
         raise UserError(
             f"{display(file)}: made by another version. Delete the folder and rerun: {EXPORT_COMMAND} STAGE.",

@@ -299,7 +299,7 @@ class RustBPETokenizer:
             raise UserError(f"{path}: {error} {_REMEDY}", f"分词器有误（{error.chinese}）：{_REMEDY_CHINESE}") from None
         meta_path = path.with_name("tokenizer_meta.json")
         if meta_path.exists():
-            meta = read_json(meta_path, _REMEDY, _REMEDY_CHINESE)
+            meta = read_json(meta_path, _REMEDY, f"分词器说明损坏：{_REMEDY_CHINESE}")
             if not isinstance(meta, dict) or meta.pop("sha256", None) != tokenizer.sha256:
                 raise UserError(
                     f"{meta_path}: does not belong to the tokenizer.pkl beside it. {_REMEDY}",

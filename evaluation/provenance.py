@@ -108,7 +108,7 @@ def is_of_the_same_mix(path: Path, training_data: Sources) -> bool:
 
 def _mix_in(folder: Path) -> dict[str, Any]:
     try:
-        manifest = read_json(folder / MANIFEST_FILE, "", "")
+        manifest = read_json(folder / MANIFEST_FILE, "")
     except UserError:
         return {}
     return manifest if isinstance(manifest, dict) else {}
