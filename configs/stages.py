@@ -10,6 +10,8 @@ import json
 import os
 import re
 import secrets
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from configs.flags import (
     weight_file,
 )
 from configs.load import load_file_categories, load_profile
+from configs.messages import both
 from configs.paths import (
     DANGER_PROMPTS,
     DATA_DIR,
@@ -334,6 +337,8 @@ class StageBook:
         replaces = self._to_be_replaced(stage) if broken else record.get("replaces")
         if broken and stage == "export":  # which would take whole tensors for its own work; the others write anew
             _remove(self.hashes.locate(label) for label in record["outputs"])
+        if stale and stage == "tokenizer" and not self.pipeline.train_tokenizer:
+            self._set_trained_tokenizer_aside()
         made_from, judged_by = self.fingerprint(stage), self.evaluation_fingerprint(stage)
         judged_anew = bool(record) and record["evaluation"] != judged_by
         run_id = record.get("run_id", "")
@@ -346,6 +351,17 @@ class StageBook:
             stage, status="running", fingerprint=made_from, evaluation=judged_by, run_id=run_id, replaces=replaces
         )
         return True
+
+    def _set_trained_tokenizer_aside(self) -> None:
+        """Keep the tokenizer of an earlier run under another name, where later stages do not find it."""
+        trained = self.pipeline.out_dir / "tokenizer"
+        if not trained.is_dir():
+            return
+        kept = trained.with_name("tokenizer.previous")
+        shutil.rmtree(kept, ignore_errors=True)
+        trained.replace(kept)
+        note = f"{display(trained)}: not used without ENABLE_RUSTBPE=1; kept as {display(kept)}."
+        print(both(note, "之前训练的分词器不再使用，已改名保留"), file=sys.stderr, flush=True)
 
     def must_start_over(self, stage: str) -> bool:
         """Whether a trainer must not take the weights that are there for its own: they are damaged, or to be made again.

@@ -91,7 +91,8 @@ skipped = ("log_interval", "from_resume", "from_weight", "profile", "data_path",
 made_from = [stage] + [f"{key}={flags[key]}" for key in sorted(flags) if key not in skipped]
 if "from_weight" in flags:
     made_from.append(hashlib.sha256(Path(flags["from_weight"]).read_bytes()).hexdigest())
-state = out / "checkpoints" / stage / "fingerprint" / "state.pt"
+of_these = hashlib.sha256("\\n".join(made_from).encode()).hexdigest()[:16]
+state = out / "checkpoints" / stage / of_these / "state.pt"
 again = flags.get("from_resume") == "0"
 if weights.exists() and weights.read_text() == "\\n".join(made_from) and not again and not state.exists():
     print("trained already")

@@ -634,6 +634,7 @@ def test_a_trained_tokenizer_serves_every_later_stage_until_it_is_switched_off(f
     assert all(words[words.index("--tokenizer_dir") + 1] == trained for words in later)
     assert fresh.run(ENABLE_RUSTBPE="1", PATH=path).stages() == UP_TO_DATE
     assert fresh.run(PATH=path).started() == ["tokenizer", "export", "pretrain", "sft", "dpo"]
+    assert (fresh.root / "out" / "tokenizer.previous" / "tokenizer.pkl").is_file()
     later = [call["argv"] for call in fresh.calls()]
     assert all(words[words.index("--tokenizer_dir") + 1] == str(fresh.root / "model") for words in later)
 
