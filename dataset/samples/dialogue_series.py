@@ -24,7 +24,8 @@ NUM_TYPED = 22
 """Training records of a series with one turn, or one a wording where there are more."""
 NUM_TRIES = 4 * NUM_TYPED
 NUM_CHAINS_AN_ANSWER = 1.75
-"""Conversations in which another one is asked for, for each answer of a series."""
+FAVOURITES, NUM_FAVOURITE_CHAINS = ("joke", "story", "riddle", "poem"), 6.0
+"""Conversations in which another one is asked for, for each answer of a series, and of those that people ask for most."""
 NUM_IDIOM_GAMES = 60
 SMILES: tuple[Turn, ...] = (
     ("哈哈哈", "看你笑我也开心，再聊点有趣的吧。"),
@@ -148,10 +149,17 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 # --- another one ------------------------------------------------------------------------------------------------
 
 
+def _opening(one: Series, start: int, rng: random.Random) -> str:
+    """The wording of this number with the mark and the words around it that somebody may type, but none that make it
+    another wording, which has an answer of its own."""
+    question = typed(one.ask[start], rng, form_of(one.ask[start], "mark"))
+    return question if key(question) == key(one.ask[start]) else one.ask[start]
+
+
 def chain(one: Series, start: int, num_more: int, rng: random.Random) -> list[Turn]:
     """An opening and `num_more` times another one, now and then with a smile in between. `start`: the wording."""
     position = one.first(start)
-    turns: list[Turn] = [(typed(one.ask[start], rng, form_of(one.ask[start], "mark")), one.answers[position])]
+    turns: list[Turn] = [(_opening(one, start, rng), one.answers[position])]
     for _ in range(min(num_more, len(one.answers) - 1)):
         if one.solutions and rng.random() < 0.75:
             turns += guesses(one, position, rng)
@@ -181,7 +189,8 @@ def guesses(one: Series, position: int, rng: random.Random, half: Half = "traini
 
 def _chains(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Conversations that begin with each first answer and reach the next one, so that no step is left out."""
-    for number in range(round(NUM_CHAINS_AN_ANSWER * len(one.answers))):
+    an_answer = NUM_FAVOURITE_CHAINS if one.name in FAVOURITES else NUM_CHAINS_AN_ANSWER
+    for number in range(round(an_answer * len(one.answers))):
         num_more = (NUM_FIRST, 2, 3, 1)[number // one.num_first % 4]
         yield record(chain(one, number % len(one.ask), num_more, rng), kind="turns")
 
@@ -250,7 +259,7 @@ def _games(rng: random.Random) -> Iterator[dict[str, Any]]:
         yield record([(opening, GAME_START)], kind="chat", split="validation", cluster="chat:idioms")
     for idiom in idioms():
         yield record(
-            [(rng.choice(("成语接龙：{}", "我先来：{}", "{}", "接龙，{}")).format(idiom), idiom_reply(idiom))],
+            [(rng.choice(("成语接龙：{}", "我先来：{}", "接龙，{}")).format(idiom), idiom_reply(idiom))],
             kind="chat",
         )
     for number in range(NUM_IDIOM_GAMES):
