@@ -233,7 +233,7 @@ def test_what_does_not_compile_runs_without_after_one_line(capsys: pytest.Captur
     config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
     assert rehearse(config, steps.model, steps, CPU, free_to_choose=True) == replace(config, use_compile=False)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("torch.compile failed (no C++ compiler): training goes on without it")
+    assert line.startswith("warning: torch.compile failed (no C++ compiler): training goes on without it")
 
 
 GPU = Runtime(torch.device("cuda"), torch.float32)
@@ -368,7 +368,7 @@ def test_a_like_machine_repeats_the_threads_that_a_run_began_with(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # else they are lowered to the cores
     assert tiny.train("pretrain", "--seed", "4") == 0
-    assert asked == [1]
+    assert asked[-1] == 1
 
 
 def test_a_dtype_that_was_asked_for_is_kept_on_another_machine(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def test_a_device_that_is_not_there_is_named_with_the_way_out(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match=r"sees no CUDA GPU. Run scripts/doctor\.py"):
+    with pytest.raises(UserError, match=r"sees no CUDA GPU. Run python scripts/doctor\.py"):
         choose_device("cuda")
     with pytest.raises(UserError, match="no MPS"):
         choose_device("mps")
