@@ -79,6 +79,8 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
     assert seen(Sampling(temperature=1.0, top_k=2)) == {0, 1}
     assert seen(Sampling(temperature=1.0, top_p=0.75)) == {0, 1}
     assert seen(Sampling(temperature=1.0, top_p=0.01)) == {0}
+    logits = torch.zeros(1, 4)
+    assert len(seen(Sampling(temperature=1.0, top_p=0.5))) == 2  # two quarters reach it, no third is taken
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,19 @@ def test_generators_go_on_where_they_were_each_process_with_its_own() -> None:
     assert torch.equal(torch.rand(5), wanted)
 
 
+def test_the_least_number_of_all_processes_counts_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = torch.tensor(3)
+
+    def all_reduce(mine: torch.Tensor, operation: object) -> None:
+        choose = {runtime.dist.ReduceOp.MIN: torch.minimum, runtime.dist.ReduceOp.MAX: torch.maximum}[operation]
+        mine.copy_(choose(mine, others))
+
+    monkeypatch.setattr(runtime.dist, "all_reduce", all_reduce)
+    two = replace(CPU, world_size=2)
+    assert [two.least_over_ranks(mine) for mine in (2, 3, 8)] == [2, 3, 3]
+    assert CPU.least_over_ranks(8) == 8
+
+
 def test_the_pipelines_process_is_watched_only_where_its_id_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ParentWatch().is_gone()
     ended = subprocess.Popen([sys.executable, "-c", ""])
