@@ -533,6 +533,25 @@ def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypa
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
+def test_a_validation_loss_is_that_of_the_rows_of_all_processes(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--from_resume", "0")))
+    model, rows = stage.build_model(), PretrainDataset(stage.tensors_path)
+
+    def validated(rank: int, world_size: int) -> dict[str, float]:
+        stage.runtime = replace(stage.runtime, rank=rank, world_size=world_size)
+        validate = stage._validator(NextToken(), rows)
+        assert validate is not None
+        return validate(model)
+
+    alone = validated(0, 1)
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums.append(value) or value)
+    halves = [validated(rank, 2) for rank in (0, 1)]
+    assert halves[0] != pytest.approx(halves[1])
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums[0] + sums[1])
+    assert validated(0, 2) == validated(1, 2) == pytest.approx(alone)
+
+
 def torchrun(script: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script in two processes, as a user does."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
