@@ -453,6 +453,19 @@ def test_tensors_that_were_compared_once_are_not_read_again_until_they_change(
         check_contents(task.output, manifest)
 
 
+def test_a_byte_changed_under_the_old_size_and_time_of_writing_is_found(tmp_path: Path) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    check_contents(task.output, manifest)
+    array = task.output / "labels.npy"
+    status = array.stat()
+    array.write_bytes(array.read_bytes()[:-1] + b"\x01")
+    while array.stat().st_ctime_ns == status.st_ctime_ns or array.stat().st_mtime_ns != status.st_mtime_ns:
+        os.utime(array, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"labels\.npy: its bytes have changed"):
+        check_contents(task.output, manifest)
+
+
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"labels": 1}', '{"labels": {"size": 1}}'])
 def test_a_torn_note_of_what_was_compared_is_no_harm(tmp_path: Path, note: str) -> None:
     task = job("pretrain", documents(tmp_path / "a.jsonl"))

@@ -1,5 +1,8 @@
 """Generation: batches of ragged prompts equal single ones, and sampling obeys its limits."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +62,22 @@ def test_generation_stops_at_a_stop_token_and_at_the_limit(model: MiniLLM) -> No
     assert len(free) == 9
     stopped = continuation(model, [[1, 2, 3]], {free[3]}, Sampling(max_new_tokens=9))[0]
     assert stopped == free[: free.index(free[3]) + 1]
+
+
+def test_an_answer_has_ended_where_a_stop_token_came_and_not_at_the_limit(model: MiniLLM) -> None:
+    free = continuation(model, [[1, 2, 3]], set(), Sampling(max_new_tokens=9))[0]
+
+    class Numbers:
+        assistant_end_id, end_of_text_id = free[3], -1
+
+        def decode(self, ids: Sequence[int]) -> str:
+            return " ".join(map(str, ids))
+
+    length = free.index(free[3])
+    ended = generation.answer(model, Numbers(), [[1, 2, 3]], Sampling(max_new_tokens=9))
+    assert ended == [generation.Answer(" ".join(map(str, free[:length])), True, length)]
+    cut = generation.answer(model, Numbers(), [[1, 2, 3]], Sampling(max_new_tokens=length))
+    assert cut == [replace(ended[0], ended=False)]
 
 
 def test_one_seed_gives_one_sample_and_another_seed_another(model: MiniLLM) -> None:

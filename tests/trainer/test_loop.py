@@ -166,6 +166,17 @@ def test_weights_that_are_no_numbers_replace_nothing(
     assert len(tiny.states("pretrain")) == (step == 6)  # that of step 4
 
 
+def test_steps_that_are_skipped_but_not_in_a_row_end_no_run(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_rows = len(PretrainDataset(tiny.data / "pretrain_pretrain_tokens"))
+    bad = [0, 1, 2, 4, 5]
+    break_rows({int(rows_of_step(step, 4, num_rows, seed=3)[1]) for step in bad}, monkeypatch)
+    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "8") == 0
+    assert capsys.readouterr().err.count("step skipped") == len(bad)
+    assert tiny.metric("pretrain").keys() == {4, 7, 8}
+
+
 def test_a_resumed_run_counts_the_steps_that_were_skipped_before(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

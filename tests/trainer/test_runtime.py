@@ -137,6 +137,16 @@ def test_the_least_number_of_all_processes_counts_on_each(monkeypatch: pytest.Mo
     assert CPU.least_over_ranks(8) == 8
 
 
+@pytest.mark.parametrize(
+    ("mine", "others", "up"), [(False, 0, False), (True, 0, True), (False, 1, True), (True, 1, True)]
+)
+def test_a_flag_that_one_process_raises_is_up_for_all(
+    monkeypatch: pytest.MonkeyPatch, mine: bool, others: int, up: bool
+) -> None:
+    monkeypatch.setattr(runtime.dist, "all_reduce", lambda value: value.add_(others))
+    assert replace(CPU, world_size=2).any_rank(mine) is up
+
+
 def test_the_pipelines_process_is_watched_only_where_its_id_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ParentWatch().is_gone()
     ended = subprocess.Popen([sys.executable, "-c", ""])
