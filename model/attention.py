@@ -20,7 +20,6 @@ N squares along a row.
 
 import functools
 import importlib.util
-import sys
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -28,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from configs.messages import warn
 
 # --- on a CPU and on MPS --------------------------------------------------------------------------------------------
 
@@ -238,11 +239,10 @@ def _failure(trial: Callable[[], object]) -> str:
 
 @functools.cache
 def _tell(reason: str) -> None:
-    print(
+    warn(
         f"FlexAttention cannot be used here ({reason}); packed documents take PyTorch's masked attention, with the same "
-        "results, more slowly and in more memory. / 无法使用 FlexAttention，改用较慢、占用内存较多的实现，结果相同。",
-        file=sys.stderr,
-        flush=True,
+        "results, more slowly and in more memory.",
+        "无法使用 FlexAttention，改用较慢、占用内存较多的实现，结果相同",
     )
 
 

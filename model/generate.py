@@ -37,15 +37,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {self.max_new_tokens}: must be 1 or more.")
+            raise UserError(f"max_new_tokens = {self.max_new_tokens}: must be 1 or more.", "必须是不小于 1 的整数")
         if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
             raise UserError(
-                f"temperature = {self.temperature}: must be 0 (greedy), or a number of {LOWEST_TEMPERATURE} or more."
+                f"temperature = {self.temperature}: must be 0 (greedy), or a number of {LOWEST_TEMPERATURE} or more.",
+                f"只能是 0（取最可能的词元）或不小于 {LOWEST_TEMPERATURE} 的数",
             )
         if self.top_k < 0:
-            raise UserError(f"top_k = {self.top_k}: must be 0 (all) or more.")
+            raise UserError(f"top_k = {self.top_k}: must be 0 (all) or more.", "必须是不小于 0 的整数（0 表示不限）")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1.")
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1.", "必须大于 0 且不超过 1")
         check_seed(self.seed)
 
 

@@ -356,7 +356,8 @@ class MiniLLM(nn.Module):
         if learning and self.config.rope_scaling_factor != 1.0:
             raise UserError(
                 f"rope_scaling_factor = {self.config.rope_scaling_factor:g}: longer contexts are for inference. "
-                "Train with 1, and set it when the weights are used."
+                "Train with 1, and set it when the weights are used.",
+                "训练时只能为 1：请在使用权重时再设置",
             )
         T, device = input_ids.shape[1], input_ids.device
         start = cache.length if cache is not None else 0

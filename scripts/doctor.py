@@ -25,8 +25,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.cli import run
 from configs.hardware import NOTED_FLAGS, cpu_flags, cpu_has_bf16, cpu_name, memory, num_cores
 from configs.paths import ROOT
+from configs.schema import UserError
 
 PROBE_SECONDS = 5.0
 """Longest wait for a package index, from the name's look-up to the first byte of the answer."""
@@ -114,19 +116,28 @@ def inspect_torch(gpus: Gpus) -> Torch:
     return Torch(torch.__version__, cuda_build, "")
 
 
-def verdict(gpus: Gpus, torch: Torch) -> str:
-    """What must be mended before a training, in one line; empty where nothing must."""
+def verdict(gpus: Gpus, torch: Torch) -> UserError | None:
+    """What must be fixed before a training; None where nothing must."""
     if not torch.problem:
-        return ""
+        return None
     if not gpus.usable:
-        return f"torch {torch.version}: {torch.problem}. Delete the environment (.venv) and rerun."
+        return UserError(
+            f"torch {torch.version}: {torch.problem}. Delete the environment (.venv) and rerun: bash scripts/run.sh",
+            "PyTorch 无法导入：请删除 .venv 后重新运行该命令",
+        )
     if not torch.cuda_build:
-        remedy = "Delete the environment (.venv) and rerun, so that the build for GPUs is installed"
+        remedy = "Delete the environment (.venv) and rerun bash scripts/run.sh, so that the build for GPUs is installed"
+        chinese = "删除 .venv 后重新运行 bash scripts/run.sh"
     else:
-        remedy = "Update the NVIDIA driver, or set TORCH_INDEX_URL to the index of a CUDA version it supports and rerun"
-    return (
+        remedy = (
+            "Update the NVIDIA driver, or set TORCH_INDEX_URL to the index of a CUDA version it supports and rerun "
+            "bash scripts/run.sh"
+        )
+        chinese = "更新显卡驱动，或用 TORCH_INDEX_URL 换成驱动支持的 CUDA 版本"
+    return UserError(
         f"torch {torch.version} can't use the GPU ({gpus.names[0]}): {torch.problem}. {remedy}; "
-        "to train on the CPU on purpose, set CUDA_VISIBLE_DEVICES to nothing."
+        "to train on the CPU on purpose, set CUDA_VISIBLE_DEVICES to nothing.",
+        f"PyTorch 无法使用显卡：请{chinese}；只用 CPU 就把 CUDA_VISIBLE_DEVICES 设为空",
     )
 
 
@@ -213,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report; 1 where torch can't use what is there."""
+    """Report. Raises: UserError where torch can't use what is there."""
     arguments = build_parser().parse_args(argv)
     if arguments.probe:
         return 0 if answers_in_time(arguments.probe) else 1
@@ -223,11 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     torch = inspect_torch(gpus)
     print(report(gpus, torch), flush=True)
-    problem = verdict(gpus, torch)
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problem else 0
+    if problem := verdict(gpus, torch):
+        raise problem
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -16,19 +16,6 @@ from configs.schema import UserError
 
 SPOKEN = ("configs", "dataset", "evaluation", "model", "scripts", "trainer", "eval_model.py")
 """Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
-ENGLISH_ALONE: tuple[str, ...] = (
-    "model/generate.py",
-    "model/model_minillm.py",
-    "scripts/doctor.py",
-    "trainer/checkpoint.py",
-    "trainer/choices.py",
-    "trainer/metrics.py",
-    "trainer/objectives.py",
-    "trainer/processes.py",
-    "trainer/recipe.py",
-    "trainer/runtime.py",
-)
-"""Files whose messages still lack a Chinese half."""
 PRINTERS = ("configs/__init__.py", "configs/cli.py", "configs/messages.py")
 """What puts the first word before a message."""
 HAN = re.compile("[一-鿿]")
@@ -76,7 +63,7 @@ def sources() -> list[Path]:
     found = [
         path for name in SPOKEN for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
     ]
-    return sorted(path for path in found if path.relative_to(ROOT).as_posix() not in (*ENGLISH_ALONE, *PRINTERS))
+    return sorted(path for path in found if path.relative_to(ROOT).as_posix() not in PRINTERS)
 
 
 def texts_of(node: ast.AST) -> list[str]:

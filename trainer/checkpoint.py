@@ -48,7 +48,8 @@ def require_finite(model: nn.Module, path: Path, when: str) -> None:
     if broken:
         raise UserError(
             f"{display(path)}: not written, since {len(broken)} of {len(state)} tensors hold NaN or infinity {when} (the first "
-            f"is {broken[0]}); what was there before is kept. Lower --learning_rate or --grad_clip."
+            f"is {broken[0]}); what was there before is kept. Lower --learning_rate or --grad_clip.",
+            "权重里有 NaN 或无穷大，没有写入：请调低 --learning_rate 或 --grad_clip",
         )
 
 
@@ -63,25 +64,39 @@ def _save(path: Path, content: dict[str, Any]) -> None:
             raise
 
 
-def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
+def read_checkpoint(path: Path, remedy: str, chinese: str = "请换一个文件") -> dict[str, Any]:
     """Load a file written by `torch.save` that holds tensors and plain data; nothing in it is ever executed.
 
-    Raises: UserError with `remedy` when it is missing, cut short, or holds anything else.
+    Args: chinese: the remedy again. Raises: UserError with the remedy when the file is missing, cut short, or holds
+    anything else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{display(path)}: no such file. {remedy}") from None
+        raise UserError(f"{display(path)}: no such file. {remedy}", f"找不到文件：{chinese}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{display(path)}: holds more than tensors and plain data, or is damaged; it was not executed. {remedy}"
+            f"{display(path)}: holds more than tensors and plain data, or is damaged; it was not executed. {remedy}",
+            f"含有张量以外的内容或已损坏，未执行：{chinese}",
         ) from None
     except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise UserError(f"{display(path)}: damaged or cut short ({reason}). {remedy}") from None
+        raise UserError(
+            f"{display(path)}: damaged or cut short ({reason}). {remedy}", f"文件损坏或不完整：{chinese}"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(f"{display(path)}: not a MiniLLM file. {remedy}")
+        raise UserError(f"{display(path)}: not a MiniLLM file. {remedy}", f"不是 MiniLLM 的文件：{chinese}")
     return content
+
+
+def _trainer_of(path: Path) -> str:
+    """The command that trains the weights of a file by its name; empty where there is none."""
+    return trainer_command(re.sub(r"_\d+(_moe)?\.pth$", "", path.name))
+
+
+def _retraining(path: Path) -> str:
+    command = _trainer_of(path)
+    return f"Train it again: {command}; or give another path." if command else "Give another path."
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
@@ -89,11 +104,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
 
     Raises: UserError when it is missing, damaged, or not a MiniLLM checkpoint.
     """
-    content = read_checkpoint(path, "Train that stage again, or give another path.")
+    content = read_checkpoint(path, _retraining(path), "请重新训练，或换一个路径")
     if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
         keys = ", ".join(sorted(map(str, content))[:3])
         raise UserError(
-            f"{display(path)}: not a MiniLLM checkpoint (it has {len(content)} keys: {keys} ...). Give another path."
+            f"{display(path)}: not a MiniLLM checkpoint (it has {len(content)} keys: {keys} ...). Give another path.",
+            "不是 MiniLLM 的权重文件：请换一个路径",
         )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config, content["manifest"]
@@ -125,8 +141,8 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     if problems:
         shown = "; ".join(sorted(problems)[:3])
         raise UserError(
-            f"{display(path)}: weights of another shape ({len(problems)} tensors differ: {shown}). "
-            "Train the stage before again, or leave the shape to the checkpoint."
+            f"{display(path)}: weights of another shape ({len(problems)} tensors differ: {shown}). {_retraining(path)}",
+            "权重与模型形状不符：请重新训练，或换一个路径",
         )
     model.load_state_dict(state, strict=True)
 
@@ -137,7 +153,8 @@ def check_tokenizer(path: Path, manifest: dict[str, Any], tokenizer_sha256: str,
     if of_weights != tokenizer_sha256:
         raise UserError(
             f"{display(path)}: made with another tokenizer ({of_weights[:8]}) than {what} ({tokenizer_sha256[:8]}). "
-            "Rerun export_embeddings.py and the stage before with one tokenizer, or pass --tokenizer_dir."
+            "Make all with one tokenizer: bash scripts/run.sh; or pass --tokenizer_dir.",
+            "分词器不一致：请用同一个分词器重做，或用 --tokenizer_dir 指定",
         )
 
 
@@ -204,7 +221,10 @@ class ResumeState:
             return None
         state = read_state(self.path)
         if state["fingerprint"] != self.fingerprint:
-            raise UserError(f"{display(self.path)}: the state of other settings or data. {_remedy(self.path)}")
+            raise UserError(
+                f"{display(self.path)}: the state of other settings or data. {_remedy(self.path)}",
+                f"属于另一组设置或数据：{START_AGAIN}",
+            )
         return state
 
     def others(self) -> Iterator[dict[str, Any]]:
@@ -233,19 +253,24 @@ def _remedy(path: Path) -> str:
     return f"Delete {display(path.parent)} to train this stage from its start."
 
 
+START_AGAIN = "请删除该文件夹，从头训练此阶段"
+"""The same remedy in Chinese."""
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """A resume state and, added to it, its `path`.
 
     Raises: UserError when it is damaged, or a part is missing or of another type.
     """
-    state = read_checkpoint(path, _remedy(path))
+    state = read_checkpoint(path, _remedy(path), START_AGAIN)
     wrong = [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name), kind)]
     if not wrong:
         wrong = [f"choices.{name}" for name in CHOICE_PARTS if name not in state["choices"]]
         wrong += [] if 0 < state["step"] <= state["num_steps"] else ["step"]
     if wrong:
         raise UserError(
-            f"{display(path)}: no resume state of this version ({wrong[0]} is missing or of another type). {_remedy(path)}"
+            f"{display(path)}: no resume state of this version ({wrong[0]} is missing or of another type). {_remedy(path)}",
+            f"不是此版本的续训状态：{START_AGAIN}",
         )
     return state | {"path": path}
 
@@ -257,13 +282,18 @@ def fitting(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         reason = str(error).splitlines()[0].rstrip(" :") if str(error) else type(error).__name__
-        raise UserError(f"{display(path)}: does not fit this run ({reason}). {_remedy(path)}") from None
+        raise UserError(
+            f"{display(path)}: does not fit this run ({reason}). {_remedy(path)}", f"与本次训练不符：{START_AGAIN}"
+        ) from None
 
 
 def weights_fingerprint(path: Path) -> str:
     """SHA-256 of a weight file. Raises: UserError when it is missing."""
     if not path.is_file():
-        command = trainer_command(re.sub(r"_\d+(_moe)?\.pth$", "", path.name))
-        remedy = f"Train them: {command}; or give another --from_weight." if command else "Give another --from_weight."
-        raise UserError(f"{display(path)}: no such weights. {remedy}")
+        command = _trainer_of(path)
+        raise UserError(
+            f"{display(path)}: no such weights. "
+            + (f"Train them: {command}; or give another --from_weight." if command else "Give another --from_weight."),
+            "没有这样的权重：请" + ("先运行该命令训练，或" if command else "") + "换 --from_weight",
+        )
     return sha256_file(path)

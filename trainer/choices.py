@@ -5,7 +5,6 @@ Symbols: B tokens of a step, D tokens of the whole run, M what a step costs besi
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from configs.hardware import memory
+from configs.messages import warn
 from configs.schema import ModelConfig, TrainConfig, UserError
 from model.model_minillm import MiniLLM
 from trainer.flops import newton_schulz_flops, training_flops
@@ -163,7 +163,8 @@ def fill_in(
     if config.tokens_per_step and config.batch_size and config.accumulation_steps:
         raise UserError(
             f"tokens_per_step = {config.tokens_per_step} beside batch_size and accumulation_steps: they already say how large "
-            "a step is. Pass --accumulation_steps 0, or leave tokens_per_step out."
+            "a step is. Pass --accumulation_steps 0, or leave tokens_per_step out.",
+            "与 batch_size、accumulation_steps 重复：请去掉其一",
         )
     resolved = resolved_values(config, stage, shape, data, fresh=fresh)
     config = replace(config, learning_rate=resolved["learning_rate"], embedding_lr_ratio=resolved["embedding_lr_ratio"])
@@ -192,7 +193,8 @@ def _fill_in_batch(
     """The rows of a step of so many tokens, as micro-batches."""
     if config.accumulation_steps and not config.batch_size:
         raise UserError(
-            f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone."
+            f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone.",
+            "缺少 batch_size：请两者都给，或只给 tokens_per_step",
         )
     each = max(1, round(tokens / row_tokens / runtime.world_size))  # rows of a step in one process
     if config.batch_size:
@@ -271,7 +273,8 @@ def _halved(config: TrainConfig, free_to_choose: bool, resuming: bool, runtime: 
     if size == 1 or not free_to_choose:
         raise UserError(
             f"batch_size = {size}: {'a single row' if size == 1 else 'a micro-batch of so many rows'} does not fit the "
-            "GPU's memory. Pass --gradient_checkpointing, a smaller --batch_size or --max_seq_len, or a smaller model."
+            "GPU's memory. Pass --gradient_checkpointing, a smaller --batch_size or --max_seq_len, or a smaller model.",
+            "显存放不下：请加 --gradient_checkpointing，或减小批量、长度或模型",
         )
     torch.compiler.reset()  # else the blocks are compiled anew for rows of any number, which is slower
     torch.cuda.empty_cache()
@@ -281,12 +284,10 @@ def _halved(config: TrainConfig, free_to_choose: bool, resuming: bool, runtime: 
         smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)
         parts = rows // smaller
         if runtime.is_main:
-            print(
+            warn(
                 f"micro-batches of {size} rows, which this run began with, do not fit the GPU's memory now: it goes on with "
-                f"{parts} of {smaller} a step, the same rows; its numbers will differ by rounding. "
-                f"(显存放不下原来的 {size} 行，改为每步 {parts} × {smaller} 行，数据不变)",
-                file=sys.stderr,
-                flush=True,
+                f"{parts} of {smaller} a step, the same rows; its numbers will differ by rounding.",
+                f"显存放不下原来的 {size} 行，改为每步 {parts} × {smaller} 行，数据不变",
             )
     return replace(config, batch_size=smaller, accumulation_steps=parts)
 
@@ -294,8 +295,7 @@ def _halved(config: TrainConfig, free_to_choose: bool, resuming: bool, runtime: 
 def _say_without_compiler(error: Exception | None, runtime: Runtime) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160] if error else "in another process"
     if runtime.is_main:
-        print(
-            f"torch.compile failed ({reason}): training goes on without it, a little slower (编译失败，改为不编译继续训练)",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"torch.compile failed ({reason}): training goes on without it, a little slower",
+            "编译失败，改为不编译继续训练",
         )

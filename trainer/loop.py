@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.paths import display
 from configs.progress import is_wide
-from configs.schema import TrainConfig
+from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import rows_of_step
 from trainer.checkpoint import ResumeState, fitting, require_finite
 from trainer.choices import CHOSEN
@@ -64,7 +64,7 @@ class TrainingStopped(Exception):
     """The run was asked to end before its last step; its state is saved."""
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(UserError):
     """Too many steps in a row had no finite loss."""
 
 
@@ -326,10 +326,12 @@ class Run:
         rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
         self.say(f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: step skipped. Its rows: {rows}")
         if self.skipped >= self.skips_allowed:
+            stage = self.state.stage_folder.name
             count = "1 step" if self.skipped == 1 else f"{self.skipped} steps in a row"
             raise TrainingDiverged(
                 f"{count} of {self.num_steps} without a finite loss (last rows: {rows}). "
-                "Lower --learning_rate, or look at the rows with export_embeddings.py --inspect."
+                f"Lower --learning_rate, or look at the data: python scripts/export_embeddings.py {stage} --inspect 3.",
+                "损失不再是有限的数：请调低 --learning_rate，或检查数据",
             )
 
     def tell_of_overflow(self, step: int, loss_scale: float) -> None:
@@ -341,7 +343,8 @@ class Run:
         if self.overflows >= MAX_OVERFLOWS:
             raise TrainingDiverged(
                 f"{self.overflows} steps in a row whose gradients float16 cannot hold, the last at loss scale {loss_scale:g}. "
-                "Lower --learning_rate, or pass --dtype float32."
+                "Lower --learning_rate, or pass --dtype float32.",
+                "梯度超出 float16 的范围：请调低 --learning_rate，或用 --dtype float32",
             )
 
     def evaluate(self, step: int, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.artifacts import append_line, atomic_write
+from configs.messages import warning
 from configs.progress import progress_bar
 from configs.schema import UserError
 
@@ -119,7 +120,10 @@ class Metrics:
         if name not in self.failing:
             self.failing.add(name)
             self.say(
-                f"warning: {name} failed ({_reason(error)}); training goes on, its metrics are in {self.path.name}"
+                warning(
+                    f"{name} failed ({_reason(error)}); training goes on, its metrics are in {self.path.name}",
+                    "该记录工具出错，训练继续，指标仍写入此文件",
+                )
             )
 
 
@@ -236,14 +240,17 @@ def _tracker(tf_dir: Path, name: str, settings: dict[str, Any]) -> Listener:
         except Exception as error:
             raise _not_started(kind.name, kind.login, kind.offline, error) from error
     raise UserError(
-        "--use_wandb: neither wandb nor swanlab is installed. pip install wandb (or swanlab), or leave the flag out."
+        "--use_wandb: neither wandb nor swanlab is installed. Run python -m pip install wandb (or swanlab), or leave the "
+        "flag out.",
+        "wandb 和 swanlab 都没有安装：请安装其一，或去掉该选项",
     )
 
 
 def _not_started(name: str, login: str, offline: str, error: Exception) -> UserError:
     return UserError(
         f"--use_wandb: {name} did not start ({_reason(error)}). Log in with `{login}`, "
-        f"or set {offline} to keep its files here, or leave the flag out."
+        f"or set {offline} to keep its files here, or leave the flag out.",
+        "没能启动：请先登录，或改为离线，或去掉该选项",
     )
 
 

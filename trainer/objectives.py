@@ -152,7 +152,9 @@ def reference_logps(stage: "Stage", parts: Mapping[str, "Rows"]) -> dict[str, Pa
         with np.load(path, allow_pickle=False) as saved:
             return {name: PairLogps(*(torch.from_numpy(saved[f"{name}_{side}"]) for side in SIDES)) for name in parts}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error}). Delete it and rerun; it is computed anew.") from None
+        raise UserError(
+            f"{path}: damaged ({error}). Delete it and rerun; it is computed anew.", "文件损坏：请删除后重新运行"
+        ) from None
 
 
 SIDES = ("chosen", "rejected")

@@ -107,7 +107,8 @@ def _await_helpers(group: Group) -> None:
         if any(helper.poll() is not None for helper, _ in group.helpers) or time.monotonic() > deadline:
             raise UserError(
                 f"a helper process did not start: {group.failure() or 'no message'}\n"
-                "Rerun; or train in one process with --cpu_processes 1."
+                "Rerun; or train in one process with --cpu_processes 1.",
+                "辅助进程没能启动：请重新运行，或加 --cpu_processes 1",
             )
         time.sleep(0.05)
 

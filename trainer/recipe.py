@@ -16,6 +16,7 @@ from torch import nn
 
 from configs.artifacts import RECIPE_VERSION, fingerprint, require_writable
 from configs.flags import TrainRun, latest_weights, run_settings, weight_file
+from configs.messages import warning
 from configs.paths import display, find_dataset
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
 from dataset.records import bare_name
@@ -45,7 +46,6 @@ from trainer.loop import (
     Rows,
     Run,
     StopSignal,
-    TrainingDiverged,
     TrainingStopped,
     choices,
     steps_of_run,
@@ -136,18 +136,21 @@ class Stage:
         self.runtime.barrier()
         if manifest["stage"] != self.run.stage:
             raise UserError(
-                f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path."
+                f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path.",
+                "这是其他阶段的数据：请换 --data_path",
             )
         if manifest["tokenizer_sha256"] != self.tokenizer.sha256:
             raise UserError(
                 f"{where}: made with another tokenizer ({manifest['tokenizer_sha256'][:8]}) than "
                 f"{display(self.run.tokenizer_dir)} ({self.tokenizer.sha256[:8]}). "
-                f"Rerun export_embeddings.py {self.run.stage}, or pass --tokenizer_dir."
+                f"Rerun python scripts/export_embeddings.py {self.run.stage}, or pass --tokenizer_dir.",
+                "数据用的是另一个分词器：请重新运行该命令，或用 --tokenizer_dir 指定",
             )
         if manifest["max_length"] > self.config.max_seq_len:
             raise UserError(
                 f"{where}: rows of {manifest['max_length']} tokens, but --max_seq_len is {self.config.max_seq_len}. "
-                f"Rerun export_embeddings.py {self.run.stage} --max-length {self.config.max_seq_len}."
+                f"Rerun python scripts/export_embeddings.py {self.run.stage} --max-length {self.config.max_seq_len}.",
+                "数据的行比 --max_seq_len 长：请重新运行该命令",
             )
 
     def _start_path(self) -> Path | None:
@@ -175,7 +178,8 @@ class Stage:
             if key != "dropout" and getattr(shape, key) != value:
                 raise UserError(
                     f"--{key} {value}: {display(self.start_path)} was made with {getattr(shape, key)}. "
-                    "Leave the flag out, or give other weights with --from_weight."
+                    "Leave the flag out, or give other weights with --from_weight.",
+                    "与起始权重的形状不符：请去掉该选项，或换 --from_weight",
                 )
         return replace(shape, dropout=self.run.shape_flags.get("dropout", shape.dropout))
 
@@ -184,7 +188,8 @@ class Stage:
         size = self.tokenizer.get_vocab_size()
         if flag is not None and flag < size:
             raise UserError(
-                f"--vocab_size {flag}: the tokenizer has {size} tokens. Give {size} or more, or leave it out."
+                f"--vocab_size {flag}: the tokenizer has {size} tokens. Give {size} or more, or leave it out.",
+                f"小于分词器的词元数：请给 {size} 或更大，或去掉该选项",
             )
         return flag or size
 
@@ -320,14 +325,20 @@ class Stage:
                 for it in (chosen, now)
             )
             self.say(
-                f"warning: this run began on another machine ({began}) and resumes here with dtype and threads chosen again "
-                f"({goes_on}): its steps and their rows stay, its numbers differ by rounding. --from_resume 0 starts afresh."
+                warning(
+                    f"this run began on another machine ({began}) and resumes here with dtype and threads chosen again "
+                    f"({goes_on}): its steps and their rows stay, its numbers differ by rounding. --from_resume 0 starts afresh.",
+                    "换了机器：步数和数据不变，数值有舍入差异；--from_resume 0 从头训练",
+                )
             )
 
     def load_reference(self) -> MiniLLM:
         """The starting weights again, frozen. Raises: UserError when the stage starts from none."""
         if self.start_path is None:
-            raise UserError("--from_weight none: this stage needs weights to start from. Name them, such as full_sft.")
+            raise UserError(
+                "--from_weight none: this stage needs weights to start from. Name them, such as full_sft.",
+                "此阶段需要起始权重：请指定，例如 full_sft",
+            )
         model, _ = load_model(self.start_path, device=self.runtime.device)
         return model.requires_grad_(False).eval()
 
@@ -368,15 +379,14 @@ class Stage:
             again = "the same command" if self.run.from_resume else "the same command without --from_resume 0"
             self.say(f"stopped ({error}); the state is saved, {again} resumes from here")
             return self.stop.exit_code or 143
-        except TrainingDiverged as error:
-            raise UserError(str(error)) from None
         except RuntimeError as error:
             failure = self.group.failure() if self.group is not None else None
             if failure is None:
                 raise
             raise UserError(
                 f"a helper process ended in the middle of the run: {failure}\nThe same command goes on from the last save; "
-                "--cpu_processes 1 trains in one process, with less memory."
+                "--cpu_processes 1 trains in one process, with less memory.",
+                "辅助进程中途退出：重新运行同一命令会接着训练，或加 --cpu_processes 1",
             ) from error
         finally:
             if metrics is not None:

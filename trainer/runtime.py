@@ -41,14 +41,17 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device {name}: unknown. Use one of {', '.join(DEVICES)}, or cuda:N.") from None
+        raise UserError(
+            f"device {name}: unknown. Use one of {', '.join(DEVICES)}, or cuda:N.", "没有这种设备：请用列出的名称"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU. "
-            "Run scripts/doctor.py to see why, or pass --device cpu."
+            "Run python scripts/doctor.py to see why, or pass --device cpu.",
+            "PyTorch 找不到显卡：请运行该命令查原因，或用 --device cpu",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"device {name}: this PyTorch has no MPS. Pass --device cpu.")
+        raise UserError(f"device {name}: this PyTorch has no MPS. Pass --device cpu.", "没有 MPS：请用 --device cpu")
     if device.type == "cuda":
         return _gpu(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
     return device
@@ -65,7 +68,8 @@ def _gpu(number: int) -> torch.device:
     if number >= torch.cuda.device_count():
         raise UserError(
             f"cuda:{number}: the GPUs here are numbered 0 to {torch.cuda.device_count() - 1}. Pass another --device, or start "
-            "fewer processes (NUM_GPUS, --nproc_per_node)."
+            "fewer processes (NUM_GPUS, --nproc_per_node).",
+            "没有这块显卡：请换 --device，或减少进程数",
         )
     return torch.device("cuda", number)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ def test_the_manifest_counts_tokens_targets_and_bytes_exactly(tmp_path: Path) ->
     assert manifest["truncated"] == {"records": 0, "share": 0.0}
 
 
+def test_each_setting_of_the_tensors_is_in_their_fingerprint(tmp_path: Path) -> None:
+    task = job("pretrain", tmp_path / "a.jsonl")
+    settings = ({"bos_token": None}, {"append_eos": False}, {"split": "validation"}, {"max_length": 17})
+    tasks = [task, job("sft", tmp_path / "a.jsonl", append_eos=True), *(replace(task, **each) for each in settings)]
+    inputs = [("x", None), ("y", None), ("x", "y")]
+    assert len({each.fingerprint(*hashes) for each in tasks for hashes in inputs}) == len(tasks) * len(inputs)
+    assert replace(task, num_workers=3, progress=True).fingerprint("x", None) == task.fingerprint("x", None)
+
+
 # --- SFT --------------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +192,13 @@ def test_conversations_in_a_row_are_whole_and_keep_their_own_numbers(tmp_path: P
 def test_bytes_of_answers_are_counted_exactly(tmp_path: Path) -> None:
     manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl"), max_length=128))
     assert manifest["num_bytes"] == sum(len(answer.encode()) for turns in CHATS for _, answer in turns)
+
+
+def test_a_conversation_that_just_fits_is_not_counted_as_cut(tmp_path: Path) -> None:
+    turns = [[("q", "z" * length)] for length in (10, 11)]  # with 5 special tokens and the question 16 and 17 tokens
+    manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl", turns)))
+    assert (manifest["rows"], manifest["num_tokens"]) == (2, 32)
+    assert manifest["truncated"]["records"] == 1
 
 
 def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped(
@@ -432,6 +449,19 @@ def test_tensors_that_were_compared_once_are_not_read_again_until_they_change(
     check_contents(task.output, manifest)
     assert read[len(manifest["files"]) :] == ["labels.npy"]
     manifest["files"]["labels"]["sha256"] = "0" * 64  # the note is about another checksum
+    with pytest.raises(UserError, match=r"labels\.npy: its bytes have changed"):
+        check_contents(task.output, manifest)
+
+
+def test_a_byte_changed_under_the_old_size_and_time_of_writing_is_found(tmp_path: Path) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    manifest = build_tensors(task)
+    check_contents(task.output, manifest)
+    array = task.output / "labels.npy"
+    status = array.stat()
+    array.write_bytes(array.read_bytes()[:-1] + b"\x01")
+    while array.stat().st_ctime_ns == status.st_ctime_ns or array.stat().st_mtime_ns != status.st_mtime_ns:
+        os.utime(array, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(UserError, match=r"labels\.npy: its bytes have changed"):
         check_contents(task.output, manifest)
 

@@ -1,5 +1,8 @@
 """Generation: batches of ragged prompts equal single ones, and sampling obeys its limits."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +64,22 @@ def test_generation_stops_at_a_stop_token_and_at_the_limit(model: MiniLLM) -> No
     assert stopped == free[: free.index(free[3]) + 1]
 
 
+def test_an_answer_has_ended_where_a_stop_token_came_and_not_at_the_limit(model: MiniLLM) -> None:
+    free = continuation(model, [[1, 2, 3]], set(), Sampling(max_new_tokens=9))[0]
+
+    class Numbers:
+        assistant_end_id, end_of_text_id = free[3], -1
+
+        def decode(self, ids: Sequence[int]) -> str:
+            return " ".join(map(str, ids))
+
+    length = free.index(free[3])
+    ended = generation.answer(model, Numbers(), [[1, 2, 3]], Sampling(max_new_tokens=9))
+    assert ended == [generation.Answer(" ".join(map(str, free[:length])), True, length)]
+    cut = generation.answer(model, Numbers(), [[1, 2, 3]], Sampling(max_new_tokens=length))
+    assert cut == [replace(ended[0], ended=False)]
+
+
 def test_one_seed_gives_one_sample_and_another_seed_another(model: MiniLLM) -> None:
     def sample(seed: int) -> list[list[int]]:
         return continuation(model, [[1, 2, 3]], set(), Sampling(max_new_tokens=30, temperature=1.5, seed=seed))
@@ -79,6 +98,8 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
     assert seen(Sampling(temperature=1.0, top_k=2)) == {0, 1}
     assert seen(Sampling(temperature=1.0, top_p=0.75)) == {0, 1}
     assert seen(Sampling(temperature=1.0, top_p=0.01)) == {0}
+    logits = torch.zeros(1, 4)
+    assert len(seen(Sampling(temperature=1.0, top_p=0.5))) == 2  # two quarters reach it, no third is taken
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""RMSNorm for a CPU is its formula, where eps decides too."""
+"""RMSNorm and RoPE for a CPU are their formulas, and so are their gradients."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from model.kernels import rms_norm
+from model.kernels import rms_norm, rotate
 
 
 def by_formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -30,3 +30,16 @@ def test_rms_norm_and_its_gradients_are_those_of_the_formula_for_small_inputs_to
 
 def test_rms_norm_of_zeros_is_zero() -> None:
     assert torch.equal(rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6, torch.float32), torch.zeros(2, 8))
+
+
+def test_a_rotation_and_its_gradient_are_those_of_the_formula() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 3, 5, 8, generator=generator, requires_grad=True)
+    upstream, angles = torch.randn(2, 3, 5, 8, generator=generator), torch.randn(5, 4, generator=generator)
+    cos, sin = angles.cos(), angles.sin()
+    first, second = x.chunk(2, dim=-1)
+    wanted = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    (wanted_grad,) = torch.autograd.grad(wanted, x, upstream)
+    found = rotate(x, cos, sin)
+    assert_close(found, wanted)
+    assert_close(torch.autograd.grad(found, x, upstream)[0], wanted_grad)

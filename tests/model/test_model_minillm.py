@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.schema import PRESETS, ModelConfig, UserError
 from dataset.lm_dataset import target_places
 from model import attention, model_minillm
-from model.model_minillm import Experts, KeyValueCache, MiniLLM, MoE
+from model.model_minillm import Experts, KeyValueCache, MiniLLM, MoE, rope_frequencies
 from trainer.objectives import NextToken
 
 TINY = ModelConfig(
@@ -319,6 +319,17 @@ def test_logits_equal_those_of_transformers_qwen3_moe_read_from_a_folder(top_k: 
     theirs = transformers.Qwen3MoeForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(0, 97, (2, 16))
     assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_yarn_stretches_pairs_between_32_turns_and_one_linearly() -> None:
+    config = replace(TINY, head_dim=64, rope_theta=1e6, original_max_position_embeddings=2048).resolve()
+    plain, stretched = (
+        rope_frequencies(replace(config, rope_scaling_factor=factor), torch.device("cpu")) for factor in (1.0, 4.0)
+    )
+    # In 2,048 tokens pair p turns 2048 / (2 pi 1e6**(p / 32)) times: 32 times at p = 5.4, once at p = 13.4. From the
+    # pair below the first to the one above the second the stretched share climbs by a ninth a pair.
+    share = torch.tensor([min(max((pair - 5) / 9, 0.0), 1.0) for pair in range(32)])
+    assert_close(stretched / plain, 1 - share * 0.75)
 
 
 def test_a_longer_context_is_refused_while_training_and_only_then() -> None:

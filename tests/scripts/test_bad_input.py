@@ -402,4 +402,4 @@ def test_tensors_of_another_tokenizer_are_refused(
     flags = [*small.flags("pretrain", tmp_path, *SHAPE), "--tokenizer_dir", str(tmp_path / "other")]
     message = error_of(train_pretrain.main, flags, capsys)
     assert f"{small.folder / 'pretrain_tokens'}: made with another tokenizer (" in message
-    assert "Rerun export_embeddings.py pretrain, or pass --tokenizer_dir." in message
+    assert "Rerun python scripts/export_embeddings.py pretrain, or pass --tokenizer_dir." in message

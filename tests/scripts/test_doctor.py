@@ -50,20 +50,24 @@ def test_hidden_gpus_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_and_a_torch_without_cuda_is_a_failure_that_says_what_to_do() -> None:
-    line = verdict(ONE_GPU, Torch("2.9.0+cpu", "", "it is a build without CUDA"))
+    problem = verdict(ONE_GPU, Torch("2.9.0+cpu", "", "it is a build without CUDA"))
+    assert problem is not None
+    line = problem.line
     assert line.startswith("torch 2.9.0+cpu can't use the GPU (NVIDIA GeForce RTX 4090): it is a build without CUDA.")
-    assert "Delete the environment" in line
+    assert "Delete the environment (.venv) and rerun bash scripts/run.sh" in line and "删除 .venv" in line
     assert "\n" not in line
 
 
 def test_an_old_driver_is_a_failure_that_says_what_to_do() -> None:
-    assert "Update the NVIDIA driver" in verdict(ONE_GPU, Torch("2.9.0", "13.0", "CUDA 13.0 fails: too old"))
+    problem = verdict(ONE_GPU, Torch("2.9.0", "13.0", "CUDA 13.0 fails: too old"))
+    assert problem is not None
+    assert "Update the NVIDIA driver" in str(problem) and "更新显卡驱动" in problem.chinese
 
 
 def test_no_gpu_or_a_good_one_is_no_failure() -> None:
-    assert verdict(NO_GPU, Torch("2.9.0", "", "")) == ""
-    assert verdict(ONE_GPU, Torch("2.9.0", "13.0", "")) == ""
-    assert verdict(ONE_GPU, Torch("", "", "")) == ""
+    assert verdict(NO_GPU, Torch("2.9.0", "", "")) is None
+    assert verdict(ONE_GPU, Torch("2.9.0", "13.0", "")) is None
+    assert verdict(ONE_GPU, Torch("", "", "")) is None
 
 
 def test_a_gpu_that_the_installed_torch_can_not_use_exits_with_one_line(tmp_path: Path) -> None:

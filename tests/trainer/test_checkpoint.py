@@ -58,7 +58,7 @@ def test_a_checkpoint_that_was_cut_short_is_named(tiny: TinyRun, share: float) -
     path = tiny.path("pretrain")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"pretrain_16\.pth: .*Train that stage again"):
+    with pytest.raises(UserError, match=r"pretrain_16\.pth: .*Train it again: python trainer/train_pretrain\.py"):
         load_model(path)
 
 

@@ -101,11 +101,12 @@ def test_a_step_has_the_same_rows_however_many_processes_share_it(monkeypatch: p
         assert filled.batch_size * filled.accumulation_steps * world_size == 32
 
 
-def test_a_given_micro_batch_leaves_the_step_as_large() -> None:
+@pytest.mark.parametrize(("size", "parts"), [(4, 8), (3, 11)])
+def test_a_given_micro_batch_leaves_the_step_as_large_or_a_part_larger(size: int, parts: int) -> None:
     filled = fill_in(
-        TrainConfig(tokens_per_step=16384, batch_size=4), "pretrain", SMALL, tensors(8000), CPU, fresh=True
+        TrainConfig(tokens_per_step=16384, batch_size=size), "pretrain", SMALL, tensors(8000), CPU, fresh=True
     )
-    assert (filled.batch_size, filled.accumulation_steps) == (4, 8)
+    assert (filled.batch_size, filled.accumulation_steps) == (size, parts)
 
 
 def test_accumulation_without_a_micro_batch_is_refused() -> None:
@@ -156,6 +157,7 @@ def test_a_micro_batch_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (11, 5, (4, 3)),
         (9, 1, (1, 9)),
         (1, 4, (1, 1)),
+        (15, 10, (5, 3)),
     ],
 )
 def test_a_step_is_split_into_equal_parts_or_grows_by_a_few_rows(rows: int, most: int, parts: tuple[int, int]) -> None:
@@ -233,7 +235,7 @@ def test_what_does_not_compile_runs_without_after_one_line(capsys: pytest.Captur
     config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
     assert rehearse(config, steps.model, steps, CPU, free_to_choose=True) == replace(config, use_compile=False)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("torch.compile failed (no C++ compiler): training goes on without it")
+    assert line.startswith("warning: torch.compile failed (no C++ compiler): training goes on without it")
 
 
 GPU = Runtime(torch.device("cuda"), torch.float32)

@@ -166,6 +166,31 @@ def test_weights_that_are_no_numbers_replace_nothing(
     assert len(tiny.states("pretrain")) == (step == 6)  # that of step 4
 
 
+def test_steps_that_are_skipped_but_not_in_a_row_end_no_run(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_rows = len(PretrainDataset(tiny.data / "pretrain_pretrain_tokens"))
+    bad = [0, 1, 2, 4, 5]
+    break_rows({int(rows_of_step(step, 4, num_rows, seed=3)[1]) for step in bad}, monkeypatch)
+    assert tiny.train("pretrain", "--seed", "3", "--max_steps", "8") == 0
+    assert capsys.readouterr().err.count("step skipped") == len(bad)
+    assert tiny.metric("pretrain").keys() == {4, 7, 8}
+
+
+def test_a_resumed_run_counts_the_steps_that_were_skipped_before(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--seed", "4", "--max_steps", "9", "--save_interval", "1"]
+    break_rows(set(range(1000)), monkeypatch)
+    with killed_in_step(4):
+        tiny.train("pretrain", *words)
+    capsys.readouterr()
+    with pytest.raises(UserError, match="5 steps in a row of 9 without a finite loss"):
+        tiny.train("pretrain", *words)
+    skipped = [line.split(":")[0] for line in capsys.readouterr().err.splitlines() if "step skipped" in line]
+    assert skipped == ["step 4", "step 5"]
+
+
 def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
     assert list(eval_steps(100, 0)) == [20, 40, 60, 80, 100]
     assert list(eval_steps(10, 4)) == [4, 8, 10]

@@ -181,6 +181,14 @@ def test_a_chunk_of_float32_logits_at_most_exists_and_the_host_waits_for_nothing
         hidden[labels != IGNORE]
 
 
+def test_a_target_whose_probability_underflows_has_a_finite_loss_and_the_full_gradient() -> None:
+    hidden, weight = torch.full((1, 1, 1), 200.0, requires_grad=True), torch.tensor([[1.0], [0.0]])
+    loss = lm_loss_sum(hidden, weight, torch.tensor([[1]]), torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert loss.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny))
+    assert gradient.item() == 1.0  # of 200 - 0: the likelier token's weight less the target's
+
+
 def test_dpo_loss_is_ln2_when_policy_equals_reference() -> None:
     pair = PairLogps(torch.tensor([-3.0, -8.0]), torch.tensor([-4.0, -2.0]))
     assert_close(dpo_loss(pair, pair, beta=0.1), torch.full((2,), math.log(2)))

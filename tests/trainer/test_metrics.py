@@ -47,6 +47,9 @@ def test_an_interrupted_run_leaves_every_step_once(tiny: TinyRun) -> None:
     assert tiny.train("pretrain", "--seed", "8") == 0
     assert list(tiny.metric("pretrain")) == [1, 2, 3, 4, 5, 6]
     assert list(tiny.metric("pretrain", "validation_loss")) == [1, 2, 4, 5, 6]
+    counted = [tiny.metric("pretrain", name) for name in ("tokens", "targets")]
+    assert tiny.train("pretrain", "--seed", "8", "--from_resume", "0") == 0
+    assert counted == [tiny.metric("pretrain", name) for name in ("tokens", "targets")]
 
 
 def test_the_first_loss_is_near_ln_of_the_vocabulary_and_the_last_is_lower(trained: TinyRun) -> None:

@@ -72,6 +72,27 @@ def test_a_changed_setting_trains_again(tiny: TinyRun, words: list[str]) -> None
     assert not same(tiny.weights("sft"), before)
 
 
+def test_a_raised_recipe_version_trains_again(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RECIPE_VERSION, "pretrain", RECIPE_VERSION["pretrain"] + 1)
+    assert tiny.train("pretrain") == 0
+    assert "made with another version of the recipe; training starts anew" in capsys.readouterr().err
+    assert tiny.manifest("pretrain")["recipe_version"] == RECIPE_VERSION["pretrain"]
+
+
+def test_what_two_processes_train_is_no_result_or_state_of_one(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stage() -> recipe.Stage:
+        return recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain")))
+
+    alone = stage()
+    monkeypatch.setattr(Runtime, "start", lambda *_, **__: replace(alone.runtime, world_size=2))
+    monkeypatch.setattr(Runtime, "barrier", lambda self: None)
+    shared = stage()
+    assert alone.is_done() and not shared.is_done()
+    assert alone.state.folder != shared.state.folder and alone.state.family != shared.state.family
+
+
 def test_changed_data_trains_again(tiny: TinyRun) -> None:
     before = tiny.manifest("sft")["fingerprint"]
     write_jsonl(tiny.data / "sft.jsonl", [sum_record(n, 5) for n in range(60)])
@@ -512,6 +533,25 @@ def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypa
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
+def test_a_validation_loss_is_that_of_the_rows_of_all_processes(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--from_resume", "0")))
+    model, rows = stage.build_model(), PretrainDataset(stage.tensors_path)
+
+    def validated(rank: int, world_size: int) -> dict[str, float]:
+        stage.runtime = replace(stage.runtime, rank=rank, world_size=world_size)
+        validate = stage._validator(NextToken(), rows)
+        assert validate is not None
+        return validate(model)
+
+    alone = validated(0, 1)
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums.append(value) or value)
+    halves = [validated(rank, 2) for rank in (0, 1)]
+    assert halves[0] != pytest.approx(halves[1])
+    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums[0] + sums[1])
+    assert validated(0, 2) == validated(1, 2) == pytest.approx(alone)
+
+
 def torchrun(script: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script in two processes, as a user does."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -558,7 +598,7 @@ def test_a_users_mistake_in_two_processes_is_told_once_and_last(tiny: TinyRun, l
         [sys.executable, *words, *tiny.flags("pretrain", "--dropout", "7")], cwd=ROOT, env=environment(),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    line = "error: dropout = 7.0: must be in [0, 1)."
+    line = "error: dropout = 7.0: must be in [0, 1). | 丢弃率应不小于 0 且小于 1"
     assert shown.returncode == 1
     if launcher == ["trainer/torchrun.py"]:
         assert shown.stderr == f"{line}\n"

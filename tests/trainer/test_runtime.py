@@ -22,7 +22,7 @@ def test_a_device_that_is_not_there_is_named_with_the_way_out(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match=r"sees no CUDA GPU. Run scripts/doctor\.py"):
+    with pytest.raises(UserError, match=r"sees no CUDA GPU. Run python scripts/doctor\.py"):
         choose_device("cuda")
     with pytest.raises(UserError, match="no MPS"):
         choose_device("mps")
@@ -122,6 +122,29 @@ def test_generators_go_on_where_they_were_each_process_with_its_own() -> None:
     both = {name: torch.cat((other[name], states[name])) for name in states}
     set_rng_states(both, replace(CPU, rank=1, world_size=2))
     assert torch.equal(torch.rand(5), wanted)
+
+
+def test_the_least_number_of_all_processes_counts_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = torch.tensor(3)
+
+    def all_reduce(mine: torch.Tensor, operation: object) -> None:
+        choose = {runtime.dist.ReduceOp.MIN: torch.minimum, runtime.dist.ReduceOp.MAX: torch.maximum}[operation]
+        mine.copy_(choose(mine, others))
+
+    monkeypatch.setattr(runtime.dist, "all_reduce", all_reduce)
+    two = replace(CPU, world_size=2)
+    assert [two.least_over_ranks(mine) for mine in (2, 3, 8)] == [2, 3, 3]
+    assert CPU.least_over_ranks(8) == 8
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "up"), [(False, 0, False), (True, 0, True), (False, 1, True), (True, 1, True)]
+)
+def test_a_flag_that_one_process_raises_is_up_for_all(
+    monkeypatch: pytest.MonkeyPatch, mine: bool, others: int, up: bool
+) -> None:
+    monkeypatch.setattr(runtime.dist, "all_reduce", lambda value: value.add_(others))
+    assert replace(CPU, world_size=2).any_rank(mine) is up
 
 
 def test_the_pipelines_process_is_watched_only_where_its_id_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
