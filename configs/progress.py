@@ -7,7 +7,7 @@ from typing import TextIO, TypeAlias
 
 from tqdm import tqdm
 
-SHARES_SHOWN = 10
+SHARES_SHOWN = 5
 """Plain lines of a whole piece of work."""
 SECONDS_BETWEEN_LINES = 5.0
 """Work that is quicker than this writes no plain line at all."""
@@ -65,7 +65,7 @@ class Bar(tqdm):
 
 
 class PlainLines:
-    """A line for each tenth of the work, for logs: no carriage returns, nothing drawn."""
+    """A line for each fifth of the work, for logs: no carriage returns, nothing drawn."""
 
     def __init__(
         self, total: float, *, desc: str, unit: str, unit_scale: bool, initial: int, silent: bool, file: TextIO

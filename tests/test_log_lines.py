@@ -55,8 +55,8 @@ def metrics_of(stage: str) -> dict[str, Metric]:
         metrics["reward_margin"] = share()
     conditions = ["ended", "name_in_other_answers", "declined_known_facts", "help_line_in_harmless"]
     accuracies = [
-        *(f"general_{kind}" for kind in GENERAL_KINDS), "knowledge", "knowledge_turns", "knowledge_unknown",
-        "math", *(f"math_{kind}" for kind in ("basic", "beyond", "times", "turns", "word")),
+        *(f"general_{kind}" for kind in GENERAL_KINDS), "knowledge", "knowledge_claims", "knowledge_turns", "knowledge_unknown",
+        "math", *(f"math_{kind}" for kind in ("basic", "beyond", "claims", "times", "turns", "word")),
     ]  # fmt: skip
     return (
         metrics
@@ -125,7 +125,7 @@ def test_validations_and_figures_are_in_the_lines_of_a_log(
     train_thousands_of_steps(tmp_path, "sft", monkeypatch)
     lines = written(capsys)
     assert "step 1531/7654: validation_loss 1.5000, validation_bits_per_byte 0.7500" in lines
-    assert any(line.startswith("sft 50% (3,827/7,654 steps) 1:03:47, 1:03:47 left") for line in lines)
+    assert any(line.startswith("sft 60% (4,593/7,654 steps) 1:16:33, 51:01 left") for line in lines)
 
 
 def test_the_tables_say_everything_that_they_said_in_more_lines() -> None:
