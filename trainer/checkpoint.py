@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ STATE_PARTS = {
     "rng": dict, "tokens": float, "targets": float, "skipped": int, "overflows": int, "choices": dict,
 }  # fmt: skip
 """What a resume state holds, with the types."""
+MANIFEST_PARTS = {"stage": str, "profile": str, "tokenizer_sha256": str, "training_data": list, "settings": dict}
+"""What others read in a weight file's manifest, with the types."""
 CHOICE_PARTS = ("device", "machine", "dtype", "threads", "world_size", *CHOSEN)
 KEPT_STATES = 2
 """Resume states kept of a stage: that of these settings, and the newest one of others."""
@@ -76,7 +77,7 @@ def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(
             f"{display(path)}: holds more than tensors and plain data, or is damaged; it was not executed. {remedy}"
         ) from None
-    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # whatever a changed byte of a pickle leads to: KeyError, BadZipFile, OverflowError ...
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise UserError(f"{display(path)}: damaged or cut short ({reason}). {remedy}") from None
     if not isinstance(content, dict):
@@ -95,8 +96,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
         raise UserError(
             f"{display(path)}: not a MiniLLM checkpoint (it has {len(content)} keys: {keys} ...). Give another path."
         )
+    wrong = [f"model: {name}" for name, tensor in content["model"].items() if not isinstance(tensor, Tensor)]
+    wrong += [f"manifest: {name}" for name in MANIFEST_PARTS if not _fits(content["manifest"], name)]
+    if wrong:
+        raise UserError(
+            f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). Give another path, or train "
+            "that stage again."
+        )
     config = from_mapping(ModelConfig(), content["config"], display(path))
-    return content["model"], config, content["manifest"]
+    return content["model"], config.resolve(), content["manifest"]
+
+
+def _fits(manifest: dict[str, Any], name: str) -> bool:
+    return isinstance(manifest.get(name, MANIFEST_PARTS[name]()), MANIFEST_PARTS[name])
 
 
 def load_model(
