@@ -140,6 +140,13 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{display(path)}: weights of another shape ({len(problems)} tensors differ: {shown}). "
             "Train the stage before again, or leave the shape to the checkpoint."
         )
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{display(path)}: {len(broken)} of {len(state)} tensors hold NaN or infinity (the first is {broken[0]}). Train that "
+            "stage again with a lower --learning_rate.",
+            "权重中有 NaN 或无穷大：请降低学习率重新训练",
+        )
     model.load_state_dict(state, strict=True)
 
 

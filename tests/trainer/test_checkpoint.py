@@ -112,6 +112,17 @@ def test_whatever_a_broken_pickle_raises_is_told_in_one_line(trained: TinyRun, m
             read_weights(trained.path("pretrain"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_not_loaded(trained: TinyRun, tmp_path: Path, value: float) -> None:
+    content = torch.load(trained.path("pretrain"), weights_only=True)
+    content["model"]["model.norm.weight"][3] = value
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"x\.pth: 1 of \d+ tensors hold NaN or infinity \(the first is model\.norm\.weight"
+    ):
+        load_model(tmp_path / "x.pth")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         read_weights(tmp_path / "none.pth")
