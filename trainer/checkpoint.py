@@ -101,7 +101,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     if wrong:
         raise UserError(
             f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). Give another path, or train "
-            "that stage again."
+            "that stage again.",
+            "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config.resolve(), content["manifest"]
