@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     path, model, tokenizer, manifest = open_model(arguments, arguments.rope_scaling_factor)
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
-    completes = manifest["stage"] == "pretrain"  # it has only seen raw text, so it goes on with yours
+    completes = manifest.get("stage") == "pretrain"  # it has only seen raw text, so it goes on with yours
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -52,6 +53,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Normalise the spelling of flags (never of values), then parse."""
         given = [self._normalise(argument) for argument in (sys.argv[1:] if args is None else args)]
+        for name, _, value in (argument.partition("=") for argument in given):
+            if value == "--" and name in self._option_string_actions:  # argparse would make an empty list of it
+                self.error(f"argument {name}: expected a value, not --")
         parsed: argparse.Namespace = super().parse_args(self._with_texts(given), namespace)
         return parsed
 
@@ -91,6 +95,16 @@ def add_switch(group: Any, name: str, *, help: str, default: bool | None = None)
     group.add_argument(f"--no_{dest}", dest=dest, action="store_false", default=default, help=argparse.SUPPRESS)
 
 
+OUT_OF_MEMORY = (
+    "out of memory: this machine has not as much as these settings need. Take a smaller model, --batch_size or length, or "
+    "end other programs."
+)
+_NO_MEMORY = re.compile(
+    r"(?i)out of memory|not enough memory|(?:can't|cannot|failed to) allocate|Storage size calculation"
+)
+"""What torch says on a CPU, a GPU and MPS."""
+
+
 class _Terminated(BaseException):
     """SIGTERM arrived; carries no message because the sender knows."""
 
@@ -117,6 +131,16 @@ def run(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to report
         code = 0
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise a RuntimeError
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        code = _fail(f"error: {both(OUT_OF_MEMORY, '内存不足：请减小模型、批大小或长度')}")
+    except UnicodeEncodeError as error:  # Python reads such bytes of names and arguments as half characters
+        text = error.object[max(0, error.start - 40) : error.end + 40]
+        what = (
+            f"{text!r}: a file's name or an argument holds bytes that are no UTF-8. Rename the file, or type it again."
+        )
+        code = _fail(f"error: {both(what, '文件名或参数不是 UTF-8：请改名或重新输入')}")
     except OSError as error:
         where = error.filename or "input or output"
         what = f"{where}: {error.strerror or error}. Check the path, its permissions and free space."

@@ -1,6 +1,7 @@
 """YAML profiles and flags -> checked configs. Imports no torch, so that `run.sh` can ask what a stage depends on."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
 
 def _checked(value: Any, current: Any, where: str) -> Any:
     wanted = bool if current is None else type(current)  # a switch that nobody has set yet
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         hint = " (YAML reads 3e-4 as text: write 3.0e-4)" if wanted is float and isinstance(value, str) else ""
@@ -48,15 +49,26 @@ def _checked(value: Any, current: Any, where: str) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a block: all but the last value would be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, key in enumerate(keys):
+            if key in keys[:number] and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises: UserError when it is missing, malformed, or no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file. Profiles there are: {', '.join(profile_names())}.", "没有这个配置：请用列出的名称"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML lets through what int, float and datetime raise: `2024-13-45` is a ValueError
         raise UserError(
             f"{path}: can't be read as YAML ({' '.join(str(error).split())}). Fix it there.", "不是合法的 YAML：请修正"
         ) from None

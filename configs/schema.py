@@ -19,6 +19,8 @@ OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("trapezoid", "cosine", "constant")
 LARGEST_SEED = 2**62
 """Processes add their rank to it, and torch takes 64 bits."""
+LARGEST_COUNT = 2**31 - 1
+"""No count, size or length is larger; beyond 64 bits torch and NumPy would fail in their own words."""
 
 
 class UserError(Exception):
@@ -35,7 +37,7 @@ class UserError(Exception):
     @property
     def line(self) -> str:
         """What is printed: both halves."""
-        return both(str(self), self.chinese)
+        return both(" ".join(str(self).splitlines()), self.chinese)
 
 
 def _at_least(config: Any, bound: float, *names: str) -> None:
@@ -46,6 +48,8 @@ def _at_least(config: Any, bound: float, *names: str) -> None:
                 f"{name} = {value}: must be {bound} or more{'' if value < bound else ', and a number'}.",
                 f"必须是不小于 {bound} 的数",
             )
+        if isinstance(value, int) and value > LARGEST_COUNT:
+            raise UserError(f"{name} = {value}: must be at most {LARGEST_COUNT}.", f"必须不大于 {LARGEST_COUNT}")
 
 
 def check_seed(seed: int) -> None:
@@ -95,7 +99,9 @@ class ModelConfig:
         _at_least(
             self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
         )
-        _at_least(self, 0, "head_dim", "intermediate_size")
+        _at_least(self, 0, "head_dim", "intermediate_size", "moe_intermediate_size", "router_aux_loss_coef")
+        _at_least(self, 1, "max_position_embeddings", "rope_theta", "num_experts", "num_experts_per_tok")
+        _at_least(self, 0, "rms_norm_eps", "initializer_range")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout = {self.dropout}: must be in [0, 1).", "丢弃率应不小于 0 且小于 1")
         if self.num_attention_heads % self.num_key_value_heads:

@@ -419,7 +419,7 @@ def _around(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]
     """Add the history, the system text and the tools that stand beside a conversation instead of in it."""
     earlier = _history(fields.get("history"))
     if earlier:
-        start = int(bool(messages) and messages[0]["role"] == "system")
+        start = int(bool(messages) and messages[0]["role"] == "system" != earlier[0]["role"])
         if not _begins_with(messages[start:], earlier):
             messages = [*messages[:start], *earlier, *messages[start:]]
     return _with_system(fields, messages)
@@ -430,7 +430,18 @@ def _begins_with(messages: list[Message], earlier: list[Message]) -> bool:
 
 
 def _said(message: Message) -> tuple[str, str]:
-    return message["role"], message["content"]
+    return message["role"], _bare(message["content"])
+
+
+def _bare(text: str) -> str:
+    """A text as it is compared with a turn that may have lost other formats' marks already: a record that was brought
+    into shape and written is read once more."""
+    return without_foreign_marks(text)[0].strip()
+
+
+def _holds(messages: list[Message], text: str) -> bool:
+    """Whether a turn holds a text."""
+    return any(text.strip() in m["content"] or _bare(text) in _bare(m["content"]) for m in messages)
 
 
 def _refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages: list[Message]) -> None:
@@ -446,7 +457,7 @@ def _refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], message
             texts = [m["content"] for m in _messages(value) if m["role"] == "user"]
         else:
             texts = [turn["content"] for turn in _spoken(_text_of(fields, name)) or [_user(_text_of(fields, name))]]
-        if not all(any(text.strip() in m["content"] for m in messages) for text in texts):
+        if not all(_holds(messages, text) for text in texts):
             raise BadRecord(f"{name} stands beside the conversation, which does not hold it")
 
 
@@ -499,6 +510,8 @@ def _message(turn: Any) -> Message:
     for key in ("tools", "tool_calls"):
         if key in extra:
             extra[key] = _entries(extra[key])
+        if not extra.get(key):
+            extra.pop(key, None)
     for name in _MEDIA:
         if name in extra:
             raise BadRecord(f"{name}: the record needs more than its text")
@@ -576,7 +589,7 @@ def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mes
         return messages
     if messages and messages[0]["role"] == "system":
         first, rest = dict(messages[0]), messages[1:]
-        if system and first["content"].strip() != system.strip():
+        if system and _bare(first["content"]) != _bare(system):
             if first["content"].strip():
                 raise BadRecord("system beside the conversation differs from the one in it")
             first["content"] = system
@@ -761,6 +774,8 @@ def _prompt_and_completion(fields: Mapping[str, Any], answer: Any) -> ChatRecord
         after = _messages(answer)
     else:
         raise BadRecord("question or answer is not a string")
+    if not any(turn["role"] == "assistant" for turn in after):
+        raise BadRecord("no assistant answer")
     messages = _around(fields, [*before, *after])
     _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
     return _chat(fields, messages)
@@ -795,17 +810,13 @@ def _openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
     given = fields.get("input")
     if not isinstance(given, dict):
         raise BadRecord("input is not an object with messages")
-    record = _preference(
-        {"messages": given.get("messages"), "tools": given.get("tools")},
-        fields.get("preferred_output"),
-        fields.get("non_preferred_output"),
-    )
-    return PreferenceRecord(
-        record.chosen,
-        record.rejected,
-        {**{name: value for name, value in fields.items() if name != "input"}, **_sides_of(record)},
-        record.marks,
-    )
+    for name in _CONVERSATIONS:
+        if fields.get(name):
+            raise BadRecord(f"{name} stands beside the conversation in input")
+    own = {name: value for name, value in fields.items() if name != "input"}
+    own |= {"messages": given.get("messages"), "tools": given.get("tools") or fields.get("tools")}
+    record = _preference(own, fields.get("preferred_output"), fields.get("non_preferred_output"))
+    return PreferenceRecord(record.chosen, record.rejected, {**own, **_sides_of(record)}, record.marks)
 
 
 def _sides_of(record: PreferenceRecord) -> dict[str, Any]:
@@ -873,10 +884,10 @@ def _side(value: Any, fields: Mapping[str, Any], before: list[Message]) -> list[
     messages = _around(fields, messages)
     _refuse_elsewhere(fields, (*_QUESTIONS, *_PASSAGES), messages)
     for turn in before:
-        if turn["role"] == "user" and not any(turn["content"].strip() in m["content"] for m in messages):
-            parts = turn["content"].split("\n")
-            if not all(any(part.strip() in m["content"] for m in messages) for part in parts):
-                raise BadRecord("the prompt is not in the conversations of chosen and rejected")
+        if turn["role"] != "user" or _holds(messages, turn["content"]):
+            continue
+        if not all(_holds(messages, part) for part in turn["content"].split("\n")):
+            raise BadRecord("the prompt is not in the conversations of chosen and rejected")
     return messages
 
 

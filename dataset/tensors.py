@@ -29,7 +29,7 @@ import numpy as np
 from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_error, write_json
 from configs.messages import warn
 from configs.paths import display
-from configs.schema import STAGES, UserError
+from configs.schema import LARGEST_COUNT, STAGES, UserError
 from dataset.chat import BOS
 from dataset.encoding import IGNORE as IGNORE  # part of the format
 from dataset.encoding import RecordEncoder, encode_records
@@ -49,11 +49,13 @@ CHECKED_FILE = ".checked.json"
 """Size and times of each array when its content was last compared with the manifest's checksum."""
 
 Manifest = dict[str, Any]
-MANIFEST_PARTS = (
-    "max_length", "vocab_size", "pad_id", "tokenizer_sha256", "source", "validation", "rows", "num_tokens",
-    "fingerprint", "files",
-)  # fmt: skip
-"""What a manifest must hold for its tensors to be trained on."""
+MANIFEST_PARTS: dict[str, Any] = {
+    "max_length": int, "vocab_size": int, "pad_id": int, "tokenizer_sha256": str, "source": dict,
+    "validation": dict | None, "rows": int, "num_tokens": int, "fingerprint": str, "files": dict,
+}  # fmt: skip
+"""What a manifest must hold for its tensors to be trained on, with the types."""
+FILE_PARTS: dict[str, type] = {"bytes": int, "sha256": str, "shape": list, "dtype": str}
+"""What it must hold of each file."""
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -74,7 +76,28 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(
             f"{display(file)}: has no {missing[0]!r}. {_redo(path, manifest)}", "清单不完整：请删除后重新导出"
         )
+    if wrong := _wrong_types(manifest):
+        raise UserError(
+            f"{display(file)}: {wrong[0]!r} is not as it was written. {_redo(path, manifest)}",
+            "清单被改动：请删除后重新导出",
+        )
     return manifest
+
+
+def _wrong_types(manifest: Manifest) -> list[str]:
+    """The parts of a manifest that are of another type than MiniLLM writes."""
+    wrong = [name for name, kind in MANIFEST_PARTS.items() if not isinstance(manifest[name], kind)]
+    if wrong:
+        return wrong
+    parts = [(f"files: {name}", facts, FILE_PARTS) for name, facts in manifest["files"].items()]
+    parts.append(("source", manifest["source"], {"sha256": str}))
+    if manifest["validation"] is not None:
+        parts.append(("validation", manifest["validation"], {"sha256": str, "rows": int, "fingerprint": str}))
+    return [name for name, facts, kinds in parts if not _is_of(facts, kinds)]
+
+
+def _is_of(facts: Any, kinds: dict[str, type]) -> bool:
+    return isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
 
 
 def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
@@ -198,6 +221,8 @@ class TensorJob:
                 f"--max-length {self.max_length}: must be 2 or more, since one token predicts the next.",
                 "长度至少为 2",
             )
+        if self.max_length > LARGEST_COUNT:
+            raise UserError(f"--max-length {self.max_length}: must be at most {LARGEST_COUNT}.", "长度过大")
         if self.num_workers < 0:
             raise UserError(
                 f"--num-workers {self.num_workers}: must be 0 (one a core) or more.", "进程数不能为负；0 为每核一个"
@@ -235,6 +260,8 @@ class TensorJob:
 def heldout_beside(source: Path) -> Path | None:
     """`pretrain_chinese_heldout.jsonl` beside `pretrain_chinese.jsonl`, where there is one."""
     name, dot, suffix = source.name.partition(".")
+    if not name:  # such as / or ..
+        return None
     path = source.with_name(f"{name}_heldout{dot}{suffix}")
     return path if path.is_file() else None
 

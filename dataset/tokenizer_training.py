@@ -55,6 +55,8 @@ SLICE_CHARACTERS = 1_000_000
 """Texts are encoded in slices of this size to be measured, so that a huge one needs little memory."""
 BATCH_CHARACTERS = 4_000_000
 """Characters that are measured at once, on all cores."""
+LARGEST_VOCABULARY = 1 << 20
+"""Tokens; several times as many as any known model has."""
 NUM_SHOWN = 30
 """Longest and unused tokens that are listed."""
 Learn = Callable[[Iterator[str], int, str], RustBPETokenizer]
@@ -173,7 +175,7 @@ def default_inputs() -> list[Path]:
 
 def heldout_siblings(paths: Iterable[Path]) -> list[Path]:
     """The held-out files that the mix wrote beside training files: `NAME_heldout.jsonl` beside `NAME.jsonl`."""
-    siblings = (path.with_name(f"{path.stem}_heldout{path.suffix}") for path in paths)
+    siblings = (path.with_name(f"{path.stem}_heldout{path.suffix}") for path in paths if path.name)  # `/` has none
     return [path for path in siblings if path.exists()]
 
 
@@ -364,6 +366,8 @@ def _corpus(args: argparse.Namespace) -> Corpus:
             f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens).",
             f"词表太小：至少 {SMALLEST_VOCABULARY}",
         )
+    if args.vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"--vocab-size {args.vocab_size}: must be at most {LARGEST_VOCABULARY}.", "词表过大")
     if args.leave_out_every < 0 or args.leave_out_every == 1:
         raise UserError(
             f"--leave-out-every {args.leave_out_every}: must be 0 (none) or 2 or more.", "只能是 0（不留出）或不小于 2"

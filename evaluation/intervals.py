@@ -132,6 +132,11 @@ def ratio(
     return Metric(value, n, value - half, value + half, None if clusters is None else m)
 
 
+LARGEST_EXPONENT = 709.0
+"""Beyond it no float holds the exponential."""
+
+
 def exponential(metric: Metric) -> Metric:
-    """Perplexity of a loss."""
-    return Metric(math.exp(metric.value), metric.n, math.exp(metric.low), math.exp(metric.high), metric.clusters)
+    """Perplexity of a loss; that of a huge one is the largest there is."""
+    value, low, high = (math.exp(min(x, LARGEST_EXPONENT)) for x in (metric.value, metric.low, metric.high))
+    return Metric(value, metric.n, low, high, metric.clusters)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import UserError, check_seed
+from configs.schema import LARGEST_COUNT, UserError, check_seed
 from model.model_minillm import KeyValueCache, MiniLLM
 
 LOWEST_TEMPERATURE = 1e-4
@@ -36,8 +36,10 @@ class Sampling:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {self.max_new_tokens}: must be 1 or more.", "必须是不小于 1 的整数")
+        if not 1 <= self.max_new_tokens <= LARGEST_COUNT:
+            raise UserError(
+                f"max_new_tokens = {self.max_new_tokens}: must be from 1 to {LARGEST_COUNT}.", "超出允许的范围"
+            )
         if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
             raise UserError(
                 f"temperature = {self.temperature}: must be 0 (greedy), or a number of {LOWEST_TEMPERATURE} or more.",
@@ -59,6 +61,11 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).cpu()
     logits = logits.float().cpu() / sampling.temperature
+    if not logits.isfinite().all():
+        raise UserError(
+            "the model's scores are NaN or infinite: its weights are damaged. Train that stage again.",
+            "模型输出不是有限的数：权重已损坏，请重新训练",
+        )
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))

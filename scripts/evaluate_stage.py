@@ -7,9 +7,10 @@ python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.
 """
 
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from configs.cli import Parser, run
 from configs.flags import WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
 from configs.load import load_profile
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
-from configs.paths import DANGER_PROMPTS, DATA_DIR, FIRST_MINUTES, OUT_DIR, TF_DIR, display, find_dataset
+from configs.paths import (
+    DANGER_PROMPTS,
+    DATA_DIR,
+    FIRST_MINUTES,
+    OUT_DIR,
+    TF_DIR,
+    display,
+    find_dataset,
+    trainer_command,
+)
 from configs.schema import STAGES, UserError, as_dict
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
@@ -114,11 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, manifest = load_model(path, device=device)
     model.eval()
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
-    if manifest["stage"] != stage:
+    if manifest.get("stage") != stage:
         raise UserError(
-            f"{display(path)}: weights of stage {manifest['stage']}, not {stage}. Give another --checkpoint.",
+            f"{display(path)}: weights of stage {manifest.get('stage')}, not {stage}. Give another --checkpoint.",
             "权重不属于该阶段：请换 --checkpoint 或 --stage",
         )
+    require_parts(path, manifest, stage)
     sources = manifest["training_data"]
     examples = training_examples(sources, seed, with_texts=stage == "pretrain")
     trained = trained_on(sources, examples, path.parent, with_texts=stage == "pretrain")
@@ -181,6 +192,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - started, 2),
         "metrics": {name: metric.as_json() for name, metric in metrics.items()},
     }
+    if broken := [name for name, m in metrics.items() if not all(map(math.isfinite, (m.value, m.low, m.high)))]:
+        raise UserError(
+            f"{display(path)}: {', '.join(broken)} can't be told in numbers: the weights are damaged. Train them again: "
+            f"{trainer_command(WEIGHT_NAMES[stage])}.",
+            "得分不是有限的数：权重已损坏，请重新训练",
+        )
     append_line(results, line)
     if arguments.answers_file:
         with atomic_write(arguments.answers_file) as file:
@@ -195,6 +212,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(wrong_answers(evaluation.verdicts, arguments.show_wrong)), end="\n" * bool(arguments.show_wrong))
     print(f"-> {display(results)}")
     return 0
+
+
+def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
+    """Raises: UserError where weights don't say what an evaluation must know of them."""
+    try:
+        hashed = [*manifest["training_data"], *([manifest["start"]] if stage == "dpo" else [])]
+        named = [part[name] for part in hashed for name in ("path", "sha256")] + [manifest["profile"]]
+        train = manifest["settings"]["train"]
+        if not all(isinstance(text, str) for text in named) or not train["max_seq_len"] > 0 < train["beta"]:
+            raise TypeError("a part is of another type")
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{display(path)}: its manifest doesn't say how it was trained ({error}). Give another --checkpoint, or "
+            f"train it again: {trainer_command(WEIGHT_NAMES[stage])}.",
+            "权重缺少训练信息：请重新训练或换 --checkpoint",
+        ) from None
 
 
 def already_recorded(results: Path, run_id: str, stage: str) -> bool:

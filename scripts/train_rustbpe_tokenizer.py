@@ -18,7 +18,7 @@ if not __package__:
 
 from configs.cli import run
 from configs.progress import Progress, progress_bar
-from configs.schema import UserError
+from configs.schema import LARGEST_COUNT, UserError
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_training import build_parser, train_folder
 
@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "训练时连续汉字的最大长度；0 为不限，适合量大而多样的文本 (%(default)s)",
     )
     args = parser.parse_args(argv)
-    if args.max_han_run < 0:
-        raise UserError(f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more.", "不能为负；0 为不限")
+    if not 0 <= args.max_han_run <= LARGEST_COUNT:
+        raise UserError(
+            f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more, and at most {LARGEST_COUNT}.",
+            "超出范围；0 为不限",
+        )
 
     def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
         bars: list[Progress] = []

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ STATE_PARTS = {
     "rng": dict, "tokens": float, "targets": float, "skipped": int, "overflows": int, "choices": dict,
 }  # fmt: skip
 """What a resume state holds, with the types."""
+MANIFEST_PARTS = {"stage": str, "profile": str, "tokenizer_sha256": str, "training_data": list, "settings": dict}
+"""What others read in a weight file's manifest, with the types."""
 CHOICE_PARTS = ("device", "machine", "dtype", "threads", "world_size", *CHOSEN)
 KEPT_STATES = 2
 """Resume states kept of a stage: that of these settings, and the newest one of others."""
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path, remedy: str, chinese: str = "请换一个文件"
             f"{display(path)}: holds more than tensors and plain data, or is damaged; it was not executed. {remedy}",
             f"含有张量以外的内容或已损坏，未执行：{chinese}",
         ) from None
-    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # whatever a changed byte of a pickle leads to: KeyError, BadZipFile, OverflowError ...
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise UserError(
             f"{display(path)}: damaged or cut short ({reason}). {remedy}", f"文件损坏或不完整：{chinese}"
@@ -111,8 +112,20 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
             f"{display(path)}: not a MiniLLM checkpoint (it has {len(content)} keys: {keys} ...). Give another path.",
             "不是 MiniLLM 的权重文件：请换一个路径",
         )
+    wrong = [f"model: {name}" for name, tensor in content["model"].items() if not isinstance(tensor, Tensor)]
+    wrong += [f"manifest: {name}" for name in MANIFEST_PARTS if not _fits(content["manifest"], name)]
+    if wrong:
+        raise UserError(
+            f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). Give another path, or train "
+            "that stage again.",
+            "不是 MiniLLM 写出的权重：请换路径或重新训练",
+        )
     config = from_mapping(ModelConfig(), content["config"], display(path))
-    return content["model"], config, content["manifest"]
+    return content["model"], config.resolve(), content["manifest"]
+
+
+def _fits(manifest: dict[str, Any], name: str) -> bool:
+    return isinstance(manifest.get(name, MANIFEST_PARTS[name]()), MANIFEST_PARTS[name])
 
 
 def load_model(
@@ -143,6 +156,13 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         raise UserError(
             f"{display(path)}: weights of another shape ({len(problems)} tensors differ: {shown}). {_retraining(path)}",
             "权重与模型形状不符：请重新训练，或换一个路径",
+        )
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{display(path)}: {len(broken)} of {len(state)} tensors hold NaN or infinity (the first is {broken[0]}). Train that "
+            "stage again with a lower --learning_rate.",
+            "权重中有 NaN 或无穷大：请降低学习率重新训练",
         )
     model.load_state_dict(state, strict=True)
 

@@ -125,12 +125,28 @@ def free_memory(device: torch.device) -> int | None:
     return ours.free if ours else None
 
 
+def num_weights(shape: ModelConfig) -> int:
+    """Numbers in the embedding and the matrices."""
+    block = sum(map(math.prod, hidden_matrices(replace(shape, num_hidden_layers=1))))
+    return shape.vocab_size * shape.hidden_size + block * shape.num_hidden_layers
+
+
+def require_memory(shape: ModelConfig) -> None:
+    """Raises: UserError where the weights alone, in float32, are more than all memory of this machine."""
+    ours, needed = memory(), 4 * num_weights(shape)
+    if ours is not None and needed > ours.total:
+        raise UserError(
+            f"hidden_size = {shape.hidden_size}, num_hidden_layers = {shape.num_hidden_layers}: the weights alone are "
+            f"{needed / 1e9:.1f} GB, this machine has {ours.total / 1e9:.1f} GB. Take a smaller model.",
+            "模型太大，内存放不下权重：请减小模型",
+        )
+
+
 def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, checkpointing: bool) -> int:
     """Rows of a micro-batch beyond which nothing is gained, or that just fit the free memory; at least 1."""
     most = max(1, MICRO_TOKENS[device.type] // row_tokens)
     if (free := free_memory(device)) is not None:
-        num_weights = shape.vocab_size * shape.hidden_size + sum(map(math.prod, hidden_matrices(shape)))
-        training = 16 * num_weights  # weight, gradient and two moments in float32
+        training = 16 * num_weights(shape)  # weight, gradient and two moments in float32
         each = row_bytes(shape, row_tokens, keeps_scores=device.type == "cpu", checkpointing=checkpointing)
         most = min(most, max(1, int(MEMORY_SHARE * free - training) // each))
     return most

@@ -53,6 +53,17 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         self.newton_schulz_dtype = newton_schulz_dtype
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which looks at the number of parameters alone. Raises: ValueError where a part is missing or of another
+        shape: the next step would fail."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            names = ("momentum",) if group["muon"] else ("exp_avg", "exp_avg_sq")
+            for parameter in group["params"]:
+                parts = self.state.get(parameter) or {}
+                if parts and not all(getattr(parts.get(name), "shape", None) == parameter.shape for name in names):
+                    raise ValueError(f"a parameter's {' or '.join(names)} is missing or of another shape")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, *, taken: Tensor | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient.

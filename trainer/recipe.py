@@ -38,7 +38,7 @@ from trainer.checkpoint import (
     saved_states,
     weights_fingerprint,
 )
-from trainer.choices import fill_in, rehearse, repeat, resolved_values, row_length
+from trainer.choices import fill_in, rehearse, repeat, require_memory, resolved_values, row_length
 from trainer.flops import known_peak, training_flops
 from trainer.loop import (
     BatchStream,
@@ -88,6 +88,7 @@ class Stage:
         if self.start_path is not None:  # noted now: hours later, at the end, the file may be another one
             self.start_sha256 = weights_fingerprint(self.start_path)
             _, self.start_shape, self.start_manifest = read_weights(self.start_path)
+        require_memory(self._shape())
         self.settings = run_settings(replace(run, model=self._shape()), RESULT_NEUTRAL)
         del self.settings["from_weight"]  # what counts is the content of the starting weights, not their name
         self.resolved = resolved_values(
@@ -499,6 +500,7 @@ class Stage:
 def ask_rules(run: TrainRun, start: Path | None, data: dict[str, Any] | None) -> dict[str, float]:
     """What a stage's rules give, before it is started. Args: start: weights to start from. data: its tensors' manifest."""
     shape = read_weights(start)[1] if start is not None and start.exists() else run.model
+    require_memory(shape)
     return resolved_values(run.train, run.stage, shape, data, fresh=start is None and run.from_weight == "none")
 
 

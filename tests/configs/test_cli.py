@@ -174,3 +174,40 @@ def test_a_second_sigterm_does_not_break_off_the_end_of_a_program() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (143, "stopped by SIGTERM | 收到 SIGTERM，已停止\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise MemoryError",
+        "raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can\\'t allocate memory: you tried')",
+        "raise RuntimeError('Storage size calculation overflowed with sizes=[9223372036854775807, 16]')",
+        "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
+    ],
+)
+def test_too_little_memory_is_one_line(body: str) -> None:
+    done = end_of(body)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1
+
+
+def test_a_line_end_in_a_name_does_not_split_the_line() -> None:
+    done = end_of("raise UserError('a\\nb.jsonl: no such file.')")
+    assert done.stderr == "error: a b.jsonl: no such file.\n"
+
+
+def test_two_hyphens_are_no_value_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="x")
+    parser.add_argument("--seed", type=int)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--seed=--"])
+    assert stop.value.code == 2
+    assert "argument --seed: expected a value" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_in_a_name_are_one_line() -> None:
+    done = end_of("open(os.devnull, 'w', encoding='utf-8').write('sft_\\udcd6\\udcd0.jsonl')")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        r"error: 'sft_\udcd6\udcd0.jsonl': a file's name or an argument holds bytes that are no UTF-8"
+    )

@@ -47,6 +47,16 @@ def test_a_whole_number_is_a_fraction_too(tmp_path: Path) -> None:
         ("sft:\n  epochs: 0\n", "mine.yaml: sft: epochs = 0"),
         ("- a\n", "must hold `key: value` lines"),
         ("a: [\n", "can't be read as YAML"),
+        ("sft:\n  epochs: 2024-13-45\n", "can't be read as YAML"),
+        ("sft:\n  epochs: !!int two\n", "can't be read as YAML"),
+        ("sft:\n  epochs: !!bool maybe\n", "can't be read as YAML"),
+        ("sft:\n  epochs: " + "9" * 5000 + "\n", "can't be read as YAML"),
+        ("sft:\n  epochs: 2\n  epochs: 3\n", "can't be read as YAML.*the key 'epochs' stands twice"),
+        ("sft: " + "[" * 3000 + "\n", "can't be read as YAML"),
+        ("sft:\n  learning_rate: " + "9" * 400 + "\n", "must be of type float"),
+        ("sft:\n  max_steps: 99999999999\n", "max_steps = 99999999999: must be at most 2147483647"),
+        ("model:\n  rope_theta: .nan\n", "rope_theta = nan: must be 1 or more, and a number"),
+        ("model:\n  rms_norm_eps: -1.0\n", "rms_norm_eps = -1.0: must be 0 or more"),
     ],
 )
 def test_a_mistake_in_a_profile_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:

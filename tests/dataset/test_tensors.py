@@ -505,6 +505,26 @@ def test_a_manifest_without_a_part_is_refused_by_name(tmp_path: Path, part: str)
         open_tensors(task.output)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"files": []}, "files"),
+        ({"files": {"labels": 3}}, "files: labels"),
+        ({"files": {"labels": {"bytes": "4"}}}, "files: labels"),
+        ({"rows": "many"}, "rows"),
+        ({"validation": {"rows": 2}}, "validation"),
+        ({"source": {}}, "source"),
+    ],
+)
+def test_a_manifest_with_a_part_of_another_type_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    task = job("pretrain", documents(tmp_path / "a.jsonl"))
+    write_json(task.output / "manifest.json", build_tensors(task) | change)
+    with pytest.raises(UserError, match=f"manifest.json: '{named}' is not as it was written. Delete"):
+        open_tensors(task.output)
+
+
 def test_an_array_of_another_shape_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
     task = job("pretrain", documents(tmp_path / "a.jsonl"))
     build_tensors(task)

@@ -120,3 +120,9 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
 def test_sampling_out_of_range_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         Sampling(**values)  # type: ignore[arg-type]
+
+
+def test_scores_that_are_no_numbers_are_told_in_one_line() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="scores are NaN or infinite"):
+            choose(torch.tensor([[0.0, value]]), Sampling(temperature=1.0), torch.Generator())

@@ -198,6 +198,19 @@ def test_a_file_that_is_mostly_bad_stops_the_mix_with_its_name(
     assert len(read(tmp_path / "mixed" / "rejects.jsonl")) == sum(line != '{"text": "好"}' for line in lines)
 
 
+@pytest.mark.parametrize(
+    "name", [b"sft_\xd6\xd0\xce\xc4.jsonl", b"sft_a\nb.jsonl"]
+)  # 中文 in GBK, as old archives unpack it
+def test_a_file_whose_name_is_no_text_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    write(sources / os.fsdecode(name), [chat(f"问{n}") for n in range(30)])
+    message = error_of(build_chinese_mix.main, mix_flags(sources), capsys)
+    assert "sources/'sft_" in message and "its name holds what is no text. Rename the file" in message
+
+
 @contextmanager
 def without_root() -> Iterator[None]:
     """Permissions do not bind root, so be somebody else."""

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -84,6 +85,42 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path, content: object) -
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth: not a MiniLLM"):
         read_weights(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("model", {"model.norm.weight": [1.0]}, "model: model.norm.weight"),
+        ("manifest", {"training_data": 5}, "manifest: training_data"),
+        ("manifest", {"tokenizer_sha256": None}, "manifest: tokenizer_sha256"),
+        ("manifest", {"settings": "none"}, "manifest: settings"),
+    ],
+)
+def test_weights_with_a_part_of_another_type_are_refused_by_name(
+    trained: TinyRun, tmp_path: Path, part: str, change: dict[str, Any], named: str
+) -> None:
+    content = torch.load(trained.path("pretrain"), weights_only=True)
+    torch.save(content | {part: {**content[part], **change}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth: not as MiniLLM writes weights \({named}"):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_whatever_a_broken_pickle_raises_is_told_in_one_line(trained: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (KeyError(227), AttributeError("x"), OverflowError("y"), AssertionError()):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(UserError, match=r"pretrain_16\.pth: damaged or cut short"):
+            read_weights(trained.path("pretrain"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_not_loaded(trained: TinyRun, tmp_path: Path, value: float) -> None:
+    content = torch.load(trained.path("pretrain"), weights_only=True)
+    content["model"]["model.norm.weight"][3] = value
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"x\.pth: 1 of \d+ tensors hold NaN or infinity \(the first is model\.norm\.weight"
+    ):
+        load_model(tmp_path / "x.pth")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
@@ -233,6 +270,8 @@ def test_a_state_without_a_choice_is_refused_by_name(stopped: TinyRun, part: str
         ("model", lambda model: {}),
         ("model", lambda model: model | {"model.norm.weight": torch.zeros(3)}),
         ("optimizer", lambda optimizer: {}),
+        ("optimizer", lambda optimizer: optimizer | {"state": {n: {"x": 1} for n in optimizer["state"]}}),
+        ("optimizer", lambda optimizer: optimizer | {"state": {n: {"momentum": 1.0} for n in optimizer["state"]}}),
         ("optimizer", lambda optimizer: optimizer | {"param_groups": optimizer["param_groups"][:1]}),
         ("rng", lambda rng: {}),
         ("rng", lambda rng: {"cpu": torch.zeros(1, 7, dtype=torch.uint8)}),

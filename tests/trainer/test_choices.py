@@ -22,6 +22,7 @@ from trainer.choices import (
     learning_rate,
     rehearse,
     repeat,
+    require_memory,
     row_bytes,
     split_rows,
     step_tokens,
@@ -401,3 +402,11 @@ def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None
         optimizer.zero_grad()
         losses.append(loss.item())
     assert max(losses) < 1.1 * losses[0] and losses[-1] < 0.98 * losses[0]  # 37 at its worst with a last norm from 1
+
+
+@pytest.mark.parametrize(
+    "shape", [{"num_hidden_layers": 2**31 - 1}, {"intermediate_size": 2**31 - 1, "hidden_size": 2**20}]
+)
+def test_a_model_larger_than_all_memory_is_refused_before_it_is_built(shape: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"the weights alone are [\d.]+ GB, this machine has [\d.]+ GB"):
+        require_memory(ModelConfig(**shape).resolve())
