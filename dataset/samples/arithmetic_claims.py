@@ -40,6 +40,8 @@ SAID = ("等于", "等于", "等于", "=", "=", "是", "得")
 """What stands between a problem and its result."""
 SEED = 8805
 
+_SPACED_MINUS = re.compile(r"(?<=[=＝于是得])( ?[-－−—]) (?=\d)")
+
 
 def _wrong(problem: Problem, rng: random.Random) -> int:
     """A result that is wrong; not below 0 where the right one is not."""
@@ -71,6 +73,8 @@ def _claim(problem: Problem, way: Way, rng: random.Random, *, true: bool) -> dic
     answer = judged(way, statement, right, true=true)
     # Signs and spaces as people type them; two spaces come together where a result is below 0.
     question = re.sub(" +", " ", typed(way, dressed(statement, rng, opens=False), rng))
+    # The sign of a result stays beside it: 87减去95等于-8.
+    question = _SPACED_MINUS.sub(r"\1", question)
     accepted = [text for text in also_right([right], true=true) if text != answer]
     return {"conversations": conversation(question, answer), "kind": KIND, "accepted": accepted}
 

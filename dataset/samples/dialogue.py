@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataset.samples.alternatives import expanded
-from dataset.samples.frames import Form, bare, framed, marked
+from dataset.samples.frames import Form, bare, framed, in_earnest, marked
 from dataset.samples.tables import FOLDER, cells, yaml_table
 
 WORDINGS_FILE = FOLDER / "dialogue_wordings.yaml"
@@ -47,9 +47,11 @@ _TURNED = "煮洗炒包蒸切擦养泡折叠练背记做"
 """Verbs that may stand behind what they are done to: 面条怎么煮."""
 _ENDING = ("吗", "呢", "么", "啥", "了没")
 _ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "谁", "多少", "有没有", "为何", "几点", "几号")
-_NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么")
+# Told, with the words of a question: 怎么也笑不出来.
+_EXCLAIMING = ("怎么这么", "你怎么这么", "怎么也", "凭什么")
+_NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么", *_EXCLAIMING)
 _REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
-_TELLING = ("我", "想", "不知道", "打算", "纠结")
+_TELLING = ("我", "想", "不知道", "打算", "纠结", *_EXCLAIMING)
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
     if not key(wording).isalnum():
         return wording
     # A short question takes the marks of a question: 在吗？
-    return marked(wording, rng) if form == "mark" and asks(wording) else framed(wording, rng, form)
+    return marked(wording, rng) if form == "mark" and asks(wording) else in_earnest(wording, rng, form)
 
 
 @cache

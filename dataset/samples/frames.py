@@ -46,7 +46,7 @@ _OPEN_QUESTION: Choices = _ANY_QUESTION | {"我想知道": 3, "告诉我": 2, "�
 _REQUEST: Choices = _GREETINGS | {
     "请": 4, "你好，请": 1, "麻烦你": 1, "那": 2, "那就": 1, "嗯，": 1, "对了，": 1, "快": 1, "你": 1, "来，": 1, "好，": 1,
 }  # fmt: skip
-_STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1, "其实": 1}
+_STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1, "喂，": 1}
 BEFORE: dict[Form, Choices] = {
     "ask": _ANY_QUESTION,
     "wh": _OPEN_QUESTION,
@@ -141,6 +141,7 @@ _ASKING = re.compile(
 _KNOWABLE = re.compile("(?!请|能|介绍|听说|了解|知道)[^你我，：]+(?<![吗呢吧呀啊没不])")
 """What may stand in 你知道…吗."""
 _HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
+_NOT_IN_EARNEST = ("考考你", "告诉我你能", "告诉我你会", "告诉我你可以", "告诉我你知道", "告诉我你有")
 _QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
 
 
@@ -210,3 +211,11 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
     if rng.random() < HALF_WIDTH_SHARE:
         return half_width(text)
     return text.replace("，", " ").rstrip() if rng.random() < SPACED_SHARE else text
+
+
+def in_earnest(question: str, rng: random.Random, form: Form = "ask") -> str:
+    """As `framed`, for what the asker wants to know: no 考考你，胃疼几天能好, and no 告诉我你能付款吗."""
+    text = framed(question, rng, form)
+    while text.startswith(_NOT_IN_EARNEST) and not question.startswith(_NOT_IN_EARNEST):
+        text = framed(question, rng, form)
+    return text

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset.samples.alternatives import expanded
-from dataset.samples.frames import form_by_mark, framed
+from dataset.samples.frames import form_by_mark, in_earnest
 from dataset.samples.tables import FOLDER, yaml_table
 
 TABLE_FILE = FOLDER / "limits.yaml"
@@ -49,11 +49,8 @@ def _filled(wording: str, rng: random.Random) -> str:
 
 
 def _typed(wording: str, rng: random.Random) -> str:
-    """The wording, filled in, as somebody may type it; nobody makes a quiz of it."""
-    while True:
-        question = framed(_filled(wording, rng), rng, form_by_mark(wording))
-        if not question.startswith("考考你"):
-            return question
+    """The wording, filled in, as somebody may type it."""
+    return in_earnest(_filled(wording, rng), rng, form_by_mark(wording))
 
 
 def _record(question: str, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any
 
 from dataset.samples import dialogue, generated, knowledge
-from dataset.samples.frames import form_by_mark, framed
+from dataset.samples.frames import form_by_mark, in_earnest
 from dataset.samples.tables import FOLDER, yaml_table
 
 AREAS = ("computing", "science", "medicine", "society", "humanities", "fun", "places", "life")
@@ -276,7 +276,7 @@ def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict
             taken.add(key)
             found += 1
             messages = [
-                {"role": "user", "content": framed(question, rng, form_by_mark(question))},
+                {"role": "user", "content": in_earnest(question, rng, form_by_mark(question))},
                 {"role": "assistant", "content": answer},
             ]
             record = {"conversations": messages, "kind": "unknown", "cluster": topic.name, "honest": True}

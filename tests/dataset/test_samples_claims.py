@@ -174,3 +174,9 @@ def test_no_question_stands_twice_and_texts_are_clean() -> None:
 def test_two_runs_give_the_same_records() -> None:
     assert list(arithmetic_claims.records()) == list(generated("arithmetic_claims"))
     assert list(knowledge_claims.records()) == list(generated("knowledge_claims"))
+
+
+def test_the_minus_of_a_result_stays_beside_it() -> None:
+    asked = [texts(record)[0] for record in single("arithmetic_claims")]
+    assert any(re.search(r"等于 ?[-－−—]\d", text) for text in asked)
+    assert not [text for text in asked if re.search(r"[=＝于是得] ?[-－−—] +\d", text)]

@@ -57,3 +57,12 @@ def test_a_formula_keeps_its_equals_sign_and_takes_no_full_stop() -> None:
 
 def test_the_same_seed_draws_the_same_frames() -> None:
     assert drawn("wh", 50) == drawn("wh", 50)
+
+
+def test_what_is_asked_in_earnest_is_no_quiz_and_no_order_to_tell() -> None:
+    rng = random.Random(7)
+    for question in ("胃疼几天能好", "你能付款吗"):
+        asked = [frames.in_earnest(question, rng, "fact") for _ in range(1_000)]
+        assert not any(text.startswith(("考考你", "告诉我你能")) for text in asked)
+        assert len(set(asked)) > 20
+    assert frames.in_earnest("考考你，一加一等于几", rng).startswith("考考你")
