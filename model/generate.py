@@ -63,7 +63,8 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
     logits = logits.float().cpu() / sampling.temperature
     if not logits.isfinite().all():
         raise UserError(
-            "the model's scores are NaN or infinite: its weights are damaged. Train that stage again.",
+            "the model's scores are NaN or infinite: its weights are damaged. Give another --weight, or make them again: "
+            "bash scripts/run.sh.",
             "模型输出不是有限的数：权重已损坏，请重新训练",
         )
     if sampling.top_k:

@@ -1,6 +1,7 @@
 """Every program, given flags with values of every odd kind: it works, or ends with one line or with its usage."""
 
 import argparse
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -32,6 +33,15 @@ LEFT_OUT |= {"out_dir", "tf_dir"}
 
 class TrainingBegins(Exception):
     """Stands for all that follows."""
+
+
+@pytest.fixture(scope="module")
+def trained(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A copy: odd flags may make its tensors anew."""
+    folder = tmp_path_factory.mktemp("odd_flags")
+    for part in (trained.data, trained.out):
+        shutil.copytree(part, folder / part.name)
+    return TinyRun(folder / trained.data.name, folder / trained.out.name)
 
 
 @pytest.fixture(autouse=True)

@@ -116,8 +116,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
     wrong += [f"manifest: {name}" for name in MANIFEST_PARTS if not _fits(content["manifest"], name)]
     if wrong:
         raise UserError(
-            f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). Give another path, or train "
-            "that stage again.",
+            f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). {_retraining(path)}",
             "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
     config = from_mapping(ModelConfig(), content["config"], display(path))
@@ -160,8 +159,8 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
         raise UserError(
-            f"{display(path)}: {len(broken)} of {len(state)} tensors hold NaN or infinity (the first is {broken[0]}). Train that "
-            "stage again with a lower --learning_rate.",
+            f"{display(path)}: {len(broken)} of {len(state)} tensors hold NaN or infinity (the first is {broken[0]}). "
+            f"{_retraining(path)} A lower --learning_rate may help.",
             "权重中有 NaN 或无穷大：请降低学习率重新训练",
         )
     model.load_state_dict(state, strict=True)

@@ -76,10 +76,10 @@ def test_a_limit_of_tokens_stops_with_the_document_that_passes_it(tmp_path: Path
 
 def test_a_prepared_folder_serves_again_and_without_its_text(tmp_path: Path) -> None:
     corpus = prepared(tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+    written = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*.npy")}
     assert prepared(tmp_path) == corpus
     assert prepare(corpus.folder, None, TOKENIZER, row_tokens=64) == corpus
-    assert {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")} == written
+    assert {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*.npy")} == written
 
 
 def test_another_text_replaces_the_rows_of_all_lengths(tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def test_pairs_that_training_leaves_out_are_left_out_and_counted(tokenizer: Rust
     metrics = evaluation.of_pairs([*records, long_prompt, same_start], model, beta=0.1)
     assert metrics["preference_accuracy"].n == 4
     assert evaluation.notes == [
-        "2 of 6 pairs left out: no answer, or no difference, within 32 tokens (training leaves them out too)"
+        "2 of 6 pairs left out: no answer, or no difference, within 32 tokens (training leaves them out too) "
+        "| 有 2 对太长或没有区别，不计入评测"
     ]
     assert evaluation.of_pairs([long_prompt], model, beta=0.1) == {}
     assert evaluation.notes[-1].startswith("1 of 1 pairs left out")
