@@ -1106,9 +1106,19 @@ def _read_rows(lines: Iterator[tuple[int, bytes | BadItem]]) -> Iterator[tuple[i
                 )
 
 
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key stands twice: the first value would be lost. Raises: BadRecord."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise BadRecord("a key twice in one JSON object")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
 """NaN and Infinity, which are no JSON, become null: a column of somebody's scores is no reason to lose a record."""
-_LENIENT = json.JSONDecoder(parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits))
+_LENIENT = json.JSONDecoder(
+    parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits), object_pairs_hook=_object
+)
 
 
 def _whole_number(digits: str) -> int | str:

@@ -180,13 +180,14 @@ class Evaluation:
         """Shares that no rule is held against."""
         pairs = list(zip(questions, answers, strict=True))
         name = normalize(self.names[0])
-        leaks = leaks_name([said.text for said in answers], self.names[0]) if name else []
+        texts = [said.text for said in answers]
+        leaks = leaks_name(texts, self.names[0]) if name else [False] * len(texts)
         groups = {
             "ended": [(question, said.ended) for question, said in pairs],
             "name_in_other_answers": [
                 (question, leaked)
-                for question, leaked in zip(questions, leaks, strict=False)  # none where nobody knows the name
-                if question.category != "identity" and name not in normalize(question.expected)
+                for question, leaked in zip(questions, leaks, strict=True)
+                if name and question.category != "identity" and name not in normalize(question.expected)
             ],
             "declined_known_facts": [
                 (question, Said(said.text).declines)

@@ -44,14 +44,19 @@ def require_finite(model: nn.Module, path: Path, when: str) -> None:
 
     Raises: UserError naming the file, the moment and the first such tensor.
     """
-    state = model.state_dict()
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := _not_finite(model.state_dict()):
         raise UserError(
-            f"{display(path)}: not written, since {len(broken)} of {len(state)} tensors hold NaN or infinity {when} (the first "
-            f"is {broken[0]}); what was there before is kept. Lower --learning_rate or --grad_clip.",
+            f"{display(path)}: not written: {when}, {broken}; what was there before is kept. Lower --learning_rate or "
+            "--grad_clip.",
             "权重里有 NaN 或无穷大，没有写入：请调低 --learning_rate 或 --grad_clip",
         )
+
+
+def _not_finite(state: dict[str, Tensor]) -> str:
+    """How many tensors hold NaN or infinity, and which is the first; empty where none does."""
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    count = f"{len(broken)} of {len(state)} tensors hold NaN or infinity"
+    return f"{count} (the first is {broken[0]})" if broken else ""
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -156,11 +161,9 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{display(path)}: weights of another shape ({len(problems)} tensors differ: {shown}). {_retraining(path)}",
             "权重与模型形状不符：请重新训练，或换一个路径",
         )
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := _not_finite(state):
         raise UserError(
-            f"{display(path)}: {len(broken)} of {len(state)} tensors hold NaN or infinity (the first is {broken[0]}). "
-            f"{_retraining(path)} A lower --learning_rate may help.",
+            f"{display(path)}: {broken}. {_retraining(path)} A lower --learning_rate may help.",
             "权重中有 NaN 或无穷大：请降低学习率重新训练",
         )
     model.load_state_dict(state, strict=True)

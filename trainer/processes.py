@@ -62,9 +62,8 @@ def num_processes(run: TrainRun, device: torch.device) -> int:
     if device.type != "cpu" or "WORLD_SIZE" in os.environ:  # torchrun has made its own
         return 1
     wanted = min(run.train.cpu_processes, num_cores())
-    parts = (
-        run.train.accumulation_steps
-    )  # where it is given, a step keeps its rows: each process takes some of the parts
+    # Where it is given, a step keeps its rows: each process takes some of its parts.
+    parts = run.train.accumulation_steps
     return max(n for n in range(1, wanted + 1) if parts % n == 0)
 
 

@@ -52,8 +52,7 @@ class Beyond:
 
 def listed() -> dict[str, dict[str, list[str]]]:
     """Type -> side -> wordings."""
-    loaded: dict[str, dict[str, list[str]]] = yaml_table(WORDINGS_FILE)
-    return loaded
+    return yaml_table(WORDINGS_FILE)
 
 
 def beyond(side: str, count: int, rng: random.Random) -> Iterator[Beyond]:

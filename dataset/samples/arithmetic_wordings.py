@@ -59,8 +59,7 @@ _CONDITIONS: dict[str, Callable[[Problem], bool]] = {
 
 
 def table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
-    return loaded
+    return yaml_table(WORDINGS_FILE)
 
 
 @cache

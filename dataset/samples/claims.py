@@ -31,8 +31,7 @@ class Way:
 
 
 def table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(TABLE_FILE)
-    return loaded
+    return yaml_table(TABLE_FILE)
 
 
 @cache

@@ -24,8 +24,7 @@ THIRD_TURN_SHARE = 0.35
 
 
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml_table(LINKS_FILE)
-    return table
+    return yaml_table(LINKS_FILE)
 
 
 @cache

@@ -45,8 +45,7 @@ class Memory:
 
 def table() -> dict[str, Any]:
     """The subjects with their wordings, and the lists of names."""
-    loaded: dict[str, Any] = yaml_table(MEMORY_FILE)
-    return loaded
+    return yaml_table(MEMORY_FILE)
 
 
 @cache

@@ -86,8 +86,7 @@ class Series:
 
 
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml_table(SERIES_FILE)
-    return table
+    return yaml_table(SERIES_FILE)
 
 
 @cache

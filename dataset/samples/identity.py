@@ -91,8 +91,7 @@ def normalised(question: str) -> str:
 
 
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml_table(WORDINGS_FILE)
-    return table
+    return yaml_table(WORDINGS_FILE)
 
 
 def topics() -> list[Topic]:

@@ -31,8 +31,7 @@ SEED = 6203
 
 
 def _table() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(FOLLOW_UPS_FILE)
-    return loaded
+    return yaml_table(FOLLOW_UPS_FILE)
 
 
 @cache

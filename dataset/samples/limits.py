@@ -28,8 +28,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def _table() -> dict[str, dict[str, str]]:
-    loaded: dict[str, dict[str, str]] = yaml_table(TABLE_FILE)
-    return loaded
+    return yaml_table(TABLE_FILE)
 
 
 def answers() -> dict[str, str]:

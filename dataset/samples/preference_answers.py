@@ -37,13 +37,11 @@ SLIPS = {1: 5, -1: 5, 10: 3, -10: 3, 2: 1, -2: 1}
 
 
 def styles() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(STYLES_FILE)
-    return loaded
+    return yaml_table(STYLES_FILE)
 
 
 def fluent() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(FLUENT_FILE)
-    return loaded
+    return yaml_table(FLUENT_FILE)
 
 
 class Others:

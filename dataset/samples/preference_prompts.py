@@ -69,8 +69,7 @@ class Prompt:
 
 
 def wordings() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml_table(WORDINGS_FILE)
-    return loaded
+    return yaml_table(WORDINGS_FILE)
 
 
 @cache

@@ -12,10 +12,11 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @cache
-def yaml_table(path: Path) -> Any:
+def yaml_table(path: Path) -> dict[str, Any]:
     """What a YAML file holds. It is shared: nobody changes it."""
     with path.open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=_LOADER)
+        table: dict[str, Any] = yaml.load(file, Loader=_LOADER)
+    return table
 
 
 @cache

@@ -87,8 +87,7 @@ def normalised(text: str) -> str:
 
 
 def _table(area: str) -> dict[str, Any]:
-    table: dict[str, Any] = yaml_table(FOLDER / f"unknown_{area}.yaml")
-    return table
+    return yaml_table(FOLDER / f"unknown_{area}.yaml")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -596,3 +596,17 @@ def test_reading_records_names_file_and_line_of_a_bad_one(tmp_path: Path) -> Non
         list(read_records(path))
     with pytest.raises(UserError, match="no such file"):
         list(read_records(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "一", "text": "二"}',
+        '{"conversations": [{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]}',
+        '{"id": %s, "text": "一", "text": "二"}' % ("9" * 5000),
+        '{"text": "一", "meta": {"a": 1, "a": NaN}}',
+    ],
+)
+def test_a_key_that_stands_twice_loses_no_value_in_silence(line: str) -> None:
+    with pytest.raises(BadRecord, match="a key twice in one JSON object"):
+        decode_item(line.encode(), {})
