@@ -9,6 +9,9 @@ from configs.messages import SMOKE_PROFILE
 from configs.paths import display
 from configs.schema import UserError
 
+MAX_LINE = 1 << 20
+"""Bytes of a first line that are looked at; a line of ours is far shorter."""
+
 
 def read_results(path: Path, *, smoke: bool = False) -> Iterator[dict[str, Any]]:
     """The lines of a results file, in their order; none where there is no file.
@@ -29,3 +32,21 @@ def read_results(path: Path, *, smoke: bool = False) -> Iterator[dict[str, Any]]
             )
         if smoke or line.get("profile") != SMOKE_PROFILE:
             yield line
+
+
+def require_ours(path: Path, key: str, flag: str) -> None:
+    """Raises: UserError where a file that is to be written holds something else than lines with this
+    key: it may be somebody's data."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(MAX_LINE)
+    try:
+        line = json.loads(first)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or key not in line:
+        raise UserError(
+            f"{flag} {display(path)}: holds something else already. Give another file, or remove that one.",
+            "文件里已有其他内容：请换一个文件名",
+        )

@@ -40,9 +40,10 @@ from evaluation.danger import DangerPrompt, load_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import KINDS_OF_ANY_MODEL, Prompt, load_prompts
 from evaluation.heldout import HALVES, read_heldout, without_few
+from evaluation.intervals import Metric
 from evaluation.provenance import is_bundled, is_held_out_by_a_mix, mixture_of, names_of, trained_on
 from evaluation.report import tables, wrong_answers
-from evaluation.results import read_results
+from evaluation.results import read_results, require_ours
 from evaluation.stage import Evaluation
 from trainer.checkpoint import check_tokenizer, load_model
 from trainer.runtime import choose_device, seed_everything
@@ -114,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{display(results)}: run {arguments.run_id} has its {stage} line already")
         return 0
     require_writable(results.parent)
+    require_ours(results, "metrics", "--results_file")
+    if arguments.answers_file:
+        require_ours(arguments.answers_file, "metric", "--answers_file")
     path = find_dataset(arguments.checkpoint) if arguments.checkpoint else latest_weights(WEIGHT_NAMES[stage], out_dir)
     data_path = arguments.data_path or env_path("DATA_DIR", DATA_DIR) / f"{stage}_chinese_heldout.jsonl"
     device = choose_device(arguments.device)
@@ -174,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "没有可评测的记录：请换 --data_path",
         )
 
+    require_numbers(path, stage, metrics)
     line = {
         "run_id": arguments.run_id or fingerprint([str(path), time.time_ns()])[:12],
         "stage": stage,
@@ -192,26 +197,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - started, 2),
         "metrics": {name: metric.as_json() for name, metric in metrics.items()},
     }
+    append_line(results, line)
+    if arguments.answers_file:
+        with atomic_write(arguments.answers_file) as file:
+            file.writelines(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in evaluation.verdicts)
+    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
+    evaluation.notes += [SMOKE_NOTE] if manifest["profile"] == SMOKE_PROFILE else []
+    show(evaluation, metrics, arguments.show_wrong)
+    print(f"-> {display(results)}")
+    return 0
+
+
+def require_numbers(path: Path, stage: str, metrics: Mapping[str, Metric]) -> None:
+    """Raises: UserError where a score is NaN or infinite."""
     if broken := [name for name, m in metrics.items() if not all(map(math.isfinite, (m.value, m.low, m.high)))]:
         raise UserError(
             f"{display(path)}: {', '.join(broken)} can't be told in numbers: the weights are damaged. Train them again: "
             f"{trainer_command(WEIGHT_NAMES[stage])}.",
             "得分不是有限的数：权重已损坏，请重新训练",
         )
-    append_line(results, line)
-    if arguments.answers_file:
-        with atomic_write(arguments.answers_file) as file:
-            file.writelines(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in evaluation.verdicts)
-    print(f"{stage}: {display(heldout.path)}, split {heldout.split} ({HALVES.get(heldout.split, 'all records')})")
-    notes = [*evaluation.notes, *([SMOKE_NOTE] if manifest["profile"] == SMOKE_PROFILE else [])]
-    print("\n".join([*tables(metrics), *(f"  {note}" for note in notes)]))
+
+
+def show(evaluation: Evaluation, metrics: Mapping[str, Metric], num_wrong: int) -> None:
+    """Print the tables, the notes, three answers, and as many wrong ones a metric as were asked for."""
+    print("\n".join([*tables(metrics), *(f"  {note}" for note in evaluation.notes)]))
     for label, asked, said, verdict in evaluation.samples:
         answered = "续写" if label == "开头" else "答"
         text = " ".join(f"{label}: {asked}  {answered}: {said.text}".split("\n"))  # a line each
         print(f"  {text}{'' if said.ended else ' …'} {verdict}".rstrip())
-    print("\n".join(wrong_answers(evaluation.verdicts, arguments.show_wrong)), end="\n" * bool(arguments.show_wrong))
-    print(f"-> {display(results)}")
-    return 0
+    print("\n".join(wrong_answers(evaluation.verdicts, num_wrong)), end="\n" * bool(num_wrong))
 
 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:

@@ -258,6 +258,27 @@ def test_prompts_about_a_name_that_nobody_knows_are_left_out_with_a_line(
     assert "1 first prompts left out: your identity records tell no name" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--results_file", "--answers_file"])
+@pytest.mark.parametrize("content", ['{"text": "我的数据"}\n', "笔记\n", "[1, 2]\n", "\x00\x01"])
+def test_a_file_of_the_users_is_neither_appended_to_nor_replaced(
+    trained: TinyRun, tmp_path: Path, flag: str, content: str
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{flag} .*mine.jsonl: holds something else already"):
+        evaluate(trained, tmp_path / "results.jsonl", "sft", flag, str(mine))
+    assert mine.read_text(encoding="utf-8") == content
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_answers_of_before_and_an_empty_file_are_written_over(trained: TinyRun, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.touch()
+    for _ in range(2):
+        assert evaluate(trained, tmp_path / "results.jsonl", "sft", "--answers_file", str(answers)) == 0
+        assert all("metric" in line for line in lines_of(answers))
+
+
 def test_a_torn_results_file_is_named_with_its_line(trained: TinyRun, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     results.write_text('{"run_id": "x", "stage": "sft"}\n{"run\n')
