@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -164,6 +165,14 @@ def prepare_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def silence_terminal() -> None:
+    """Let what is still written to a terminal that was closed go nowhere."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        for number in (1, 2):
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # of one that was closed nobody says that it is a terminal
+                os.dup2(nowhere.fileno(), number)
 
 
 def _say(line: str) -> None:

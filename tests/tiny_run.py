@@ -107,7 +107,7 @@ def killed_in_step(number: int) -> Iterator[None]:
 @contextmanager
 def kept_signal_handlers() -> Iterator[None]:
     """Entry points set handlers, which must not outlive a test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from configs.artifacts import RECIPE_VERSION, fingerprint, require_writable
+from configs.cli import silence_terminal
 from configs.flags import TrainRun, latest_weights, run_settings, weight_file
 from configs.messages import warning
 from configs.paths import display, find_dataset
@@ -480,7 +481,7 @@ class Stage:
         )
 
     def _watch_signals(self) -> None:
-        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C ends it at once."""
+        """Ctrl-C, SIGTERM and a terminal that is closed end the run after the step at hand; a second Ctrl-C ends it at once."""
 
         def handler(signum: int, frame: object) -> None:
             if self.stop.exit_code and signum == signal.SIGINT:
@@ -488,8 +489,15 @@ class Stage:
             self.stop.exit_code = 128 + signum
             self.stop.reason = signal.Signals(signum).name
 
+        def hung_up(signum: int, frame: object) -> None:
+            signal.signal(signum, signal.SIG_IGN)  # the shell may send another one, which must not break off the save
+            handler(signum, frame)
+            silence_terminal()  # where nobody can read any more, a line would fail before the state is saved
+
         signal.signal(signal.SIGINT, handler)
         signal.signal(signal.SIGTERM, handler)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, hung_up)
 
     def say(self, text: str) -> None:
         """Print a line from the main process."""

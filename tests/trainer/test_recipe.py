@@ -21,6 +21,7 @@ from configs.flags import latest_weights, parse_run
 from configs.paths import ROOT
 from configs.schema import UserError
 from dataset.lm_dataset import PretrainDataset
+from tests.terminal import PATIENCE_SECONDS, Terminal
 from tests.tiny_run import (
     SHAPE,
     TRAINERS,
@@ -514,6 +515,19 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_ends_the_same(tiny
     resumed = tiny.weights("pretrain")
     assert tiny.train("pretrain", *words, "--from_resume", "0") == 0
     assert same(tiny.weights("pretrain"), resumed)
+
+
+def test_a_terminal_that_is_closed_saves_and_ends_the_run(tiny: TinyRun) -> None:
+    words = tiny.flags(
+        "pretrain", "--max_steps", "4000", "--epochs", "1000", "--save_interval", "10000", "--dropout", "0.2"
+    )
+    terminal = Terminal(["-m", "trainer.train_pretrain", *words])
+    terminal.wait_for("validation_loss")  # the first step is done
+    before = len(tiny.states("pretrain"))
+    os.close(terminal.ours)
+    terminal.child.send_signal(signal.SIGHUP)  # what the kernel sends where it is the controlling terminal
+    assert terminal.child.wait(PATIENCE_SECONDS) == 128 + signal.SIGHUP
+    assert len(tiny.states("pretrain")) == before + 1
 
 
 def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
