@@ -190,7 +190,7 @@ def _chains(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Conversations that begin with each first answer and reach the next one, so that no step is left out."""
     an_answer = NUM_FAVOURITE_CHAINS if one.name in FAVOURITES else NUM_CHAINS_AN_ANSWER
     for number in range(round(an_answer * len(one.answers))):
-        num_more = (NUM_FIRST, 2, 3, 1)[number // one.num_first % 4]
+        num_more = (NUM_FIRST, 1, 2, 1, 3, 1)[number // one.num_first % 6]  # short ones fit behind other turns
         yield record(chain(one, number % len(one.ask), num_more, rng), kind="turns")
 
 

@@ -18,7 +18,8 @@ from dataset.samples.tables import FOLDER, yaml_table
 
 TURNS_FILE = FOLDER / "dialogue_turns.yaml"
 SHARES = {
-    "knowledge": 30, "arithmetic": 24, "dialogue": 24, "dialogue_series": 8, "dialogue_flow": 4, "identity": 12,
+    "knowledge": 28, "knowledge_claims": 5, "arithmetic": 22, "arithmetic_claims": 3, "dialogue": 22,
+    "dialogue_series": 14, "dialogue_flow": 4, "identity": 12,
 }  # fmt: skip
 """Module -> how often a block comes from it. Each module's records come up equally often."""
 

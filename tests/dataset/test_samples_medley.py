@@ -101,7 +101,7 @@ def test_subjects_change_within_conversations_and_all_samples_take_part() -> Non
 def test_blocks_come_up_equally_often_and_modules_by_their_shares() -> None:
     asked = Counter(turn for record in LONG for turn in turns_of(record))
     dealt = {name: [asked[block[0]] for block in blocks if len(block) == 1] for name, blocks in medley.blocks().items()}
-    assert all(count <= 1 for count in dealt["knowledge"])
+    assert all(count <= 2 for count in dealt["knowledge"])  # once itself, once where a doubt about it follows
     assert sum(count <= 2 for count in dealt["identity"]) >= 0.95 * len(dealt["identity"])
     whole = {name: sum(asked[block[0]] for block in blocks) for name, blocks in medley.blocks().items()}
     for name, count in whole.items():
