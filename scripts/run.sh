@@ -134,7 +134,7 @@ stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it
   DEPS_MARK=$VENV_DIR/.deps_installed
   CRATE_MARK=$VENV_DIR/.rustbpe_built
   if [[ $from_stage == env ]]; then
-    rm -f "$DEPS_MARK" "$CRATE_MARK"
+    unmark "$DEPS_MARK" "$CRATE_MARK"
     from_stage=mix
   fi
   if venv_works && is_marked "$DEPS_MARK" requirements_mark && crate_is_ready; then
@@ -146,7 +146,7 @@ stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it
   exec 7<"$ROOT/requirements.txt"
   lock_folder 7 "$VENV_DIR"
   if ! { venv_works && is_marked "$DEPS_MARK" requirements_mark; }; then
-    rm -f "$DEPS_MARK"
+    unmark "$DEPS_MARK"
     if ! venv_works; then create_venv; fi
     install_requirements
     mark "$DEPS_MARK" requirements_mark
@@ -178,6 +178,12 @@ is_marked() { # is_marked FILE COMMAND: whether the file holds what the command 
 mark() { # mark FILE COMMAND: written last, so an interrupted installation does not count
   { "$2" >"$1.tmp" && mv "$1.tmp" "$1"; } ||
     die "$1: can't be written. Check disk space and permissions, rerun." "无法写入：请检查磁盘空间和权限后重试"
+}
+
+unmark() { # unmark FILES: what they stand for is to be made again
+  rm -f "$@" 2>/dev/null ||
+    die "$VENV_DIR: can't be changed. Check its permissions, or set VENV_DIR to a folder of your own, rerun." \
+      "无法修改环境目录：请检查权限，或用 VENV_DIR 指定自己的目录"
 }
 
 crate_is_ready() { [[ $ENABLE_RUSTBPE == 0 ]] || is_marked "$CRATE_MARK" crate_mark; }

@@ -612,6 +612,16 @@ def test_the_crate_is_built_once_and_again_where_its_sources_changed(fresh: Fake
     assert fresh.installations() == []
 
 
+def test_an_environment_that_cannot_be_changed_is_one_line_with_the_variable(fresh: FakeRepository) -> None:
+    mark = fresh.venv / ".deps_installed"
+    mark.unlink(missing_ok=True)
+    mark.mkdir(parents=True)  # `rm -f` fails on it for whoever runs the tests
+    result = fresh.run("--from-stage", "env", "--until-stage", "env")
+    assert result.code == 1
+    assert len(result.errors.splitlines()) == 1
+    assert re.search(r"error: .*: can't be changed\. .*VENV_DIR", result.errors)
+
+
 def test_a_crate_whose_build_failed_is_built_again(fresh: FakeRepository) -> None:
     path = fresh.with_rust()
     result = fresh.run(ENABLE_RUSTBPE="1", PATH=path, FAKE_MATURIN_EXIT="1")
