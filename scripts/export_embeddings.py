@@ -134,6 +134,10 @@ def describe(manifest: Manifest) -> str:
 # --- samples, token by token ------------------------------------------------------------------------------------------
 
 
+MOST_TOKENS_A_CHARACTER = 4
+"""Bytes of a character in UTF-8, at most."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One document, conversation or side of a pair."""
@@ -190,13 +194,30 @@ def sample_of(title: str, ids: np.ndarray, labels: np.ndarray) -> Sample:
 def render(sample: Sample, tokenizer: RustBPETokenizer, *, coloured: bool, show_ids: bool) -> str:
     """The tokens with dots between them; learnt ones are green, or in brackets."""
     parts = []
-    for token_id, learnt in zip(sample.ids, sample.learnt, strict=True):
-        text = visible(tokenizer.id_to_token(token_id)) + (f"({token_id})" if show_ids else "")
+    for token_id, shown, learnt in zip(sample.ids, token_texts(sample.ids, tokenizer), sample.learnt, strict=True):
+        text = visible(shown) + (f"({token_id})" if show_ids else "")
         if coloured:
             parts.append(f"{GREEN if learnt else GREY}{text}{PLAIN}")
         else:
             parts.append(f"[{text}]" if learnt else text)
     return "·".join(parts)
+
+
+def token_texts(ids: Sequence[int], tokenizer: RustBPETokenizer) -> list[str]:
+    """What each token says. Where a character takes several, such as 谜 of two, they show as 谜1/2 and 谜2/2."""
+    texts: list[str] = []
+    while len(texts) < len(ids):
+        start = len(texts)
+        for size in range(1, MOST_TOKENS_A_CHARACTER + 1):
+            try:
+                whole = tokenizer.decode_bytes(ids[start : start + size]).decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+            texts += [whole] if size == 1 else [f"{whole}{part}/{size}" for part in range(1, size + 1)]
+            break
+        else:
+            texts.append(tokenizer.id_to_token(ids[start]))  # bytes of no character
+    return texts
 
 
 def visible(text: str) -> str:

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from configs.paths import ROOT
+from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tensors import open_tensors, read_manifest
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
@@ -81,7 +83,7 @@ def test_an_end_mark_that_is_asked_for_in_chats_is_not_learnt(data_dir: Path) ->
 
 def test_the_length_comes_from_the_profile_unless_a_flag_gives_it(data_dir: Path) -> None:
     export_embeddings.main(["sft", "--profile", "smoke"])
-    assert read_manifest(data_dir / "sft_tokens")["max_length"] == 128
+    assert read_manifest(data_dir / "sft_tokens")["max_length"] == 256
     export_embeddings.main(["sft", "--profile", "smoke", "--max-length", "64"])
     assert read_manifest(data_dir / "sft_tokens")["max_length"] == 64
 
@@ -114,6 +116,21 @@ def test_inspect_marks_learnt_tokens_with_brackets(data_dir: Path, capsys: pytes
     assert "row 0, document 0: 10 tokens, 4 learnt" in out
     assert expected in out.splitlines()
     assert "\033" not in out
+
+
+def test_a_character_of_several_tokens_is_shown_over_each_of_them() -> None:
+    shipped = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    shown = export_embeddings.token_texts(shipped.encode("猜谜吗"), shipped)
+    assert [text for text in shown if "谜" in text] == ["谜1/2", "谜2/2"]
+    assert not any("\\x" in text for text in shown)
+
+
+@given(ids=st.lists(st.integers(0, 6399), max_size=12))
+@settings(deadline=None)
+def test_every_token_shows_something_whatever_stands_beside_it(ids: list[int]) -> None:
+    shipped = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    shown = export_embeddings.token_texts(ids, shipped)
+    assert len(shown) == len(ids) and all(shown)
 
 
 def test_inspect_shows_ids_and_both_sides_of_a_pair(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
