@@ -140,7 +140,7 @@ class RustBPETokenizer:
         if not self._gapless or len(merges) != len(self.mergeable_ranks) - NUM_BYTES:
             return None
         try:
-            return _rust_class().from_merges(merges, self.pattern)
+            return rust_class().from_merges(merges, self.pattern)
         except UserError:
             return None
 
@@ -273,7 +273,7 @@ class RustBPETokenizer:
                 f"({NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens).",
                 f"词表太小：至少 {SMALLEST_VOCABULARY}",
             )
-        trainer = _rust_class()()
+        trainer = rust_class()()
         try:
             trainer.train_from_iterator(
                 iter(texts),
@@ -440,7 +440,7 @@ def from_byte_alphabet(text: str) -> bytes:
 # Checks and limits
 
 
-def _rust_class() -> Any:
+def rust_class() -> Any:
     """The crate's Tokenizer. Raises: UserError when it is not built, or another package has its name."""
     try:
         from rustbpe import Tokenizer

@@ -19,7 +19,7 @@ if not __package__:
 from configs.cli import run
 from configs.progress import Progress, progress_bar
 from configs.schema import LARGEST_COUNT, UserError
-from dataset.tokenizer import RustBPETokenizer
+from dataset.tokenizer import RustBPETokenizer, rust_class
 from dataset.tokenizer_training import build_parser, train_folder
 
 DEFAULT_MAX_HAN_RUN = 2
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--max-han-run {args.max_han_run}: must be 0 (no cap) or more, and at most {LARGEST_COUNT}.",
             "超出范围；0 为不限",
         )
+
+    rust_class()  # before much text is read for nothing
 
     def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
         bars: list[Progress] = []

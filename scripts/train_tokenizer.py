@@ -10,6 +10,7 @@ more slowly.
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 if not __package__:
@@ -27,13 +28,8 @@ MIN_PAIR_COUNT = 2
 
 def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
     """The byte-level BPE vocabulary of the texts: the bytes by value, then the merges as they were learnt."""
-    try:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    except ImportError:
-        raise UserError(
-            "the package `tokenizers` is missing. Install it with: pip install tokenizers",
-            "缺少 tokenizers 包：请运行 pip install tokenizers",
-        ) from None
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
     model = Tokenizer(models.BPE())
     try:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -59,7 +55,13 @@ def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokeniz
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, learn, measure, write."""
-    return train_folder(build_parser(__doc__).parse_args(argv), learn, {"trainer": "tokenizers"})
+    arguments = build_parser(__doc__).parse_args(argv)
+    if find_spec("tokenizers") is None:  # before much text is read for nothing
+        raise UserError(
+            "the package `tokenizers` is missing. Install it with: pip install tokenizers",
+            "缺少 tokenizers 包：请运行 pip install tokenizers",
+        )
+    return train_folder(arguments, learn, {"trainer": "tokenizers"})
 
 
 if __name__ == "__main__":

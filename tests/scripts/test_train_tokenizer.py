@@ -14,7 +14,7 @@ import pytest
 from configs.paths import ROOT
 from configs.schema import UserError
 from dataset.chat import SPECIAL_TOKENS
-from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, _rust_class
+from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, rust_class
 from scripts import train_rustbpe_tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -34,7 +34,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def crate_is_built() -> bool:
     try:
-        _rust_class()
+        rust_class()
     except UserError:
         return False
     return True
