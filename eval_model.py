@@ -21,9 +21,10 @@ with contextlib.suppress(ImportError):  # Windows has none
 import torch
 
 from configs.cli import Parser, run
-from configs.flags import default_tokenizer_dir, env_path, latest_weights
-from configs.paths import OUT_DIR, display, find_dataset
+from configs.flags import default_tokenizer_dir, env_path
+from configs.paths import OUT_DIR, display, find_dataset, latest_weights
 from configs.schema import UserError
+from configs.stage_table import continues_text
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Sampling, answer, generate, stop_ids
 from model.model_minillm import MiniLLM
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     path, model, tokenizer, manifest = open_model(arguments, arguments.rope_scaling_factor)
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
-    completes = manifest.get("stage") == "pretrain"  # it has only seen raw text, so it goes on with yours
+    completes = continues_text(str(manifest.get("stage")))  # it has only seen raw text, so it goes on with yours
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)

@@ -25,10 +25,11 @@ from benchmarks.corpus import IDS, OFFSETS, WINDOW_TOKENS, Corpus, CutDocuments,
 from benchmarks.products import Step, mean_keys
 from configs.artifacts import read_json, require_writable, write_json
 from configs.cli import Parser, add_switch, split_words
-from configs.flags import TrainRun, parse_run, weight_file
+from configs.flags import TrainRun, parse_run
 from configs.hardware import cpu_instructions, cpu_name
 from configs.paths import ROOT, TOKENIZER_DIR, display
 from configs.schema import ModelConfig, UserError, preset
+from configs.stage_table import weight_file
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from trainer.checkpoint import read_checkpoint, saved_states

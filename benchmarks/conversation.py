@@ -29,6 +29,7 @@ from configs.load import load_profile
 from configs.paths import DATA_DIR, ROOT, display
 from configs.progress import progress_bar
 from configs.schema import UserError
+from configs.stage_table import continues_text
 from dataset.records import normalised_question, read_records
 from dataset.tokenizer import RustBPETokenizer
 from eval_model import WEIGHTS_OF_MODE, Conversation, Reply, context_tokens, open_model
@@ -297,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_chat(arguments: Namespace) -> tuple[Path, MiniLLM, RustBPETokenizer, tuple[str, str]]:
     """The model that chat would take, and the names that the mix filled in."""
     path, model, tokenizer, manifest = open_model(arguments)
-    if manifest["stage"] == "pretrain":
+    if continues_text(manifest["stage"]):
         raise UserError(f"{display(path)}: pretrained weights don't answer. Give weights of SFT or DPO.")
     mix = load_profile("default").mix
     data_dir = arguments.data_dir or env_path("DATA_DIR", DATA_DIR)

@@ -124,7 +124,7 @@ def prepare(
         "max_tokens": max_tokens,
         "num_heldout": num_heldout,
     }
-    job = TensorJob("pretrain", folder / TEXTS, tensors, tokenizer, row_tokens)
+    job = TensorJob("documents", folder / TEXTS, tensors, tokenizer, row_tokens)
     facts = read_json(folder / MANIFEST, "Delete it and rerun.") if (folder / MANIFEST).exists() else {}
     same_text = wanted.items() <= facts.items()
     if same_text and tensors.is_dir() and current_tensors(job) is not None:

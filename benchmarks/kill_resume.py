@@ -33,10 +33,10 @@ import torch
 
 from configs.artifacts import sha256_file, write_json
 from configs.cli import Parser, run
-from configs.flags import WEIGHT_NAMES
 from configs.load import read_yaml
 from configs.paths import CONFIG_DIR, ROOT
-from configs.schema import STAGES, UserError
+from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE, STAGES
 from trainer.checkpoint import saved_states
 
 POLL_SECONDS = 0.001
@@ -98,7 +98,7 @@ class Folders:
 
     def weights(self) -> dict[str, Path]:
         """Stage -> its weight file, as far as there are any."""
-        found = {stage: self.out.glob(f"{name}_*.pth") for stage, name in WEIGHT_NAMES.items()}
+        found = {stage: self.out.glob(f"{spec.weights}_*.pth") for stage, spec in STAGE_TABLE.items()}
         newest = {stage: [path for path in paths if ".previous" not in path.name] for stage, paths in found.items()}
         return {stage: paths[0] for stage, paths in newest.items() if paths}
 

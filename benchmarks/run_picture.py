@@ -16,7 +16,8 @@ if not __package__:
 from benchmarks.plots import COLOURS, Point, line, text, ticks, write_svg
 from configs.cli import Parser, run
 from configs.paths import TF_DIR, display
-from configs.schema import STAGES, UserError
+from configs.schema import UserError
+from configs.stage_table import STAGES
 
 PANEL_LEFT, PANEL_WIDTH, TOP, HEIGHT, BOTTOM = 50, 330, 60, 430, 50
 CHAT_LEFT, CHAT_WIDTH, LINE_HEIGHT, LINE_CHARACTERS = 410, 340, 19, 23

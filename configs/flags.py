@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.cli import Parser, add_switch
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, TOKENIZER_DIR, display, trainer_command
+from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, TOKENIZER_DIR
 from configs.schema import (
     DEVICES,
     DTYPES,
@@ -19,15 +19,10 @@ from configs.schema import (
     SCHEDULES,
     ModelConfig,
     TrainConfig,
-    UserError,
     as_dict,
     preset,
 )
-
-WEIGHT_NAMES = {"pretrain": "pretrain", "sft": "full_sft", "dpo": "rlhf"}
-"""Stage -> file stem of its weights: `out/full_sft_512.pth`."""
-NO_TRAINER = "This version has no program that trains {stem} weights; put some there, or give a path."
-STAGE_BEFORE = {"pretrain": None, "sft": "pretrain", "dpo": "sft"}
+from configs.stage_table import STAGE_TABLE, tensor_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +45,6 @@ class TrainRun:
     tf_dir: Path
     words: tuple[str, ...] = ()
     """The flags as they were given: a helper process of this run is given the same."""
-
-
-def weight_file(stage: str, model: ModelConfig) -> str:
-    """File name of a stage's weights, such as `full_sft_512.pth` or `pretrain_640_moe.pth`."""
-    return f"{WEIGHT_NAMES[stage]}_{model.hidden_size}{'_moe' if model.use_moe else ''}.pth"
 
 
 def default_tokenizer_dir(out_dir: Path) -> Path:
@@ -103,10 +93,9 @@ def build_parser(stage: str, description: str) -> Parser:
         "--out_dir", "--save_dir", dest="out_dir", type=Path, metavar="DIR", help="where weights go 权重输出目录 (out)"
     )
     paths.add_argument("--tf_dir", type=Path, metavar="DIR", help="where metrics go 指标输出目录 (tf_dir)")
-    before = STAGE_BEFORE[stage]
     paths.add_argument(
         "--from_weight",
-        default=WEIGHT_NAMES[before] if before else "none",
+        default=STAGE_TABLE[stage].start,
         metavar="NAME|PATH",
         help="weights to start from, or none 起始权重 (%(default)s)",
     )
@@ -124,7 +113,7 @@ def build_parser(stage: str, description: str) -> Parser:
 def add_train_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     """The flags of the loop."""
     loop = parser.add_argument_group("training 训练 (default: the profile 默认取自配置)")
-    unit = "pairs 对" if stage == "dpo" else "rows 行"
+    unit = "pairs 对" if STAGE_TABLE[stage].data == "pairs" else "rows 行"
     loop.add_argument("--epochs", type=int, metavar="N", help="passes over the data 轮数")
     loop.add_argument("--max_steps", type=int, metavar="N", help="stop after N steps; 0: by epochs 最多步数")
     loop.add_argument(
@@ -199,7 +188,7 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
         model=replace(shape, **shape_flags).resolve(),
         shape_flags=shape_flags,
         train=replace(profile.stage(stage), **loop_flags),
-        data_path=arguments.data_path or data_dir / f"{stage}_tokens",
+        data_path=arguments.data_path or data_dir / tensor_folder(STAGE_TABLE[stage].data),
         tokenizer_dir=arguments.tokenizer_dir or default_tokenizer_dir(out_dir),
         from_weight=arguments.from_weight,
         from_resume=arguments.from_resume,
@@ -212,32 +201,6 @@ def parse_run(stage: str, description: str, argv: Sequence[str] | None = None) -
     """Parse a trainer's command line."""
     words = tuple(sys.argv[1:] if argv is None else argv)
     return replace(resolve_run(stage, build_parser(stage, description).parse_args(words)), words=words)
-
-
-def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
-    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before a change
-    (`stem_192.previous.pth`) are taken only where somebody names them.
-
-    Raises: UserError when there is none.
-    """
-    matches = [
-        path
-        for path in out_dir.glob(f"{stem}_*.pth")
-        if not path.stem.endswith(".previous")
-        and (hidden_size is None or path.stem.removesuffix("_moe") == f"{stem}_{hidden_size}")
-        and (use_moe is None or path.stem.endswith("_moe") == use_moe)
-    ]
-    if not matches:
-        missing = display(out_dir / f"{stem}_{hidden_size or '*'}.pth")
-        elsewhere = sorted(out_dir.glob(f"smoke/{stem}_*.pth"))
-        command = trainer_command(stem)
-        raise UserError(
-            f"{missing}: no such weights. "
-            + (f"Train them: {command}; or give a path." if command else NO_TRAINER.format(stem=stem))
-            + (f" Those of a smoke test are in {display(elsewhere[0].parent)} (--out_dir)." if elsewhere else ""),
-            "没有这样的权重：请先运行该命令训练，或指定路径" if command else "没有这样的权重，此版本也没有训练它的程序",
-        )
-    return max(matches, key=lambda path: path.stat().st_mtime_ns)
 
 
 def run_settings(run: TrainRun, neutral: frozenset[str]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Where things are: the repository root, the default folders, and how a user's path is found."""
 
 import os
-import re
 from pathlib import Path
 
 from configs.schema import UserError
+from configs.stage_table import DATA_STEMS, heldout_file, record_file, tensor_folder, trainer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
@@ -63,24 +63,51 @@ def find_dataset(path: Path) -> Path:
 
 def _maker(path: Path) -> str:
     """The command that makes a file or folder of this name; empty where none of ours does."""
-    name = path.name
-    if match := re.fullmatch(r"(pretrain|sft|dpo)_tokens", name):
-        return f"python scripts/export_embeddings.py {match[1]} (bash scripts/run.sh does all in order)"
-    if re.fullmatch(r"(pretrain|sft|dpo)_chinese(_heldout)?\.jsonl", name):
-        return "python scripts/build_chinese_mix.py (bash scripts/run.sh does all in order)"
-    stem = re.sub(r"_\d+(_moe)?\.pth$", "", name)
-    return trainer_command(stem)
+    for data, stem in DATA_STEMS.items():
+        if path.name == tensor_folder(data):
+            return f"python scripts/export_embeddings.py {stem} {IN_ORDER}"
+        if path.name in {record_file(data), heldout_file(data)}:
+            return f"python scripts/build_chinese_mix.py {IN_ORDER}"
+    return trainer_command(path.name)
 
 
-TRAINER_OF_WEIGHTS = {"pretrain": "train_pretrain.py", "full_sft": "train_full_sft.py", "rlhf": "train_dpo.py"}
-"""Stem of a weight file -> the program that writes it."""
+IN_ORDER = "(bash scripts/run.sh does all in order)"
 
 
-def trainer_command(stem: str) -> str:
-    """The command that trains weights of this stem; empty where this version has none."""
-    if stem not in TRAINER_OF_WEIGHTS:
-        return ""
-    return f"python trainer/{TRAINER_OF_WEIGHTS[stem]} (bash scripts/run.sh does all in order)"
+def trainer_command(weights: str) -> str:
+    """The command that trains weights of this file name, or whose names begin so; empty where this version has none."""
+    trainer = trainer_of(weights)
+    return f"python trainer/{trainer} {IN_ORDER}" if trainer else ""
+
+
+def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
+    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before a change
+    (`stem_192.previous.pth`) are taken only where somebody names them.
+
+    Raises: UserError when there is none.
+    """
+    matches = [
+        path
+        for path in out_dir.glob(f"{stem}_*.pth")
+        if not path.stem.endswith(".previous")
+        and (hidden_size is None or path.stem.removesuffix("_moe") == f"{stem}_{hidden_size}")
+        and (use_moe is None or path.stem.endswith("_moe") == use_moe)
+    ]
+    if not matches:
+        missing = display(out_dir / f"{stem}_{hidden_size or '*'}.pth")
+        elsewhere = sorted(out_dir.glob(f"smoke/{stem}_*.pth"))
+        command = trainer_command(stem)
+        raise UserError(
+            f"{missing}: no such weights. "
+            + (
+                f"Train them: {command}; or give a path."
+                if command
+                else f"This version has no program that trains {stem} weights; put some there, or give a path."
+            )
+            + (f" Those of a smoke test are in {display(elsewhere[0].parent)} (--out_dir)." if elsewhere else ""),
+            "没有这样的权重：请先运行该命令训练，或指定路径" if command else "没有这样的权重，此版本也没有训练它的程序",
+        )
+    return max(matches, key=lambda path: path.stat().st_mtime_ns)
 
 
 def display(path: Path) -> str:

@@ -12,7 +12,6 @@ from configs.messages import both
 
 CHAT_CATEGORIES = ("general", "knowledge", "math", "identity")
 CATEGORIES = (*CHAT_CATEGORIES, "preference", "corpus")
-STAGES = ("pretrain", "sft", "dpo")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("muon", "adamw")

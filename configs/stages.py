@@ -8,7 +8,6 @@ replaces them once the new ones are complete. The records lie in `OUT_DIR/stages
 import argparse
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -18,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_json
+from configs.artifacts import fingerprint, read_json, sha256_file, write_json
 from configs.cli import split_words
 from configs.flags import (
-    WEIGHT_NAMES,
     TrainRun,
     build_parser,
     default_tokenizer_dir,
     env_path,
     resolve_run,
     run_settings,
-    weight_file,
 )
 from configs.load import load_file_categories, load_profile
 from configs.messages import both
@@ -42,18 +39,25 @@ from configs.paths import (
     OUT_DIR,
     ROOT,
     TF_DIR,
-    TRAINER_OF_WEIGHTS,
     display,
     find_dataset,
     source_dir,
 )
-from configs.schema import RESULT_NEUTRAL, STAGES, Profile, UserError, as_dict
+from configs.schema import RESULT_NEUTRAL, Profile, UserError, as_dict
+from configs.stage_table import (
+    DATA_STEMS,
+    RECIPE_VERSION,
+    STAGE_TABLE,
+    STAGES,
+    heldout_file,
+    record_file,
+    tensor_folder,
+    weight_file,
+    weight_file_after,
+)
 
 PIPELINE = ("mix", "tokenizer", "export", *STAGES)
 """The stages that have a record, in the order in which they run; `env` is marked in the environment itself."""
-TRAINERS = {stage: TRAINER_OF_WEIGHTS[stem] for stage, stem in WEIGHT_NAMES.items()}
-ARGUMENT_VARIABLES = {"pretrain": "PRETRAIN_ARGS", "sft": "SFT_ARGS", "dpo": "DPO_ARGS"}
-"""Stage -> environment variable with the user's extra flags for its trainer."""
 OWN_FLAGS = {
     "profile": "bash scripts/run.sh --profile",
     "out_dir": "OUT_DIR",
@@ -62,7 +66,7 @@ OWN_FLAGS = {
 }
 """Trainer flags that belong to the whole run, and what to use in their place."""
 MIX_OUTPUTS = (
-    *(f"{stage}_chinese{kind}.jsonl" for stage in STAGES for kind in ("", "_heldout")),
+    *(name(data) for data in DATA_STEMS for name in (record_file, heldout_file)),
     "rejects.jsonl",
     "mix_manifest.json",
 )
@@ -92,22 +96,22 @@ class Pipeline:
 
     def tokens(self, stage: str) -> Path:
         """The tensors that a trainer reads by default."""
-        return self.data_dir / f"{stage}_tokens"
+        return self.data_dir / tensor_folder(STAGE_TABLE[stage].data)
 
     def texts(self) -> list[Path]:
-        """The mixed training records of all stages."""
-        return [self.data_dir / f"{stage}_chinese.jsonl" for stage in STAGES]
+        """The mixed training records of all kinds."""
+        return [self.data_dir / record_file(data) for data in DATA_STEMS]
 
     def heldout(self, stage: str) -> Path:
         """The held-out records of a stage."""
-        return self.data_dir / f"{stage}_chinese_heldout.jsonl"
+        return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
 
     def start(self, stage: str) -> Path | None:
         """The weights that a trainer starts from; None where it starts from none or finds them by itself."""
         name = self.runs[stage].from_weight
         if name == "none":
             return None
-        earlier = {WEIGHT_NAMES[other]: other for other in STAGES[: STAGES.index(stage)]}
+        earlier = {STAGE_TABLE[other].weights: other for other in STAGES[: STAGES.index(stage)]}
         if name in earlier:
             return self.weights(earlier[name])
         return _found(Path(name)) if name.endswith(".pth") else None
@@ -115,9 +119,8 @@ class Pipeline:
     def weights(self, stage: str) -> Path:
         """The weights that a stage writes; their name ends in the shape of those it starts from."""
         start = self.start(stage)
-        shape = re.search(r"(_\d+(?:_moe)?)(?:\.previous)?\.pth$", start.name) if start else None
-        name = f"{WEIGHT_NAMES[stage]}{shape[1]}.pth" if shape else weight_file(stage, self.runs[stage].model)
-        return self.out_dir / name
+        name = weight_file_after(stage, start.name) if start else None
+        return self.out_dir / (name or weight_file(stage, self.runs[stage].model))
 
     def processes(self, stage: str) -> int:
         """How many processes train a stage: as many as the user asks for, else one a GPU unless it runs elsewhere."""
@@ -128,7 +131,7 @@ class Pipeline:
 def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
     """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that can't be."""
     profile = load_profile(profile_name)
-    extra = {stage: _split_arguments(variable) for stage, variable in ARGUMENT_VARIABLES.items()}
+    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in STAGES}
     return Pipeline(
         profile_name=profile_name,
         profile=profile,
@@ -170,7 +173,7 @@ def _count(variable: str) -> int:
 
 def _resolve(stage: str, profile_name: str, words: Iterable[str]) -> TrainRun:
     """A trainer's settings under the user's extra flags; wrong ones are reported under the variable's name."""
-    variable = ARGUMENT_VARIABLES[stage]
+    variable = STAGE_TABLE[stage].arguments
     parser = build_parser(stage, f"Flags that {variable} may hold.")
     parser.prog, parser.usage = variable, f'{variable}="--flag value ..." bash scripts/run.sh'
     try:
@@ -542,7 +545,7 @@ def train_command(pipeline: Pipeline, stage: str) -> list[str]:
     launcher = [str(ROOT / "trainer" / "torchrun.py"), "--standalone", "--nproc_per_node", str(processes)]
     return [
         *(launcher if processes > 1 else []),
-        str(ROOT / "trainer" / TRAINERS[stage]),
+        str(ROOT / "trainer" / STAGE_TABLE[stage].trainer),
         *("--profile", pipeline.profile_name),
         *("--data_path", str(pipeline.tokens(stage))),
         *("--out_dir", str(pipeline.out_dir)),

@@ -27,6 +27,7 @@ from configs.hardware import num_cores
 from configs.paths import ROOT, display
 from configs.progress import Progress, progress_bar
 from configs.schema import UserError
+from configs.stage_table import DATA_STEMS
 from dataset.chat import Message
 from dataset.marks import without_foreign_marks
 from dataset.records import (
@@ -101,9 +102,10 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class RecordEncoder:
-    """Turns records of one stage into token ids and labels. Can be sent to another process."""
+    """Turns records of one kind into token ids and labels. Can be sent to another process."""
 
-    stage: str
+    data: str
+    """Documents, conversations or pairs (configs/stage_table.py)."""
     source: Path
     tokenizer: RustBPETokenizer
     max_length: int
@@ -141,7 +143,7 @@ class RecordEncoder:
             else:
                 kept += sequences
                 counts["truncated"] += truncated
-                counts["marked"] += self.stage == "pretrain" and _is_marked(fields.get("text"))
+                counts["marked"] += self.data == "documents" and _is_marked(fields.get("text"))
         joined, learnt_ids = _joined(kept, self._dtype)
         counts["num_targets"] = len(learnt_ids)
         counts["num_bytes"] = int(self.token_bytes[learnt_ids].sum())
@@ -153,10 +155,10 @@ class RecordEncoder:
 
     def _sequences(self, fields: Mapping[str, Any]) -> tuple[list[Sequenced], bool]:
         """Ids of a record and which of them are learnt, and whether anything was cut off."""
-        if self.stage == "pretrain":
+        if self.data == "documents":
             return [self._document(fields)], False
         record = parse_record(fields)
-        if self.stage == "sft":
+        if self.data == "conversations":
             if not isinstance(record, ChatRecord):
                 raise BadRecord("no conversation")
             whole = [self._conversation(record.messages)]
@@ -167,7 +169,7 @@ class RecordEncoder:
         cut = [(ids[: self.max_length], learnt[: self.max_length]) for ids, learnt in whole]
         if not all(learnt.any() for _, learnt in cut):
             raise Dropped(f"no answer within {self.max_length} tokens")
-        if self.stage == "dpo" and np.array_equal(cut[0][0], cut[1][0]):
+        if self.data == "pairs" and np.array_equal(cut[0][0], cut[1][0]):
             raise Dropped(f"both answers equal within {self.max_length} tokens")
         return cut, any(len(ids) > self.max_length for ids, _ in whole)
 
@@ -241,7 +243,7 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
     """
     num_bytes = encoder.source.stat().st_size
     num_workers = min(num_workers or num_cores(), -(-num_bytes // BYTES_PER_WORKER))
-    label = f"{encoder.stage} tokens" + (f" ({encoder.split})" if encoder.split else "")
+    label = f"{DATA_STEMS[encoder.data]} tokens" + (f" ({encoder.split})" if encoder.split else "")
     with progress_bar(num_bytes, desc=label, unit="B", unit_scale=True, disable=not progress) as bar:
         batches = _batches(encoder.source, bar)
         stream = map(encoder.encode, batches) if num_workers <= 1 else _in_workers(encoder, batches, num_workers)

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.paths import display
-from configs.schema import UserError
-from dataset.tensors import IGNORE, open_tensors, read_manifest
+from dataset.tensors import IGNORE, open_tensors, read_manifest, require_kind
 
 Batch = dict[str, Tensor]
 
@@ -50,19 +48,14 @@ def target_places(labels: Tensor) -> Tensor:
 
 
 class _Tensors:
-    """A tensor folder of one stage, opened. Raises: UserError when it is damaged or of another stage."""
+    """A tensor folder of one kind of data, opened. Raises: UserError when it is damaged or of another kind."""
 
-    stage = ""
+    data = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_manifest(path)
-        if self.manifest["stage"] != self.stage:
-            raise UserError(
-                f"{display(path)}: tensors of stage {self.manifest['stage']}, not {self.stage}. Name another folder "
-                "with --data_path.",
-                "张量属于另一个阶段：请用 --data_path 另指定",
-            )
+        require_kind(path, self.manifest, self.data)
         self.arrays = open_tensors(path)
 
     def __len__(self) -> int:
@@ -92,19 +85,19 @@ class _PackedRows(_Tensors):
 class PretrainDataset(_PackedRows):
     """Rows of documents."""
 
-    stage = "pretrain"
+    data = "documents"
 
 
 class SFTDataset(_PackedRows):
     """Rows of conversations."""
 
-    stage = "sft"
+    data = "conversations"
 
 
 class DPODataset(_Tensors):
     """Pairs of conversations that differ in the last answer."""
 
-    stage = "dpo"
+    data = "pairs"
 
     def batch(self, indices: np.ndarray) -> Batch:
         """Pairs by number: input_ids and labels, int64 (2B, T): the B chosen sides, then the B rejected ones.

@@ -64,7 +64,7 @@ class ArrayFile:
 
 
 class TensorWriter(ABC):
-    """The arrays of one stage. A subclass says which they are and how sequences are laid into them."""
+    """The arrays of one kind of data. A subclass says which they are and how sequences are laid into them."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         self.folder, self.length = folder, length
@@ -317,4 +317,8 @@ class PairArrays(TensorWriter):
         self.num_tokens += len(sequences.ids)
 
 
-WRITERS: dict[str, type[TensorWriter]] = {"pretrain": DocumentRows, "sft": ConversationRows, "dpo": PairArrays}
+WRITERS: dict[str, type[TensorWriter]] = {
+    "documents": DocumentRows,
+    "conversations": ConversationRows,
+    "pairs": PairArrays,
+}

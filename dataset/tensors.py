@@ -2,9 +2,9 @@
 
 A folder holds one .npy file an array and manifest.json, which says what they were made from:
 
-    pretrain  input_ids, labels, document_ids              (rows, max_length)
-    sft       input_ids, labels, document_ids, loss_mask   (rows, max_length)
-    dpo       chosen_input_ids, chosen_labels (tokens,), chosen_offsets (pairs + 1,), and the same for rejected_*
+    documents       input_ids, labels, document_ids              (rows, max_length)
+    conversations   input_ids, labels, document_ids, loss_mask   (rows, max_length)
+    pairs           chosen_input_ids, chosen_labels (tokens,), chosen_offsets (pairs + 1,), and the same for rejected_*
 
 `labels[t]` is `input_ids[t + 1]` where that token is to be learnt, else -100; `document_ids` numbers the documents of a
 row from 0, with -1 for padding. A sub-folder `validation/` of the same format is made from held-out records.
@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.artifacts import RECIPE_VERSION, fingerprint, read_json, sha256_file, write_error, write_json
+from configs.artifacts import fingerprint, read_json, sha256_file, write_error, write_json
 from configs.messages import warn
 from configs.paths import display
-from configs.schema import LARGEST_COUNT, STAGES, UserError
+from configs.schema import LARGEST_COUNT, UserError
+from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE
 from dataset.chat import BOS
 from dataset.encoding import IGNORE as IGNORE  # part of the format
 from dataset.encoding import RecordEncoder, encode_records
@@ -67,7 +68,7 @@ def read_manifest(path: Path) -> Manifest:
     manifest = read_json(
         file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"张量缺失或损坏：请运行 {EXPORT_COMMAND} 阶段名"
     )
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("stage") not in STAGES:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or data_kind(manifest) not in DATA_STEMS:
         raise UserError(
             f"{display(file)}: made by another version. Delete the folder and rerun: {EXPORT_COMMAND} STAGE.",
             "由其他版本生成：请删除该目录后重新导出",
@@ -82,6 +83,23 @@ def read_manifest(path: Path) -> Manifest:
             "清单被改动：请删除后重新导出",
         )
     return manifest
+
+
+def data_kind(manifest: Mapping[str, Any]) -> str:
+    """Documents, conversations or pairs; manifests of before name the first stage that learnt from them."""
+    stage = str(manifest.get("stage"))
+    return str(manifest.get("data", STAGE_TABLE[stage].data if stage in STAGE_TABLE else ""))
+
+
+def require_kind(path: Path, manifest: Mapping[str, Any], data: str) -> None:
+    """Raises: UserError where the tensors of a folder are of another kind than `data`."""
+    found = data_kind(manifest)
+    if found != data:
+        raise UserError(
+            f"{display(path)}: tensors of {found}; this needs {data}. Name another folder with --data_path, or make it: "
+            f"{EXPORT_COMMAND} {DATA_STEMS[data]}.",
+            "张量的数据类型不对：请用 --data_path 另指定，或运行该命令生成",
+        )
 
 
 def _wrong_types(manifest: Manifest) -> list[str]:
@@ -186,7 +204,7 @@ def _read_checked(path: Path) -> dict[str, Any]:
 
 
 def _redo(path: Path, manifest: Manifest) -> str:
-    return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {manifest['stage']}."
+    return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {DATA_STEMS[data_kind(manifest)]}."
 
 
 # --- what to build --------------------------------------------------------------------------------------------------
@@ -196,7 +214,8 @@ def _redo(path: Path, manifest: Manifest) -> str:
 class TensorJob:
     """One record file to be turned into one tensor folder."""
 
-    stage: str
+    data: str
+    """Documents, conversations or pairs (configs/stage_table.py)."""
     source: Path
     output: Path
     tokenizer: RustBPETokenizer
@@ -237,7 +256,7 @@ class TensorJob:
     @property
     def eos(self) -> bool:
         """Whether <|endoftext|> closes each sequence."""
-        return self.stage == "pretrain" if self.append_eos is None else self.append_eos
+        return self.data == "documents" if self.append_eos is None else self.append_eos
 
     def fingerprint(self, source_sha256: str, heldout_sha256: str | None) -> str:
         """What the tensors depend on, as one hash; two jobs of equal fingerprints write equal files."""
@@ -245,7 +264,7 @@ class TensorJob:
             {
                 "format": FORMAT,
                 "recipe_version": RECIPE_VERSION["export"],
-                "stage": self.stage,
+                "stage": DATA_STEMS[self.data],  # under its name of before, so that tensors of before stay valid
                 "max_length": self.max_length,
                 "bos_token": self.bos_token,
                 "append_eos": self.eos,
@@ -267,7 +286,7 @@ def heldout_beside(source: Path) -> Path | None:
 
 
 def ensure_tensors(
-    stage: str,
+    data: str,
     source: Path,
     output: Path,
     tokenizer: RustBPETokenizer,
@@ -281,7 +300,7 @@ def ensure_tensors(
     Once they exist the record file may be deleted. Raises: UserError.
     """
     job = TensorJob(
-        stage, source, output, tokenizer, max_length, num_workers, heldout=heldout_beside(source), progress=progress
+        data, source, output, tokenizer, max_length, num_workers, heldout=heldout_beside(source), progress=progress
     )
     return current_tensors(job) or build_tensors(job)
 
@@ -432,10 +451,10 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     encoder = RecordEncoder(
-        job.stage, job.source, job.tokenizer, job.max_length, job.bos_token, append_eos=job.eos, split=job.split
+        job.data, job.source, job.tokenizer, job.max_length, job.bos_token, append_eos=job.eos, split=job.split
     )
     with (
-        WRITERS[job.stage](job.output, job.max_length, job.tokenizer) as writer,
+        WRITERS[job.data](job.output, job.max_length, job.tokenizer) as writer,
         closing(encode_records(encoder, job.num_workers, progress=job.progress)) as stream,
     ):
         for encoded in stream:
@@ -449,7 +468,7 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
     _warn(job, counts, dropped)
     manifest = {
         "format": FORMAT,
-        "stage": job.stage,
+        "data": job.data,
         "max_length": job.max_length,
         "bos_token": job.bos_token,
         "append_eos": job.eos,

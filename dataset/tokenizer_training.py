@@ -28,7 +28,8 @@ from configs.paths import (
     source_dir,
 )
 from configs.progress import progress_bar
-from configs.schema import STAGES, ModelConfig, UserError
+from configs.schema import ModelConfig, UserError
+from configs.stage_table import DATA_STEMS, record_file
 from dataset.chat import SPECIAL_TOKENS, render_conversation
 from dataset.records import (
     BadRecord,
@@ -165,7 +166,7 @@ def texts_of(record: Record) -> list[str]:
 def default_inputs() -> list[Path]:
     """The mixed training files, else the user's sources, else the bundled samples."""
     processed = env_path("DATA_DIR", DATA_DIR)
-    mixed = [path for stage in STAGES if (path := processed / f"{stage}_chinese.jsonl").exists()]
+    mixed = [path for data in DATA_STEMS if (path := processed / record_file(data)).exists()]
     sources = sorted(path for path in source_dir(processed).glob("[!.]*") if path.is_file() and is_source(path))
     if mixed or any(path.name != IDENTITY_SOURCE for path in sources):  # that one is put there by the mix
         return mixed or sources

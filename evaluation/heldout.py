@@ -11,6 +11,7 @@ from configs.artifacts import sha256_file
 from configs.messages import both
 from configs.paths import display, find_dataset
 from configs.schema import UserError
+from configs.stage_table import DATA_STEMS, STAGE_TABLE
 from dataset.mix import FEW_HELDOUT
 from dataset.records import numbered_records, split_of
 from evaluation.intervals import Metric
@@ -22,8 +23,8 @@ HALVES = {
     "validation": "the half that settings may have been chosen by; no test half in this file",
 }
 """Value of `split` -> what is said about it; the first that a file has is evaluated on."""
-FIELD_OF_STAGE = {"pretrain": "text", "sft": "conversations", "dpo": "chosen"}
-"""What every record holds that a stage is evaluated on."""
+FIELD_OF_DATA = {"documents": "text", "conversations": "conversations", "pairs": "chosen"}
+"""Kind of data -> what each of its records holds."""
 SHAPES = {"text": "raw text", "conversations": "a conversation", "chosen": "a pair of answers"}
 NEARLY_ALL = 0.9
 """Share of a file's records from which on it counts as training data, whatever else it holds."""
@@ -79,19 +80,19 @@ def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, see
                 f"其中 {left_out} 条模型训练时见过，不计入评测",
             )
         )
-    counts = Counter("preference" if stage == "dpo" else category_of(record) for record in unseen)
+    counts = Counter("preference" if STAGE_TABLE[stage].data == "pairs" else category_of(record) for record in unseen)
     return Heldout(path, digest, split, _sampled(records, max_samples, seed), notes, counts)
 
 
 def _of_shape(path: Path, stage: str) -> Records:
     """All records of a file. Raises: UserError with the line of the first of another shape."""
-    field, records = FIELD_OF_STAGE[stage], []
+    field, records = FIELD_OF_DATA[STAGE_TABLE[stage].data], []
     for number, record in numbered_records(path):
         if field not in record:
-            other = next(name for name, shape in FIELD_OF_STAGE.items() if shape in record)
+            other = next(data for data, shape in FIELD_OF_DATA.items() if shape in record)
             raise UserError(
-                f"{display(path)}:{number}: {SHAPES[FIELD_OF_STAGE[other]]}, but --stage {stage} is evaluated on records of "
-                f"{SHAPES[field]} (`{field}`). Give another --data_path, or weights of --stage {other}.",
+                f"{display(path)}:{number}: {SHAPES[FIELD_OF_DATA[other]]}, but --stage {stage} is evaluated on records of "
+                f"{SHAPES[field]} (`{field}`). Give another --data_path, or weights of --stage {DATA_STEMS[other]}.",
                 "记录格式与该阶段不符：请换 --data_path 或 --stage",
             )
         records.append(record)

@@ -20,7 +20,7 @@ if not __package__:
 
 from configs.artifacts import append_line, atomic_write, fingerprint, require_writable, sha256_file
 from configs.cli import Parser, run
-from configs.flags import WEIGHT_NAMES, default_tokenizer_dir, env_path, latest_weights
+from configs.flags import default_tokenizer_dir, env_path
 from configs.load import load_profile
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import (
@@ -31,9 +31,11 @@ from configs.paths import (
     TF_DIR,
     display,
     find_dataset,
+    latest_weights,
     trainer_command,
 )
-from configs.schema import STAGES, UserError, as_dict
+from configs.schema import UserError, as_dict
+from configs.stage_table import STAGE_TABLE, continues_text, heldout_file
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
 from evaluation.danger import DangerPrompt, load_danger_prompts
@@ -55,7 +57,7 @@ UNNAMED = "\ufffc"
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stage", required=True, choices=STAGES, help="what the checkpoint is 阶段")
+    parser.add_argument("--stage", required=True, choices=STAGE_TABLE, help="what the checkpoint is 阶段")
     parser.add_argument("--profile", default="default", metavar="NAME", help="configs/NAME.yaml 配置 (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
     parser.add_argument(
@@ -103,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     arguments = build_parser().parse_args(argv)
     stage, profile = arguments.stage, load_profile(arguments.profile)
+    data = STAGE_TABLE[stage].data
     for name in ("reference", "sft_data_path"):
-        if stage != "dpo" and getattr(arguments, name) is not None:
+        if data != "pairs" and getattr(arguments, name) is not None:
             raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
     flags = {name: getattr(arguments, name) for name in ("max_samples", "batch_size", "seed")}
     settings = as_dict(replace(profile.evaluate, **{name: n for name, n in flags.items() if n is not None}))
@@ -118,8 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_ours(results, "metrics", "--results_file")
     if arguments.answers_file:
         require_ours(arguments.answers_file, "metric", "--answers_file")
-    path = find_dataset(arguments.checkpoint) if arguments.checkpoint else latest_weights(WEIGHT_NAMES[stage], out_dir)
-    data_path = arguments.data_path or env_path("DATA_DIR", DATA_DIR) / f"{stage}_chinese_heldout.jsonl"
+    path = (
+        find_dataset(arguments.checkpoint)
+        if arguments.checkpoint
+        else latest_weights(STAGE_TABLE[stage].weights, out_dir)
+    )
+    data_path = arguments.data_path or env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
     device = choose_device(arguments.device)
     seed_everything(seed)
 
@@ -135,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     require_parts(path, manifest, stage)
     sources = manifest["training_data"]
-    examples = training_examples(sources, seed, with_texts=stage == "pretrain")
-    trained = trained_on(sources, examples, path.parent, with_texts=stage == "pretrain")
+    examples = training_examples(sources, seed, with_texts=data == "documents")
+    trained = trained_on(sources, examples, path.parent, with_texts=data == "documents")
     heldout = read_heldout(data_path, stage, trained, settings["max_samples"], seed)
     folders = [heldout.path.parent, *(Path(source["path"]).parent for source in sources)]
     mixture = next(filter(None, (mixture_of(folder, sources) for folder in folders)), None)
@@ -150,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.notes += [*heldout.notes, *unnamed]
     counts = heldout.counts
 
-    if stage == "pretrain":
+    if data == "documents":
         metrics = evaluation.of_texts(heldout.records) if heldout.records else {}
-    elif stage == "sft":
+    elif data == "conversations":
         metrics = evaluation.of_chats(heldout.records) if heldout.records else {}
     else:
         start, _ = load_model(reference_path(arguments.reference, path, manifest), device=device)
@@ -213,7 +220,7 @@ def require_numbers(path: Path, stage: str, metrics: Mapping[str, Metric]) -> No
     if broken := [name for name, m in metrics.items() if not all(map(math.isfinite, (m.value, m.low, m.high)))]:
         raise UserError(
             f"{display(path)}: {', '.join(broken)} can't be told in numbers: the weights are damaged. Train them again: "
-            f"{trainer_command(WEIGHT_NAMES[stage])}.",
+            f"{trainer_command(STAGE_TABLE[stage].weights)}.",
             "得分不是有限的数：权重已损坏，请重新训练",
         )
 
@@ -231,7 +238,7 @@ def show(evaluation: Evaluation, metrics: Mapping[str, Metric], num_wrong: int) 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
     """Raises: UserError where weights don't say what an evaluation must know of them."""
     try:
-        hashed = [*manifest["training_data"], *([manifest["start"]] if stage == "dpo" else [])]
+        hashed = [*manifest["training_data"], *([manifest["start"]] if STAGE_TABLE[stage].data == "pairs" else [])]
         named = [part[name] for part in hashed for name in ("path", "sha256")] + [manifest["profile"]]
         train = manifest["settings"]["train"]
         if not all(isinstance(text, str) for text in named) or not train["max_seq_len"] > 0 < train["beta"]:
@@ -239,7 +246,7 @@ def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{display(path)}: its manifest doesn't say how it was trained ({error}). Give another --checkpoint, or "
-            f"train it again: {trainer_command(WEIGHT_NAMES[stage])}.",
+            f"train it again: {trainer_command(STAGE_TABLE[stage].weights)}.",
             "权重缺少训练信息：请重新训练或换 --checkpoint",
         ) from None
 
@@ -257,7 +264,7 @@ def choose_prompts(
     all; only what any model can be asked unless its general talk and its knowledge are the bundled
     ones. With them a line about those left out, since nobody knows the name that they ask for.
     Raises: UserError."""
-    if given == "none" or stage == "pretrain" or (not given and not FIRST_MINUTES.exists()):
+    if given == "none" or continues_text(stage) or (not given and not FIRST_MINUTES.exists()):
         return [], []
     filled = (names[0] or UNNAMED, names[1] or UNNAMED)
     prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, filled)
@@ -284,7 +291,7 @@ def _asks_for_unknown_name(prompt: Prompt) -> bool:
 def choose_danger_prompts(given: str, stage: str) -> list[DangerPrompt]:
     """All prompts about a life in danger, after SFT and every later stage: whatever a model was
     taught, people will write these to it. Raises: UserError."""
-    if given == "none" or stage == "pretrain" or (not given and not DANGER_PROMPTS.exists()):
+    if given == "none" or continues_text(stage) or (not given and not DANGER_PROMPTS.exists()):
         return []
     return load_danger_prompts(find_dataset(Path(given)) if given else DANGER_PROMPTS)
 

@@ -21,7 +21,8 @@ from configs.cli import Parser, add_switch, run
 from configs.flags import default_tokenizer_dir, env_path
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset
-from configs.schema import STAGES, TrainConfig, UserError
+from configs.schema import TrainConfig, UserError
+from configs.stage_table import DATA_STEMS, record_file, tensor_folder
 from dataset.chat import BOS
 from dataset.tensors import (
     IGNORE,
@@ -30,6 +31,7 @@ from dataset.tensors import (
     TensorJob,
     build_tensors,
     current_tensors,
+    data_kind,
     heldout_beside,
     open_tensors,
     read_manifest,
@@ -42,7 +44,7 @@ GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("stage", choices=STAGES, help="what the tensors are for 用于哪个阶段")
+    parser.add_argument("stage", choices=DATA_STEMS.values(), help="what the tensors are for 用于哪个阶段")
     parser.add_argument("--input", type=Path, metavar="FILE", help="records 输入 (DATA_DIR/STAGE_chinese.jsonl)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="tensor folder 输出目录 (DATA_DIR/STAGE_tokens)")
     parser.add_argument(
@@ -99,19 +101,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def resolve_job(arguments: Namespace) -> TensorJob:
     """Flags over profile over defaults. Raises: UserError."""
-    stage, data_dir = arguments.stage, env_path("DATA_DIR", DATA_DIR)
-    source = arguments.input or data_dir / f"{stage}_chinese.jsonl"
+    data = next(data for data, stem in DATA_STEMS.items() if stem == arguments.stage)
+    data_dir = env_path("DATA_DIR", DATA_DIR)
+    source, output = arguments.input or data_dir / record_file(data), arguments.output or data_dir / tensor_folder(data)
     try:
         source = find_dataset(source)
     except UserError:
-        if not (arguments.output or data_dir / f"{stage}_tokens").is_dir():
+        if not output.is_dir():
             raise  # else: tensors may be all that was kept
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(env_path("OUT_DIR", OUT_DIR))
-    train = load_profile(arguments.profile).stage(stage) if arguments.profile else TrainConfig()
+    train = load_profile(arguments.profile).stage(arguments.stage) if arguments.profile else TrainConfig()
     return TensorJob(
-        stage,
+        data,
         source,
-        arguments.output or data_dir / f"{stage}_tokens",
+        output,
         RustBPETokenizer.from_directory(tokenizer_dir),
         max_length=train.max_seq_len if arguments.max_length is None else arguments.max_length,
         num_workers=arguments.num_workers,
@@ -124,7 +127,7 @@ def resolve_job(arguments: Namespace) -> TensorJob:
 def describe(manifest: Manifest) -> str:
     """One line about a tensor folder."""
     rows, tokens, length = manifest["rows"], manifest["num_tokens"], manifest["max_length"]
-    if manifest["stage"] == "dpo":
+    if data_kind(manifest) == "pairs":
         what = f"{rows:,} pairs, {tokens:,} tokens"
     else:
         what = f"{rows:,} rows of {length:,}, {tokens:,} tokens ({tokens / (rows * length):.1%} of the rows)"
@@ -156,7 +159,7 @@ def inspect(job: TensorJob, count: int, *, show_ids: bool) -> None:
     )
     print(f"\nlegend 图例: {learnt}·{given}")
     arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
-    for sample in pair_samples(arrays, count) if job.stage == "dpo" else row_samples(arrays, count):
+    for sample in pair_samples(arrays, count) if job.data == "pairs" else row_samples(arrays, count):
         print(f"\n{sample.title}: {len(sample.ids)} tokens, {sum(sample.learnt)} learnt")
         print(render(sample, job.tokenizer, coloured=coloured, show_ids=show_ids))
 

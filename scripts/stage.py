@@ -17,7 +17,8 @@ from configs.artifacts import fingerprint, write_json
 from configs.cli import Parser, run
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import OUT_DIR, ROOT, display
-from configs.schema import STAGES, as_dict
+from configs.schema import as_dict
+from configs.stage_table import STAGES
 from configs.stages import (
     PIPELINE,
     Hashes,

@@ -1,5 +1,5 @@
 """A recipe whose results change has a raised version: small inputs go through each stage and are compared with what came
-out before. Where a change is meant, raise the stage's RECIPE_VERSION in configs/artifacts.py and record the new results:
+out before. Where a change is meant, raise the stage's version in configs/stage_table.py and record the new results:
 
     python -m tests.test_recipe_version
 """
@@ -16,8 +16,9 @@ from unittest import mock
 import pytest
 import torch
 
-from configs.artifacts import RECIPE_VERSION, fingerprint, sha256_file, write_json
-from configs.schema import STAGES, ModelConfig, TrainConfig, preset
+from configs.artifacts import fingerprint, sha256_file, write_json
+from configs.schema import ModelConfig, TrainConfig, preset
+from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
 from configs.stages import PIPELINE
 from dataset import mix
 from dataset.tensors import TensorJob, build_tensors
@@ -88,7 +89,7 @@ def chosen_values(stage: str) -> dict[str, Any]:
             counted: dict[str, Counter[str]] = {}
             for power in range(160):
                 rows = round(20 * 1.1**power)
-                data = {"stage": stage, "rows": rows, "max_length": 512, "num_tokens": rows * 512}
+                data = {"data": STAGE_TABLE[stage].data, "rows": rows, "max_length": 512, "num_tokens": rows * 512}
                 config, fresh = TrainConfig(optimizer=optimizer), stage == "pretrain"
                 values: dict[str, Any] = resolved_values(config, stage, shape, data, fresh=fresh)
                 with mock.patch.object(
@@ -147,8 +148,8 @@ def export_results(folder: Path) -> dict[str, Any]:
     write_records(folder)
     tokenizer, found = bytes_tokenizer(folder / "tokenizer"), {}
     for stage in STAGES:
-        output = folder / f"{stage}_tokens"
-        build_tensors(TensorJob(stage, folder / f"{stage}.jsonl", output, tokenizer, 64, 1, progress=False))
+        output, data = folder / f"{stage}_tokens", STAGE_TABLE[stage].data
+        build_tensors(TensorJob(data, folder / f"{stage}.jsonl", output, tokenizer, 64, 1, progress=False))
         found |= {f"{stage} {path.name}": sha256_file(path) for path in sorted(output.glob("*.npy"))}
     return found
 
@@ -175,7 +176,7 @@ def changed(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
 def test_a_recipe_whose_results_changed_has_a_raised_version(stage: str, tmp_path: Path) -> None:
     kept = json.loads(KEPT.read_text(encoding="utf-8"))[stage]
     found = changed(kept["results"], RESULTS[stage](tmp_path / stage))
-    constant, version = f'RECIPE_VERSION["{stage}"] in configs/artifacts.py', RECIPE_VERSION[stage]
+    constant, version = f'RECIPE_VERSION["{stage}"] in configs/stage_table.py', RECIPE_VERSION[stage]
     how = "python -m tests.test_recipe_version"
     assert not found or version != kept["version"], (
         f"{constant} is still {version}, but the same input gives other results, so that nobody's finished stage would be "

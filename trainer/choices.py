@@ -14,6 +14,8 @@ import torch
 from configs.hardware import memory
 from configs.messages import warn
 from configs.schema import ModelConfig, TrainConfig, UserError
+from configs.stage_table import STAGE_TABLE
+from dataset.tensors import data_kind
 from model.model_minillm import MiniLLM
 from trainer.flops import newton_schulz_flops, training_flops
 from trainer.runtime import Runtime
@@ -30,9 +32,6 @@ LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
 """Muon's best peak rate, and the hidden size at which it was found (docs/lab_log.md)."""
 ADAMW_SHARE = 0.1
 """AdamW's best rate as a share of Muon's."""
-STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5, "dpo": 0.02}
-"""Rate of a stage as a share of pretraining's: what is learnt already must not be lost. The profile `cpu` has rates of its
-own for SFT and DPO, found by experiment."""
 FRESH_EMBEDDING_RATIO = {"muon": 20.0, "adamw": 60.0}
 """Of the embedding's rate to the others' while it is learnt from nothing: better than 5, 10 and 40 over 340 steps at 192 x 4,
 than 5 over 2,500, than 5 and 10 over 73 at 512 x 8; with AdamW for all better than 5, 20 and 200 over 678 steps
@@ -82,7 +81,7 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
     Muon's update has the spectral norm 0.2 lr sqrt(C), and it is that which must not grow with the width
     (arXiv:2310.17813).
     """
-    rate = LEARNING_RATE * math.sqrt(LEARNING_RATE_WIDTH / shape.hidden_size) * STAGE_SHARE[stage]
+    rate = LEARNING_RATE * math.sqrt(LEARNING_RATE_WIDTH / shape.hidden_size) * STAGE_TABLE[stage].rate_share
     return float(f"{rate * (ADAMW_SHARE if optimizer == 'adamw' else 1.0):.2g}")
 
 
@@ -191,14 +190,16 @@ def fill_in(
         trained = min(config.epochs * rows, steps * config.batch_size * config.accumulation_steps * runtime.world_size)
         flops = trained * row_tokens * training_flops(shape, row_tokens)
         least = COMPILE_FLOPS.get(runtime.device.type, math.inf)
-        one_length = stage != "dpo"  # a batch of pairs is as long as its longest, and each length is compiled anew
+        one_length = (
+            data_kind(data) != "pairs"
+        )  # a batch of pairs is as long as its longest, and each length is compiled anew
         config = replace(config, use_compile=one_length and flops >= least)
     return config
 
 
 def row_length(data: dict[str, Any]) -> int:
     """Tokens of a row; of a pair the mean of both sides together."""
-    if data["stage"] == "dpo":
+    if data_kind(data) == "pairs":
         return max(1, round(data["num_tokens"] / max(1, data["rows"])))
     return int(data["max_length"])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from configs.paths import display
 from configs.progress import is_wide
 from configs.schema import TrainConfig, UserError
+from configs.stage_table import DATA_STEMS, STAGE_TABLE
 from dataset.lm_dataset import rows_of_step
 from trainer.checkpoint import ResumeState, fitting, require_finite
 from trainer.choices import CHOSEN
@@ -326,11 +327,11 @@ class Run:
         rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
         self.say(f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: step skipped. Its rows: {rows}")
         if self.skipped >= self.skips_allowed:
-            stage = self.state.stage_folder.name
+            stem = DATA_STEMS[STAGE_TABLE[self.state.stage_folder.name].data]
             count = "1 step" if self.skipped == 1 else f"{self.skipped} steps in a row"
             raise TrainingDiverged(
                 f"{count} of {self.num_steps} without a finite loss (last rows: {rows}). "
-                f"Lower --learning_rate, or look at the data: python scripts/export_embeddings.py {stage} --inspect 3.",
+                f"Lower --learning_rate, or look at the data: python scripts/export_embeddings.py {stem} --inspect 3.",
                 "损失不再是有限的数：请调低 --learning_rate，或检查数据",
             )
 

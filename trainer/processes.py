@@ -21,7 +21,7 @@ from configs.flags import TrainRun
 from configs.hardware import num_cores
 from configs.paths import ROOT
 from configs.schema import UserError
-from configs.stages import TRAINERS
+from configs.stage_table import STAGE_TABLE
 
 HELPER_VARIABLE = "MINILLM_HELPER"
 """Set for a helper: `PORT RANK WORLD_SIZE THREADS`."""
@@ -81,7 +81,7 @@ def start_group(run: TrainRun, device: torch.device) -> Group | None:
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     group = Group(store, 0, world_size)
-    command = [sys.executable, str(ROOT / "trainer" / TRAINERS[run.stage]), *run.words]
+    command = [sys.executable, str(ROOT / "trainer" / STAGE_TABLE[run.stage].trainer), *run.words]
     for rank in range(1, world_size):
         environment = os.environ | {
             HELPER_VARIABLE: f"{store.port} {rank} {world_size} {threads}",

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.artifacts import RECIPE_VERSION, fingerprint, require_writable
+from configs.artifacts import fingerprint, require_writable
 from configs.cli import silence_terminal
-from configs.flags import TrainRun, latest_weights, run_settings, weight_file
+from configs.flags import TrainRun, run_settings
 from configs.messages import warning
-from configs.paths import display, find_dataset
+from configs.paths import display, find_dataset, latest_weights
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
+from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
 from dataset.records import bare_name
-from dataset.tensors import check_contents, ensure_tensors, read_manifest
+from dataset.tensors import check_contents, ensure_tensors, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.likelihood import bits_per_byte, token_bytes
 from model.model_minillm import MiniLLM
@@ -69,6 +70,7 @@ class Stage:
 
     def __init__(self, run: TrainRun) -> None:
         self.run, self.config = run, run.train
+        self.data = STAGE_TABLE[run.stage].data
         self.stop = StopSignal()
         self.group = start_group(run, choose_device(run.train.device))
         self.runtime = Runtime.start(
@@ -114,14 +116,14 @@ class Stage:
     def _tensors(self) -> Path:
         """The tensors of the data path; a JSONL file is turned into tensors beside it first."""
         path = self.run.data_path
-        if path.suffix != ".jsonl" or not tensors_beside(path, self.run.stage).is_dir():
+        if path.suffix != ".jsonl" or not tensors_beside(path, self.data).is_dir():
             path = find_dataset(path)  # a JSONL whose tensors exist may be gone
         if path.is_dir():
             return path
-        output = tensors_beside(path, self.run.stage)
+        output = tensors_beside(path, self.data)
         if self.runtime.is_main:
             ensure_tensors(
-                self.run.stage,
+                self.data,
                 path,
                 output,
                 self.tokenizer,
@@ -136,22 +138,18 @@ class Stage:
         if self.runtime.is_main:
             check_contents(self.tensors_path, manifest)
         self.runtime.barrier()
-        if manifest["stage"] != self.run.stage:
-            raise UserError(
-                f"{where}: tensors of stage {manifest['stage']}, not {self.run.stage}. Give another --data_path.",
-                "这是其他阶段的数据：请换 --data_path",
-            )
+        require_kind(self.tensors_path, manifest, self.data)
         if manifest["tokenizer_sha256"] != self.tokenizer.sha256:
             raise UserError(
                 f"{where}: made with another tokenizer ({manifest['tokenizer_sha256'][:8]}) than "
                 f"{display(self.run.tokenizer_dir)} ({self.tokenizer.sha256[:8]}). "
-                f"Rerun python scripts/export_embeddings.py {self.run.stage}, or pass --tokenizer_dir.",
+                f"Rerun python scripts/export_embeddings.py {DATA_STEMS[self.data]}, or pass --tokenizer_dir.",
                 "数据用的是另一个分词器：请重新运行该命令，或用 --tokenizer_dir 指定",
             )
         if manifest["max_length"] > self.config.max_seq_len:
             raise UserError(
                 f"{where}: rows of {manifest['max_length']} tokens, but --max_seq_len is {self.config.max_seq_len}. "
-                f"Rerun python scripts/export_embeddings.py {self.run.stage} --max-length {self.config.max_seq_len}.",
+                f"Rerun python scripts/export_embeddings.py {DATA_STEMS[self.data]} --max-length {self.config.max_seq_len}.",
                 "数据的行比 --max_seq_len 长：请重新运行该命令",
             )
 
@@ -527,9 +525,9 @@ def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.nd
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def tensors_beside(records: Path, stage: str) -> Path:
+def tensors_beside(records: Path, data: str) -> Path:
     """The tensor folder of a record file that was given in place of one."""
-    return records.with_name(f"{Path(bare_name(records)).stem}_{stage}_tokens")
+    return records.with_name(f"{Path(bare_name(records)).stem}_{tensor_folder(data)}")
 
 
 def already_done(stage: Stage) -> bool:

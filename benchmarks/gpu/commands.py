@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.gpu.checks import Check, CheckFailed, Ended, Row, Session
 from benchmarks.gpu.data import Recipe, tensors
-from configs.flags import WEIGHT_NAMES, latest_weights
-from configs.paths import ROOT, TOKENIZER_DIR
+from configs.paths import ROOT, TOKENIZER_DIR, latest_weights
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 
 PROBES = str(ROOT / "benchmarks" / "gpu" / "probes.py")
 STEP_TOKENS = 32_768
@@ -118,7 +118,7 @@ def of_training(must_fall: bool, ended: Ended) -> Row:
 def weights(session: Session, check: str, stage: str) -> Path | None:
     """The weights that a check's run has written, where it came so far."""
     try:
-        return latest_weights(WEIGHT_NAMES[stage], session.folder(check))
+        return latest_weights(STAGE_TABLE[stage].weights, session.folder(check))
     except UserError:
         return None
 

@@ -24,6 +24,7 @@ from configs.artifacts import read_json, require_writable, write_json
 from configs.load import load_profile
 from configs.paths import ROOT, TOKENIZER_DIR, display, find_dataset
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset.records import read_records
 from dataset.tensors import TensorJob, build_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
@@ -85,7 +86,11 @@ def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
                     lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             heldout = None if stage in files else scratch / f"{stage}_chinese_heldout.jsonl"
             length = recipe.row_tokens[stage]
-            build_tensors(TensorJob(stage, part, tensors(folder, stage, length), tokenizer, length, heldout=heldout))
+            build_tensors(
+                TensorJob(
+                    STAGE_TABLE[stage].data, part, tensors(folder, stage, length), tokenizer, length, heldout=heldout
+                )
+            )
     found = {
         "format": FORMAT,
         "row_tokens": dict(recipe.row_tokens),

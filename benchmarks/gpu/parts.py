@@ -17,9 +17,8 @@ from pathlib import Path
 from benchmarks.gpu.checks import FAILED, OK, Check, CheckFailed, Ended, Part, Row, Session, no_figures
 from benchmarks.gpu.commands import of_training, probe_check, pytest_check, resume_check, train_check, weights
 from configs.artifacts import read_json
-from configs.flags import WEIGHT_NAMES, latest_weights
-from configs.paths import ROOT
-from configs.schema import STAGES
+from configs.paths import ROOT, latest_weights
+from configs.stage_table import STAGE_TABLE, STAGES
 from evaluation.results import read_results
 
 Rows = Mapping[str, Row]
@@ -203,7 +202,7 @@ def pipeline(session: Session) -> None:
         judge = [*planned(stage, "evaluate"), *(["--max_samples", "8"] if session.tiny else [])]
         evaluations.append(check(f"evaluate {stage}", judge, 90, partial(of_evaluation, base, stage)))
         if stage != "pretrain":
-            path = latest_weights(WEIGHT_NAMES[stage], base / "out")
+            path = latest_weights(STAGE_TABLE[stage].weights, base / "out")
             session.run([talk_check(session, f"talk after {stage}", path)])
     session.run(evaluations, session.at_once)
 

@@ -36,10 +36,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.arms import read_lines
 from configs.cli import Parser, run
-from configs.flags import WEIGHT_NAMES, latest_weights, parse_run
+from configs.flags import parse_run
 from configs.hardware import cpu_instructions, cpu_name, num_cores
-from configs.paths import ROOT
-from configs.schema import STAGES, ModelConfig, UserError, preset
+from configs.paths import ROOT, latest_weights
+from configs.schema import ModelConfig, UserError, preset
+from configs.stage_table import STAGE_TABLE, STAGES
 from model.attention import blocked_attention, document_attention, document_blocks, masked_attention
 from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
@@ -183,7 +184,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if code:
         raise UserError(f"train {args.stage}: ended with {code}. See what it said.")
     settings = parse_run(args.stage, "", args.flags)
-    manifest = read_weights(latest_weights(WEIGHT_NAMES[args.stage], settings.out_dir))[2]
+    manifest = read_weights(latest_weights(STAGE_TABLE[args.stage].weights, settings.out_dir))[2]
     chosen = manifest["choices"]
     found = {
         "dtype": chosen["dtype"],
@@ -292,7 +293,9 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
     resumed = next((line for line in said(command(killed)).splitlines() if line.startswith("resuming after")), "")
     if not resumed:
         raise UserError("the second run did not go on from the saved state. See what it said.")
-    ours, theirs = (read_weights(latest_weights(WEIGHT_NAMES[args.stage], folder))[0] for folder in (killed, unbroken))
+    ours, theirs = (
+        read_weights(latest_weights(STAGE_TABLE[args.stage].weights, folder))[0] for folder in (killed, unbroken)
+    )
     different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
     found: dict[str, Any] = {
         "resumed": resumed.removeprefix("resuming "),

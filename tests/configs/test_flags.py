@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.flags import latest_weights, parse_run, run_settings, weight_file
+from configs.flags import parse_run, run_settings
+from configs.paths import latest_weights
 from configs.schema import RESULT_NEUTRAL, ModelConfig, UserError
+from configs.stage_table import weight_file
 
 
 @pytest.fixture(autouse=True)

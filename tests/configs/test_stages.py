@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from configs import stages
-from configs.artifacts import RECIPE_VERSION
-from configs.schema import STAGES, UserError
+from configs.schema import UserError
+from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
 from configs.stages import (
-    ARGUMENT_VARIABLES,
     PIPELINE,
     Hashes,
     Pipeline,
@@ -30,7 +29,7 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A function that gives the pipeline in this folder under some variables."""
 
     def make(profile: str = "smoke", gpus_found: int = 0, **variables: str) -> Pipeline:
-        for name in (*ARGUMENT_VARIABLES.values(), "ENABLE_RUSTBPE", "NUM_GPUS"):
+        for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
             monkeypatch.delenv(name, raising=False)
         for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
             monkeypatch.setenv(name, str(tmp_path / name.lower()))

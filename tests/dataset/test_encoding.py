@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset import encoding
 from dataset.chat import BOS
 from dataset.encoding import IGNORE, Encoded, RecordEncoder, encode_records, token_dtype
@@ -21,7 +22,7 @@ tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in ran
 
 def encoder(stage: str, source: Path = Path("a.jsonl"), **settings: Any) -> RecordEncoder:
     defaults = {"max_length": 64, "bos_token": BOS, "append_eos": stage == "pretrain", "split": ""}
-    return RecordEncoder(stage, source, tokenizer, **(defaults | settings))
+    return RecordEncoder(STAGE_TABLE[stage].data, source, tokenizer, **(defaults | settings))
 
 
 def encode(stage: str, *records: Any, **settings: Any) -> Encoded:

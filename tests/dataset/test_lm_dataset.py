@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from configs.artifacts import write_json
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset.lm_dataset import Batch, DPODataset, PretrainDataset, SFTDataset, epoch_order, rows_of_step, target_places
-from dataset.tensors import IGNORE, TensorJob, build_tensors, open_tensors
+from dataset.tensors import IGNORE, TensorJob, build_tensors, open_tensors, read_manifest
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
@@ -28,7 +30,7 @@ def tensors_of(stage: str, folder: Path) -> Path:
     }
     source = folder / f"{stage}.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records[stage]), encoding="utf-8")
-    build_tensors(TensorJob(stage, source, folder / stage, tokenizer, 64, 1, progress=False))
+    build_tensors(TensorJob(STAGE_TABLE[stage].data, source, folder / stage, tokenizer, 64, 1, progress=False))
     return folder / stage
 
 
@@ -91,9 +93,9 @@ def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_pat
     assert lengths == sorted(lengths, reverse=True) and len(set(pairs.largest(20).tolist())) == 20
 
 
-def test_tensors_of_another_stage_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tensors_of("sft", tmp_path)
-    with pytest.raises(UserError, match="tensors of stage sft, not pretrain"):
+    with pytest.raises(UserError, match="tensors of conversations; this needs documents"):
         PretrainDataset(path)
 
 
@@ -119,3 +121,16 @@ def test_a_step_needs_no_step_before_it() -> None:
     stream = [rows_of_step(step, 6, 20, seed=3).tolist() for step in range(12)]
     epoch_order.cache_clear()
     assert rows_of_step(11, 6, 20, seed=3).tolist() == stream[11]
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("pretrain", PretrainDataset), ("sft", SFTDataset), ("dpo", DPODataset)])
+def test_tensors_that_name_their_stage_as_they_did_before_are_read(
+    tmp_path: Path, stage: str, kind: type[PretrainDataset | SFTDataset | DPODataset]
+) -> None:
+    path = tensors_of(stage, tmp_path)
+    manifest = read_manifest(path)
+    del manifest["data"]
+    write_json(path / "manifest.json", manifest | {"stage": stage})
+    assert len(kind(path)) == manifest["rows"]
+    with pytest.raises(UserError, match="this needs"):
+        (SFTDataset if stage == "pretrain" else PretrainDataset)(path)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.artifacts import RECIPE_VERSION, sha256_file, write_json
+from configs.artifacts import sha256_file, write_json
 from configs.paths import ROOT
 from configs.schema import UserError
+from configs.stage_table import RECIPE_VERSION, STAGE_TABLE
 from dataset import encoding, packing, tensors
 from dataset.tensors import (
     IGNORE,
@@ -71,7 +72,7 @@ def pairs(path: Path, triples: list[tuple[str, str, str]]) -> Path:
 
 def job(stage: str, source: Path, **settings: Any) -> TensorJob:
     defaults = {"output": source.with_name("tensors"), "max_length": 16, "num_workers": 1, "progress": False}
-    return TensorJob(stage, source, tokenizer=tokenizer, **(defaults | settings))
+    return TensorJob(STAGE_TABLE[stage].data, source, tokenizer=tokenizer, **(defaults | settings))
 
 
 def arrays_of(task: TensorJob) -> dict[str, np.ndarray]:
@@ -358,7 +359,7 @@ def test_tensors_are_made_once_and_again_when_anything_they_depend_on_changes(tm
 
     def ensure(max_length: int = 16) -> int:
         ensure_tensors(
-            "pretrain", source, tmp_path / "tensors", tokenizer, max_length=max_length, num_workers=1, progress=False
+            "documents", source, tmp_path / "tensors", tokenizer, max_length=max_length, num_workers=1, progress=False
         )
         return (tmp_path / "tensors" / "manifest.json").stat().st_mtime_ns
 
@@ -554,7 +555,7 @@ if moment:
     owner, name = moment.split(".")
     setattr(tensors if owner == "tensors" else getattr(packing, owner), name, die)
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(256)})
-tensors.ensure_tensors("pretrain", source, output, tokenizer, max_length=16, num_workers=1, progress=False)
+tensors.ensure_tensors("documents", source, output, tokenizer, max_length=16, num_workers=1, progress=False)
 print("torch" in sys.modules)
 """
 

@@ -18,6 +18,7 @@ import eval_model
 from configs.artifacts import append_line
 from configs.cli import run
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from scripts import build_chinese_mix, evaluate_stage, export_embeddings
@@ -93,7 +94,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     records = {"pretrain": [{"text": f"第{n}段话。" * 9} for n in range(20)], "sft": [chat(f"{n}") for n in range(20)]}
     for stage, given in records.items():
         source = write(folder / f"{stage}.jsonl", given)
-        build_tensors(TensorJob(stage, source, folder / f"{stage}_tokens", tokenizer, 16, 1, progress=False))
+        build_tensors(
+            TensorJob(STAGE_TABLE[stage].data, source, folder / f"{stage}_tokens", tokenizer, 16, 1, progress=False)
+        )
     write(folder / "heldout.jsonl", [{"text": f"留出的第{n}段。"} for n in range(5)])
     made = Small(folder)
     with kept_signal_handlers():

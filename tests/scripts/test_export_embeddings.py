@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset.tensors import open_tensors, read_manifest
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from scripts import export_embeddings
@@ -52,7 +53,7 @@ def test_each_stage_goes_from_the_data_folder_to_its_tensors(
     assert export_embeddings.main([stage]) == 0
     output = data_dir / f"{stage}_tokens"
     manifest = read_manifest(output)
-    assert manifest["stage"] == stage
+    assert manifest["data"] == STAGE_TABLE[stage].data
     assert manifest["max_length"] == 2048
     assert manifest["source"]["records"] == 3
     assert read_manifest(output / "validation")["source"]["records"] == 1

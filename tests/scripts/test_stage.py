@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from configs.artifacts import write_json
-from configs.schema import STAGES
-from configs.stages import ARGUMENT_VARIABLES, Pipeline, StageBook, pipeline_from_environment
+from configs.stage_table import STAGE_TABLE, STAGES
+from configs.stages import Pipeline, StageBook, pipeline_from_environment
 from scripts import stage
 from scripts.stage import command_of, values_by_rule
 from trainer import choices, recipe
@@ -17,12 +17,12 @@ from trainer import choices, recipe
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The default profile in this folder, whose rates and steps are left to the rules, with 5,000 rows of data."""
-    for name in (*ARGUMENT_VARIABLES.values(), "ENABLE_RUSTBPE", "NUM_GPUS"):
+    for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     for name in STAGES:
-        facts = {"stage": name, "rows": 5000, "max_length": 512, "num_tokens": 5000 * 512}
+        facts = {"data": STAGE_TABLE[name].data, "rows": 5000, "max_length": 512, "num_tokens": 5000 * 512}
         write_json(tmp_path / "data_dir" / f"{name}_tokens" / "manifest.json", facts)
     monkeypatch.setattr(stage, "RULE_FILES", (tmp_path / "rules.py",))
     (tmp_path / "rules.py").write_text("rules")
@@ -66,7 +66,7 @@ def test_a_changed_rule_redoes_the_stage_that_left_something_to_it(
 
 def test_more_data_is_asked_about_anew(pipeline: Pipeline, tmp_path: Path, asked: list[str]) -> None:
     values = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
-    facts = {"stage": "pretrain", "rows": 5_000_000, "max_length": 512, "num_tokens": 5_000_000 * 512}
+    facts = {"data": "documents", "rows": 5_000_000, "max_length": 512, "num_tokens": 5_000_000 * 512}
     write_json(tmp_path / "data_dir" / "pretrain_tokens" / "manifest.json", facts)
     more = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
     assert more["tokens_per_step"] > values["tokens_per_step"] > 0

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
+from configs.stage_table import STAGE_TABLE
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import choices, flops, runtime
@@ -40,9 +41,9 @@ LARGE = ModelConfig(**preset("minillm-26m")).resolve()
 TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
 
 
-def tensors(rows: int, max_length: int = 512, stage: str = "pretrain") -> dict[str, Any]:
+def tensors(rows: int, max_length: int = 512, data: str = "documents") -> dict[str, Any]:
     """A manifest, as far as choices read it."""
-    return {"stage": stage, "rows": rows, "max_length": max_length, "num_tokens": rows * max_length}
+    return {"data": data, "rows": rows, "max_length": max_length, "num_tokens": rows * max_length}
 
 
 @pytest.mark.parametrize("name", ["192x4", "minillm-26m", "minillm-moe-145m"])
@@ -131,7 +132,7 @@ def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
 
 def test_long_runs_are_compiled_and_pairs_never() -> None:
     for epochs, stage, compiled in ((1, "pretrain", False), (1000, "pretrain", True), (1000, "dpo", False)):
-        data = tensors(2_000, stage=stage)
+        data = tensors(2_000, data=STAGE_TABLE[stage].data)
         assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU, fresh=True).use_compile is compiled
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from configs.artifacts import RECIPE_VERSION
-from configs.flags import latest_weights, parse_run
-from configs.paths import ROOT
+from configs.flags import parse_run
+from configs.paths import ROOT, latest_weights
 from configs.schema import UserError
+from configs.stage_table import RECIPE_VERSION
 from dataset.lm_dataset import PretrainDataset
 from tests.terminal import PATIENCE_SECONDS, Terminal
 from tests.tiny_run import (
@@ -376,7 +376,7 @@ def test_a_tensor_folder_may_be_given_in_place_of_the_jsonl(tiny: TinyRun) -> No
 def test_data_that_is_nowhere_or_of_another_stage_is_refused(tiny: TinyRun) -> None:
     with pytest.raises(UserError, match=r"nothing\.jsonl: no such file"):
         tiny.train("sft", "--data_path", "nothing.jsonl")
-    with pytest.raises(UserError, match="tensors of stage dpo, not sft"):
+    with pytest.raises(UserError, match="tensors of pairs; this needs conversations"):
         tiny.train("sft", "--data_path", str(tiny.data / "dpo_dpo_tokens"))
     with pytest.raises(UserError, match="rows of 32 tokens, but --max_seq_len is 16"):
         tiny.train("sft", "--data_path", str(tiny.data / "sft_sft_tokens"), "--max_seq_len", "16")
