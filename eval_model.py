@@ -26,10 +26,10 @@ from configs.paths import OUT_DIR, display, find_dataset, latest_weights
 from configs.schema import UserError
 from configs.stage_table import continues_text
 from dataset.tokenizer import RustBPETokenizer
+from model.device import choose_device
 from model.generate import Sampling, answer, generate, stop_ids
 from model.model_minillm import MiniLLM
-from trainer.checkpoint import check_tokenizer, load_model
-from trainer.runtime import choose_device
+from model.weights import check_tokenizer, load_model
 
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
 LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")

@@ -32,9 +32,11 @@ from configs.schema import ModelConfig, UserError, preset
 from configs.stage_table import weight_file
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
-from trainer.checkpoint import read_checkpoint, saved_states
+from model.device import choose_device
+from model.weights import read_checkpoint
 from trainer.choices import fill_in
-from trainer.runtime import PARENT_VARIABLE, Runtime, choose_device
+from trainer.resume import saved_states
+from trainer.runtime import PARENT_VARIABLE, Runtime
 
 ARMS = ("minillm", "baseline")
 ENDLESS = 10**6

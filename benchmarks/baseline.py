@@ -29,7 +29,7 @@ from configs.cli import Parser, run
 from configs.paths import TOKENIZER_DIR
 from configs.schema import ModelConfig, UserError, preset
 from dataset.tokenizer import RustBPETokenizer
-from trainer.runtime import DTYPES, choose_device, seed_everything
+from model.device import DTYPES, choose_device, seed_everything
 
 WARMUP_SHARE = 0.05
 SAVE_SECONDS = 1.0

@@ -37,7 +37,7 @@ from configs.load import read_yaml
 from configs.paths import CONFIG_DIR, ROOT
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE, STAGES
-from trainer.checkpoint import saved_states
+from trainer.resume import saved_states
 
 POLL_SECONDS = 0.001
 LIMIT_SECONDS = 3600.0

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig
+from model.device import DTYPES
 from trainer.flops import timed, usable_dtypes
-from trainer.runtime import DTYPES
 
 CPU_REPLAY_TOKENS = 4096
 """On a CPU no more tokens than these are replayed, which takes a second or two; larger products are no faster."""

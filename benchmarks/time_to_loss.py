@@ -55,7 +55,7 @@ from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16
 from configs.paths import ROOT, display
 from configs.schema import UserError
-from trainer.checkpoint import load_model
+from model.weights import load_model
 
 OUR_SHARES = (0.1, 0.2, 0.35)
 """Budgets of ours as shares of the baseline's seconds."""

@@ -27,12 +27,7 @@ from model.attention import (
     masked_attention,
     product_attention,
 )
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of `x` are computed in: the autocast dtype where one is active, else its own."""
-    device_type = x.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+from model.device import compute_dtype
 
 
 class RMSNorm(nn.Module):

@@ -47,8 +47,8 @@ from evaluation.provenance import is_bundled, is_held_out_by_a_mix, mixture_of, 
 from evaluation.report import tables, wrong_answers
 from evaluation.results import read_results, require_ours
 from evaluation.stage import Evaluation
-from trainer.checkpoint import check_tokenizer, load_model
-from trainer.runtime import choose_device, seed_everything
+from model.device import choose_device, seed_everything
+from model.weights import check_tokenizer, load_model
 
 UNNAMED = "\ufffc"
 """Stands in a prompt's rule for a name that nobody knows."""

@@ -14,9 +14,9 @@ from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from evaluation.questions import ask
+from model.weights import load_model, save_weights
 from tests.terminal import Terminal
 from tests.tiny_run import TinyRun, lively
-from trainer.checkpoint import load_model, save_weights
 
 Say = Callable[..., str]
 PROMPT = "你是谁？"

@@ -17,10 +17,10 @@ from evaluation.first_minutes import KINDS
 from evaluation.intervals import Metric
 from scripts import evaluate_stage
 from tests.tiny_run import TinyRun
-from trainer.checkpoint import ResumeState
 from trainer.loop import BatchStream, Outcome, Run, StopSignal
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW
+from trainer.resume import ResumeState
 from trainer.runtime import Runtime
 
 LINES_A_STAGE = 60

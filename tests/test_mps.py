@@ -12,13 +12,14 @@ from torch.nn import functional as F
 import eval_model
 from configs.paths import TOKENIZER_DIR
 from evaluation.likelihood import SCORE_TOKENS, row_nats
+from model.device import choose_device
 from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
 from scripts import evaluate_stage
 from tests.mps import MPS, mps
 from tests.tiny_run import DENSE, MOE, TinyRun, killed_in_step, lively, same
 from trainer.choices import MICRO_TOKENS
-from trainer.runtime import Runtime, choose_device, rng_states, set_rng_states
+from trainer.runtime import Runtime, rng_states, set_rng_states
 
 # --- the stand-in itself ----------------------------------------------------------------------------------------------
 

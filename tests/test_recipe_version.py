@@ -24,10 +24,10 @@ from dataset import mix
 from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from model.model_minillm import MiniLLM
+from model.weights import save_weights
 from scripts import build_chinese_mix
 from tests.tiny_run import TinyRun, chat, lively, write_jsonl, write_records
 from trainer import choices
-from trainer.checkpoint import save_weights
 from trainer.choices import fill_in, resolved_values
 from trainer.runtime import Runtime
 

@@ -15,9 +15,10 @@ from configs.paths import TOKENIZER_DIR
 from configs.schema import ModelConfig
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
+from model.weights import read_weights
 from trainer import train_dpo, train_full_sft, train_pretrain
-from trainer.checkpoint import read_weights, saved_states
 from trainer.loop import Outcome, Run
+from trainer.resume import saved_states
 
 TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": train_pretrain.main,

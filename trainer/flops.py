@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from configs.hardware import cpu_has_bf16, cpu_name
+from configs.hardware import cpu_name
 from configs.schema import ModelConfig
+from model.device import DTYPES, dtype_name, has_real_bf16
 from trainer.optim import NEWTON_SCHULZ_STEPS
-from trainer.runtime import DTYPES, dtype_name
 
 SIDE = {"cpu": 4096, "cuda": 8192, "mps": 4096}
 """Side of the square product that a peak is measured on; smaller ones may be slower."""
@@ -72,11 +72,7 @@ def newton_schulz_flops(shapes: Iterable[tuple[int, int]]) -> int:
 
 def usable_dtypes(device: torch.device) -> list[str]:
     """float32, and bfloat16 where its products are real."""
-    if device.type == "cuda":
-        real = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        real = device.type == "cpu" and cpu_has_bf16()
-    return ["float32", "bfloat16"] if real else ["float32"]
+    return ["float32", "bfloat16"] if has_real_bf16(device) else ["float32"]
 
 
 def listed_peak(name: str) -> float | None:

@@ -16,11 +16,13 @@ from configs.progress import is_wide
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
 from dataset.lm_dataset import rows_of_step
-from trainer.checkpoint import ResumeState, fitting, require_finite
+from model.device import dtype_name
+from model.weights import require_finite
 from trainer.choices import CHOSEN
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
-from trainer.runtime import ParentWatch, Runtime, dtype_name, rng_states, set_rng_states
+from trainer.resume import ResumeState, fitting
+from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
 """Steps in a row without a finite loss or gradient after which a run gives up; one as short as this, after all but one."""

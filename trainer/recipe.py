@@ -25,11 +25,10 @@ from dataset.records import bare_name
 from dataset.tensors import check_contents, ensure_tensors, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.likelihood import bits_per_byte, token_bytes
+from model.device import DTYPES, choose_device, dtype_name, seed_everything
 from model.model_minillm import MiniLLM
-from trainer.checkpoint import (
-    ResumeState,
+from model.weights import (
     check_tokenizer,
-    fitting,
     keep_previous,
     load_model,
     load_strict,
@@ -37,7 +36,6 @@ from trainer.checkpoint import (
     read_weights,
     require_finite,
     save_weights,
-    saved_states,
     weights_fingerprint,
 )
 from trainer.choices import fill_in, rehearse, repeat, require_memory, resolved_values, row_length
@@ -57,7 +55,8 @@ from trainer.metrics import Metrics
 from trainer.objectives import NextToken
 from trainer.optim import decay_has_begun
 from trainer.processes import start_group
-from trainer.runtime import DTYPES, Runtime, choose_device, dtype_name, seed_everything
+from trainer.resume import ResumeState, fitting, saved_states
+from trainer.runtime import Runtime
 
 VALIDATION_ROWS = 128
 """Rows, evenly spread over the validation data, that a validation loss is taken over."""

@@ -1,129 +1,25 @@
-"""Device, dtype, threads and ranks of one training process."""
+"""One training process: where it computes, its place among the others, its random generators."""
 
-import ctypes
 import os
-import platform
-import random
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.hardware import cpu_has_bf16, num_cores
-from configs.schema import DEVICES, UserError
+from configs.hardware import num_cores
+from model.device import choose_device, choose_dtype, driver_spills, dtype_name, keep_freed_memory, stay_on_card
 from trainer.processes import Group
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
 """Set by `run.sh` to its own process id: a trainer whose pipeline is gone saves and ends."""
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for one that tokenizes the data or computes a reference for all. By itself NCCL gives up after
-10 minutes."""
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU. Raises: UserError when the device asked for is not there.
-
-    From then on torch starts no more threads than a container's quota of CPU time lets run.
-    """
-    keep_to_quota()
-    if name == "auto":
-        if torch.cuda.is_available():
-            return _gpu(int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"device {name}: unknown. Use one of {', '.join(DEVICES)}, or cuda:N.", "没有这种设备：请用列出的名称"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU. "
-            "Run python scripts/doctor.py to see why, or pass --device cpu.",
-            "PyTorch 找不到显卡：请运行该命令查原因，或用 --device cpu",
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"device {name}: this PyTorch has no MPS. Pass --device cpu.", "没有 MPS：请用 --device cpu")
-    if device.type == "cuda":
-        return _gpu(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
-    return device
-
-
-def keep_to_quota() -> None:
-    """Lower torch's threads, one a core by itself, to the cores that this process may use; a number that the user has set
-    in OMP_NUM_THREADS stays."""
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > num_cores():
-        torch.set_num_threads(num_cores())
-
-
-def _gpu(number: int) -> torch.device:
-    if number >= torch.cuda.device_count():
-        raise UserError(
-            f"cuda:{number}: the GPUs here are numbered 0 to {torch.cuda.device_count() - 1}. Pass another --device, or start "
-            "fewer processes (NUM_GPUS, --nproc_per_node).",
-            "没有这块显卡：请换 --device，或减少进程数",
-        )
-    return torch.device("cuda", number)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where its matrix products are real (CUDA from Ampere on, CPUs with avx512_bf16 or amx_bf16)."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float32`, without the `torch.` before it."""
-    return str(dtype).removeprefix("torch.")
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of glibc's mallopt(3)."""
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one; another C library is left as it is.
-
-    By itself it gives every large tensor back to the system and asks for it again, zeroed page by page: 145,000 page
-    faults a step at 512 x 8, a sixteenth of its time (docs/lab_log.md).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-CARD_MARGIN = 0.05
-"""Of a GPU's memory, what is left to the desktop and to libraries where the driver spills."""
-
-
-def driver_spills() -> bool:
-    """Whether the GPU's driver lends the host's memory when its own is full, as that of Windows does, WSL2 included.
-
-    Then nothing is ever out of memory; a step that does not fit is many times slower instead.
-    """
-    return sys.platform == "win32" or "microsoft" in platform.release().lower()
-
-
-def stay_on_card(device: torch.device) -> None:
-    """Let PyTorch run out of memory where the card's own ends: what is free now is all that this process may take."""
-    free, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(max(0.0, free / total - CARD_MARGIN), device)
+"""How long processes wait for one that tokenizes the data or computes a reference for all. By
+itself NCCL gives up after 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -272,13 +168,6 @@ class Runtime:
         """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def rng_states(runtime: Runtime) -> dict[str, Tensor]:

@@ -42,13 +42,14 @@ from configs.paths import ROOT, latest_weights
 from configs.schema import ModelConfig, UserError, preset
 from configs.stage_table import STAGE_TABLE, STAGES
 from model.attention import blocked_attention, document_attention, document_blocks, masked_attention
+from model.device import DTYPES, choose_device, dtype_name
 from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
+from model.weights import read_weights
 from trainer import train_dpo, train_full_sft, train_pretrain
-from trainer.checkpoint import read_weights, saved_states
 from trainer.flops import listed_peak, timed
 from trainer.loop import Outcome, Run
-from trainer.runtime import DTYPES, choose_device, dtype_name
+from trainer.resume import saved_states
 
 GIGA = 1e9
 TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {

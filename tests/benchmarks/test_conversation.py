@@ -15,8 +15,8 @@ from configs.schema import UserError
 from dataset.records import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from model.generate import Answer, Sampling
+from model.weights import load_model, save_weights
 from tests.tiny_run import TinyRun, lively, write_jsonl
-from trainer.checkpoint import load_model, save_weights
 
 
 def known(text: str, kind: str = "facts") -> Known:

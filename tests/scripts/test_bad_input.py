@@ -25,7 +25,7 @@ from scripts import build_chinese_mix, evaluate_stage, export_embeddings
 from tests.scripts.fake_repository import FakeRepository
 from tests.tiny_run import kept_signal_handlers
 from trainer import train_full_sft, train_pretrain
-from trainer.checkpoint import ResumeState, saved_states
+from trainer.resume import ResumeState, saved_states
 
 Main = Callable[[Sequence[str]], int]
 SHAPE = ("--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--num_key_value_heads", "1")

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from configs.hardware import cpu_has_bf16
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from configs.stage_table import STAGE_TABLE
+from model import device
 from model.model_minillm import MiniLLM
+from model.weights import read_checkpoint
 from tests.tiny_run import TinyRun, killed_in_step, same
-from trainer import choices, flops, runtime
-from trainer.checkpoint import read_checkpoint
+from trainer import choices
 from trainer.choices import (
     CHOSEN,
     FRESH_EMBEDDING_RATIO,
@@ -336,7 +338,7 @@ def test_a_state_from_another_machine_keeps_its_step_and_chooses_dtype_and_threa
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
     words = ["--seed", "4", "--dtype", "auto"]
     with killed_in_step(4):
         tiny.train("pretrain", *words)
@@ -379,7 +381,7 @@ def test_a_dtype_that_was_asked_for_is_kept_on_another_machine(tiny: TinyRun, mo
     words = ["--seed", "4", "--dtype", "bfloat16"]
     with killed_in_step(4):
         tiny.train("pretrain", *words)
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: not flops.cpu_has_bf16())
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: not cpu_has_bf16())
     assert tiny.train("pretrain", *words) == 0
     assert tiny.manifest("pretrain")["choices"]["dtype"] == "bfloat16"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model import device
 from model.model_minillm import MiniLLM
 from tests.tiny_run import DENSE, MOE
 from trainer import flops
@@ -90,14 +91,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_cpus_peak_is_the_best_of_its_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
     speed, source = machine_peak(CPU)
     assert speed > 0
     assert source.endswith("measured: float32 product of 48 x 48")
     speeds = {torch.float32: 1.0, torch.bfloat16: 2.0}
     monkeypatch.setattr(flops, "_square_speed", lambda side, dtype, device: speeds[dtype])
     assert machine_peak(CPU)[0] == 1.0
-    monkeypatch.setattr(flops, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     assert usable_dtypes(CPU) == ["float32", "bfloat16"]
     assert machine_peak(CPU)[0] == 2.0
     assert machine_peak(CPU)[1].endswith("bfloat16 product of 48 x 48")

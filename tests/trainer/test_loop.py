@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from configs.schema import TrainConfig, UserError
 from dataset.lm_dataset import DPODataset, PretrainDataset, rows_of_step
 from model.model_minillm import MiniLLM
+from model.weights import read_weights
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
-from trainer.checkpoint import read_weights
 from trainer.loop import Batch, BatchStream, Outcome, Run, clip_gradients, eval_steps
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime

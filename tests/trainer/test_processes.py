@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from configs.flags import parse_run
 from configs.paths import ROOT
+from model.weights import read_weights
 from tests.tiny_run import TinyRun, same
 from trainer import processes
-from trainer.checkpoint import read_weights
 from trainer.processes import Group, num_processes
 
 CPU = torch.device("cpu")

@@ -21,6 +21,8 @@ from configs.paths import ROOT, latest_weights
 from configs.schema import UserError
 from configs.stage_table import RECIPE_VERSION
 from dataset.lm_dataset import PretrainDataset
+from model import device
+from model.weights import read_weights
 from tests.terminal import PATIENCE_SECONDS, Terminal
 from tests.tiny_run import (
     SHAPE,
@@ -34,7 +36,6 @@ from tests.tiny_run import (
     write_jsonl,
 )
 from trainer import choices, recipe, runtime
-from trainer.checkpoint import read_weights
 from trainer.loop import Run
 from trainer.objectives import NextToken
 from trainer.recipe import validation_batches
@@ -324,7 +325,8 @@ def test_finished_weights_that_are_copied_to_another_machine_are_not_trained_aga
     assert tiny.train("pretrain", *open_flags, "--max_steps", "1") == 0
     written = tiny.path("pretrain").stat().st_mtime_ns
     monkeypatch.setattr(choices, "free_memory", lambda device: 0)
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device, "num_cores", lambda: 64)
     monkeypatch.setattr(runtime, "num_cores", lambda: 64)
     assert tiny.train("pretrain", *open_flags, "--max_steps", "1") == 0
     assert tiny.path("pretrain").stat().st_mtime_ns == written

@@ -1,0 +1,130 @@
+"""The resume state of a run on disk: written atomically, checked when read, resumed exactly."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from configs.paths import display
+from configs.schema import UserError
+from model.weights import read_checkpoint, write_checkpoint
+from trainer.choices import CHOSEN
+
+STATE_FILE = "state.pt"
+STATE_PARTS = {
+    "fingerprint": str, "family": str, "step": int, "num_steps": int, "model": dict, "optimizer": dict, "scaler": dict,
+    "rng": dict, "tokens": float, "targets": float, "skipped": int, "overflows": int, "choices": dict,
+}  # fmt: skip
+"""What a resume state holds, with the types."""
+CHOICE_PARTS = ("device", "machine", "dtype", "threads", "world_size", *CHOSEN)
+KEPT_STATES = 2
+"""Resume states kept of a stage: that of these settings, and the newest one of others."""
+
+
+def saved_states(stage_folder: Path) -> list[Path]:
+    """The resume states of a stage, `STAGE/FINGERPRINT/state.pt`, the newest first."""
+    return sorted(stage_folder.glob(f"*/{STATE_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+class ResumeState:
+    """The resume state of one run, in `OUT_DIR/checkpoints/STAGE/FINGERPRINT/`.
+
+    One file, replaced at every save. The states of other settings lie in folders beside it; of all
+    folders of the stage the newest two are kept.
+    """
+
+    def __init__(self, stage_folder: Path, fingerprint: str, family: str = "") -> None:
+        """Args: family: the fingerprint but for the length of the run."""
+        self.stage_folder, self.fingerprint, self.family = stage_folder, fingerprint, family
+        self.folder = stage_folder / fingerprint[:16]
+        self.path = self.folder / STATE_FILE
+
+    def save(self, state: dict[str, Any]) -> list[Path]:
+        """Replace the state atomically.
+
+        Returns: older folders of other settings, which were removed.
+        """
+        write_checkpoint(self.path, {"fingerprint": self.fingerprint, "family": self.family, **state})
+        others = [path for path in self.stage_folder.iterdir() if path.is_dir() and path != self.folder]
+        others.sort(key=_newest_change, reverse=True)
+        for path in others[KEPT_STATES - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
+        return others[KEPT_STATES - 1 :]
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of this very run, with its `path`; None when there is none.
+
+        Raises: UserError when the file is damaged, of another version, or of another run.
+        """
+        if not self.path.exists():
+            return None
+        state = read_state(self.path)
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"{display(self.path)}: the state of other settings or data. {_remedy(self.path)}",
+                f"属于另一组设置或数据：{START_AGAIN}",
+            )
+        return state
+
+    def others(self) -> Iterator[dict[str, Any]]:
+        """The states of runs that differ from this one in their length alone, the newest first."""
+        for path in saved_states(self.stage_folder):
+            try:
+                state = read_state(path) if path != self.path else {}
+            except UserError:
+                continue  # nobody asked for that one
+            if state and self.family and state["family"] == self.family:
+                yield state
+
+    def clear(self) -> None:
+        """Remove the state once the stage's weights are written; those of other settings stay."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.stage_folder.is_dir() and not any(self.stage_folder.iterdir()):
+            self.stage_folder.rmdir()
+
+
+def _newest_change(folder: Path) -> int:
+    """When anything in a folder was last written, in ns."""
+    return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete {display(path.parent)} to train this stage from its start."
+
+
+START_AGAIN = "请删除该文件夹，从头训练此阶段"
+"""The same remedy in Chinese."""
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A resume state and, added to it, its `path`.
+
+    Raises: UserError when it is damaged, or a part is missing or of another type.
+    """
+    state = read_checkpoint(path, _remedy(path), START_AGAIN)
+    wrong = [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name), kind)]
+    if not wrong:
+        wrong = [f"choices.{name}" for name in CHOICE_PARTS if name not in state["choices"]]
+        wrong += [] if 0 < state["step"] <= state["num_steps"] else ["step"]
+    if wrong:
+        raise UserError(
+            f"{display(path)}: no resume state of this version ({wrong[0]} is missing or of another type). {_remedy(path)}",
+            f"不是此版本的续训状态：{START_AGAIN}",
+        )
+    return state | {"path": path}
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Wraps the lines that put parts of a resume state back: what does not fit is told in one line.
+
+    Raises: UserError.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        reason = str(error).splitlines()[0].rstrip(" :") if str(error) else type(error).__name__
+        raise UserError(
+            f"{display(path)}: does not fit this run ({reason}). {_remedy(path)}", f"与本次训练不符：{START_AGAIN}"
+        ) from None
