@@ -6,10 +6,8 @@ python eval_model.py --model_mode 1 --prompt "你是谁？"
 
 import contextlib
 import sys
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import configs  # noqa: F401  # before torch: it says what to do where that is missing
 
@@ -21,23 +19,17 @@ with contextlib.suppress(ImportError):  # Windows has none
 import torch
 
 from configs.cli import Parser, run
-from configs.flags import default_tokenizer_dir, env_path
-from configs.paths import OUT_DIR, display, find_dataset, latest_weights
-from configs.schema import UserError
+from configs.paths import display
 from configs.stage_table import continues_text
 from dataset.tokenizer import RustBPETokenizer
+from inference.conversation import Conversation, context_tokens, prompt_ids
+from inference.generate import answer
+from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
+from inference.replies import Reply
+from inference.sampling import Sampling
 from model.device import choose_device
-from model.generate import Sampling, answer, generate, stop_ids
 from model.model_minillm import MiniLLM
-from model.weights import check_tokenizer, load_model
 
-WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
-LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")
-"""Which weights are talked to where nobody says it."""
-READ_SHARE = 0.75
-"""Of the tokens that a row of the training held, what a conversation may fill; the rest is room for the answer."""
-LONGEST_LOOP, LOOP_TOKENS = 32, 24
-"""An answer is stopped when its last tokens, so many and three rounds at least, repeat a piece of at most so many."""
 COMMANDS = """\
 /new   start over 开始新对话
 /help  this list 显示本帮助
@@ -88,52 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, seed=arguments.seed,
     )  # fmt: skip
-    path, model, tokenizer, manifest = open_model(arguments, arguments.rope_scaling_factor)
+    path = weights_to_talk_to(
+        arguments.weight, mode=arguments.model_mode, out_dir=arguments.out_dir, hidden_size=arguments.hidden_size
+    )
+    opened = open_model(
+        path, device=choose_device(arguments.device), tokenizer_dir=arguments.tokenizer_dir,
+        rope_scaling_factor=arguments.rope_scaling_factor,
+    )  # fmt: skip
+    model, tokenizer = opened.model, opened.tokenizer
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
-    completes = continues_text(str(manifest.get("stage")))  # it has only seen raw text, so it goes on with yours
+    completes = continues_text(str(opened.manifest.get("stage")))  # it has only seen raw text
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)
     else:
         chat(model, tokenizer, sampling, completes)
     return 0
-
-
-def open_model(
-    arguments: Namespace, rope_scaling_factor: float = 1.0
-) -> tuple[Path, MiniLLM, RustBPETokenizer, dict[str, Any]]:
-    """The weights that the flags ask for, opened: path, model, its tokenizer and its manifest.
-
-    Args: arguments: `weight`, `model_mode`, `hidden_size`, `out_dir`, `tokenizer_dir`, `device`. Raises: UserError.
-    """
-    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
-    path = (
-        find_dataset(arguments.weight)
-        if arguments.weight
-        else weights_of(arguments.model_mode, out_dir, arguments.hidden_size)
-    )
-    tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(path.parent)
-    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
-    model, manifest = load_model(path, device=choose_device(arguments.device), rope_scaling_factor=rope_scaling_factor)
-    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
-    return path, model.eval(), tokenizer, manifest
-
-
-def prompt_ids(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], completes: bool) -> list[int]:
-    """A conversation up to the assistant's turn; for a pretrained model the last text alone."""
-    if completes:
-        return [tokenizer.get_bos_token_id(), *tokenizer.encode(messages[-1]["content"])]
-    return tokenizer.render_for_completion(messages)
-
-
-def weights_of(mode: int | None, out_dir: Path, hidden_size: int | None) -> Path:
-    """The weights of a mode, or of the last stage that was trained. Raises: UserError when there are none."""
-    if mode is not None:
-        return latest_weights(WEIGHTS_OF_MODE[mode], out_dir, hidden_size=hidden_size)
-    for name in LAST_STAGE_FIRST[:-1]:
-        with contextlib.suppress(UserError):
-            return latest_weights(name, out_dir, hidden_size=hidden_size)
-    return latest_weights(LAST_STAGE_FIRST[-1], out_dir, hidden_size=hidden_size)
 
 
 def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, completes: bool) -> None:
@@ -170,73 +132,8 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
         talk.hear(stream(model, tokenizer, prompt, sampling))
 
 
-class Conversation:
-    """What was said so far, as much of it as the model is shown."""
-
-    def __init__(self, tokenizer: RustBPETokenizer, room: int, completes: bool = False) -> None:
-        """`room`: tokens that the model can read. `completes`: it goes on with the last text alone."""
-        self.tokenizer, self.room, self.completes = tokenizer, room, completes
-        self.messages: list[dict[str, str]] = []
-        self.dropped = 0
-        """Turns that fell out before the last question."""
-
-    def ask(self, question: str) -> list[int]:
-        """The prompt for the next question; the oldest turns fall out where it would be too long."""
-        self.messages.append({"role": "user", "content": question})
-        self.dropped = 0 if self.completes else forget(self.tokenizer, self.messages, int(READ_SHARE * self.room))
-        return prompt_ids(self.tokenizer, self.messages, self.completes)
-
-    def hear(self, answer: str) -> None:
-        """Remember what the model said."""
-        self.messages.append({"role": "assistant", "content": answer})
-
-
-def context_tokens(model: MiniLLM) -> int:
-    """Tokens that the model can read: those of the longest row in training, times YaRN's factor."""
-    return int(model.config.original_max_position_embeddings * model.config.rope_scaling_factor)
-
-
-def forget(tokenizer: RustBPETokenizer, messages: list[dict[str, str]], room: int) -> int:
-    """Drop the oldest turns, question and answer together, until the rest fits; the last question stays.
-
-    Returns: how many turns were dropped.
-    """
-    dropped = 0
-    while len(messages) > 2 and len(tokenizer.render_for_completion(messages)) > room:
-        del messages[:2]
-        dropped += 1
-    return dropped
-
-
-class Reply:
-    """An answer token by token, until the model ends it, it goes in circles, or it is as long as it may be."""
-
-    def __init__(self, model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> None:
-        self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, prompt, sampling
-        self.ids: list[int] = []
-        self.ended = self.loops = False
-
-    def __iter__(self) -> Iterator[int]:
-        stops = stop_ids(self.tokenizer)
-        for column in generate(self.model, [self.prompt], stops, self.sampling):
-            token = int(column[0])
-            if token in stops:
-                self.ended = True
-                return
-            self.ids.append(token)
-            yield token
-            if is_looping(self.ids):
-                self.loops = True
-                return
-
-    @property
-    def text(self) -> str:
-        """What has come of it."""
-        return self.tokenizer.decode(self.ids)
-
-
 def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
-    """Print an answer as it comes; returns all of it. Ctrl-C ends the answer alone, and so does one that goes in circles."""
+    """Print an answer as it comes, and return all of it. Ctrl-C ends the answer, not the program."""
     reply, stopped = Reply(model, tokenizer, prompt, sampling), False
     print("模型: ", end="", flush=True)
     try:
@@ -250,16 +147,6 @@ def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampl
     if stopped:
         print("（已停止 stopped）", file=sys.stderr)
     return reply.text
-
-
-def is_looping(ids: Sequence[int]) -> bool:
-    """Whether the end of an answer is one short piece again and again."""
-    for period in range(1, LONGEST_LOOP + 1):
-        length = max(LOOP_TOKENS, 3 * period)
-        tail = ids[-length:]
-        if len(tail) == length and tail[period:] == tail[:-period]:
-            return True
-    return False
 
 
 if __name__ == "__main__":

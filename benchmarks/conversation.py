@@ -5,7 +5,8 @@
 
 Draws conversations of 20 questions that the model was taught: half of what a person types first (the list `core` of
 dataset/first_minutes.jsonl), half of facts (trained questions, and held-out wordings of trained facts). Each question is
-asked alone and in its conversation, greedily, through `eval_model.Conversation` and `eval_model.Reply`, as chat asks it.
+asked alone and in its conversation, greedily, through `inference/conversation.py` and `inference/replies.py`, as chat asks
+it.
 """
 
 import itertools
@@ -32,13 +33,17 @@ from configs.schema import UserError
 from configs.stage_table import continues_text
 from dataset.records import normalised_question, read_records
 from dataset.tokenizer import RustBPETokenizer
-from eval_model import WEIGHTS_OF_MODE, Conversation, Reply, context_tokens, open_model
 from evaluation.answers import AnswerRule, Said
 from evaluation.first_minutes import fault_of, judge, load_prompts
 from evaluation.intervals import share
 from evaluation.provenance import mixture_of, names_of
 from evaluation.questions import question_of
-from model.generate import Answer, Sampling
+from inference.conversation import Conversation, context_tokens
+from inference.generate import Answer
+from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
+from inference.replies import Reply
+from inference.sampling import Sampling
+from model.device import choose_device
 from model.model_minillm import MiniLLM
 
 FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
@@ -297,13 +302,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def open_chat(arguments: Namespace) -> tuple[Path, MiniLLM, RustBPETokenizer, tuple[str, str]]:
     """The model that chat would take, and the names that the mix filled in."""
-    path, model, tokenizer, manifest = open_model(arguments)
-    if continues_text(manifest["stage"]):
+    path = weights_to_talk_to(
+        arguments.weight, mode=arguments.model_mode, out_dir=arguments.out_dir, hidden_size=arguments.hidden_size
+    )
+    opened = open_model(path, device=choose_device(arguments.device), tokenizer_dir=arguments.tokenizer_dir)
+    if continues_text(opened.manifest["stage"]):
         raise UserError(f"{display(path)}: pretrained weights don't answer. Give weights of SFT or DPO.")
     mix = load_profile("default").mix
     data_dir = arguments.data_dir or env_path("DATA_DIR", DATA_DIR)
-    names = names_of(mixture_of(data_dir, manifest["training_data"]), (mix.name, mix.author))
-    return path, model, tokenizer, names
+    names = names_of(mixture_of(data_dir, opened.manifest["training_data"]), (mix.name, mix.author))
+    return path, opened.model, opened.tokenizer, names
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dataset.records import normalised_question
 from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
 from evaluation.numbers import result_of
 from evaluation.questions import Asker, Messages
-from model.generate import Answer
+from inference.generate import Answer
 
 LISTS = ("core", "unseen")
 HALVES = ("choose", "report")

@@ -8,7 +8,8 @@ from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES
 from dataset.records import normalised_question
 from dataset.tokenizer import RustBPETokenizer
-from model.generate import Answer, Sampling, answer
+from inference.generate import Answer, answer
+from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 Messages = list[dict[str, Any]]

@@ -16,7 +16,8 @@ from evaluation.intervals import Metric, share
 from evaluation.likelihood import Text, bits_metric, chat_text, likelihood_metrics, raw_text, score, token_bytes
 from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
-from model.generate import Answer, Sampling, answer
+from inference.generate import Answer, answer
+from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 GENERAL_ANSWERS = 100

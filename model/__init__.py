@@ -1,1 +1,1 @@
-"""Tensors -> logits: the network, generation and export; the shipped tokenizer's files lie here too."""
+"""Tensors -> logits: the network, its weight files and devices; the tokenizer that ships lies here too."""

@@ -14,6 +14,7 @@ from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from evaluation.questions import ask
+from inference.conversation import READ_SHARE, context_tokens
 from model.weights import load_model, save_weights
 from tests.terminal import Terminal
 from tests.tiny_run import TinyRun, lively
@@ -97,13 +98,6 @@ def test_each_mode_and_a_path_take_their_weights(say: Say, talkative: Path, caps
     with pytest.raises(UserError, match=r"pretrain_64\.pth: no such weights"):
         say("--hidden_size", "64", *greedy)
     assert say(*greedy) == by_mode[2]
-
-
-def test_a_pretrained_model_goes_on_with_the_text(talkative: Path, tokenizer: RustBPETokenizer) -> None:
-    messages = [{"role": "user", "content": "春天"}]
-    bos = tokenizer.get_bos_token_id()
-    assert eval_model.prompt_ids(tokenizer, messages, completes=True) == [bos, *tokenizer.encode("春天")]
-    assert eval_model.prompt_ids(tokenizer, messages, completes=False) == tokenizer.render_for_completion(messages)
 
 
 def test_a_conversation_remembers_its_turns_until_new(
@@ -196,17 +190,6 @@ def test_help_lists_the_commands_and_new_forgets(terminal: Terminal, talkative: 
     assert terminal.end() == 0
 
 
-def test_the_oldest_turns_are_forgotten_whole_and_a_line_says_so(tokenizer: RustBPETokenizer) -> None:
-    turns = [{"role": role, "content": f"{role}{n}"} for n in range(6) for role in ("user", "assistant")]
-    messages = [*turns, {"role": "user", "content": "问"}]
-    room = len(tokenizer.render_for_completion(messages[4:]))
-    assert eval_model.forget(tokenizer, messages, room) == 2
-    assert messages == [*turns[4:], {"role": "user", "content": "问"}]
-    assert eval_model.forget(tokenizer, messages, room) == 0
-    assert eval_model.forget(tokenizer, messages, 1) == 4
-    assert messages == [{"role": "user", "content": "问"}]
-
-
 def test_a_long_conversation_goes_on_with_what_the_model_can_read(
     talkative: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,18 +206,9 @@ def test_a_long_conversation_goes_on_with_what_the_model_can_read(
     flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
     assert eval_model.main([*flags, "--model_mode", "1", "--max_new_tokens", "2"]) == 0
     model, _ = load_model(talkative / "full_sft_16.pth")
-    assert max(lengths) <= eval_model.READ_SHARE * eval_model.context_tokens(model)
+    assert max(lengths) <= READ_SHARE * context_tokens(model)
     assert len(lengths) == 12
     assert "no longer fit" in capsys.readouterr().err
-
-
-def test_an_answer_that_goes_in_circles_is_stopped() -> None:
-    assert eval_model.is_looping([1, 2, 3] + [7] * 24)
-    assert eval_model.is_looping([9] + [1, 2, 3, 4, 5] * 6)
-    assert eval_model.is_looping(list(range(32)) * 3)
-    assert not eval_model.is_looping([7] * 23)
-    assert not eval_model.is_looping(list(range(100)))
-    assert not eval_model.is_looping([1, 2, 3] * 8 + [4])
 
 
 def test_another_tokenizer_is_refused(say: Say, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 import eval_model
 from configs.paths import TOKENIZER_DIR
 from evaluation.likelihood import SCORE_TOKENS, row_nats
+from inference.generate import generate
+from inference.sampling import Sampling
 from model.device import choose_device
-from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
 from scripts import evaluate_stage
 from tests.mps import MPS, mps

@@ -41,9 +41,10 @@ from configs.hardware import cpu_instructions, cpu_name, num_cores
 from configs.paths import ROOT, latest_weights
 from configs.schema import ModelConfig, UserError, preset
 from configs.stage_table import STAGE_TABLE, STAGES
+from inference.generate import generate
+from inference.sampling import Sampling
 from model.attention import blocked_attention, document_attention, document_blocks, masked_attention
 from model.device import DTYPES, choose_device, dtype_name
-from model.generate import Sampling, generate
 from model.model_minillm import MiniLLM
 from model.weights import read_weights
 from trainer import train_dpo, train_full_sft, train_pretrain
@@ -323,7 +324,7 @@ def said(command: Sequence[str]) -> str:
 
 
 def decode(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of `model/generate.py`, in the precision in which weights are loaded, at each
+    """Tokens a second of `inference/generate.py`, in the precision in which weights are loaded, at each
     batch size."""
     device = choose_device(args.device)
     model = MiniLLM(ModelConfig(**preset(args.model)).resolve()).to(device).eval()

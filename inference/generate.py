@@ -1,0 +1,86 @@
+"""A batch of prompts -> answers: many prompts of different lengths side by side, with a cache.
+
+Shapes: B prompts, T tokens, S tokens attended to, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.tokenizer import RustBPETokenizer
+from inference.sampling import Sampling, choose
+from model.model_minillm import KeyValueCache, MiniLLM
+
+PREFILL_TOKENS = 8192
+"""Tokens of all prompts together that are read at once. More would be no faster, and would take
+memory for their masks in every layer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and whether it ended by itself."""
+
+    text: str
+    ended: bool
+    num_tokens: int
+
+
+def answer(
+    model: MiniLLM, tokenizer: RustBPETokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> list[Answer]:
+    """What the model says to each rendered prompt.
+
+    `eval_model.py --prompt` and every evaluation come through here.
+    """
+    stops = stop_ids(tokenizer)
+    columns = list(generate(model, prompts, stops, sampling))
+    answers = []
+    for row in torch.stack(columns, dim=1).tolist():
+        length = next((place for place, token in enumerate(row) if token in stops), len(row))
+        answers.append(Answer(tokenizer.decode(row[:length]), length < len(row), length))
+    return answers
+
+
+def stop_ids(tokenizer: RustBPETokenizer) -> set[int]:
+    """Tokens that end an answer or a text."""
+    return {tokenizer.assistant_end_id, tokenizer.end_of_text_id}
+
+
+@torch.inference_mode()
+def generate(
+    model: MiniLLM, prompts: Sequence[Sequence[int]], stop_ids: set[int], sampling: Sampling
+) -> Iterator[Tensor]:
+    """Yield the next token of every prompt, (B,) on the CPU, until all have stopped or the limit is reached.
+
+    A prompt that has stopped yields its stop token again and again.
+    """
+    # Prompts are padded on the left, so that all of them end in the same column and the next token
+    # of each goes into the next column. No token looks at the padding.
+    device, longest = model.output_weight.device, max(len(prompt) for prompt in prompts)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)  # (B,)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)  # (B, T)
+    capacity = longest + sampling.max_new_tokens
+    cache = KeyValueCache.empty(model.config, len(prompts), capacity, like=model.output_weight)
+    places = torch.arange(capacity, device=device)
+    real = places[None] >= padding[:, None]  # (B, capacity)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    stops = torch.tensor(sorted(stop_ids))
+    stopped = torch.zeros(len(prompts), dtype=torch.bool)
+    token = torch.zeros(len(prompts), dtype=torch.long)
+    for _ in range(sampling.max_new_tokens):
+        for part in ids.split(max(1, PREFILL_TOKENS // len(prompts)), dim=1):
+            start, end = cache.length, cache.length + part.shape[1]
+            positions = (places[start:end][None] - padding[:, None]).clamp(min=0)  # (B, T)
+            mask = real[:, None, :end] & (places[None, None, :end] <= places[None, start:end, None])  # (B, T, S)
+            mask = mask | (places[None, None, :end] == places[None, start:end, None])  # padding sees itself: no NaN
+            hidden, _ = model.hidden_states(part, positions=positions, mask=mask[:, None], cache=cache)
+        chosen = choose(F.linear(hidden[:, -1], model.output_weight.to(hidden.dtype)), sampling, generator)
+        token = torch.where(stopped, token, chosen)
+        stopped = stopped | torch.isin(token, stops)
+        yield token
+        if bool(stopped.all()):
+            return
+        ids = token[:, None].to(device)

@@ -1,0 +1,68 @@
+"""A path -> a model with its tokenizer, ready to answer; and which weights are meant where no path is given."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.flags import default_tokenizer_dir, env_path
+from configs.paths import OUT_DIR, display, find_dataset, latest_weights
+from configs.schema import UserError
+from dataset.tokenizer import RustBPETokenizer
+from model.model_minillm import MiniLLM
+from model.weights import check_tokenizer, load_model
+
+WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
+"""`--model_mode` -> how the names of its weight files begin."""
+LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")
+"""Which weights are taken where neither a path nor a mode is given: the first that are there."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Weights that were opened, with the tokenizer that they were trained with."""
+
+    path: Path
+    model: MiniLLM
+    """In the mode for evaluation: without dropout."""
+    tokenizer: RustBPETokenizer
+    manifest: dict[str, Any]
+    """How the weights were made (model/weights.py)."""
+
+
+def open_model(
+    path: Path, *, device: torch.device, tokenizer_dir: Path | None = None, rope_scaling_factor: float = 1.0
+) -> OpenModel:
+    """Open a weight file.
+
+    Args: tokenizer_dir: without it, the tokenizer that was trained beside the weights, else the one
+    that ships. rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
+    Raises: UserError when a file is missing or damaged, or the tokenizer is not that of the weights.
+    """
+    tokenizer_dir = tokenizer_dir or default_tokenizer_dir(path.parent)
+    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
+    model, manifest = load_model(path, device=device, rope_scaling_factor=rope_scaling_factor)
+    check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
+    return OpenModel(path, model.eval(), tokenizer, manifest)
+
+
+def weights_to_talk_to(
+    given: Path | None, *, mode: int | None, out_dir: Path | None, hidden_size: int | None = None
+) -> Path:
+    """The weights that the flags of a program ask for.
+
+    Args: given: a path, which alone decides. mode: a key of WEIGHTS_OF_MODE; without it the last
+    stage that was trained. out_dir: the folder with the weights; without it `OUT_DIR`, or `out`.
+    Raises: UserError when there are none.
+    """
+    if given:
+        return find_dataset(given)
+    out_dir = out_dir or env_path("OUT_DIR", OUT_DIR)
+    if mode is not None:
+        return latest_weights(WEIGHTS_OF_MODE[mode], out_dir, hidden_size=hidden_size)
+    for stem in LAST_STAGE_FIRST[:-1]:
+        with contextlib.suppress(UserError):
+            return latest_weights(stem, out_dir, hidden_size=hidden_size)
+    return latest_weights(LAST_STAGE_FIRST[-1], out_dir, hidden_size=hidden_size)

@@ -1,0 +1,38 @@
+"""Which weights are opened, and that their tokenizer comes with them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.paths import TOKENIZER_DIR
+from configs.schema import UserError
+from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from inference.loading import open_model, weights_to_talk_to
+from tests.tiny_run import TinyRun
+
+CPU = torch.device("cpu")
+
+
+def test_the_last_stage_that_was_trained_is_meant_where_nobody_says_it(tmp_path: Path) -> None:
+    for name in ("pretrain_16.pth", "full_sft_16.pth", "rlhf_16.pth"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, ns=(1, 1))
+        assert weights_to_talk_to(None, mode=None, out_dir=tmp_path) == tmp_path / name
+    assert weights_to_talk_to(None, mode=0, out_dir=tmp_path) == tmp_path / "pretrain_16.pth"
+    given = tmp_path / "full_sft_16.pth"
+    assert weights_to_talk_to(given, mode=0, out_dir=tmp_path, hidden_size=9) == given
+    with pytest.raises(UserError, match=r"pretrain_9\.pth: no such weights"):
+        weights_to_talk_to(None, mode=None, out_dir=tmp_path, hidden_size=9)
+
+
+def test_the_tokenizer_trained_beside_the_weights_comes_with_them(trained: TinyRun, tmp_path: Path) -> None:
+    path = Path(shutil.copy(trained.path("sft"), tmp_path))
+    opened = open_model(path, device=CPU, tokenizer_dir=TOKENIZER_DIR)
+    assert opened.tokenizer.sha256 == opened.manifest["tokenizer_sha256"]
+    assert not opened.model.training
+    RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"made with another tokenizer .* than .*tokenizer"):
+        open_model(path, device=CPU)
