@@ -105,7 +105,7 @@ planned() { # planned STAGE [STEP]: run the command that the plan has for it
 }
 
 pipeline() { # pipeline VERB...: ask the stage book
-  "$VENV_PYTHON" "$ROOT/scripts/stage.py" --profile "$profile" --gpus_found "$gpus_usable" "$@"
+  "$VENV_PYTHON" "$ROOT/scripts/pipeline/ask.py" --profile "$profile" --gpus_found "$gpus_usable" "$@"
 }
 
 prepare_stages() { # find mistakes in the settings now, not after hours; then forget what is to be done again
@@ -466,7 +466,7 @@ lock_folder() { # lock_folder DESCRIPTOR FOLDER: until this script and the comma
     8) exec 8<"$2" ;;
     9) exec 9<"$2" ;;
   esac
-  run "$any_python" "$ROOT/scripts/lock.py" "$1" "$2"
+  run "$any_python" "$ROOT/scripts/pipeline/lock.py" "$1" "$2"
 }
 
 main "$@"

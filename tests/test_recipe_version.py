@@ -19,13 +19,13 @@ import torch
 from configs.artifacts import fingerprint, sha256_file, write_json
 from configs.schema import ModelConfig, TrainConfig, preset
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
-from configs.stages import PIPELINE
 from dataset import mix
 from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from model.model_minillm import MiniLLM
 from model.weights import save_weights
 from scripts import build_chinese_mix
+from scripts.pipeline.plan import PIPELINE
 from tests.tiny_run import TinyRun, chat, lively, write_jsonl, write_records
 from trainer import choices
 from trainer.choices import fill_in, resolved_values

@@ -179,7 +179,7 @@ def pipeline(session: Session) -> None:
 
     def planned(stage: str, step: str = "") -> list[str]:
         """The command that `run.sh` would start."""
-        book = [sys.executable, str(ROOT / "scripts" / "stage.py")]
+        book = [sys.executable, str(ROOT / "scripts" / "pipeline" / "ask.py")]
         book += ["--profile", "smoke" if session.tiny else "default"]
         ask(*book, "begin", stage, environment=session.environment() | environment)
         return ask(*book, "command", stage, *([step] if step else []), environment=session.environment() | environment)

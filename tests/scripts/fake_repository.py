@@ -176,7 +176,11 @@ class FakeRepository:
         self.log = self.folder / "log"
         self.gate = self.folder / "gate"
         shutil.copytree(ROOT / "configs", self.root / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("run.sh", "run_cn_pipeline.sh", "stage.py", "lock.py"):
+        shutil.copytree(
+            ROOT / "scripts" / "pipeline", self.root / "scripts" / "pipeline",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )  # fmt: skip
+        for name in ("run.sh", "run_cn_pipeline.sh"):
             self.write(f"scripts/{name}", (ROOT / "scripts" / name).read_text(encoding="utf-8"))
         self.write("requirements.txt", "torch>=2.9\ntqdm\n")
         self.write("scripts/doctor.py", DOCTOR)

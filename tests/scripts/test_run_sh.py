@@ -333,7 +333,7 @@ def test_a_signal_ends_the_running_command_and_gives_its_exit_code(
 
 
 def test_a_signal_between_two_programs_says_how_to_resume(done: FakeRepository) -> None:
-    stage = done.root / "scripts" / "stage.py"
+    stage = done.root / "scripts" / "pipeline" / "ask.py"
     real = stage.read_text()
     stage.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\n" + real)
     for flags, words in (

@@ -8,9 +8,11 @@ import pytest
 
 from configs.artifacts import write_json
 from configs.stage_table import STAGE_TABLE, STAGES
-from configs.stages import Pipeline, StageBook, pipeline_from_environment
-from scripts import stage
-from scripts.stage import command_of, values_by_rule
+from scripts.pipeline import fingerprints
+from scripts.pipeline.ask import command_of
+from scripts.pipeline.book import StageBook
+from scripts.pipeline.fingerprints import RULE_FILES, values_by_rule
+from scripts.pipeline.plan import Pipeline, pipeline_from_environment
 from trainer import choices, recipe
 
 
@@ -24,7 +26,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     for name in STAGES:
         facts = {"data": STAGE_TABLE[name].data, "rows": 5000, "max_length": 512, "num_tokens": 5000 * 512}
         write_json(tmp_path / "data_dir" / f"{name}_tokens" / "manifest.json", facts)
-    monkeypatch.setattr(stage, "RULE_FILES", (tmp_path / "rules.py",))
+    monkeypatch.setattr(fingerprints, "RULE_FILES", (tmp_path / "rules.py",))
     (tmp_path / "rules.py").write_text("rules")
     return pipeline_from_environment("default", 0)
 
@@ -46,11 +48,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_the_rules_are_asked_once_and_a_rewritten_file_with_the_same_rules_redoes_nothing(
     pipeline: Pipeline, tmp_path: Path, asked: list[str]
 ) -> None:
-    before = StageBook(pipeline, values_by_rule).fingerprint("pretrain")
-    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") == before
+    before = StageBook(pipeline).fingerprint("pretrain")
+    assert StageBook(pipeline).fingerprint("pretrain") == before
     assert asked == ["pretrain"]
     (tmp_path / "rules.py").write_text("the same rules, in another order")
-    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") == before
+    assert StageBook(pipeline).fingerprint("pretrain") == before
     assert asked == ["pretrain"] * 2
 
 
@@ -58,10 +60,10 @@ def test_the_rules_are_asked_once_and_a_rewritten_file_with_the_same_rules_redoe
 def test_a_changed_rule_redoes_the_stage_that_left_something_to_it(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    before = StageBook(pipeline, values_by_rule).fingerprint("pretrain")
+    before = StageBook(pipeline).fingerprint("pretrain")
     monkeypatch.setattr(choices, name, getattr(choices, name) * 9)
     (tmp_path / "rules.py").write_text("another constant")
-    assert StageBook(pipeline, values_by_rule).fingerprint("pretrain") != before
+    assert StageBook(pipeline).fingerprint("pretrain") != before
 
 
 def test_more_data_is_asked_about_anew(pipeline: Pipeline, tmp_path: Path, asked: list[str]) -> None:
@@ -89,3 +91,7 @@ def test_a_stage_to_be_redone_is_told_not_to_take_the_weights_that_are_there(pip
     assert "--from_resume" not in command()
     StageBook(pipeline).redo_from("pretrain")
     assert command()[-2:] == ["--from_resume", "0"]
+
+
+def test_the_files_that_hold_the_rules_are_there() -> None:
+    assert all(path.is_file() for path in RULE_FILES)

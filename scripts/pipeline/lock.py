@@ -1,6 +1,6 @@
 """Lock a folder that the shell has opened, waiting while another run holds it. 锁定目录，同一目录同时只运行一个任务。
 
-    exec 9<out && python scripts/lock.py 9 out
+    exec 9<out && python scripts/pipeline/lock.py 9 out
 
 The lock belongs to the open descriptor, not to this process: it is held until the shell and every child that inherited
 the descriptor have ended. So a trainer whose shell was killed keeps the folder until its state is saved.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Take the lock. A file system without locks is said so, and the run goes on."""
+    """Take the lock. A file system without locks is said so, and the run begins all the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("descriptor", type=int, help="number of the open descriptor 文件描述符")
     parser.add_argument("name", help="what is locked, for messages 被锁定的目录")

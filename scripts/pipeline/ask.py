@@ -1,29 +1,24 @@
 """What `run.sh` asks about its stages: which are done, and with which commands the others run. 查询流水线各阶段的状态。
 
-python scripts/stage.py --profile cpu begin pretrain
-python scripts/stage.py --profile cpu command pretrain train
+python scripts/pipeline/ask.py --profile cpu begin pretrain
+python scripts/pipeline/ask.py --profile cpu command pretrain train
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from configs.artifacts import fingerprint, write_json
 from configs.cli import Parser, run
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import OUT_DIR, ROOT, display
-from configs.schema import as_dict
 from configs.stage_table import STAGES
-from configs.stages import (
+from scripts.pipeline.book import StageBook
+from scripts.pipeline.plan import (
     PIPELINE,
-    Hashes,
     Pipeline,
-    StageBook,
     evaluate_command,
     export_command,
     mix_command,
@@ -31,9 +26,6 @@ from configs.stages import (
     tokenizer_command,
     train_command,
 )
-
-RULE_FILES = tuple(ROOT / "trainer" / name for name in ("choices.py", "flops.py", "optim.py"))
-"""Where the rules are. While these files and the inputs are the same, torch is not loaded to ask the rules again."""
 
 
 def build_parser() -> Parser:
@@ -61,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Answer one question."""
     arguments = build_parser().parse_args(argv)
     pipeline = pipeline_from_environment(arguments.profile, arguments.gpus_found)
-    book = StageBook(pipeline, values_by_rule)
+    book = StageBook(pipeline)
     match arguments.verb:
         case "redo-from":
             book.redo_from(arguments.stage)
@@ -89,39 +81,6 @@ def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> li
         afresh = ["--from_resume", "0"] if book.must_start_over(stage) else []
         return [*train_command(pipeline, stage), *afresh]
     return evaluate_command(pipeline, stage, book.run_id(stage))
-
-
-def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, Any]:
-    """What the rules of a stage's trainer give for the settings that are left open; the last answer is kept.
-
-    It is part of the stage's fingerprint, so that a changed rule is noticed. The hash of the files only tells whether the
-    answer kept still holds: where it does not, the rules are asked again, and mostly give the same.
-    """
-    run, start = pipeline.runs[stage], pipeline.start(stage)
-    manifest = run.data_path / "manifest.json"
-    asked = [
-        as_dict(run.train),
-        as_dict(run.model),
-        *map(hashes.sha256, [*RULE_FILES, manifest, *([start] if start else [])]),
-    ]
-    kept, key = pipeline.out_dir / "stages" / f"{stage}_rules.json", fingerprint(asked)
-    answer = _read(kept)
-    if answer.get("asked") != key:
-        from trainer.recipe import ask_rules  # here, since it loads torch
-
-        answer = {"asked": key, "values": ask_rules(run, start, _read(manifest) or None)}
-        write_json(kept, answer)
-    values: dict[str, Any] = answer["values"]
-    return values
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is missing or torn."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def report(pipeline: Pipeline) -> None:

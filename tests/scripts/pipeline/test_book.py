@@ -1,43 +1,18 @@
 """The stage book: what is done, what starts over, and which commands follow."""
 
+import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from configs import stages
 from configs.schema import UserError
-from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
-from configs.stages import (
-    PIPELINE,
-    Hashes,
-    Pipeline,
-    StageBook,
-    evaluate_command,
-    export_command,
-    pipeline_from_environment,
-    train_command,
-)
-
-Make = Callable[..., Pipeline]
-
-
-@pytest.fixture
-def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A function that gives the pipeline in this folder under some variables."""
-
-    def make(profile: str = "smoke", gpus_found: int = 0, **variables: str) -> Pipeline:
-        for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
-            monkeypatch.setenv(name, str(tmp_path / name.lower()))
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        return pipeline_from_environment(profile, gpus_found)
-
-    return make
+from configs.stage_table import RECIPE_VERSION, STAGES
+from scripts.pipeline import fingerprints
+from scripts.pipeline.book import StageBook, State
+from scripts.pipeline.plan import PIPELINE, Pipeline
+from tests.scripts.pipeline.conftest import Make
 
 
 def perform(pipeline: Pipeline, stage: str) -> bool:
@@ -150,15 +125,48 @@ def test_a_raised_version_of_a_recipe_redoes_its_stage_alone(
     assert [other for other in PIPELINE if StageBook(run_of()).fingerprint(other) != before[other]] == [stage]
 
 
-def test_another_answer_of_the_rules_redoes_a_training_stage(run_of: Make) -> None:
-    answers = [
-        {
-            stage: StageBook(run_of(), lambda *_, rate=rate: {"learning_rate": rate}).fingerprint(stage)
-            for stage in PIPELINE
-        }
-        for rate in (0.1, 0.2)
-    ]
+def test_another_answer_of_the_rules_redoes_a_training_stage(run_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = []
+    for rate in (0.1, 0.2):
+        pipeline = run_of()
+        monkeypatch.setattr(fingerprints, "values_by_rule", lambda *_, rate=rate: {"learning_rate": rate})
+        answers.append({stage: StageBook(pipeline).fingerprint(stage) for stage in PIPELINE})
     assert tuple(stage for stage in PIPELINE if answers[0][stage] != answers[1][stage]) == STAGES
+
+
+def test_the_state_of_a_stage_tells_what_became_of_it(run_of: Make) -> None:
+    def state(**variables: str) -> State:
+        return StageBook(run_of(**variables)).state("pretrain")
+
+    pipeline, results = run_of(), run_of().tf_dir / "eval_results.jsonl"
+    assert state() is State.NEW
+    StageBook(pipeline).begin("pretrain")
+    assert state() is State.INTERRUPTED
+    assert state(PRETRAIN_ARGS="--seed 7") is State.STALE
+    perform(pipeline, "pretrain")
+    assert state() is State.DONE
+    assert state(PRETRAIN_ARGS="--seed 7") is State.STALE
+    judged = results.read_text()
+    results.write_text("")
+    assert state() is State.NOT_JUDGED
+    results.write_text(judged)
+    pipeline.heldout("pretrain").parent.mkdir()
+    pipeline.heldout("pretrain").write_text("other records")
+    assert state() is State.OTHER_EXAM
+    pipeline.weights("pretrain").write_text("other weights")
+    assert state() is State.BROKEN
+    StageBook(pipeline).redo_from("pretrain")
+    assert state() is State.REDO
+
+
+def test_a_record_of_an_earlier_version_counts(run_of: Make) -> None:
+    pipeline = run_of()
+    perform(pipeline, "pretrain")
+    path = pipeline.out_dir / "stages" / "pretrain.json"
+    record = json.loads(path.read_text())
+    del record["replaces"], record["seconds"]  # it had fewer fields,
+    path.write_text(json.dumps(record | {"pid": 1}))  # or others
+    assert StageBook(run_of()).state("pretrain") is State.DONE
 
 
 def test_a_stage_that_was_interrupted_keeps_its_state_and_its_run_id(run_of: Make) -> None:
@@ -200,7 +208,7 @@ def test_another_exam_evaluates_again_where_it_is_asked(
 ) -> None:
     exam = tmp_path / "exam.jsonl"
     exam.write_text("one")
-    monkeypatch.setattr(stages, name, exam)
+    monkeypatch.setattr(fingerprints, name, exam)
     for stage in STAGES:
         perform(run_of(), stage)
     assert not any(StageBook(run_of()).begin(stage) for stage in STAGES)
@@ -280,71 +288,3 @@ def test_redo_from_a_stage_leaves_the_ones_before_it(run_of: Make) -> None:
 
 def test_every_stage_of_the_pipeline_can_begin(run_of: Make) -> None:
     assert [StageBook(run_of()).begin(stage) for stage in PIPELINE] == [True] * len(PIPELINE)
-
-
-# --- commands --------------------------------------------------------------------------------------------------------
-
-
-def test_weights_carry_the_shape_of_those_they_start_from(run_of: Make) -> None:
-    pipeline = run_of("default", PRETRAIN_ARGS="--hidden_size 640 --use_moe")
-    assert [pipeline.weights(stage).name for stage in STAGES] == [
-        "pretrain_640_moe.pth", "full_sft_640_moe.pth", "rlhf_640_moe.pth",
-    ]  # fmt: skip
-    other = run_of("default", SFT_ARGS="--from_weight elsewhere/pretrain_768.pth")
-    assert other.weights("dpo").name == "rlhf_768.pth"
-
-
-def test_dpo_may_start_from_pretraining(run_of: Make) -> None:
-    pipeline = run_of(DPO_ARGS="--from_weight pretrain")
-    assert train_command(pipeline, "dpo")[-2:] == ["--from_weight", str(pipeline.out_dir / "pretrain_64.pth")]
-    command = evaluate_command(pipeline, "dpo", "id")
-    assert command[command.index("--reference") + 1] == str(pipeline.out_dir / "pretrain_64.pth")
-
-
-def test_a_stage_may_start_from_nothing(run_of: Make) -> None:
-    assert train_command(run_of(SFT_ARGS="--from_weight none"), "sft")[-2:] == ["--from_weight", "none"]
-
-
-def test_tensors_are_as_long_as_their_trainer_reads(run_of: Make) -> None:
-    command = export_command(run_of(SFT_ARGS="--max_seq_len 77"), "sft")
-    assert command[command.index("--max-length") + 1] == "77"
-
-
-@pytest.mark.parametrize(
-    ("variables", "gpus_found", "processes"),
-    [
-        ({}, 0, 1),
-        ({}, 4, 4),
-        ({"NUM_GPUS": "2"}, 4, 2),
-        ({"PRETRAIN_ARGS": "--device cpu"}, 4, 1),
-        ({"PRETRAIN_ARGS": "--device cuda:1"}, 4, 1),
-    ],
-)
-def test_a_process_for_each_gpu_that_trains(
-    run_of: Make, variables: dict[str, str], gpus_found: int, processes: int
-) -> None:
-    pipeline = run_of("default", gpus_found, **variables)
-    assert pipeline.processes("pretrain") == processes
-    assert (train_command(pipeline, "pretrain")[0].endswith("trainer/torchrun.py")) == (processes > 1)
-
-
-def test_hashes_are_read_again_only_when_size_or_time_changed(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("one")
-    os.utime(file, ns=(5, 5))
-    hashes = Hashes(tmp_path / "hashes.json", {"base": tmp_path})
-    first = hashes.sha256(file)
-    hashes.save()
-    file.write_text("two")
-    os.utime(file, ns=(5, 5))
-    assert Hashes(tmp_path / "hashes.json", {"base": tmp_path}).sha256(file) == first
-    os.utime(file, ns=(6, 6))
-    assert Hashes(tmp_path / "hashes.json", {"base": tmp_path}).sha256(file) != first
-    assert hashes.sha256(tmp_path / "missing") == ""
-
-
-def test_a_label_leads_back_to_its_file(tmp_path: Path) -> None:
-    hashes = Hashes(tmp_path / "hashes.json", {"base": tmp_path / "a"})
-    for path in (tmp_path / "a" / "b" / "c.npy", tmp_path / "elsewhere"):
-        assert hashes.locate(hashes.label(path)) == path
-    assert hashes.label(tmp_path / "a" / "b" / "c.npy") == "base/b/c.npy"

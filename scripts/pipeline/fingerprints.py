@@ -1,0 +1,163 @@
+"""What makes a stage up to date: what its result depends on, as one hash, and the files that it must have written.
+
+A stage's fingerprint covers the version of its recipe, its settings, the values that are chosen by rule, and the content
+of what it reads. Imports torch only where the rules must be asked again.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.artifacts import fingerprint, write_json
+from configs.flags import run_settings
+from configs.load import load_file_categories
+from configs.paths import (
+    DANGER_PROMPTS,
+    FIRST_MINUTES,
+    IDENTITY_MARK,
+    IDENTITY_SAMPLE,
+    IDENTITY_SOURCE,
+    ROOT,
+    source_dir,
+)
+from configs.schema import RESULT_NEUTRAL, as_dict
+from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES, continues_text, heldout_file
+from scripts.pipeline.hashes import Hashes
+from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, found
+
+RULE_FILES = tuple(ROOT / "trainer" / name for name in ("choices.py", "flops.py", "optim.py"))
+"""Where the rules are. While these files and the inputs are the same, torch is not loaded to ask the rules again."""
+
+
+# --- what a stage is made from ----------------------------------------------------------------------------------------
+
+
+def stage_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
+    """What the result of a stage depends on: its recipe, its settings, and the content of what it reads."""
+    settings, inputs = _made_from(pipeline, stage, hashes)
+    contents = [[path.name, hashes.sha256(path)] for path in inputs]
+    return fingerprint([stage, RECIPE_VERSION[stage], settings, contents])
+
+
+def _made_from(pipeline: Pipeline, stage: str, hashes: Hashes) -> tuple[Any, Sequence[Path]]:
+    """The settings of a stage, as plain data, and the files that it reads."""
+    tokenizer = pipeline.tokenizer_dir / "tokenizer.pkl"
+    match stage:
+        case "mix":
+            return [as_dict(pipeline.profile.mix), load_file_categories()], _sources(pipeline, hashes)
+        case "tokenizer" if pipeline.train_tokenizer:
+            texts = [*pipeline.texts(), *map(pipeline.heldout, STAGES)]
+            return pipeline.profile.model.vocab_size, texts
+        case "tokenizer":
+            return "given", [tokenizer]
+        case "export":
+            lengths = [pipeline.runs[other].train.max_seq_len for other in STAGES]
+            texts = [pipeline.data_dir / name for name in MIX_OUTPUTS if name.endswith("jsonl") and "_chinese" in name]
+            return lengths, [tokenizer, *texts]
+        case _:
+            return _trained_from(pipeline, stage, hashes, tokenizer)
+
+
+def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Path) -> tuple[Any, Sequence[Path]]:
+    """The same of a stage that trains a model."""
+    run, start = pipeline.runs[stage], pipeline.start(stage)
+    settings = run_settings(run, RESULT_NEUTRAL)
+    if start is not None:
+        del settings["from_weight"]  # what counts is the content of the weights, not their name
+    by_rule = values_by_rule(pipeline, stage, hashes)
+    inputs = [tokenizer, *_arrays(run.data_path), *([start] if start else [])]
+    return [settings, by_rule, pipeline.processes(stage)], inputs
+
+
+def _arrays(data_path: Path) -> list[Path]:
+    """The files whose content a trainer learns from: a folder's arrays, or the text file that was given instead."""
+    path = found(data_path)
+    return sorted(path.rglob("*.npy")) if path.is_dir() else [path]
+
+
+def _sources(pipeline: Pipeline, hashes: Hashes) -> list[Path]:
+    """What the mix reads: the bundled tables that stand in for missing files, and the user's files."""
+    bundled = [*(ROOT / "dataset").glob("*.jsonl"), *(ROOT / "dataset" / "samples").glob("*")]
+    folder = source_dir(pipeline.data_dir)
+    users = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
+    return [
+        path
+        for path in (*sorted(bundled), *users)
+        if path.is_file() and not (path == folder / IDENTITY_SOURCE and _is_unedited(path, hashes))
+    ]
+
+
+def _is_unedited(identity: Path, hashes: Hashes) -> bool:
+    """Whether an identity file is as the mix wrote it: then it is no source of the user's."""
+    mark = identity.with_name(IDENTITY_MARK)
+    written = mark.read_text(encoding="utf-8").strip() if mark.is_file() else ""
+    return hashes.sha256(identity) in {written, hashes.sha256(IDENTITY_SAMPLE)}
+
+
+def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
+    """What the evaluation of a stage depends on apart from its weights; empty where a stage has none."""
+    if stage not in STAGES:
+        return ""
+    profile, read = pipeline.profile, [pipeline.heldout(stage)]
+    if STAGE_TABLE[stage].data == "pairs":
+        read.append(pipeline.data_dir / heldout_file("conversations"))
+    if not continues_text(stage):
+        read += [FIRST_MINUTES, DANGER_PROMPTS]
+    settings = [as_dict(profile.evaluate), profile.mix.name, profile.mix.author]
+    return fingerprint([settings, [hashes.sha256(path) for path in read]])
+
+
+# --- what the trainer's rules choose ----------------------------------------------------------------------------------
+
+
+def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, Any]:
+    """What the rules of a stage's trainer give for the settings that are left open; the last answer is kept.
+
+    It is part of the stage's fingerprint, so that a changed rule is noticed. The hash of the files only tells whether the
+    answer kept still holds: where it does not, the rules are asked again, and mostly give the same.
+    """
+    run, start = pipeline.runs[stage], pipeline.start(stage)
+    manifest = run.data_path / "manifest.json"
+    files = [*RULE_FILES, manifest, *([start] if start else [])]
+    asked = fingerprint([as_dict(run.train), as_dict(run.model), *map(hashes.sha256, files)])
+    kept = pipeline.out_dir / "stages" / f"{stage}_rules.json"
+    answer = _read(kept)
+    if answer.get("asked") != asked:
+        from trainer.recipe import ask_rules  # here, since it loads torch
+
+        answer = {"asked": asked, "values": ask_rules(run, start, _read(manifest) or None)}
+        write_json(kept, answer)
+    values: dict[str, Any] = answer["values"]
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where the file is missing or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# --- what a stage writes ----------------------------------------------------------------------------------------------
+
+
+def outputs_of(pipeline: Pipeline, stage: str) -> list[Path]:
+    """The files that a stage must have written, and those that it wrote beside them."""
+    match stage:
+        case "mix":
+            return [pipeline.data_dir / name for name in MIX_OUTPUTS]
+        case "tokenizer":
+            return _files(pipeline.tokenizer_dir, "tokenizer.pkl") if pipeline.train_tokenizer else []
+        case "export":
+            return [path for other in STAGES for path in _files(pipeline.tokens(other), "manifest.json")]
+        case _:
+            return [pipeline.weights(stage)]
+
+
+def _files(folder: Path, required: str) -> list[Path]:
+    """The files of a folder but for hidden notes, `required` among them even where it is missing."""
+    there = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted({folder / required, *there})

@@ -1,0 +1,241 @@
+"""What a run consists of: its stages, its files and folders, and the command of each step.
+
+Imports no torch: `run.sh` asks often.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.cli import split_words
+from configs.flags import TrainRun, build_parser, default_tokenizer_dir, env_path, resolve_run
+from configs.load import load_profile
+from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, find_dataset
+from configs.schema import Profile, UserError
+from configs.stage_table import (
+    DATA_STEMS,
+    STAGE_TABLE,
+    STAGES,
+    heldout_file,
+    record_file,
+    tensor_folder,
+    weight_file,
+    weight_file_after,
+)
+
+PIPELINE = ("mix", "tokenizer", "export", *STAGES)
+"""The stages that have a record, in the order in which they run; `env` is marked in the environment itself."""
+OWN_FLAGS = {
+    "profile": "bash scripts/run.sh --profile",
+    "out_dir": "OUT_DIR",
+    "tf_dir": "TF_DIR",
+    "tokenizer_dir": "ENABLE_RUSTBPE=1 (or leave it out)",
+}
+"""Trainer flags that belong to the whole run, and what to use in their place."""
+MIX_OUTPUTS = (
+    *(name(data) for data in DATA_STEMS for name in (record_file, heldout_file)),
+    "rejects.jsonl",
+    "mix_manifest.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipeline:
+    """One call of `run.sh`: its profile, its folders, and the user's flags of the three trainers."""
+
+    profile_name: str
+    profile: Profile
+    data_dir: Path
+    out_dir: Path
+    tf_dir: Path
+    train_tokenizer: bool
+    """Whether the tokenizer is trained here (`ENABLE_RUSTBPE=1`); else the one that ships is taken."""
+    num_gpus: int
+    """Processes asked for; 0: one a GPU that is found."""
+    gpus_found: int
+    extra: Mapping[str, tuple[str, ...]]
+    runs: Mapping[str, TrainRun]
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The tokenizer of all stages."""
+        return self.out_dir / "tokenizer" if self.train_tokenizer else default_tokenizer_dir(self.out_dir)
+
+    def tokens(self, stage: str) -> Path:
+        """The tensors that a trainer reads by default."""
+        return self.data_dir / tensor_folder(STAGE_TABLE[stage].data)
+
+    def texts(self) -> list[Path]:
+        """The mixed training records of all kinds."""
+        return [self.data_dir / record_file(data) for data in DATA_STEMS]
+
+    def heldout(self, stage: str) -> Path:
+        """The held-out records of a stage."""
+        return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
+
+    def start(self, stage: str) -> Path | None:
+        """The weights that a trainer starts from; None where it starts from none or finds them by itself."""
+        name = self.runs[stage].from_weight
+        if name == "none":
+            return None
+        earlier = {STAGE_TABLE[other].weights: other for other in STAGES[: STAGES.index(stage)]}
+        if name in earlier:
+            return self.weights(earlier[name])
+        return found(Path(name)) if name.endswith(".pth") else None
+
+    def weights(self, stage: str) -> Path:
+        """The weights that a stage writes; their name ends in the shape of those it starts from."""
+        start = self.start(stage)
+        name = weight_file_after(stage, start.name) if start else None
+        return self.out_dir / (name or weight_file(stage, self.runs[stage].model))
+
+    def processes(self, stage: str) -> int:
+        """How many processes train a stage: as many as the user asks for, else one a GPU unless it runs elsewhere."""
+        on_all_gpus = self.runs[stage].train.device in {"auto", "cuda"}
+        return self.num_gpus or (max(1, self.gpus_found) if on_all_gpus else 1)
+
+
+def found(path: Path) -> Path:
+    """The file or folder that a trainer will take for this name; the name itself while there is none."""
+    try:
+        return find_dataset(path)
+    except UserError:
+        return path  # not there yet, or wrong: the trainer tells
+
+
+# --- as the user asked for it -----------------------------------------------------------------------------------------
+
+
+def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
+    """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that can't be."""
+    profile = load_profile(profile_name)
+    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in STAGES}
+    return Pipeline(
+        profile_name=profile_name,
+        profile=profile,
+        data_dir=env_path("DATA_DIR", DATA_DIR),
+        out_dir=env_path("OUT_DIR", OUT_DIR),
+        tf_dir=env_path("TF_DIR", TF_DIR),
+        train_tokenizer=_switch("ENABLE_RUSTBPE"),
+        num_gpus=_count("NUM_GPUS"),
+        gpus_found=gpus_found,
+        extra=extra,
+        runs={stage: _resolve(stage, profile_name, extra[stage]) for stage in STAGES},
+    )
+
+
+def _split_arguments(variable: str) -> tuple[str, ...]:
+    """The words of a variable, each on one line, as run.sh reads them line by line."""
+    words = split_words(variable, os.environ.get(variable, ""))
+    if any("\n" in word for word in words):
+        raise UserError(f"{variable}: a word holds a line break. Take it out.", "参数中有换行：请删去")
+    return words
+
+
+def _switch(variable: str) -> bool:
+    value = os.environ.get(variable) or "0"
+    if value not in {"0", "1"}:
+        raise UserError(f"{variable}={value}: must be 0 or 1.", "只能是 0 或 1")
+    return value == "1"
+
+
+def _count(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    if value and (not value.isdecimal() or int(value) < 1):
+        raise UserError(
+            f"{variable}={value}: must be 1 or more. To train on the CPU, set CUDA_VISIBLE_DEVICES to nothing.",
+            "必须是不小于 1 的整数；用 CPU 训练请把 CUDA_VISIBLE_DEVICES 设为空",
+        )
+    return int(value or 0)
+
+
+def _resolve(stage: str, profile_name: str, words: Iterable[str]) -> TrainRun:
+    """A trainer's settings under the user's extra flags; wrong ones are reported under the variable's name."""
+    variable = STAGE_TABLE[stage].arguments
+    parser = build_parser(stage, f"Flags that {variable} may hold.")
+    parser.prog, parser.usage = variable, f'{variable}="--flag value ..." bash scripts/run.sh'
+    try:
+        arguments = parser.parse_args(list(words))
+    except SystemExit as stop:
+        raise SystemExit(stop.code or 2) from None  # --help is an answer here, not the end of a good run
+    for name, instead in OWN_FLAGS.items():
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"{variable}: --{name} belongs to the whole run. Use {instead}.",
+                "该参数由整个流程统一设置：请改用所列写法",
+            )
+    arguments.profile = profile_name
+    try:
+        return resolve_run(stage, argparse.Namespace(**vars(arguments)))
+    except UserError as error:
+        raise UserError(f"profile {profile_name}, {variable}: {error}", error.chinese) from None
+
+
+# --- the commands, as arguments of the environment's Python -----------------------------------------------------------
+
+
+def mix_command(pipeline: Pipeline) -> list[str]:
+    """Sources -> mixed records."""
+    return [
+        str(ROOT / "scripts" / "build_chinese_mix.py"),
+        *("--profile", pipeline.profile_name),
+        *("--output_dir", str(pipeline.data_dir)),
+    ]
+
+
+def tokenizer_command(pipeline: Pipeline) -> list[str]:
+    """Mixed text -> tokenizer folder."""
+    return [
+        str(ROOT / "scripts" / "train_rustbpe_tokenizer.py"),
+        *("--input", *map(str, pipeline.texts())),
+        *("--output", str(pipeline.tokenizer_dir)),
+        *("--vocab_size", str(pipeline.profile.model.vocab_size)),
+    ]
+
+
+def export_command(pipeline: Pipeline, stage: str) -> list[str]:
+    """Mixed records -> token tensors of one stage."""
+    train = pipeline.runs[stage].train
+    return [
+        *(str(ROOT / "scripts" / "export_embeddings.py"), stage),
+        *("--input", str(pipeline.data_dir / f"{stage}_chinese.jsonl")),
+        *("--output", str(pipeline.tokens(stage))),
+        *("--tokenizer_dir", str(pipeline.tokenizer_dir)),
+        *("--max-length", str(train.max_seq_len)),
+        *("--num-workers", str(train.num_workers)),
+    ]
+
+
+def train_command(pipeline: Pipeline, stage: str) -> list[str]:
+    """Tensors and starting weights -> weights; the user's flags come later, so that they win."""
+    start, processes = pipeline.start(stage), pipeline.processes(stage)
+    launcher = [str(ROOT / "trainer" / "torchrun.py"), "--standalone", "--nproc_per_node", str(processes)]
+    return [
+        *(launcher if processes > 1 else []),
+        str(ROOT / "trainer" / STAGE_TABLE[stage].trainer),
+        *("--profile", pipeline.profile_name),
+        *("--data_path", str(pipeline.tokens(stage))),
+        *("--out_dir", str(pipeline.out_dir)),
+        *("--tf_dir", str(pipeline.tf_dir)),
+        *("--tokenizer_dir", str(pipeline.tokenizer_dir)),
+        *pipeline.extra[stage],
+        *(("--from_weight", str(start)) if start else ()),  # the file that the name stands for in this run
+    ]
+
+
+def evaluate_command(pipeline: Pipeline, stage: str, run_id: str) -> list[str]:
+    """Weights and held-out records -> one line in the results file."""
+    start = pipeline.start(stage)
+    return [
+        *(str(ROOT / "scripts" / "evaluate_stage.py"), "--stage", stage),
+        *("--profile", pipeline.profile_name),
+        *("--checkpoint", str(pipeline.weights(stage))),
+        *(("--reference", str(start)) if STAGE_TABLE[stage].data == "pairs" and start else ()),
+        *("--data_path", str(pipeline.heldout(stage))),
+        *("--results_file", str(pipeline.tf_dir / "eval_results.jsonl")),
+        *("--tokenizer_dir", str(pipeline.tokenizer_dir)),
+        *("--device", pipeline.runs[stage].train.device),
+        *("--run_id", run_id),
+    ]

@@ -1,0 +1,29 @@
+"""A pipeline in a folder of its own, whose trainers' rules are not asked: that would load torch for each stage."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.stage_table import STAGE_TABLE
+from scripts.pipeline import fingerprints
+from scripts.pipeline.plan import Pipeline, pipeline_from_environment
+
+Make = Callable[..., Pipeline]
+
+
+@pytest.fixture
+def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A function that gives the pipeline in this folder under some variables; the rules choose nothing."""
+    monkeypatch.setattr(fingerprints, "values_by_rule", lambda *_: {})
+
+    def make(profile: str = "smoke", gpus_found: int = 0, **variables: str) -> Pipeline:
+        for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
+            monkeypatch.setenv(name, str(tmp_path / name.lower()))
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return pipeline_from_environment(profile, gpus_found)
+
+    return make
