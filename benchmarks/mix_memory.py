@@ -25,7 +25,7 @@ if not __package__:
 from configs.cli import Parser, run
 from configs.paths import ROOT, SAMPLE_DIR
 from configs.schema import UserError
-from dataset.samples import write_samples
+from dataset.samples.files import write_samples
 
 RECORD_CHARS = 330
 """Characters of a record: about 1 KB of UTF-8."""

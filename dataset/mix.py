@@ -55,7 +55,7 @@ from dataset.records import (
     split_of,
     text_hash,
 )
-from dataset.samples import SAMPLE_FILES, sample_names, write_samples
+from dataset.samples.files import SAMPLE_FILES, sample_names, write_samples
 
 MANIFEST_FILE = "mix_manifest.json"
 REJECTS_FILE = "rejects.jsonl"

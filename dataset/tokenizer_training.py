@@ -43,7 +43,7 @@ from dataset.records import (
     read_items,
     split_of,
 )
-from dataset.samples import SAMPLE_FILES, write_samples
+from dataset.samples.files import SAMPLE_FILES, write_samples
 from dataset.tokenizer import (
     NAMED_PATTERNS,
     NUM_BYTES,

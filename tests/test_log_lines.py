@@ -10,7 +10,7 @@ from torch import nn
 from configs import progress
 from configs.paths import TOKENIZER_DIR
 from configs.schema import TrainConfig
-from dataset.samples.preference import KINDS as PAIR_KINDS
+from dataset.samples.preference.pairs import KINDS as PAIR_KINDS
 from evaluation import report
 from evaluation.answers import GENERAL_KINDS
 from evaluation.first_minutes import KINDS

@@ -1,7 +1,8 @@
 """Lists of wordings in the sample tables, written short.
 
-Wordings are separated by "|". (a,b,) in a wording stands for each of its parts, the last of which may be nothing:
-"你(会,能)画画吗" is 你会画画吗 and 你能画画吗. {w}, {t} and {d} are lists of their own (`MACROS`).
+Wordings are separated by "|". (a,b,) in a wording stands for each of its parts, the last of which
+may be nothing: "你(会,能)画画吗" is 你会画画吗 and 你能画画吗. {w}, {t} and {d} are lists of their
+own (`MACROS`).
 """
 
 import itertools
@@ -26,6 +27,7 @@ def expanded(wording: str) -> list[str]:
 
 
 def wordings(cell: str) -> list[str]:
-    """Every wording of a table's cell, in order, each once. Line breaks around a wording don't count."""
+    """Every wording of a table's cell, in order, each once. Line breaks around a wording don't
+    count."""
     listed = (wording.strip() for wording in cell.split("|"))
     return list(dict.fromkeys(one for wording in listed if wording for one in expanded(wording)))

@@ -1,20 +1,21 @@
-"""Claims of a user, true and false: 巴黎是德国的首都吧？ 我觉得3乘4是11。 And doubts about an answer: 你确定吗？
+"""How claims are worded, true and false (巴黎是德国的首都吧？), and doubts (你确定吗？).
 
-Every wording is asked about true and about false claims in equal numbers, so that no wording gives the answer away. The
-answer says yes or no and then what is right. `claims.yaml` holds the wordings; facts come from `knowledge_claims`, sums
-from `arithmetic_claims`.
+Every wording is asked about true and about false claims in equal numbers, so that no wording gives
+the answer away. The answer says yes or no and then what is right. `claims.yaml` holds the wordings;
+facts come from `knowledge/claims.py`, sums from `arithmetic/claims.py`.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dataset.samples.frames import bare, draw, form_by_mark, marked, unquoted
-from dataset.samples.tables import FOLDER, yaml_table
+from dataset.samples.tables import yaml_table
 
-TABLE_FILE = FOLDER / "claims.yaml"
+TABLE_FILE = Path(__file__).with_name("claims.yaml")
 KIND = "claims"
 HALVES = ("validation", "test")
 BEFORE = {"": 24, "请问": 2, "你好，": 2, "那": 1, "嗯，": 1, "问一下，": 1}
@@ -24,7 +25,8 @@ UNQUOTED_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One wording; `style` says which words answer it: "is" (是的, 不是) or "right" (对的, 不对)."""
+    """One wording; `style` says which words answer it: "is" (是的, 不是) or "right" (对的,
+    不对)."""
 
     text: str
     style: str
@@ -42,12 +44,14 @@ def ways(side: str) -> tuple[Way, ...]:
 
 @cache
 def doubts(name: str) -> tuple[Way, ...]:
-    """What a user says after a right answer: "asks" whether it is sure, "objects" with a wrong one, "agrees" with it."""
+    """What a user says after a right answer: "asks" whether it is sure, "objects" with a wrong one,
+    "agrees" with it."""
     return tuple(Way(text, style) for style, texts in table()["doubts"][name].items() for text in texts)
 
 
 def judged(way: Way, claim: str, right: str, *, true: bool) -> str:
-    """The answer: yes or no, then what is right. Only what speaks of 是 is answered with 是的 or 不是."""
+    """The answer: yes or no, then what is right. Only what speaks of 是 is answered with 是的 or
+    不是."""
     return openings(way, claim)[not true] + right
 
 

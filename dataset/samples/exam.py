@@ -1,8 +1,8 @@
 """The exams are never trained on: bundled records that ask one of their questions are left out.
 
-`dataset/first_minutes.jsonl` and `dataset/danger_prompts.jsonl` hold them (docs/formats.md). A record asks a question of an
-exam if its words are the same but for case, spacing and punctuation, or nearly so. What users bring themselves is theirs,
-and is kept.
+`dataset/first_minutes.jsonl` and `dataset/danger_prompts.jsonl` hold them (docs/formats.md). A
+record asks a question of an exam if its words are the same but for case, spacing and punctuation,
+or nearly so. What users bring themselves is theirs, and is kept.
 """
 
 import itertools
@@ -64,7 +64,8 @@ class Exam:
         if text in self.texts:
             return True
         own = trigrams(text)
-        # What is close lacks less than a fifth of them, so it has one of any fifth: the others need no look.
+        # What is close lacks less than a fifth of them, so it has one of any fifth: the others need
+        # no look.
         few = int((1 - MOST_ALIKE) * len(own)) + 1
         near = {number for trigram in itertools.islice(own, few) for number in self.holders.get(trigram, ())}
         return any(
@@ -74,16 +75,18 @@ class Exam:
 
 @cache
 def unseen() -> Exam:
-    """The questions that are never trained on: the list `unseen` of the first minutes, and what people say when a life is
-    in danger. Of a chat that ends with such words these alone count: the turns before them are anybody's talk."""
+    """The questions that are never trained on: the list `unseen` of the first minutes, and what
+    people say when a life is in danger. Of a chat that ends with such words these alone count: the
+    turns before them are anybody's talk."""
     unseen = [_turns(row) for row in _rows(FIRST_MINUTES) if row["list"] == "unseen"]
     return Exam([*unseen, *(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS) if row["danger"])])
 
 
 @cache
 def danger_words() -> Exam:
-    """All words of the exam about danger, harmless ones too: the sample of that name trains on none. Other samples may
-    hold harmless ones (我失恋了), which teach nothing about the line between the two."""
+    """All words of the exam about danger, harmless ones too: the sample of that name trains on
+    none. Other samples may hold harmless ones (我失恋了), which teach nothing about the line
+    between the two."""
     return Exam(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS))
 
 

@@ -1,12 +1,14 @@
-"""What people put around a question: a greeting before it, a thank-you behind it, this or that mark, or nothing at all.
+"""What people put around a question: a greeting before it, thanks behind it, or nothing.
 
-A generator writes each question once, with whole marks (《静夜思》的作者是谁？), and `framed` draws a way to type it
-(你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the end.
+A generator writes each question once, with whole marks (《静夜思》的作者是谁？), and `framed` draws
+a way to type it (你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the
+end.
 
-Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道; "fact" one about the
-world, in a few words or in many (法国首都, 法国的首都是哪里), which may also stand in 你知道…吗; "do" a request; "say"
-something that is told, not asked, "sad" and "glad" what hurts or pleases the one who tells it; "line" a verse that
-wants the next one; "mark" a short turn (嗯, 你好) that takes nothing but a mark.
+Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道;
+"fact" one about the world, in a few words or in many (法国首都, 法国的首都是哪里), which may also
+stand in 你知道…吗; "do" a request; "say" something that is told, not asked, "sad" and "glad" what
+hurts or pleases the one who tells it; "line" a verse that wants the next one; "mark" a short turn
+(嗯, 你好) that takes nothing but a mark.
 """
 
 import random
@@ -123,13 +125,15 @@ _CLOSING: Choices = {"": 6, "。": 3, "！": 2, "~": 1, "!": 1}
 _FORMULA: Choices = {"": 5, "?": 3, "？": 3}
 _END = "？?。.！!~…，, "
 _PARTICLES = ("呢", "吗", "啊", "呀", "吧", "嘛", "了", "哦", "么", "呗")
-# What opens so has something before it already; a second opening would sound odd (请问请, 你好，你好).
+# What opens so has something before it already; a second opening would sound odd (请问请,
+# 你好，你好).
 _OPENED = (
     "请", "你好", "您好", "那", "嗯", "问", "想问", "我想", "麻烦", "告诉", "说", "对了", "再问", "教", "讲", "解释", "介绍",
     "聊", "比较", "不知道", "唉", "呜呜", "哈哈", "耶",
 )  # fmt: skip
 _OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
-# What already says how it feels, or asks, takes no second word of that kind: not 失恋了怎么办，怎么办.
+# What already says how it feels, or asks, takes no second word of that kind: not
+# 失恋了怎么办，怎么办.
 _FELT = ("怎么", "难过", "难受", "开心", "高兴", "哭", "烦", "心情", "恭喜", "祝我")
 _REQUESTING = re.compile(
     "介绍|简单介绍|给|讲|说|数一数|科普|解释|写|帮|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列|我想知道|我想了解"
@@ -161,7 +165,8 @@ def half_width(question: str) -> str:
 
 
 def form_by_mark(wording: str) -> Form:
-    """The form of a table's wording by the mark at its end: a fact has none, what has 。 is a request or is told."""
+    """The form of a table's wording by the mark at its end: a fact has none, what has 。 is a
+    request or is told."""
     if wording.endswith("。"):
         return "do" if _REQUESTING.match(wording) else "say"
     return "ask" if wording.endswith("？") else "line" if wording.endswith("，") else "fact"
@@ -184,7 +189,8 @@ def marked(question: str, rng: random.Random, form: Form = "ask") -> str:
 
 
 def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
-    """The question as somebody may type it; its words stay as they are, and most often nothing but the mark changes."""
+    """The question as somebody may type it; its words stay as they are, and most often nothing but
+    the mark changes."""
     text = bare(question)
     if rng.random() < UNQUOTED_SHARE and form != "fact":
         text = unquoted(text)
@@ -214,7 +220,8 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
 
 
 def in_earnest(question: str, rng: random.Random, form: Form = "ask") -> str:
-    """As `framed`, for what the asker wants to know: no 考考你，胃疼几天能好, and no 告诉我你能付款吗."""
+    """As `framed`, for what the asker wants to know: no 考考你，胃疼几天能好, and no
+    告诉我你能付款吗."""
     text = framed(question, rng, form)
     while text.startswith(_NOT_IN_EARNEST) and not question.startswith(_NOT_IN_EARNEST):
         text = framed(question, rng, form)

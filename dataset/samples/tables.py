@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).parent
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The same loader in C, where PyYAML came with it."""
 

@@ -23,6 +23,7 @@ from configs.paths import (
 )
 from configs.schema import RESULT_NEUTRAL, as_dict
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES, continues_text, heldout_file
+from dataset.samples.files import generator_files
 from scripts.pipeline.hashes import Hashes
 from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, found
 
@@ -78,7 +79,7 @@ def _arrays(data_path: Path) -> list[Path]:
 
 def _sources(pipeline: Pipeline, hashes: Hashes) -> list[Path]:
     """What the mix reads: the bundled tables that stand in for missing files, and the user's files."""
-    bundled = [*(ROOT / "dataset").glob("*.jsonl"), *(ROOT / "dataset" / "samples").glob("*")]
+    bundled = [*(ROOT / "dataset").glob("*.jsonl"), *generator_files()]
     folder = source_dir(pipeline.data_dir)
     users = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
     return [

@@ -8,7 +8,6 @@ import stat
 import unicodedata
 from collections import Counter
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from configs.paths import IDENTITY_MARK, IDENTITY_SAMPLE
 from configs.schema import MixConfig, UserError
 from dataset import mix
 from dataset.mix import Source, Sources, build_mix, find_sources
-from dataset.samples import unknown
+from dataset.samples.files import SAMPLE_FILES
+from dataset.samples.generators import generated
+from dataset.samples.unknown import questions as unknown
 
 Record = dict[str, Any]
 SMALL = MixConfig(general=40, knowledge=40, math=40, identity=20, preference=20, heldout_min=2)
@@ -801,8 +802,8 @@ def test_not_knowing_goes_when_the_user_brings_knowledge_but_limits_of_any_model
 def test_no_conversation_of_other_samples_says_that_the_model_does_not_know() -> None:
     """Else a user's own knowledge would meet refusals in the bundled talk."""
     lines = set(unknown.ANSWERS.values()) - {unknown.ANSWERS["task"]}  # which tells what a model so small can do
-    for module in ("dialogue", "dialogue_series", "dialogue_memory", "dialogue_flow", "medley", "knowledge"):
-        for record in import_module(f"dataset.samples.{module}").records():
+    for generator in (*SAMPLE_FILES["general"].generators, "knowledge.questions"):
+        for record in generated(generator):
             said = {turn["content"] for turn in record["conversations"] if turn["role"] == "assistant"}
             assert not said & lines, record
 

@@ -9,7 +9,7 @@ import pytest
 
 from dataset import tokenizer_training
 from dataset.records import TextRecord
-from dataset.samples import SAMPLE_FILES
+from dataset.samples.files import SAMPLE_FILES
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_training import Corpus, default_inputs, heldout_siblings, measure_vocabulary, texts_of
 

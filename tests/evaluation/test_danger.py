@@ -10,7 +10,7 @@ import pytest
 from configs.paths import DANGER_PROMPTS, ROOT
 from configs.schema import UserError
 from dataset.records import normalised_question
-from dataset.samples import danger as samples
+from dataset.samples.danger import conversations as samples
 from dataset.samples.exam import Exam, user_turns, without_exam
 from evaluation import danger
 from evaluation.answers import Said

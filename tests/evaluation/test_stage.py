@@ -1,7 +1,6 @@
 """A whole stage: what is scored, in which groups, and that models which know nothing come out at
 their baselines."""
 
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,8 @@ from typing import Any
 import pytest
 
 from configs.paths import IDENTITY_SAMPLE
-from dataset.samples import SAMPLE_FILES
+from dataset.samples.files import SAMPLE_FILES
+from dataset.samples.generators import generated
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.answers import EXACT_CATEGORIES
 from evaluation.baselines import Baselines, TrainingExamples, question_text
@@ -240,7 +240,7 @@ def held_out(category: str) -> Iterator[dict[str, Any]]:
         )
         records: Iterator[dict[str, Any]] = (json.loads(line) for line in lines.splitlines())
     else:
-        records = importlib.import_module(f"dataset.samples.{SAMPLE_FILES[category].modules[0]}").records()
+        records = generated(SAMPLE_FILES[category].generators[0])
     return (record | {"category": category} for record in records if record.get("split"))
 
 

@@ -1,0 +1,1 @@
+"""Bundled everyday talk: single turns, series such as jokes, memory, and long conversations."""

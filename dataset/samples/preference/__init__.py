@@ -1,0 +1,1 @@
+"""Bundled preference pairs: a right answer beside a bad one."""

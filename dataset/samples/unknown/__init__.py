@@ -1,0 +1,1 @@
+"""Bundled questions about what was never taught, each with an honest "I don't know"."""
