@@ -116,7 +116,7 @@ def _composed(kind: str, rng: random.Random, taken: set[str]) -> Iterator[Wordin
             name: values.split("|")
             for name, values in (blocks["shared"] | block).items()
             if name not in ("answer", "form", "count", "frames")
-        }  # fmt: skip
+        }
         ways = block["frames"].splitlines()
         made = 0
         for way in itertools.islice(itertools.cycle(ways), block["count"] * TRIES):
