@@ -61,6 +61,19 @@ def find_dataset(path: Path) -> Path:
     )
 
 
+def heldout_beside(source: Path) -> Path | None:
+    """The held-out file of a training file: `sft_chinese_heldout.jsonl` beside `sft_chinese.jsonl`.
+
+    None where there is no such file. What comes after the first dot of the name stays: `a.jsonl.gz`
+    has `a_heldout.jsonl.gz`.
+    """
+    name, dot, suffix = source.name.partition(".")
+    if not name:  # such as / or ..
+        return None
+    path = source.with_name(f"{name}_heldout{dot}{suffix}")
+    return path if path.is_file() else None
+
+
 def _maker(path: Path) -> str:
     """The command that makes a file or folder of this name; empty where none of ours does."""
     for data, stem in DATA_STEMS.items():

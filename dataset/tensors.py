@@ -28,7 +28,7 @@ import numpy as np
 
 from configs.artifacts import fingerprint, read_json, sha256_file, write_error, write_json
 from configs.messages import warn
-from configs.paths import display
+from configs.paths import display, heldout_beside
 from configs.schema import LARGEST_COUNT, UserError
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE
 from dataset.chat import BOS
@@ -274,15 +274,6 @@ class TensorJob:
                 "validation_sha256": heldout_sha256,
             }
         )
-
-
-def heldout_beside(source: Path) -> Path | None:
-    """`pretrain_chinese_heldout.jsonl` beside `pretrain_chinese.jsonl`, where there is one."""
-    name, dot, suffix = source.name.partition(".")
-    if not name:  # such as / or ..
-        return None
-    path = source.with_name(f"{name}_heldout{dot}{suffix}")
-    return path if path.is_file() else None
 
 
 def ensure_tensors(

@@ -1,12 +1,10 @@
-"""The tokenizer: text to ids and back, its folder on disk, and what is known about its vocabulary.
+"""The tokenizer: text to ids and back, and conversations to ids with their loss mask.
 
-Everything that encodes text goes through `RustBPETokenizer`, so that training, evaluation and chat see the same ids.
+Everything that encodes text goes through `RustBPETokenizer`, so that training, evaluation and chat
+see the same ids.
 """
 
 import codecs
-import io
-import json
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +15,12 @@ from typing import Any
 import regex
 import tiktoken
 
-from configs.artifacts import atomic_write, fingerprint, read_json, write_json
+from configs.artifacts import fingerprint
 from configs.hardware import num_cores
-from configs.schema import ModelConfig, UserError
+from configs.schema import UserError
 from dataset import chat
-from dataset.chat import ASSISTANT_END, BOS, CHAT_TEMPLATE, END_OF_TEXT, SPECIAL_TOKENS
+from dataset.chat import ASSISTANT_END, BOS, END_OF_TEXT, SPECIAL_TOKENS
+from dataset.tokenizer_files import REMEDY, REMEDY_CHINESE, read_metadata, read_plain_pickle, write_folder
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,36 +35,36 @@ NAMED_PATTERNS = {
 }
 """Each of these matches every text without a gap."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer_meta.json", "tokenizer.pkl")
 NUM_BYTES = 256
+"""Values of a byte, each a token of its own."""
 SMALLEST_VOCABULARY = NUM_BYTES + len(SPECIAL_TOKENS)
 SPACE_WINDOW = 50_000
-"""Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row; runs that fill an
-aligned window of this size take the other path."""
+"""Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row;
+runs that fill an aligned window of this size take the other path."""
 OLDEST_TIKTOKEN = (0, 13)
 """As in requirements.txt. Older ones are quadratic in the length of a piece."""
 _BATCH_TASKS_PER_THREAD = 8
-_REMEDY = "Train one: python scripts/train_tokenizer.py --output DIR; or name another folder with --tokenizer_dir."
-_REMEDY_CHINESE = "请重新训练分词器，或用 --tokenizer_dir 另指定"
 
 
 class RustBPETokenizer:
-    """Byte-level BPE: text becomes a list of ids from 0 to vocabulary size - 1, and back without loss.
+    """Byte-level BPE: text becomes a list of ids from 0 to vocabulary size - 1, and back.
 
     How a text is encoded:
 
-    1. `pattern`, a regular expression, cuts it into pieces: words, clauses, single digits, runs of punctuation.
-       Text the pattern does not match becomes pieces of its own.
-    2. A piece starts as its UTF-8 bytes, 256 tokens that any text can be written with ("你" is three).
-    3. The two neighbours whose concatenation has the lowest rank merge into one token, again and again until no pair
-       of neighbours is in the vocabulary. Ranks were given in training: the most frequent pair came first.
+    1. `pattern`, a regular expression, cuts it into pieces: words, clauses, single digits, runs of
+       punctuation. Text that the pattern does not match becomes pieces of its own.
+    2. A piece starts as its UTF-8 bytes, 256 tokens that can write any text ("你" is three).
+    3. The two neighbours whose concatenation has the lowest rank merge into one token. This is
+       repeated until no pair of neighbours is in the vocabulary. Training gave the ranks: the most
+       frequent pair came first.
 
-    A token's rank is its id: 0 to 255 are the single bytes, then the merges in the order of training, then at the top
-    the special tokens of `dataset.chat`, which mark turns. Special tokens never come from text: "<|bos|>" typed by a
-    user becomes ordinary ids, only `encode_special` and the two `render_` methods put marks in.
+    A token's rank is its id. 0 to 255 are the single bytes, then come the merges in the order of
+    training, and at the top the special tokens of `dataset.chat`, which mark turns. Special tokens
+    never come from text: "<|bos|>" typed by a user becomes ordinary ids. Only `encode_special` and
+    the two `render_` methods put marks in.
 
-    Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8: it is read as U+FFFD,
-    the replacement character. All other text comes back from `decode` as it was.
+    Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8: it is
+    read as U+FFFD, the replacement character. All other text comes back from `decode` as it was.
     """
 
     def __init__(
@@ -77,9 +76,10 @@ class RustBPETokenizer:
     ) -> None:
         """Build from plain data.
 
-        Args: special_tokens: name -> id; by default those of `dataset.chat` above the ranks. metadata: what
-        `tokenizer_meta.json` keeps besides, such as the statistics of the vocabulary.
-        Raises: UserError when a byte is missing, ids have gaps, or the pattern is no regular expression.
+        Args: special_tokens: name -> id; by default those of `dataset.chat` above the ranks.
+        metadata: what `tokenizer_meta.json` also keeps, such as the statistics of the vocabulary.
+        Raises: UserError when a byte is missing, ids have gaps, or the pattern is no regular
+        expression.
         """
         if special_tokens is None:
             special_tokens = {name: len(mergeable_ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
@@ -104,11 +104,11 @@ class RustBPETokenizer:
         """What another process needs; it makes a Rust encoder of its own."""
         return {key: value for key, value in vars(self).items() if key != "_rust_encoder"}
 
-    # Text to ids
+    # --- text to ids ---
 
     @cached_property
     def _bpe(self) -> tiktoken.Encoding:
-        """Splits by the pattern and merges. tiktoken leaves out what the pattern skips: only for gapless patterns."""
+        """Splits by the pattern and merges. Only for gapless patterns: tiktoken drops gaps."""
         return self._encoding(self.pattern)
 
     @cached_property
@@ -131,12 +131,13 @@ class RustBPETokenizer:
 
     @cached_property
     def _rust_encoder(self) -> Any | None:
-        """The crate's encoder, which is three times as fast, where it is built and sure to give the same ids.
+        """The crate's encoder, three times as fast; None if it is not built or ids could differ.
 
-        It merges pairs of ids, tiktoken whatever neighbours make a token. That is the same where each token has two
-        parts (`_merges`), and so does not come about in any other way; and where the pattern is split by both alike.
+        It merges pairs of ids, tiktoken merges any neighbours that make a token. Both give the same
+        ids if each token has two parts (`merges`), so that it can't come about in another way, and
+        if both split by the pattern alike.
         """
-        merges = [(self.mergeable_ranks[left], self.mergeable_ranks[right]) for left, right in self._merges()]
+        merges = [(self.mergeable_ranks[left], self.mergeable_ranks[right]) for left, right in self.merges()]
         if not self._gapless or len(merges) != len(self.mergeable_ranks) - NUM_BYTES:
             return None
         try:
@@ -145,7 +146,7 @@ class RustBPETokenizer:
             return None
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
-        """Ids of each text, in order, on several threads (0: one a core); by the crate where it is built."""
+        """Ids of each text, in order, on several threads (0: one a core, or the crate if built)."""
         if num_threads == 0 and (encoder := self._rust_encoder) is not None:
             ids: list[list[int]] = encoder.batch_encode(list(texts))
             return ids
@@ -159,7 +160,7 @@ class RustBPETokenizer:
             return [ids for group in encoded for ids in group]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The pieces of a text; what the pattern skips comes out as pieces too, so that nothing is lost."""
+        """The pieces of a text. What the pattern skips becomes pieces too: nothing is lost."""
         end = 0
         for match in self._splitter.finditer(text):
             if match.start() > end:
@@ -174,23 +175,23 @@ class RustBPETokenizer:
         """Id of a special token, such as `<|bos|>`. Raises: KeyError for a name that is none."""
         return self.special_tokens[name]
 
-    # Ids to text
+    # --- ids to text ---
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that form no character (a cut one) become U+FFFD. Special tokens show as their names.
+        """Text of ids. Bytes of a cut character become U+FFFD, special tokens show as their names.
 
         Raises: ValueError for an id outside the vocabulary.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = True) -> bytes:
-        """UTF-8 bytes of ids; without `special`, the marks are left out, so that the length is that of the text."""
+        """UTF-8 bytes of ids; without `special` only those of the text, without marks."""
         first_mark = len(self.mergeable_ranks)
         kept = ids if special else (i for i in ids if i < first_mark)
         return b"".join(map(self._bytes_of, kept))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text of ids as they arrive: each chunk is whole characters, and all chunks together equal `decode`."""
+        """Text of ids as they arrive, in whole characters; all chunks together equal `decode`."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in ids:
             if chunk := decoder.decode(self._bytes_of(token_id)):
@@ -199,7 +200,7 @@ class RustBPETokenizer:
             yield chunk
 
     def id_to_token(self, token_id: int) -> str:
-        """A token for people to read: its text, with bytes that are only part of a character as `\\xe4`."""
+        """A token for people to read: its text, or `\\xe4` for a byte of a cut character."""
         return self._bytes_of(token_id).decode("utf-8", errors="backslashreplace")
 
     def _bytes_of(self, token_id: int) -> bytes:
@@ -207,14 +208,15 @@ class RustBPETokenizer:
             raise ValueError(f"id {token_id}: not in the vocabulary of {len(self._token_bytes)}")
         return self._token_bytes[token_id]
 
-    # Conversations
+    # --- conversations ---
 
     def render_conversation(
         self, messages: Sequence[chat.Message], max_length: int | None = None
     ) -> tuple[list[int], list[int]]:
-        """Ids of a conversation and its loss mask (1: learnt), cut to `max_length` tokens where that is given.
+        """Ids of a conversation and its loss mask (1: the token counts in the loss), both (T,).
 
-        The format is that of `dataset.chat`. Raises: UserError for a malformed message.
+        They are cut to `max_length` tokens where that is given. `dataset.chat` says the format.
+        Raises: UserError for a malformed message.
         """
         ids, mask = chat.render_conversation(self, messages)
         return ids[:max_length], mask[:max_length]
@@ -222,13 +224,13 @@ class RustBPETokenizer:
     def render_for_completion(
         self, messages: Sequence[chat.Message], *, enable_thinking: bool | None = None
     ) -> list[int]:
-        """Ids of a conversation up to `<|assistant_start|>`, from where the model writes the answer.
+        """Ids of a conversation up to `<|assistant_start|>`, where the model's answer begins.
 
         Args: enable_thinking: True opens a thought there, False puts an empty one; None: neither.
         """
         return chat.render_for_completion(self, messages, enable_thinking=enable_thinking)
 
-    # The vocabulary
+    # --- the vocabulary ---
 
     def get_vocab_size(self) -> int:
         """Number of ids, special tokens included: the rows of the model's embedding."""
@@ -248,7 +250,20 @@ class RustBPETokenizer:
         """Id of `<|assistant_end|>`, with which an answer ends."""
         return self.special_tokens[ASSISTANT_END]
 
-    # Training
+    def merges(self) -> Iterator[tuple[bytes, bytes]]:
+        """The two parts from which each token is made, in the order of ranks.
+
+        They are found by encoding the token's bytes with all merges of lower rank: inside a text a
+        token forms in the same way. A token that no merges lead to has no parts; it is used only
+        where it is a whole piece.
+        """
+        for token, rank in self.mergeable_ranks.items():
+            if rank >= NUM_BYTES:
+                parts = merge_bytes(token, self.mergeable_ranks, below=rank)
+                if len(parts) == 2:
+                    yield parts[0], parts[1]
+
+    # --- training ---
 
     @classmethod
     def train_from_iterator(
@@ -260,11 +275,12 @@ class RustBPETokenizer:
         max_han_run: int | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> "RustBPETokenizer":
-        """Learn a vocabulary with the crate `rustbpe`, on all cores; the texts are read once, as a stream.
+        """Train a vocabulary with the crate `rustbpe` on all cores, in one pass over the texts.
 
-        Args: vocab_size: tokens, special ones included; a text too small for it gives a smaller vocabulary and a
-        UserWarning. max_han_run: cut runs of Han after so many characters, in training only. progress: called now
-        and then with the merges learnt and the merges wanted.
+        Args: vocab_size: tokens, special ones included; a text too small for it gives a smaller
+        vocabulary and a UserWarning. max_han_run: cut runs of Han after so many characters, in
+        training only. progress: called now and then with the number of merges made and the number
+        wanted.
         Raises: UserError when the crate is not built, there is no text, or a setting can't be.
         """
         if vocab_size < SMALLEST_VOCABULARY:
@@ -286,127 +302,27 @@ class RustBPETokenizer:
             raise UserError(f"the tokenizer can't be trained: {error}.", "分词器无法训练：请检查参数和文本") from None
         return cls(pattern, dict(trainer.get_mergeable_ranks()))
 
-    # Files
+    # --- files ---
 
     @classmethod
     def from_directory(cls, folder: Path | str) -> "RustBPETokenizer":
-        """Load a tokenizer folder. Raises: UserError when a file is missing, damaged, or no plain data."""
+        """Load a tokenizer folder. Raises: UserError when a file is missing or damaged."""
         path = Path(folder) / "tokenizer.pkl"
-        data = _read_plain_pickle(path)
+        data = read_plain_pickle(path)
         try:
             tokenizer = cls(data["pattern"], data["mergeable_ranks"], data["special_tokens"])
         except UserError as error:
-            raise UserError(f"{path}: {error} {_REMEDY}", f"分词器有误（{error.chinese}）：{_REMEDY_CHINESE}") from None
-        meta_path = path.with_name("tokenizer_meta.json")
-        if meta_path.exists():
-            meta = read_json(meta_path, _REMEDY, f"分词器说明损坏：{_REMEDY_CHINESE}")
-            if not isinstance(meta, dict) or meta.pop("sha256", None) != tokenizer.sha256:
-                raise UserError(
-                    f"{meta_path}: does not belong to the tokenizer.pkl beside it. {_REMEDY}",
-                    f"与同目录的 tokenizer.pkl 不配套：{_REMEDY_CHINESE}",
-                )
-            tokenizer.metadata = {key: value for key, value in meta.items() if key not in {"pattern", "special_tokens"}}
+            raise UserError(f"{path}: {error} {REMEDY}", f"分词器有误（{error.chinese}）：{REMEDY_CHINESE}") from None
+        tokenizer.metadata = read_metadata(path.with_name("tokenizer_meta.json"), tokenizer.sha256)
         return tokenizer
 
     def save(self, folder: Path | str) -> None:
-        """Write the four files of a tokenizer folder; `tokenizer.pkl`, by which it is recognised, comes last."""
-        folder = Path(folder)
-        with atomic_write(folder / "tokenizer.json") as file:
-            json.dump(self._hugging_face_json(), file, ensure_ascii=False, indent=1)
-            file.write("\n")
-        write_json(folder / "tokenizer_config.json", self._hugging_face_config())
-        facts = {"pattern": self.pattern, "special_tokens": self.special_tokens, "sha256": self.sha256}
-        write_json(folder / "tokenizer_meta.json", self.metadata | facts)
-        plain = {
-            "pattern": self.pattern,
-            "mergeable_ranks": self.mergeable_ranks,
-            "special_tokens": self.special_tokens,
-        }
-        with atomic_write(folder / "tokenizer.pkl", "wb") as file:
-            pickle.dump(plain, file, protocol=4)
-
-    def _hugging_face_json(self) -> dict[str, Any]:
-        """`tokenizer.json`: the same vocabulary as merges, which Hugging Face's `tokenizers` turns into equal ids."""
-        shown = {token: to_byte_alphabet(token) for token in self.mergeable_ranks}
-        merges = [f"{shown[left]} {shown[right]}" for left, right in self._merges()]
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": token_id,
-                    "content": name,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": True,
-                }
-                for name, token_id in self.special_tokens.items()
-            ],
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False},
-                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-                ],
-            },
-            "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                # As in tiktoken, a piece that is itself a token becomes that token without a look at the merges.
-                "ignore_merges": True,
-                "vocab": {text: self.mergeable_ranks[token] for token, text in shown.items()},
-                "merges": merges,
-            },
-        }
-
-    def _merges(self) -> Iterator[tuple[bytes, bytes]]:
-        """The two parts from which each token is made, in the order of ranks.
-
-        They are found by encoding the token's bytes with all merges of lower rank: inside a text a token forms in the
-        same way. A token that no merges lead to has no parts; it is used only where it is a whole piece.
-        """
-        for token, rank in self.mergeable_ranks.items():
-            if rank >= NUM_BYTES:
-                parts = merge_bytes(token, self.mergeable_ranks, below=rank)
-                if len(parts) == 2:
-                    yield parts[0], parts[1]
-
-    def _hugging_face_config(self) -> dict[str, Any]:
-        """`tokenizer_config.json`: how transformers, vLLM and llama.cpp use the tokenizer."""
-        return {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            # Programs stop generating at eos, so it is the end of an answer; the end of a document serves as padding,
-            # which must differ from eos, or code that hides padding from the loss would hide each answer's end too.
-            "eos_token": ASSISTANT_END,
-            "pad_token": END_OF_TEXT,
-            "additional_special_tokens": [
-                name for name in self.special_tokens if name not in {BOS, ASSISTANT_END, END_OF_TEXT}
-            ],
-            "add_bos_token": False,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": ModelConfig().max_position_embeddings,
-            "chat_template": CHAT_TEMPLATE,
-        }
-
-
-# How bytes merge, and how they look in tokenizer.json
+        """Write a tokenizer folder, in the format of `tokenizer_files.py`."""
+        write_folder(Path(folder), self)
 
 
 def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """The tokens of a piece by merges of rank less than `below`: the plain algorithm, for pieces of a few bytes."""
+    """The tokens of a piece by merges of rank below `below`: the plain algorithm, for few bytes."""
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 1:
         rank, i = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
@@ -416,32 +332,11 @@ def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[by
     return parts
 
 
-def _byte_alphabet() -> list[str]:
-    """One visible character for each byte, as GPT-2 chose them: Latin-1's own where it prints, else from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(NUM_BYTES)]
-
-
-_BYTE_TO_CHARACTER = _byte_alphabet()
-_CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
-
-
-def to_byte_alphabet(token: bytes) -> str:
-    """A token as `tokenizer.json` writes it."""
-    return "".join(_BYTE_TO_CHARACTER[byte] for byte in token)
-
-
-def from_byte_alphabet(text: str) -> bytes:
-    """The bytes of a token that `tokenizer.json` writes so."""
-    return bytes(_CHARACTER_TO_BYTE[character] for character in text)
-
-
-# Checks and limits
+# --- checks and limits ----------------------------------------------------------------------------
 
 
 def rust_class() -> Any:
-    """The crate's Tokenizer. Raises: UserError when it is not built, or another package has its name."""
+    """The crate's Tokenizer. Raises: UserError if it is not built, or another has its name."""
     try:
         from rustbpe import Tokenizer
     except ImportError:  # without the crate Python takes the folder of its sources for an empty package
@@ -456,7 +351,7 @@ def rust_class() -> Any:
 
 
 def _check_tiktoken(version: str) -> None:
-    """Raises: UserError for a tiktoken whose time grows with the square of a piece: Chinese text without punctuation."""
+    """Raises: UserError for a tiktoken whose time grows with the square of a piece's length."""
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TIKTOKEN:
         oldest = ".".join(map(str, OLDEST_TIKTOKEN))
         raise UserError(
@@ -506,35 +401,3 @@ def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
             "ids must be 0, 1, 2, ... without a gap, those of the special tokens at the top.",
             "编号应从 0 起连续，特殊词元在最后",
         )
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, text, bytes and containers. A pickle can name functions to call: here none is ever looked up."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code, not data")
-
-
-def _read_plain_pickle(path: Path) -> dict[str, Any]:
-    """The dict in `tokenizer.pkl`. Raises: UserError when it is missing, damaged, or holds anything but plain data."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {_REMEDY}", f"找不到分词器：{_REMEDY_CHINESE}") from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be read ({error.strerror}). {_REMEDY}", f"分词器无法读取：{_REMEDY_CHINESE}"
-        ) from None
-    try:
-        data = _PlainUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # a damaged pickle can raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path}: is refused ({reason}). {_REMEDY}", f"分词器损坏或含有代码，已拒绝：{_REMEDY_CHINESE}"
-        ) from None
-    if not isinstance(data, dict) or set(data) != {"pattern", "mergeable_ranks", "special_tokens"}:
-        raise UserError(
-            f"{path}: must hold pattern, mergeable_ranks and special_tokens, nothing else. {_REMEDY}",
-            f"不是本项目的分词器：{_REMEDY_CHINESE}",
-        )
-    return data

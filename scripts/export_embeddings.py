@@ -20,7 +20,7 @@ import numpy as np
 from configs.cli import Parser, add_switch, run
 from configs.flags import default_tokenizer_dir, env_path
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset
+from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset, heldout_beside
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, record_file, tensor_folder
 from dataset.chat import BOS
@@ -32,7 +32,6 @@ from dataset.tensors import (
     build_tensors,
     current_tensors,
     data_kind,
-    heldout_beside,
     open_tensors,
     read_manifest,
 )

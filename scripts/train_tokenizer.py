@@ -19,7 +19,8 @@ if not __package__:
 from configs.cli import run
 from configs.schema import UserError
 from dataset.chat import SPECIAL_TOKENS
-from dataset.tokenizer import NUM_BYTES, RustBPETokenizer, from_byte_alphabet
+from dataset.tokenizer import NUM_BYTES, RustBPETokenizer
+from dataset.tokenizer_files import from_byte_alphabet
 from dataset.tokenizer_training import build_parser, train_folder
 
 MIN_PAIR_COUNT = 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.paths import ROOT, display, find_dataset
+from configs.paths import ROOT, display, find_dataset, heldout_beside
 from configs.schema import UserError
 
 
@@ -38,3 +38,11 @@ def test_a_path_is_shown_from_where_the_user_stands(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert display(tmp_path / "a" / "b") == "a/b"
     assert display(Path("/elsewhere")) == "/elsewhere"
+
+
+def test_the_held_out_file_stands_beside_the_training_file(tmp_path: Path) -> None:
+    for name in ("a_heldout.jsonl", "b_heldout.jsonl.gz"):
+        (tmp_path / name).touch()
+    assert heldout_beside(tmp_path / "a.jsonl") == tmp_path / "a_heldout.jsonl"
+    assert heldout_beside(tmp_path / "b.jsonl.gz") == tmp_path / "b_heldout.jsonl.gz"
+    assert heldout_beside(tmp_path / "c.jsonl") is heldout_beside(Path("/")) is heldout_beside(Path("..")) is None

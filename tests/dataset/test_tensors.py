@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs.artifacts import sha256_file, write_json
-from configs.paths import ROOT
+from configs.paths import ROOT, heldout_beside
 from configs.schema import UserError
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE
 from dataset import encoding, packing, tensors
@@ -26,7 +26,6 @@ from dataset.tensors import (
     check_contents,
     current_tensors,
     ensure_tensors,
-    heldout_beside,
     open_tensors,
     read_manifest,
 )

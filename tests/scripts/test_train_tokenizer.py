@@ -14,7 +14,8 @@ import pytest
 from configs.paths import ROOT
 from configs.schema import UserError
 from dataset.chat import SPECIAL_TOKENS
-from dataset.tokenizer import TOKENIZER_FILES, RustBPETokenizer, rust_class
+from dataset.tokenizer import RustBPETokenizer, rust_class
+from dataset.tokenizer_files import TOKENIZER_FILES
 from scripts import train_rustbpe_tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers")
