@@ -18,11 +18,12 @@ import numpy as np
 from configs.artifacts import atomic_write, fingerprint, read_json, require_writable, sha256_file, write_json
 from configs.paths import display
 from configs.schema import UserError
-from dataset.encoding import IGNORE, Sequences, token_dtype
-from dataset.packing import PackedRows
 from dataset.records import read_records
-from dataset.tensors import MANIFEST_FILE, TensorJob, build_tensors, current_tensors, read_manifest
+from dataset.tensors import IGNORE, MANIFEST_FILE, read_manifest
 from dataset.tokenizer import RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors, current_tensors
+from dataset.tokens.encoding import Sequences, token_dtype
+from dataset.tokens.packing import PackedRows
 
 FORMAT = 1
 WINDOW_TOKENS = 340

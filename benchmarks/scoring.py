@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.encoding import IGNORE
+from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.likelihood import bits_per_byte as bits_of_nats
 from evaluation.likelihood import windows

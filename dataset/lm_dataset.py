@@ -1,7 +1,10 @@
-"""Batches from token tensors. Which rows a step takes depends on the step and the seed alone, so nothing of the order
-has to be saved: a run that goes on at step 1,000 needs no more than that number.
+"""Batches from token tensors: which rows a step takes, and what a batch of them holds.
 
-Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch, N supervised tokens of a batch.
+Which rows a step takes depends on the step and the seed alone, so nothing of the order has to be
+saved: a run that resumes at step 1,000 needs no more than that number.
+
+Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch, N targets
+of a batch (tokens that count in the loss).
 """
 
 from functools import lru_cache
@@ -18,7 +21,7 @@ Batch = dict[str, Tensor]
 
 @lru_cache(maxsize=2)  # a step touches one epoch, or the end of one and the start of the next
 def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
-    """The order of the rows in an epoch, (num_rows,): a permutation drawn from [seed, epoch]. Not to be written to."""
+    """The order of the rows in an epoch, (num_rows,): drawn from [seed, epoch], and read-only."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     order.setflags(write=False)
     return order
@@ -27,8 +30,11 @@ def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
 def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.ndarray:
     """Numbers of the rows that a step trains on, (rows_per_step,).
 
-    Epochs follow each other without a gap: a step may take the last rows of one and the first of the next.
+    Epochs follow each other without a gap: a step may take the last rows of one epoch and the first
+    rows of the next.
     """
+    # Rows are taken one after the other, for ever: place p is row p % num_rows of epoch p //
+    # num_rows, in the order of that epoch.
     places = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
     epochs, offsets = np.divmod(places, num_rows)
     rows = np.empty_like(places)
@@ -39,16 +45,19 @@ def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.
 
 
 def target_places(labels: Tensor) -> Tensor:
-    """Where the supervised tokens of labels (B, T) stand, b * T + t: int64 (N,), ascending.
+    """Where the targets of labels (B, T) stand, b * T + t: int64 (N,), ascending.
 
-    Found while a batch is still on the host: a GPU that looks for them makes the host wait, since nobody knows before
-    how many there are.
+    They are found while a batch is still on the host. A GPU that looks for them makes the host
+    wait, since nobody knows before how many there are.
     """
     return (labels.flatten() != IGNORE).nonzero().flatten()
 
 
 class _Tensors:
-    """A tensor folder of one kind of data, opened. Raises: UserError when it is damaged or of another kind."""
+    """A tensor folder of one kind of data, opened.
+
+    Raises: UserError when it is damaged or of another kind.
+    """
 
     data = ""
 
@@ -72,9 +81,9 @@ class _PackedRows(_Tensors):
     """Rows that several documents share."""
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Rows by number: input_ids, labels (-100: not learnt), document_ids (-1: padding), each int64 (B, L).
+        """Rows by number: input_ids, labels (-100: no target), document_ids (-1: padding).
 
-        With them go the `target_places` of the labels (N,).
+        Each is int64 (B, L). With them go the `target_places` of the labels (N,).
         """
         numbers = torch.tensor(indices)
         names = ("input_ids", "labels", "document_ids")
@@ -100,10 +109,11 @@ class DPODataset(_Tensors):
     data = "pairs"
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Pairs by number: input_ids and labels, int64 (2B, T): the B chosen sides, then the B rejected ones.
+        """Pairs by number: input_ids and labels, int64 (2B, T): B chosen sides, then B rejected
+        ones.
 
-        Shorter sequences are padded at the end, where a causal model never looks back from; labels there are -100.
-        With them go the `target_places` of the labels (N,).
+        Shorter sequences are padded at the end, which no earlier token can see; labels there are
+        -100. With them go the `target_places` of the labels (N,).
         """
         sides = [("chosen", int(i)) for i in indices] + [("rejected", int(i)) for i in indices]
         spans = [self._span(side, number) for side, number in sides]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from configs.progress import progress_bar
 from configs.schema import UserError
-from dataset.encoding import IGNORE
+from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.intervals import Metric, exponential, ratio
 from model.model_minillm import MiniLLM

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dataset.encoding import IGNORE
+from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import TrainingExamples, pair_baselines
 from evaluation.intervals import Metric, mean, share

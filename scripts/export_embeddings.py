@@ -24,18 +24,9 @@ from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset, heldout_besi
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, record_file, tensor_folder
 from dataset.chat import BOS
-from dataset.tensors import (
-    IGNORE,
-    VALIDATION_FOLDER,
-    Manifest,
-    TensorJob,
-    build_tensors,
-    current_tensors,
-    data_kind,
-    open_tensors,
-    read_manifest,
-)
+from dataset.tensors import IGNORE, VALIDATION_FOLDER, Manifest, data_kind, open_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors, current_tensors
 
 GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
 

@@ -20,8 +20,8 @@ from configs.artifacts import fingerprint, sha256_file, write_json
 from configs.schema import ModelConfig, TrainConfig, preset
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
 from dataset import mix
-from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors
 from model.model_minillm import MiniLLM
 from model.weights import save_weights
 from scripts import build_chinese_mix

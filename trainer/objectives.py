@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from configs.artifacts import atomic_write
 from configs.progress import progress_bar
 from configs.schema import UserError
-from dataset.encoding import IGNORE
+from dataset.tensors import IGNORE
 from model.model_minillm import MiniLLM
 from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps, target_nats
 

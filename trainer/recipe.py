@@ -22,8 +22,9 @@ from configs.paths import display, find_dataset, latest_weights
 from configs.schema import RESULT_NEUTRAL, UserError, as_dict
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
 from dataset.records import bare_name
-from dataset.tensors import check_contents, ensure_tensors, read_manifest, require_kind
+from dataset.tensors import check_contents, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
+from dataset.tokens.build import ensure_tensors
 from evaluation.likelihood import bits_per_byte, token_bytes
 from model.device import DTYPES, choose_device, dtype_name, seed_everything
 from model.model_minillm import MiniLLM

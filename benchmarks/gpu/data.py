@@ -26,8 +26,9 @@ from configs.paths import ROOT, TOKENIZER_DIR, display, find_dataset
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
 from dataset.records import read_records
-from dataset.tensors import TensorJob, build_tensors, read_manifest
+from dataset.tensors import read_manifest
 from dataset.tokenizer import RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors
 
 MANIFEST = "prepared.json"
 FORMAT = 1

@@ -1,4 +1,5 @@
-"""dataset/lm_dataset.py: batches as they are stored, and an order that depends on step and seed alone."""
+"""dataset/lm_dataset.py: batches as they are stored, and an order that depends on step and seed
+alone."""
 
 import json
 from pathlib import Path
@@ -11,8 +12,9 @@ from configs.artifacts import write_json
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
 from dataset.lm_dataset import Batch, DPODataset, PretrainDataset, SFTDataset, epoch_order, rows_of_step, target_places
-from dataset.tensors import IGNORE, TensorJob, build_tensors, open_tensors, read_manifest
+from dataset.tensors import IGNORE, open_tensors, read_manifest
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors
 
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
 

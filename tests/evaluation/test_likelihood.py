@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.scoring import bits_per_byte as bits_of_benchmark
 from configs.schema import ModelConfig, UserError
-from dataset.encoding import IGNORE
+from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation import likelihood
 from evaluation.likelihood import (

@@ -19,8 +19,8 @@ from configs.artifacts import append_line
 from configs.cli import run
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
-from dataset.tensors import TensorJob, build_tensors
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from dataset.tokens.build import TensorJob, build_tensors
 from scripts import build_chinese_mix, evaluate_stage, export_embeddings
 from tests.scripts.fake_repository import FakeRepository
 from tests.tiny_run import kept_signal_handlers

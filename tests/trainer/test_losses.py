@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dataset.encoding import IGNORE
 from dataset.lm_dataset import target_places
+from dataset.tensors import IGNORE
 from trainer import losses
 from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps
 

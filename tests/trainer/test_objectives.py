@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from configs.schema import ModelConfig, UserError
-from dataset.encoding import IGNORE
 from dataset.lm_dataset import target_places
+from dataset.tensors import IGNORE
 from model.model_minillm import MiniLLM
 from tests.tiny_run import TinyRun, killed_in_step, lively
 from trainer.losses import PairLogps

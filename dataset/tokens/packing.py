@@ -1,8 +1,8 @@
-"""Token sequences to rows, and rows to .npy files.
+"""Packing: token sequences to rows of one length, and rows to .npy files.
 
-    pretrain  one stream of documents, cut into rows
-    sft       rows of whole conversations, filled so that at least 98% of the tokens are real
-    dpo       the sides of all pairs end to end, without padding
+    documents       one stream, cut into rows
+    conversations   rows of whole ones, filled so that at least 98% of the tokens are real
+    pairs           the sides of all pairs end to end, without padding
 
 Shapes: T tokens, S sequences (documents, conversations, or answers), R rows, L tokens in a row.
 """
@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 
 from configs.artifacts import sha256_file
-from dataset.encoding import IGNORE, Sequences, token_dtype
+from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
+from dataset.tokens.encoding import Sequences, token_dtype
 
 ROW_BLOCK_TOKENS = 1 << 20
-"""Tokens of rows that are put together at one time."""
+"""Tokens of rows that are put together at once."""
 
 
 class ArrayFile:
-    """A .npy file that grows: its header, which states the number of rows, is written again at the end."""
+    """A .npy file that grows. Its header, with the number of rows, is written again at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row_shape = path, np.dtype(dtype), row_shape
@@ -64,7 +65,7 @@ class ArrayFile:
 
 
 class TensorWriter(ABC):
-    """The arrays of one kind of data. A subclass says which they are and how sequences are laid into them."""
+    """The arrays of one kind of data. A subclass says which arrays, and how sequences fill them."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         self.folder, self.length = folder, length
@@ -93,7 +94,10 @@ class TensorWriter(ABC):
         """Take the next sequences."""
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Write what is still held back and complete the files. Returns: name -> dtype, shape, bytes, sha256."""
+        """Write what is still held back and complete the files.
+
+        Returns: name -> dtype, shape, bytes, sha256.
+        """
         return {name: file.finish() for name, file in self.files.items()}
 
 
@@ -116,10 +120,11 @@ class PackedRows(TensorWriter):
 
 
 class DocumentRows(PackedRows):
-    """Pretraining: the documents form one stream, and rows are windows of it.
+    """Documents form one stream, and rows are windows of it.
 
-    A document that goes on in the next row repeats its last token there, so that this token's label, which had no place
-    in the row before, has one: every token but a document's first is predicted exactly once.
+    The last token of a row has no label, since what follows stands in the next row. Where a
+    document continues in the next row, that row begins with the same token again, now with its
+    label. So every token but the first of a document is predicted exactly once.
     """
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
@@ -127,7 +132,8 @@ class DocumentRows(PackedRows):
         self.ids = np.empty(0, self.dtype)
         self.labels = np.empty(0, self.dtype)
         self.starts = np.empty(0, np.bool_)
-        """The stream from the start of the next row on, and where documents start in it: at most `length` tokens."""
+        """The rest of the stream, from where the next row starts: at most `length` tokens each.
+        `starts` is true where a document starts."""
 
     def add(self, sequences: Sequences) -> None:
         starts = np.zeros(len(sequences.ids), np.bool_)
@@ -135,23 +141,29 @@ class DocumentRows(PackedRows):
         self.ids = np.concatenate([self.ids, sequences.ids])
         self.labels = np.concatenate([self.labels, sequences.labels])
         self.starts = np.concatenate([self.starts, starts])
+        # Where rows begin. A row starts at the last token of the row before, unless a document
+        # starts at the next token.
         places = []
         place = 0
         while place + self.length < len(self.ids):
             places.append(place)
             place += self.length if self.starts[place + self.length] else self.length - 1
+        # Number of the document at each token, counted from the start of the stream that is left.
         documents = np.cumsum(self.starts, dtype=np.int64)
         rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
         for first in range(0, len(places), rows_at_once):
+            # A window holds the places of a row's tokens in the stream; all rows are cut at once.
             window = np.array(places[first : first + rows_at_once])[:, None] + np.arange(self.length)  # (R, L)
             labels = self.labels[window]
             labels[:, -1] = IGNORE  # what it predicts stands in the next row
             document_ids = documents[window]
+            # In a row the first document is number 0.
             self.write_rows(self.ids[window], labels, document_ids - document_ids[:, :1])
         self.ids, self.labels, self.starts = self.ids[place:], self.labels[place:], self.starts[place:]
 
     def finish(self) -> dict[str, dict[str, Any]]:
         if len(self.ids):
+            # The last row is what is left of the stream, and padding.
             padding = (0, self.length - len(self.ids))
             documents = np.cumsum(self.starts, dtype=np.int64)
             self.write_rows(
@@ -163,13 +175,14 @@ class DocumentRows(PackedRows):
 
 
 class ConversationRows(PackedRows):
-    """SFT: rows of whole conversations, filled by `fill_rows`.
+    """Rows of whole conversations, filled by `fill_rows`.
 
-    Conversations are collected up to HELD_TOKENS and packed together. Rows that stay too empty then are taken apart
-    again and wait for the next collection, as long as they are few.
+    Conversations are collected up to HELD_TOKENS and packed together. Rows that are too empty then
+    are taken apart again, and their conversations wait for the next collection.
     """
 
     HELD_TOKENS = 1 << 22
+    """Tokens that are collected before they are packed."""
     MAX_WAITING_SHARE = 0.25
     """Share of HELD_TOKENS that may wait for the next collection."""
     FULL_SHARE = 0.98
@@ -192,7 +205,7 @@ class ConversationRows(PackedRows):
         return super().finish()
 
     def _pack(self, max_waiting: int) -> None:
-        """Lay all that is held into rows and write them, but keep up to `max_waiting` of the emptiest."""
+        """Lay all that is held into rows and write them, but for `max_waiting` of the emptiest."""
         if not self.held:
             return
         held = Sequences(
@@ -201,6 +214,7 @@ class ConversationRows(PackedRows):
             np.concatenate([part.lengths for part in self.held]),
         )
         rows = fill_rows(held.lengths.tolist(), self.length)
+        # The emptiest rows wait: their conversations may fill up with shorter ones that come later.
         used = [int(held.lengths[row].sum()) for row in rows]
         too_empty = [number for number in range(len(rows)) if used[number] < self.FULL_SHARE * self.length]
         waiting = set(sorted(too_empty, key=lambda number: used[number])[:max_waiting])
@@ -218,6 +232,8 @@ class ConversationRows(PackedRows):
             numbers = list(chain.from_iterable(block))
             documents = np.concatenate([np.arange(len(row)) for row in block])
             tokens = _tokens_of(held, numbers)
+            # A row's tokens stand at its start, padding behind them. `real` is true for the tokens,
+            # row after row, in the order in which `tokens` lists them.
             used = np.array([held.lengths[row].sum() for row in block])
             real = np.arange(self.length) < used[:, None]  # (R, L)
             ids = np.full(real.shape, self.pad_id, self.dtype)
@@ -234,17 +250,22 @@ def _tokens_of(sequences: Sequences, numbers: Sequence[int]) -> np.ndarray:
     """Places of the tokens of the sequences with these numbers, one sequence after the other."""
     chosen = np.array(numbers, np.int64)
     lengths = sequences.lengths[chosen]
+    # A token's place is its number among the chosen tokens plus its sequence's shift: how far the
+    # sequence stands from where it would be if only the chosen ones were there.
     shifts = sequences.starts[chosen] - (np.cumsum(lengths) - lengths)
     return np.repeat(shifts, lengths) + np.arange(lengths.sum())
 
 
 def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Lay sequences of 1 to `row_length` tokens into rows. Returns: for each row the numbers of its sequences.
+    """Lay sequences of 1 to `row_length` tokens into rows.
 
-    Each row begins with the longest sequence left, which must go somewhere; others, the longest first, fill what room
-    it leaves. A row may lack 1 in 128 of its tokens: to fill it to the last would use up the short sequences, without
-    which later rows can't be filled at all. Of sequences of one length the first comes first, so the result depends on
-    the order of `lengths` alone.
+    Each row begins with the longest sequence left, which must go somewhere. Others, the longest
+    first, fill the room that it leaves. A row may lack 1 in 128 of its tokens: to fill it to the
+    last would use up the short sequences, without which later rows can't be filled at all. Of
+    sequences of one length the first comes first, so the result depends on the order of `lengths`
+    alone.
+
+    Returns: for each row the numbers of its sequences.
     """
     slack = row_length // 128
     waiting: list[list[int]] = [[] for _ in range(row_length + 1)]  # length -> numbers, the first at the end
@@ -256,6 +277,7 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         longest = sizes[-1]
         row = [waiting[longest].pop()]
         room = row_length - longest
+        # Sizes that fit, the longest first, each as often as there are such sequences and room.
         shorter = reversed(sizes[: bisect_right(sizes, room)])
         on_offer = (size for size in shorter for _ in range(min(len(waiting[size]), room // size)))
         chosen = fill(room, on_offer, slack)
@@ -268,9 +290,10 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
-    """Those of `sizes` that together fill `room` up to `slack`, using as few of the later ones as possible.
+    """Those of `sizes` that together fill `room` up to `slack`, with as few later ones as possible.
 
-    Where none do, those that come closest. Subset sums as the bits of an integer: adding a size to all is one shift.
+    Where none do, those that come closest. The sums that can be reached are the bits of an integer:
+    to add a size to all of them is one shift.
     """
     reach = 1  # bit n: some of the sizes so far fill n
     within = (2 << room) - 1
@@ -281,6 +304,7 @@ def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
         reach = (reach | reach << size) & within
         if reach >> enough:
             break
+    # Back from the largest sum: a size was used if the sum could not be reached without it.
     chosen = []
     filled = reach.bit_length() - 1
     for size, before in reversed(tried):
@@ -291,7 +315,7 @@ def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
 
 
 class PairArrays(TensorWriter):
-    """DPO: the sides of all pairs end to end, without padding, and where each begins."""
+    """Pairs: the sides of all pairs end to end, without padding, and where each begins."""
 
     SIDES = ("chosen", "rejected")
 
@@ -305,6 +329,7 @@ class PairArrays(TensorWriter):
             self.files[f"{side}_offsets"].append(np.zeros(1, np.int64))
 
     def add(self, sequences: Sequences) -> None:
+        # Chosen and rejected sides take turns, so a side is every second sequence.
         is_rejected = np.repeat(np.arange(len(sequences.lengths)) % 2 == 1, sequences.lengths)  # (T,)
         for number, side in enumerate(self.SIDES):
             mine = is_rejected == bool(number)

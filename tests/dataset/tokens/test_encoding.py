@@ -1,28 +1,15 @@
-"""dataset/encoding.py: what a record becomes, token by token, here and in other processes."""
+"""What a record becomes, token by token."""
 
 import json
-import os
 import pickle
-import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from configs.schema import UserError
-from configs.stage_table import STAGE_TABLE
-from dataset import encoding
-from dataset.chat import BOS
-from dataset.encoding import IGNORE, Encoded, RecordEncoder, encode_records, token_dtype
+from dataset.tensors import IGNORE
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
-
-tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
-
-
-def encoder(stage: str, source: Path = Path("a.jsonl"), **settings: Any) -> RecordEncoder:
-    defaults = {"max_length": 64, "bos_token": BOS, "append_eos": stage == "pretrain", "split": ""}
-    return RecordEncoder(STAGE_TABLE[stage].data, source, tokenizer, **(defaults | settings))
+from dataset.tokens.encoding import Encoded, token_dtype
+from tests.dataset.tokens.byte_tokens import encoder, tokenizer
 
 
 def encode(stage: str, *records: Any, **settings: Any) -> Encoded:
@@ -106,52 +93,3 @@ def test_large_vocabularies_get_wider_integers() -> None:
     ranks |= {number.to_bytes(3, "big"): NUM_BYTES + number for number in range(33_000)}
     assert token_dtype(RustBPETokenizer(QWEN2_PATTERN, ranks)) == np.int32
     assert token_dtype(tokenizer) == np.int16
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of many small batches."""
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 100)
-    monkeypatch.setattr(encoding, "BYTES_PER_WORKER", 1)
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": str(number)}) + "\n" for number in range(300)), encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_workers_give_the_records_in_the_order_of_the_file(source: Path, num_workers: int) -> None:
-    stream = encode_records(encoder("pretrain", source, bos_token=None), num_workers, progress=False)
-    ids = [token for encoded in stream for token in encoded.sequences.ids.tolist()]
-    texts = bytes(token if token != tokenizer.end_of_text_id else ord(" ") for token in ids).decode()
-    assert texts.split() == [str(number) for number in range(300)]
-
-
-def test_workers_end_when_nobody_wants_their_answers_any_more(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-    start = encoding._Worker.__init__
-
-    def remember(worker: encoding._Worker, mine: RecordEncoder) -> None:
-        start(worker, mine)
-        started.append(worker)
-
-    monkeypatch.setattr(encoding._Worker, "__init__", remember)
-    stream = encode_records(encoder("pretrain", source), 2, progress=False)
-    next(stream)
-    stream.close()
-    assert len(started) == 2
-    assert all(worker.process.returncode is not None for worker in started)
-
-
-def test_a_worker_that_is_killed_is_one_clear_message(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = encoding._Worker.__init__
-
-    def start_and_kill(worker: encoding._Worker, mine: RecordEncoder) -> None:
-        start(worker, mine)
-        os.kill(worker.process.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(encoding._Worker, "__init__", start_and_kill)
-    with pytest.raises(UserError, match=r"ended \(exit code -9\), often for lack of memory"):
-        list(encode_records(encoder("pretrain", source), 2, progress=False))

@@ -1,4 +1,4 @@
-"""dataset/packing.py: every sequence in one row, whole and once, and rows as full as the contract says."""
+"""Packing: every sequence in one row, whole and once, and rows as full as the contract says."""
 
 import random
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset.encoding import IGNORE, Sequences
-from dataset.packing import ArrayFile, ConversationRows, TensorWriter, fill, fill_rows
+from dataset.tensors import IGNORE
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from dataset.tokens.encoding import Sequences
+from dataset.tokens.packing import ArrayFile, ConversationRows, TensorWriter, fill, fill_rows
 
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
 
@@ -47,7 +48,7 @@ def written(writer: TensorWriter, parts: list[Sequences]) -> dict[str, np.ndarra
     return {name: np.load(writer.folder / f"{name}.npy") for name in files}
 
 
-# --- which sequences share a row --------------------------------------------------------------------------------------
+# --- which sequences share a row ------------------------------------------------------------------
 
 
 def test_a_room_is_filled_exactly_where_that_is_possible() -> None:
@@ -88,7 +89,7 @@ def test_of_equal_lengths_the_first_comes_first() -> None:
     assert fill_rows([4, 4, 4, 4], 8) == [[0, 1], [2, 3]]
 
 
-# --- rows of conversations --------------------------------------------------------------------------------------------
+# --- rows of conversations ------------------------------------------------------------------------
 
 
 def conversation_rows(folder: Path, parts: list[Sequences], row_length: int = 256) -> dict[str, np.ndarray]:
@@ -152,7 +153,7 @@ def test_what_waits_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert writer.num_rows == 640
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
