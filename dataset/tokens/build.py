@@ -90,7 +90,7 @@ class TensorJob:
             {
                 "format": FORMAT,
                 "recipe_version": RECIPE_VERSION["export"],
-                "stage": DATA_STEMS[self.data],  # under its name of before, so that tensors of before stay valid
+                "stage": DATA_STEMS[self.data],  # an older name of `data`, so that older tensors stay valid
                 "max_length": self.max_length,
                 "bos_token": self.bos_token,
                 "append_eos": self.eos,
@@ -240,8 +240,7 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
 
 
 def _source_state(path: Path) -> tuple[str, int, int]:
-    """SHA-256, size and time of change of a record file. Raises: UserError when it can't be
-    read."""
+    """SHA-256, size and time of change of a file. Raises: UserError when it can't be read."""
     try:
         status = path.stat()
         return sha256_file(path), status.st_size, status.st_mtime_ns
@@ -253,7 +252,7 @@ def _source_state(path: Path) -> tuple[str, int, int]:
 
 
 def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-    """Say what training will not see."""
+    """Warn of what training will not see."""
     cut = f"are longer than {job.max_length} tokens and were cut there", f"超过 {job.max_length} 个词元，已截断"
     marked = (
         "hold marks of other chat formats (<|im_start|>, <s>), which became line ends",
@@ -287,7 +286,10 @@ def _new_folder(output: Path) -> Iterator[Path]:
         with _locked(folder, output):
             try:
                 for leftover in folder.iterdir():
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover)
+                    else:
+                        leftover.unlink()
                 yield folder
                 _move_folder(folder, output)
             except BaseException:
@@ -298,15 +300,14 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(output: Path) -> None:
-    """Raises: UserError when `output` is no tensor folder: a wrong path must cost nobody their
-    files."""
+    """Raises: UserError when `output` holds other things: a wrong path must cost nobody a file."""
     if not output.exists():
         return
-    others = [] if output.is_dir() else [output]
     if output.is_dir():
-        known = {MANIFEST_FILE, VALIDATION_FOLDER}
-        ours = known | {path.name for path in output.glob("*.npy")}
+        ours = {MANIFEST_FILE, VALIDATION_FOLDER} | {path.name for path in output.glob("*.npy")}
         others = [path for path in output.iterdir() if path.name not in ours and not path.name.startswith(".")]
+    else:
+        others = [output]
     if others:
         raise UserError(
             f"{display(output)}: holds other things ({others[0].name}). Name a folder of its own with --output.",

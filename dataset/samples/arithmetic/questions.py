@@ -71,7 +71,7 @@ _STEP_SIGNS = {"++": 4, "+-": 3, "-+": 3, "--": 2, "×+": 2, "×-": 1, "+×": 1,
 """The two signs of three terms, by weight."""
 _SIGN_NAMES = {"+": ("加", "再加", "加上"), "-": ("减", "再减", "减去"), "×": ("乘", "乘以"), "÷": ("除以",)}
 _MOVES = {"+": 4, "-": 4, "×": 1, "swap": 3, "other": 3, "reverse": 1}
-"""How a conversation goes on, by weight."""
+"""What the next turn of a conversation asks, by weight."""
 _LARGE_NUMBERS = (150, 200, 300, 500, 1000)
 
 Turn = tuple[str, str]

@@ -39,7 +39,7 @@ NUM_BARE = 4
 TRIES = 4
 """Times the wanted number that a wording is typed before the topic counts as used up."""
 NUM_SINGLE = 4
-"""Single-turn records of each everyday topic; one more goes on for two to four turns."""
+"""Single-turn records of each everyday topic; one more record has two to four turns."""
 ITEM_HELDOUT_EVERY = 2
 """Every second everyday topic has a held-out question."""
 

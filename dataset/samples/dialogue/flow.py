@@ -1,4 +1,4 @@
-"""Sample talk that goes on as people go on: a greeting and what follows, "I'm sad" and why.
+"""Sample talk whose turns follow from each other: a greeting and more, "I'm sad" and why.
 
 The second turn has the answer that it has alone, except where `links.yaml` gives another one.
 """

@@ -3,7 +3,7 @@
 Somebody claims something, and the bad answer agrees with what is wrong or denies what is right;
 asks for one of two things, and is told the other; asks two things, one of which is answered
 wrongly. Facts and sums are those of the chat samples, right and wrong. Each side has its own
-wordings (`judgements.yaml`), besides its own facts and sums.
+wordings (`judgements.yaml`), facts and sums.
 """
 
 import random
