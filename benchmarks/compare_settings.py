@@ -26,10 +26,13 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
-from benchmarks.arms import Bench, Speed, add_flags, start_bench
-from benchmarks.corpus import padded_rows
 from benchmarks.plots import line_chart
-from benchmarks.time_to_loss import our_run, paced, tell
+from benchmarks.report import Figures, Page, show, shows_old_figures
+from benchmarks.training.arms import Bench, add_flags, start_bench
+from benchmarks.training.corpus import padded_rows
+from benchmarks.training.pace import our_run, paced
+from benchmarks.training.runs import tell
+from benchmarks.training.speed import Speed
 from configs.artifacts import read_json, write_json
 from configs.cli import Parser, run, split_words
 from configs.flags import parse_run
@@ -101,7 +104,7 @@ def measure(timed: Timed, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[str]:
+def table(results: Figures) -> list[str]:
     """Lines of Markdown, the best first."""
     first = results[0]
     lines = [
@@ -123,14 +126,14 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def show(results: Sequence[dict[str, Any]], plot: Path | None) -> None:
-    """Table, and a point a setting: what its speed and what its learning are worth."""
-    print(*table(results), sep="\n", flush=True)
-    if plot:
-        series = {r["name"]: [(r["tokens"] / 1e6, r["heldout_bpb"])] for r in results}
-        title = f"{results[0]['minutes']:g} minutes at {results[0]['model']}"
-        line_chart(plot, title, "million tokens learnt in that time", "bits per byte", series, level=None)
-        print(f"drawn: {display(plot)}")
+def draw(path: Path, results: Figures) -> None:
+    """A point a setting: what its speed and what its learning are worth."""
+    series = {r["name"]: [(r["tokens"] / 1e6, r["heldout_bpb"])] for r in results}
+    title = f"{results[0]['minutes']:g} minutes at {results[0]['model']}"
+    line_chart(path, title, "million tokens learnt in that time", "bits per byte", series, level=None)
+
+
+PAGE = Page(table, draw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,8 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--calibrate_minutes", type=float, default=0.25, metavar="M", help="to learn a speed 测速分钟数 (%(default)s)"
     )
     args = parser.parse_args(argv)
-    if args.from_json:
-        show(read_json(args.from_json, "Make it with --json."), args.from_json.with_suffix(".svg"))
+    if shows_old_figures(PAGE, args):
         return 0
     settings = [Setting.parse(text) for text in args.tries or ["default:"]]
     bench = start_bench(args)
@@ -164,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.append(measure(setting, args.seeds) | common)
         if args.json:
             write_json(args.json, results)
-    show(results, args.json.with_suffix(".svg") if args.json else None)
+    show(PAGE, results, args.json)
     return 0
 
 

@@ -7,149 +7,47 @@ The clock starts with the process, tokens on the disk, nothing compiled, and end
 comes after. A learning rate falls until the end of its run, so a point of a curve is a run of its own with its own
 budget. Bits per byte count every byte of the same held-out documents in windows of 340 tokens, for both arms.
 
-The baseline (benchmarks/baseline.py) is the best of its learning rates and batch sizes: each is tried for a share of
+The baseline (benchmarks/training/baseline.py) is the best of its learning rates and batch sizes: each is tried for a share of
 --minutes, the best then has all of them. Where --epochs is given, it has so many passes over its documents instead.
 Ours needs its number of steps beforehand: a first run, outside the clock, shows how long its start and a step take.
 Needs an otherwise idle machine.
 
 Each finished run, each measured speed too, is noted at once in FILE.runs.jsonl, and is not made again by a call that
-needs the same: a benchmark that was interrupted goes on, one with more seeds or rates makes what is missing. A change of
-the arm's code makes all anew.
+needs the same: a benchmark that was interrupted resumes, one with more seeds or rates makes what is missing. After a
+change of the arm's code all of its runs are made anew.
 """
 
 import itertools
-import json
-import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
 import torch
-from torch import Tensor
 
-from benchmarks.arms import (
-    Bench,
-    Speed,
-    add_flags,
-    find_metrics,
-    keep,
-    measure_speed,
-    read_lines,
-    start_bench,
-    started,
-)
-from benchmarks.baseline import SAVE_SECONDS, build_model
-from benchmarks.corpus import WINDOW_TOKENS
 from benchmarks.plots import line_chart
-from benchmarks.scoring import bits_per_byte
-from configs.artifacts import append_line, fingerprint, read_json, sha256_file
+from benchmarks.report import Figures, Page, keep, show, shows_old_figures
+from benchmarks.training.arms import ARMS, Bench, add_flags, start_bench
+from benchmarks.training.baseline import build_model
+from benchmarks.training.corpus import WINDOW_TOKENS
+from benchmarks.training.pace import our_run, paced
+from benchmarks.training.runs import Run, finished, once, tell
+from configs.artifacts import read_json
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16
-from configs.paths import ROOT, display
 from configs.schema import UserError
-from model.weights import load_model
 
 OUR_SHARES = (0.1, 0.2, 0.35)
 """Budgets of ours as shares of the baseline's seconds."""
-SOURCES = {
-    "baseline": ("benchmarks/baseline.py", "benchmarks/scoring.py"),
-    "minillm": (
-        "configs/*.py",
-        "configs/*.yaml",
-        "dataset/*.py",
-        "model/*.py",
-        "trainer/*.py",
-        "benchmarks/scoring.py",
-    ),
-}
-"""What an arm's result depends on, besides text, machine and flags."""
 TIMES_FASTER = {True: 5.0, False: 20 / 7}
 """What the baseline reaches in 20 minutes, ours shall reach in 4, or in 7 without bfloat16 instructions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One finished run."""
-
-    seconds: float
-    """From the start of the process to its end."""
-    tokens: int
-    """Real tokens learnt."""
-    heldout_bpb: float
-    bytes_scored: int
-    steps: int
-    peak_rss_mb: float
-
-
-Noted = TypeVar("Noted", Run, Speed)
-
-
-def once(bench: Bench, kind: type[Noted], run_key: dict[str, Any], make: Callable[[], Noted]) -> Noted:
-    """The result noted under this key, for this machine, text and code, or else a new one, which is then noted."""
-    if bench.args.json is None:
-        return make()
-    journal = bench.args.json.with_suffix(".runs.jsonl")
-    facts = {name: value for name, value in bench.facts().items() if name != "seeds"}
-    files = sorted(path for pattern in SOURCES[run_key["arm"]] for path in ROOT.glob(pattern))
-    code = fingerprint([sha256_file(path) for path in files])
-    facts |= {"heldout": bench.corpus.facts["num_heldout"], "code": code}
-    key = json.loads(json.dumps(facts | {"kind": kind.__name__} | run_key))  # as it is read back
-    for text in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
-        if (line := json.loads(text))["key"] == key:
-            print(f"noted in {display(journal)} at {line['time']}:", file=sys.stderr, flush=True)
-            return kind(**line["result"])
-    result = make()
-    append_line(journal, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "key": key, "result": asdict(result)})
-    return result
-
-
-def tell(what: str, run: Run) -> Run:
-    """Say on stderr how a run ended."""
-    print(
-        f"{what}: {run.heldout_bpb:.4f} bits per byte after {run.seconds:.1f} s, {run.steps} steps, {run.tokens:,} tokens",
-        file=sys.stderr,
-        flush=True,
-    )
-    return run
-
-
-def finished(
-    bench: Bench,
-    make_command: Callable[[Path], Sequence[str]],
-    load: Callable[[Path], torch.nn.Module],
-) -> Run:
-    """Run a command to its end, then score the weights that it left in its folder, as `load` reads them."""
-    with started(bench, make_command) as (program, folder):
-        program.wait()
-        program.check()
-        last = read_lines(find_metrics(folder))[-1]
-        model = load(folder).eval()
-    model.to(bench.device)
-
-    def logits(ids: Tensor) -> Tensor:
-        shown = model(ids)
-        return shown if isinstance(shown, Tensor) else shown.logits
-
-    texts = bench.corpus.heldout_texts()
-    bpb, num_bytes = bits_per_byte(logits, bench.tokenizer, texts, length=WINDOW_TOKENS, device=bench.device)
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Run(
-        seconds=round(program.seconds, 2),
-        tokens=round(last["targets"]),
-        heldout_bpb=round(bpb, 5),
-        bytes_scored=num_bytes,
-        steps=int(last["step"]),
-        peak_rss_mb=round(program.peak_rss_mb, 1),
-    )
 
 
 # --- the baseline -----------------------------------------------------------------------------------------------------
@@ -223,70 +121,6 @@ def at_edge(value: float, choices: Sequence[float]) -> bool:
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
-
-
-def steps_within(seconds: float, startup_seconds: float, step_seconds: float) -> int:
-    """Steps that fit a budget: start-up and the weights' writing taken off."""
-    return max(1, math.floor((seconds - startup_seconds - SAVE_SECONDS) / step_seconds))
-
-
-@dataclass(frozen=True, slots=True)
-class Paced:
-    """What our trainer does in a budget, as far as it must be known beforehand."""
-
-    step_words: list[str]
-    """Flags of the size of a step."""
-    speed: Speed
-
-    def steps(self, budget_seconds: float) -> int:
-        """Steps that fit."""
-        return steps_within(budget_seconds, self.speed.startup_seconds, self.speed.step_seconds)
-
-
-def our_speed(bench: Bench, step_words: Sequence[str]) -> Speed:
-    """Our speed in steps of a given size, measured once: the steps of a run follow from it, and so whether it is noted."""
-
-    def make() -> Speed:
-        return measure_speed(
-            bench,
-            lambda folder: bench.our_command(folder, bench.args.seeds[0], *step_words),
-            seconds=60 * bench.args.calibrate_minutes,
-            dtype=bench.run.train.dtype,
-        )
-
-    key = {"arm": "minillm", "minutes": bench.args.calibrate_minutes, "flags": [*bench.words, *step_words]}
-    return once(bench, Speed, key, make)
-
-
-def paced(bench: Bench, budget_seconds: float, first_guess: Sequence[str] = ()) -> Paced:
-    """Our speed in steps of the size that the trainer chooses for the tokens of such a budget.
-
-    Args: first_guess: flags of the size to begin with.
-    """
-    words = list(first_guess) or bench.step_words(0)
-    tried = []
-    while True:
-        speed = our_speed(bench, words)
-        tried.append(words)
-        words = bench.step_words(speed.tokens_per_second * budget_seconds)
-        if words in tried[:-1]:  # two sizes that call for each other: the later one, which was measured
-            words = tried[-1]
-        if words == tried[-1]:
-            return Paced(words, speed)
-
-
-def our_run(bench: Bench, seed: int, steps: int, step_words: Sequence[str] = ()) -> Run:
-    """One run of our trainer."""
-
-    def make() -> Run:
-        return finished(
-            bench,
-            lambda folder: bench.our_command(folder, seed, *step_words, "--max_steps", str(steps)),
-            lambda folder: load_model(bench.our_weights(folder))[0],
-        )
-
-    key = {"arm": "minillm", "seed": seed, "steps": steps, "flags": [*bench.words, *step_words]}
-    return once(bench, Run, key, make)
 
 
 def our_arm(bench: Bench, baseline_seconds: float) -> dict[str, Any]:
@@ -369,7 +203,7 @@ def seconds_to(curve: Sequence[dict[str, Any]], level: float) -> tuple[float, bo
     return None
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[str]:
+def table(results: Figures) -> list[str]:
     """Lines of Markdown."""
     first = results[0]
     scored = first["curve"][0]["bytes_scored"]
@@ -403,7 +237,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def targets(results: Sequence[dict[str, Any]]) -> list[str]:
+def targets(results: Figures) -> list[str]:
     """How much sooner ours is where the baseline ends. The target is set for 512x8 and 20 minutes on a CPU."""
     arms = {result["arm"]: result for result in results}
     if len(arms) < 2:
@@ -424,7 +258,7 @@ def targets(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def draw(path: Path, results: Figures) -> None:
     """Both curves, and the baseline's end as a level."""
     series = {r["arm"]: [(p["seconds"], p["heldout_bpb"]) for p in r["curve"]] for r in results}
     level = min((y for _, y in series["baseline"]), default=None) if "baseline" in series else None
@@ -432,12 +266,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     line_chart(path, title, "seconds from the start of the process", "bits per byte", series, level=level)
 
 
-def show(results: Sequence[dict[str, Any]], plot: Path | None) -> None:
-    """Tables, target and plot."""
-    print(*table(results), "", *targets(results), sep="\n", flush=True)
-    if plot:
-        draw(plot, results)
-        print(f"drawn: {display(plot)}")
+PAGE = Page(lambda results: [*table(results), "", *targets(results)], draw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -463,8 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--calibrate_minutes", type=float, default=0.5, metavar="M", help="to learn our speed 测速分钟数 (%(default)s)"
     )
     args = parser.parse_args(argv)
-    if args.from_json:
-        show(read_json(args.from_json, "Make it with --json."), args.from_json.with_suffix(".svg"))
+    if shows_old_figures(PAGE, args):
         return 0
     if not 0 < args.search_share <= 1:
         raise UserError(f"--search_share {args.search_share}: must be above 0, and 1 at most.")
@@ -479,11 +307,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     if "baseline" in args.arms:
         results.append(baseline_arm(bench) | common)
-        kept = keep(args.json, results)
+        kept = keep(args.json, results, ARMS)
     if "minillm" in args.arms:
         results.append(our_arm(bench, baseline_seconds(bench, results)) | common)
-        kept = keep(args.json, results)
-    show(kept, args.json.with_suffix(".svg") if args.json else None)
+        kept = keep(args.json, results, ARMS)
+    show(PAGE, kept, args.json)
     return 0
 
 

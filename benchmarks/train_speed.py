@@ -5,12 +5,12 @@
 
 A real token is a label other than -100. The time is the wall clock's between two lines of a run's own metrics: loader,
 optimizer, saves and logging are in it; what comes before (imports, compilation) is told apart. The bound is the rate at
-which the arm's own matrix products (benchmarks/products.py says which) run alone, in the better of float32 and
+which the arm's own matrix products (benchmarks/training/products.py says which) run alone, in the better of float32 and
 bfloat16, replayed before, between and after the arms. MFU: (6 N + 12 L d T) operations a real token, N with the output
 matrix once, over the machine's peak.
 
-The baseline (benchmarks/baseline.py) has the faster of its batch sizes, and is held against a plain loop around
-transformers (benchmarks/plain_loop.py) in an environment that nobody has tuned, so that nothing of ours slows it down.
+The baseline (benchmarks/training/baseline.py) has the faster of its batch sizes, and is held against a plain loop around
+transformers (benchmarks/training/plain_loop.py) in an environment that nobody has tuned, so that nothing of ours slows it down.
 Needs an otherwise idle machine.
 """
 
@@ -26,14 +26,15 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
-from benchmarks.arms import Bench, Speed, add_flags, keep, measure_speed, start_bench, started, verdict
-from benchmarks.corpus import WINDOW_TOKENS
 from benchmarks.plots import Bar, bar_chart
-from benchmarks.products import Bound
-from configs.artifacts import read_json
+from benchmarks.report import Figures, Page, Target, keep, show, shows_old_figures
+from benchmarks.training.arms import ARMS, Bench, add_flags, start_bench
+from benchmarks.training.corpus import WINDOW_TOKENS
+from benchmarks.training.processes import started
+from benchmarks.training.products import Bound
+from benchmarks.training.speed import Speed, measure_speed
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16, cpu_instructions, num_cores
-from configs.paths import display
 from trainer.flops import machine_peak, training_flops
 
 SHARE_OF_BOUND = 0.9
@@ -76,7 +77,7 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
                 "has_bf16": cpu_has_bf16() if bench.device.type == "cpu" else True,
                 "on_gpu": bench.device.type == "cuda",
             } | bench.facts()
-        return keep(json_file, results)
+        return keep(json_file, results, ARMS)
 
     replay()
     if "minillm" in bench.args.arms:
@@ -177,7 +178,7 @@ def figures(arm: str, speeds: Sequence[Speed], padded_share: float) -> dict[str,
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[str]:
+def table(results: Figures) -> list[str]:
     """Lines of Markdown."""
     first = results[0]
     lines = [
@@ -204,29 +205,29 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def targets(results: Sequence[dict[str, Any]]) -> list[str]:
+def targets(results: Figures) -> list[Target]:
     """Which targets are met. The CPU's are set for 512x8, the GPU's for the default model over 2 minutes or more."""
     arms = {result["arm"]: result for result in results}
     ours, baseline = arms.get("minillm"), arms.get("baseline")
-    lines = []
+    found = []
     if ours:
         rate = ours["real_tokens_per_s"]
         if ours["on_gpu"]:
             minutes = ours["measured_seconds"] / 60
-            lines.append(verdict(f"MFU over {minutes:.1f} minutes", 100 * ours["mfu"], 100 * GPU_MFU, "%"))
+            found.append(Target(f"MFU over {minutes:.1f} minutes", 100 * GPU_MFU, 100 * ours["mfu"], "%"))
         else:
             share = 100 * rate / ours["gemm_bound_tokens_per_s"]
-            lines.append(verdict("share of the bound", share, 100 * SHARE_OF_BOUND, "%"))
+            found.append(Target("share of the bound", 100 * SHARE_OF_BOUND, share, "%"))
     if ours and baseline:
         times = ours["real_tokens_per_s"] / baseline["real_tokens_per_s"]
-        lines.append(verdict("real tokens/s of the baseline", times, TIMES_BASELINE[ours["has_bf16"]]))
+        found.append(Target("real tokens/s of the baseline", TIMES_BASELINE[ours["has_bf16"]], times))
     if baseline:
         share = 100 * baseline["real_tokens_per_s"] / baseline["plain_loop_tokens_per_s"]
-        lines.append(verdict("baseline as fast as the plain loop", share, 100 * SHARE_OF_PLAIN, "%"))
-    return lines
+        found.append(Target("baseline as fast as the plain loop", 100 * SHARE_OF_PLAIN, share, "%"))
+    return found
 
 
-def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def draw(path: Path, results: Figures) -> None:
     """Bars of the speeds, with each arm's bound as a mark."""
     bars = [
         Bar(f"{r['arm']}, {r['dtype']}", r["real_tokens_per_s"], f"MFU {r['mfu']:.1%}", r["gemm_bound_tokens_per_s"])
@@ -237,12 +238,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     bar_chart(path, title, bars, mark="bound of its matrix products")
 
 
-def show(results: Sequence[dict[str, Any]], plot: Path | None) -> None:
-    """Table, targets and plot."""
-    print(*table(results), "", *targets(results), sep="\n", flush=True)
-    if plot:
-        draw(plot, results)
-        print(f"drawn: {display(plot)}")
+PAGE = Page(lambda results: [*table(results), "", *(f"- {target}" for target in targets(results))], draw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,14 +246,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add_flags(parser, minutes=2.0, minutes_help="measured of each run, after its start-up 每项测量分钟数")
     args = parser.parse_args(argv)
-    if args.from_json:
-        show(read_json(args.from_json, "Make it with --json."), args.from_json.with_suffix(".svg"))
+    if shows_old_figures(PAGE, args):
         return 0
     bench = start_bench(args)
     if bench is None:
         return 0
     print(f"{', '.join(cpu_instructions())}; {num_cores()} cores", file=sys.stderr, flush=True)
-    show(measure(bench, args.json), args.json.with_suffix(".svg") if args.json else None)
+    show(PAGE, measure(bench, args.json), args.json)
     return 0
 
 

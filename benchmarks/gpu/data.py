@@ -1,6 +1,6 @@
 """The tokens that `on_gpu.py` trains on: made once, small enough to be carried to another machine.
 
-    data/on_gpu/corpus/        text, as benchmarks/corpus.py prepares it for us and for the baseline
+    data/on_gpu/corpus/        text, as benchmarks/training/corpus.py prepares it for us and for the baseline
     data/on_gpu/sft_tokens/    conversations
     data/on_gpu/dpo_tokens/    pairs
     data/on_gpu/prepared.json  what they were made from
@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import prepare as prepare_corpus
+from benchmarks.training.corpus import prepare as prepare_corpus
 from configs.artifacts import read_json, require_writable, write_json
 from configs.load import load_profile
 from configs.paths import ROOT, TOKENIZER_DIR, display, find_dataset
@@ -37,8 +37,7 @@ MAX_TOKENS = 8_000_000
 MOST_RECORDS = {"sft": 4_000, "dpo": 1_500}
 HELDOUT_DOCUMENTS = 60
 TINY_ROW_TOKENS = 512
-"""The least that benchmarks/arms.py takes, whose windows are longer than the smoke profile's
-rows."""
+"""The least that benchmarks/training/arms.py takes. Its windows are longer than the smoke profile's rows."""
 BUNDLED = "bundled samples"
 
 

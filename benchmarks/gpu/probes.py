@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.arms import read_lines
+from benchmarks.training.speed import read_lines
 from configs.cli import Parser, run
 from configs.flags import parse_run
 from configs.hardware import cpu_instructions, cpu_name, num_cores

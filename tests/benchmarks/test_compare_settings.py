@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import compare_settings
 from benchmarks.compare_settings import Setting, table
-from benchmarks.corpus import padded_rows
+from benchmarks.training.corpus import padded_rows
 from configs.schema import UserError
 from dataset.lm_dataset import PretrainDataset
-from tests.benchmarks.test_corpus import TOKENIZER, documents, prepared
+from tests.benchmarks.training.test_corpus import TOKENIZER, documents, prepared
 
 
 def result(name: str, *by_seed: float) -> dict[str, Any]:

@@ -14,8 +14,6 @@ import pytest
 import torch
 
 from benchmarks import on_gpu
-from benchmarks.arms import add_flags, our_words
-from benchmarks.corpus import prepare as prepare_corpus
 from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu import probes
 from benchmarks.gpu.checks import (
@@ -36,6 +34,8 @@ from benchmarks.gpu.commands import PROBES, of_junit, of_training
 from benchmarks.gpu.data import BUNDLED, Recipe, prepare, prepared, tensors
 from benchmarks.gpu.parts import PARTS, TALKS, compare, memory_checks, of_talk
 from benchmarks.on_gpu import chosen_parts, main, report, run_parts
+from benchmarks.training.arms import add_flags, our_words
+from benchmarks.training.corpus import prepare as prepare_corpus
 from configs.cli import Parser
 from configs.flags import parse_run
 from configs.paths import TOKENIZER_DIR

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import time_to_loss
-from benchmarks.arms import Speed
-from benchmarks.baseline import SAVE_SECONDS
-from benchmarks.time_to_loss import Run, at_edge, baseline_seconds, once, point, seconds_to, steps_within, targets
+from benchmarks.time_to_loss import at_edge, baseline_seconds, point, seconds_to, targets
+from benchmarks.training.runs import Run
 from configs.schema import UserError
 
 
@@ -24,11 +23,6 @@ def arm(name: str, *curve: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "arm": name, "curve": list(curve), "dtype": "float32", "model": "512x8", "device": "CPU", "threads": 2,
         "has_bf16": True, "on_gpu": False, **fields,
     }  # fmt: skip
-
-
-def test_steps_fill_a_budget_less_start_and_end() -> None:
-    assert steps_within(60.0, 8.0, 0.5) == (60 - 8 - SAVE_SECONDS) / 0.5
-    assert steps_within(5.0, 8.0, 0.5) == 1
 
 
 def test_a_level_between_two_points_is_reached_on_the_straight_line_over_log_time() -> None:
@@ -56,47 +50,6 @@ def test_the_target_depends_on_bfloat16_instructions() -> None:
 def test_a_best_rate_at_the_end_of_the_list_is_noticed() -> None:
     assert at_edge(1e-3, [1e-3, 2e-3, 4e-3]) and not at_edge(2e-3, [1e-3, 2e-3, 4e-3])
     assert not at_edge(1e-3, [1e-3])
-
-
-def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench: Any = SimpleNamespace(
-        args=SimpleNamespace(json=tmp_path / "loss.json"),
-        corpus=SimpleNamespace(facts={"num_heldout": 60}),
-        facts=lambda: {"model": "512x8", "instructions": ("avx2",), "seeds": seeds},
-    )
-    made: list[Run] = []
-
-    def make() -> Run:
-        made.append(Run(10.0 + len(made), 100, 2.0, 50, 3, 7.0))
-        return made[-1]
-
-    def run(arm: str, seed: int) -> Run:
-        return once(bench, Run, {"arm": arm, "seed": seed}, make)
-
-    seeds = [0]
-    first = run("minillm", 0)
-    seeds = [0, 1]  # more of them later
-    assert run("minillm", 0) == first and len(made) == 1
-    assert run("minillm", 1) == made[1] != first
-    assert run("baseline", 1) == made[2]
-    bench.corpus.facts["num_heldout"] = 300
-    assert run("minillm", 1) == made[3]
-    monkeypatch.setattr(time_to_loss, "sha256_file", lambda path: "changed")
-    assert run("minillm", 1) == made[4]
-    bench.args.json = None
-    assert [run("minillm", 1), run("minillm", 1)] == made[5:]
-
-
-def test_a_speed_and_a_run_of_the_same_flags_are_noted_apart(tmp_path: Path) -> None:
-    bench: Any = SimpleNamespace(
-        args=SimpleNamespace(json=tmp_path / "loss.json"),
-        corpus=SimpleNamespace(facts={"num_heldout": 60}),
-        facts=lambda: {"model": "512x8"},
-    )
-    speed, run, key = Speed(3.0, 30.0, 7, 900.5, 80.0, "bfloat16"), Run(10.0, 100, 2.0, 50, 3, 7.0), {"arm": "minillm"}
-    assert once(bench, Speed, key, lambda: speed) == speed
-    assert once(bench, Run, key, lambda: run) == run
-    assert once(bench, Speed, key, pytest.fail) == speed and once(bench, Run, key, pytest.fail) == run
 
 
 def test_our_budgets_follow_from_the_seconds_of_the_baseline_where_it_has_epochs(tmp_path: Path) -> None:

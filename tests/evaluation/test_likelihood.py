@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.scoring import bits_per_byte as bits_of_benchmark
+from benchmarks.training.scoring import bits_per_byte as bits_of_benchmark
 from configs.schema import ModelConfig, UserError
 from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer

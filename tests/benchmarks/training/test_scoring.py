@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import build_model
-from benchmarks.scoring import bits_per_byte, summed_nats, text_windows
+from benchmarks.training.baseline import build_model
+from benchmarks.training.scoring import bits_per_byte, summed_nats, text_windows
 from configs.schema import ModelConfig
 from model.model_minillm import MiniLLM
 from tests.tiny_run import lively, shipped_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.corpus import HOLD_OUT_EVERY, WINDOW_TOKENS, Corpus, CutDocuments, prepare
+from benchmarks.training.corpus import HOLD_OUT_EVERY, WINDOW_TOKENS, Corpus, CutDocuments, prepare
 from configs.schema import UserError
 from dataset.tensors import open_tensors
 from tests.tiny_run import shipped_tokenizer, write_jsonl

@@ -1,6 +1,6 @@
 """The loop that a tutorial around transformers shows, to hold the baseline's speed against. Uses nothing of ours.
 
-    python benchmarks/plain_loop.py '{"config": {...}, "ids": FILE, "offsets": FILE, "pad_id": 1, "window": 340,
+    python benchmarks/training/plain_loop.py '{"config": {...}, "ids": FILE, "offsets": FILE, "pad_id": 1, "window": 340,
         "batch_size": 4, "learning_rate": 1e-3, "device": "cpu", "dtype": "float32", "seconds": 60}'
 
 Prints, as JSON, the tokens it learnt a second from its fourth step on.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline
-from benchmarks.baseline import SAVE_SECONDS, Clock, qwen3_settings, rate_share, row_numbers, shape_of
-from benchmarks.corpus import prepare
+from benchmarks.training import baseline
+from benchmarks.training.baseline import SAVE_SECONDS, Clock, qwen3_settings, rate_share, row_numbers, shape_of
+from benchmarks.training.corpus import prepare
 from configs.schema import ModelConfig, UserError
 from model.model_minillm import MiniLLM
 from tests.tiny_run import shipped_tokenizer, write_jsonl

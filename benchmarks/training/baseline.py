@@ -1,6 +1,6 @@
 """The arm that ours is held against: pretraining as tutorials do it, as well as they could.
 
-    python benchmarks/baseline.py --corpus DIR --model 256x4 --seconds 60 --out weights.pt
+    python benchmarks/training/baseline.py --corpus DIR --model 256x4 --seconds 60 --out weights.pt
 
 transformers' Qwen3 of the same shape with SDPA, fused AdamW, float32 (on a GPU bfloat16 under autocast), one document a
 row, cut or padded to 340 tokens. The padding stands on the right, where no real token looks, so no attention mask is
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.corpus import CutDocuments
+from benchmarks.training.corpus import CutDocuments
 from configs.cli import Parser, run
 from configs.paths import TOKENIZER_DIR
 from configs.schema import ModelConfig, UserError, preset

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.products import (
+from benchmarks.training.products import (
     Bound,
     Plan,
     Replay,

@@ -1,0 +1,1 @@
+"""The parts and checks of on_gpu.py, and what runs them."""
