@@ -23,6 +23,7 @@ if not __package__:
 
 import torch
 
+from benchmarks.report import add_json_flag
 from configs.artifacts import write_json
 from configs.cli import Parser, run
 from configs.flags import env_path
@@ -263,7 +264,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--show_spoilt", type=int, default=0, metavar="N", help="print N questions spoilt 打印变错的问题"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there 结果文件")
+    add_json_flag(parser)
     return parser
 
 

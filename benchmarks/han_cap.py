@@ -3,17 +3,16 @@
     python benchmarks/han_cap.py --text pretrain.jsonl.xz --caps none 2 4 8 --seeds 0 1 2 --json han_cap.json
 
 For each cap: a tokenizer of 6,400 tokens on the text less every twentieth record; characters per token of those; then a
-model of 192 x 4 a seed, for the same number of steps of 8,192 tokens, and its bits per byte on the same records. Text is
-always encoded with the plain pattern. Needs the crate (maturin develop --release) and no GPU; deterministic, so other
-jobs may run beside it.
+model of 192 x 4 for each seed, trained for the same number of steps of 8,192 tokens, and its bits per byte on the same
+records. Text is always encoded with the plain pattern. Needs the crate (maturin develop --release) and no GPU. The result
+does not depend on what else runs.
 """
 
 import json
-import lzma
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.report import add_json_flag
+from benchmarks.tokenizer.text import read_texts
 from configs.artifacts import write_json
 from configs.cli import Parser, run
 from configs.hardware import cpu_instructions, cpu_name
@@ -32,13 +33,6 @@ HOLD_OUT_EVERY = 20
 VOCAB_SIZE = 6400
 NUM_EVALUATED = 300
 """Held-out records that bits per byte are measured on."""
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    """The `text` of each record."""
-    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
 
 
 def split_texts(path: Path, folder: Path) -> tuple[Path, Path]:
@@ -67,18 +61,8 @@ def bits_per_byte(folder: Path, tokens: Path, tokenizer: Path, heldout: Path, se
         *("--out_dir", out, "--tf_dir", out, "--seed", seed, "--max_steps", steps, "--save_interval", steps),
     )
     call(
-        *(
-            "scripts/evaluate_stage.py",
-            "--stage",
-            "pretrain",
-            "--profile",
-            "cpu",
-            "--out_dir",
-            out,
-            "--data_path",
-            heldout,
-        ),
-        *("--results_file", results, "--tokenizer_dir", tokenizer, "--max_samples", NUM_EVALUATED),
+        *("scripts/evaluate_stage.py", "--stage", "pretrain", "--profile", "cpu", "--tokenizer_dir", tokenizer),
+        *("--out_dir", out, "--data_path", heldout, "--results_file", results, "--max_samples", NUM_EVALUATED),
     )
     return float(json.loads(results.read_text(encoding="utf-8"))["metrics"]["bits_per_byte"]["value"])
 
@@ -86,7 +70,7 @@ def bits_per_byte(folder: Path, tokens: Path, tokenizer: Path, heldout: Path, se
 def measure_cap(
     cap: int | None, train: Path, heldout: Path, folder: Path, seeds: Sequence[int], steps: int
 ) -> dict[str, Any]:
-    """One arm."""
+    """Train a tokenizer with this cap, and a model for each seed. Returns: its object of the JSON."""
     tokenizer = RustBPETokenizer.train_from_iterator(read_texts(train), VOCAB_SIZE, max_han_run=cap)
     tokenizer.save(folder / "tokenizer")
     texts = list(read_texts(heldout))
@@ -108,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--caps", nargs="+", default=["none", "2", "4", "8"], help="none or characters 上限")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="a model each 随机种子")
     parser.add_argument("--steps", type=int, default=200, help="of 8,192 tokens 步数 (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there 结果文件")
+    add_json_flag(parser)
     args = parser.parse_args(argv)
     arms = []
     with tempfile.TemporaryDirectory(prefix="han_cap_") as name:

@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import proc
 from configs.cli import Parser, run
 from configs.paths import ROOT, SAMPLE_DIR
 from configs.schema import UserError
@@ -86,7 +86,7 @@ def measure(command: Sequence[str]) -> Measured:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         peak_process = peak_tree = 0
         while process.poll() is None:
-            usage = [_memory(pid) for pid in _tree(process.pid)]
+            usage = [memory_of(pid) for pid in proc.tree(process.pid)]
             peak_process = max([peak_process, *(high for high, _ in usage)])
             peak_tree = max(peak_tree, sum(share for _, share in usage))
             time.sleep(SAMPLE_SECONDS)
@@ -97,35 +97,16 @@ def measure(command: Sequence[str]) -> Measured:
     return Measured(seconds, peak_process, peak_tree)
 
 
-def _tree(root: int) -> list[int]:
-    """A process and all below it."""
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):  # it ended meanwhile
-                waiting += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def _memory(pid: int) -> tuple[int, int]:
+def memory_of(pid: int) -> tuple[int, int]:
     """Bytes: the highest resident set so far, and the present share of memory."""
     try:
-        high = _field(Path(f"/proc/{pid}/status"), "VmHWM:")
-        return high, _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+        return proc.memory("status", "VmHWM", pid), proc.memory("smaps_rollup", "Pss", pid)
     except OSError:
         return 0, 0  # it ended meanwhile
 
 
-def _field(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) << 10
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure each size, a row of the table each."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=[1.0, 2.0, 5.0], metavar="GB", help="sizes of the sources 数据大小"
@@ -139,10 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what to measure 测量对象",
     )
     arguments = parser.parse_args(argv)
-    if not Path("/proc/self/smaps_rollup").exists():
-        raise UserError(
-            "/proc/self/smaps_rollup: missing. This benchmark reads a process's memory there: run it on Linux."
-        )
+    proc.require("/proc/self/smaps_rollup", "reads a process's memory")
     sentences = pieces()
     print("| step | input GB | seconds | MB/s | peak RSS of a process, MB | peak of the tree, MB |")
     print("|---|---|---|---|---|---|", flush=True)
@@ -164,18 +142,8 @@ def measure_size(folder: Path, gigabytes: float, sentences: Sequence[str], steps
     sources.mkdir()
     write_sources(sources, int(gigabytes * 1e9), sentences)
     scripts = ROOT / "scripts"
-    mix = [
-        "--source_dir",
-        str(sources),
-        "--output_dir",
-        str(mixed),
-        "--general",
-        str(10**9),
-        "--max_rounds",
-        "1",
-        "--preference",
-        "0",
-    ]
+    mix = ["--source_dir", str(sources), "--output_dir", str(mixed), "--preference", "0"]
+    mix += ["--general", str(10**9), "--max_rounds", "1"]  # each record once
     for step in ("mix", *(step for step in steps if step != "mix")):
         if step == "mix":
             command = [sys.executable, str(scripts / "build_chinese_mix.py"), *mix]
