@@ -30,10 +30,12 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.gpu.checks import NOT_RUN, Part, Results, Row, Session, run_part
+from benchmarks.gpu.checks import NOT_RUN, Row
 from benchmarks.gpu.commands import PROBES
 from benchmarks.gpu.data import MAX_TOKENS, Recipe, prepare, prepared
 from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.session import Part, Session, run_part
 from configs.artifacts import atomic_write, require_writable
 from configs.cli import Parser, add_switch, run
 from configs.flags import env_path

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu.checks import Check, CheckFailed, Ended, Row, Session
+from benchmarks.gpu.checks import Check, CheckFailed, Ended, Row
 from benchmarks.gpu.data import Recipe, tensors
+from benchmarks.gpu.session import Session
 from configs.paths import ROOT, TOKENIZER_DIR, latest_weights
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
