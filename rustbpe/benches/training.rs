@@ -1,4 +1,6 @@
-//! Time the phases of training on a text file: `cargo bench --bench training -- FILE [VOCAB_SIZE [MAX_HAN_RUN]]`.
+//! Times counting, merging and encoding on a text file.
+//!
+//! `cargo bench --bench training -- FILE [VOCAB_SIZE [MAX_HAN_RUN]]`
 
 use rustbpe::split::QWEN2_PATTERN;
 use rustbpe::{Encoder, PieceCounter, Splitter, Stop, learn_merges};

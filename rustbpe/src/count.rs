@@ -1,4 +1,6 @@
-//! Counting equal pieces of a stream of text. Memory grows with the distinct pieces, not with the text.
+//! Counting equal pieces of a stream of text.
+//!
+//! Memory grows with the distinct pieces, not with the text.
 
 use crate::error::{Error, Result};
 use crate::split::{Splitter, cap_han_runs};
@@ -9,7 +11,8 @@ use rustc_hash::FxHasher;
 use std::hash::Hasher;
 use std::sync::Arc;
 
-/// Texts are cut into parts of about this size, where their pattern allows, so that one huge text is work for all threads.
+/// Texts are cut into parts of about this size, where their pattern allows, so that one huge text
+/// is work for all threads.
 const PART_BYTES: usize = 64 << 10;
 /// So much text is counted at once, unless there is less.
 const BATCH_BYTES: usize = 8 << 20;
@@ -19,7 +22,8 @@ const LARGE_PART_BYTES: usize = 4 << 20;
 /// Training addresses the bytes of a piece by 32 bits.
 const MAX_PIECE_BYTES: usize = 1 << 31;
 
-/// Counts the pieces of texts. The counts are the same for any order of texts, any batches and any number of threads.
+/// Counts the pieces of texts. The counts are the same for any order of texts, any batches and any
+/// number of threads.
 #[derive(Debug)]
 pub struct PieceCounter {
     splitter: Arc<Splitter>,
@@ -43,7 +47,8 @@ struct Entry {
 }
 
 impl PieceCounter {
-    /// A counter without pieces. With `max_han_run`, runs of Han are cut after that many characters.
+    /// A counter without pieces. With `max_han_run`, runs of Han are cut after that many
+    /// characters.
     pub fn new(splitter: impl Into<Arc<Splitter>>, max_han_run: Option<usize>) -> Result<Self> {
         if max_han_run == Some(0) {
             return Err(Error::Setting { name: "max_han_run", reason: "must be at least 1, or None for no cap" });
@@ -114,7 +119,8 @@ impl PieceShard {
     }
 }
 
-/// Count the pieces of `texts` in two steps that need no locks: list the pieces of some texts by shard, count a shard.
+/// Count the pieces of `texts` in two steps that need no locks: list the pieces of some texts by
+/// shard, count a shard.
 fn count_batch(
     splitter: &Splitter,
     max_han_run: Option<usize>,
@@ -145,7 +151,8 @@ fn count_batch(
     Ok(())
 }
 
-/// Count the pieces of a text that can't be cut beforehand, one by one: a list of them might need a lot of memory.
+/// Count the pieces of a text that can't be cut beforehand, one by one: a list of them might need a
+/// lot of memory.
 fn count_large_part(
     splitter: &Splitter,
     max_han_run: Option<usize>,
@@ -192,7 +199,8 @@ fn shard_of(hash: u32, num_shards: usize) -> usize {
     ((u64::from(hash) * num_shards as u64) >> 32) as usize
 }
 
-/// A table looks at the highest and lowest bits of 64; the multiplication gives all of them something of the 32.
+/// A table looks at the highest and lowest bits of 64; the multiplication gives all of them
+/// something of the 32.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -1,10 +1,11 @@
 //! Encoding: text to tokens and back, with the ids that tiktoken gives for the same vocabulary.
 //!
-//! BPE merges the pair of neighbours with the lowest rank, the leftmost first, until no pair makes a token. Its result
-//! is the only sequence of tokens for the piece in which every two neighbours *fit*: merging the bytes of the two gives
-//! just these two again. So nothing has to be merged here. The encoder takes the longest token that fits the one before
-//! it, and goes a token back where none does. What stands before a place is unique too, so a place from which it had to
-//! go back need not be tried again. Time grows with the length of a piece, memory by a bit a byte.
+//! BPE merges the pair of neighbours with the lowest rank, the leftmost first, until no pair makes
+//! a token. Its result is the only sequence of tokens for the piece in which every two neighbours
+//! *fit*: merging the bytes of the two gives just these two again. So nothing has to be merged
+//! here. The encoder takes the longest token that fits the one before it, and goes a token back
+//! where none does. What stands before a place is unique too, so a place from which it had to go
+//! back need not be tried again. Time grows with the length of a piece, memory by a bit a byte.
 
 use crate::error::{Error, Result};
 use crate::split::Splitter;
@@ -33,15 +34,17 @@ pub struct Encoder {
     merged: FxHashMap<u64, u32>,
     /// The longest other token that each token begins with; NONE for a single byte.
     shorter: Vec<u32>,
-    /// The tokens of two bytes and more in the order of their bytes, each with what tells most of them apart: the eight
-    /// bytes after the first two, as a number.
+    /// The tokens of two bytes and more in the order of their bytes, each with what tells most of
+    /// them apart: the eight bytes after the first two, as a number.
     sorted: Vec<(u64, u32)>,
-    /// Where in `sorted` the tokens begin whose first two bytes are `first` and `second`: at `256 * first + second`.
+    /// Where in `sorted` the tokens begin whose first two bytes are `first` and `second`: at `256 *
+    /// first + second`.
     groups: Vec<u32>,
 }
 
 impl Encoder {
-    /// An encoder for merges as training gives them: merge `i` makes the token `256 + i` of two tokens before it.
+    /// An encoder for merges as training gives them: merge `i` makes the token `256 + i` of two
+    /// tokens before it.
     ///
     /// Refused are a pair that comes twice, and one of tokens that do not exist yet.
     pub fn new(merges: Vec<Pair>) -> Result<Self> {
@@ -157,7 +160,8 @@ impl Encoder {
         let Some((first_two, rest)) = text.split_first_chunk() else { return byte };
         let group = group(*first_two);
         let sorted = &self.sorted[self.groups[group] as usize..self.groups[group + 1] as usize];
-        // The last token that is not after the text in this order: the longest is that one, or what it begins with.
+        // The last token that is not after the text in this order: the longest is that one, or what
+        // it begins with.
         let key = leading_bytes(rest);
         let mut after = sorted.partition_point(|&(token_key, _)| token_key < key);
         if sorted.get(after).is_some_and(|&(token_key, _)| token_key == key) {
@@ -182,8 +186,9 @@ impl Encoder {
 
     /// Whether merging the bytes of `left` and `right` gives these two tokens.
     ///
-    /// The merges are undone from the last to the first, beside the border of the two alone: had at any time the tokens
-    /// there made one that comes earlier than what they became instead, it would span the border now.
+    /// The merges are undone from the last to the first, beside the border of the two alone: had at
+    /// any time the tokens there made one that comes earlier than what they became instead, it
+    /// would span the border now.
     fn fit(&self, mut left: u32, mut right: u32) -> bool {
         let mut earliest = NONE;
         loop {
@@ -197,7 +202,8 @@ impl Encoder {
                 earliest = left;
                 left = self.merges[left as usize - NUM_BYTES].1;
             } else {
-                earliest = right + 1; // of two equal pairs the left one, which spans the border, is merged first
+                // Of two equal pairs the left one, which spans the border, is merged first.
+                earliest = right + 1;
                 right = self.merges[right as usize - NUM_BYTES].0;
             }
         }

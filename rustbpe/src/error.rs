@@ -38,7 +38,8 @@ pub enum Error {
     PieceTooLong(usize),
     /// An id that the vocabulary does not have.
     UnknownToken(u32),
-    /// A merge that training can't have learnt: of tokens that come after it, or of a pair that is merged before.
+    /// A merge that training can't have learnt: of tokens that come after it, or of a pair that is
+    /// merged before.
     Merge {
         /// The left token.
         left: u32,

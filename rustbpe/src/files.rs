@@ -10,16 +10,19 @@ use std::path::Path;
 /// So much is read at a time.
 const READ_BYTES: u64 = 8 << 20;
 
-/// Count the pieces of the UTF-8 file at `path`; returns the number of bytes skipped because they are no UTF-8.
+/// Count the pieces of the UTF-8 file at `path`; returns the number of bytes skipped because they
+/// are no UTF-8.
 ///
-/// What stands before and after such bytes are two texts. For a named pattern the result is otherwise that of the whole
-/// text. For any other one, each line that begins with visible text begins a new text, so that memory does not grow
-/// with the file.
+/// What stands before and after such bytes are two texts. For a named pattern the result is
+/// otherwise that of the whole text. For any other one, each line that begins with visible text
+/// begins a new text, so that memory does not grow with the file.
 pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result<u64> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read_error)?;
-    let mut bytes = Vec::new(); // read but not decoded; from one read to the next at most the beginning of a character
-    let mut text = String::new(); // decoded but not counted; from one read to the next there is no place to cut in it
+    // Read but not decoded: from one read to the next, at most the beginning of a character.
+    let mut bytes = Vec::new();
+    // Decoded but not counted: from one read to the next, there is no place to cut in it.
+    let mut text = String::new();
     let mut skipped = 0;
     loop {
         stop.check()?;
@@ -47,7 +50,8 @@ pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result
             ends.push(text.len());
         } else {
             let start = ends.last().copied().unwrap_or(0);
-            let from = (searched - start).saturating_sub(1); // the last character before may be followed by a cut now
+            // Behind the last character that was there before, a cut may be possible now.
+            let from = (searched - start).saturating_sub(1);
             ends.extend(pieces.splitter().last_cut(&text[start..], from).map(|cut| start + cut));
         }
         let starts = std::iter::once(0).chain(ends.iter().copied());

@@ -1,4 +1,6 @@
-//! The Python interface. It converts, runs the work on other threads without the interpreter's lock, and maps errors to
+//! The Python interface.
+//!
+//! It converts, runs the work on other threads without the interpreter's lock, and maps errors to
 //! exceptions.
 
 use crate::count::PieceCounter;
@@ -22,11 +24,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A buffer of texts is handed on when it has this many bytes, even if it has fewer texts than asked for; and not
-/// before it has the lower number of bytes, since to hand on takes time.
+/// A buffer of texts is handed on when it has this many bytes, even if it has fewer texts than
+/// asked for; and not before it has the lower number of bytes, since to hand on takes time.
 const MAX_BUFFER_BYTES: usize = 16 << 20;
 const MIN_BUFFER_BYTES: usize = 64 << 10;
-/// Less text than this, for a named pattern, is encoded by the calling thread: it takes a millisecond or two.
+/// Less text than this, for a named pattern, is encoded by the calling thread: it takes a
+/// millisecond or two.
 const SHORT_BYTES: usize = 32 << 10;
 /// How often a waiting thread looks for Ctrl-C and reports progress.
 const POLL_EVERY: Duration = Duration::from_millis(50);
@@ -48,14 +51,17 @@ impl From<Error> for PyErr {
     }
 }
 
-/// A byte-level BPE tokenizer: trained on text, it encodes with what it learnt. Untrained, it knows the 256 bytes.
+/// A byte-level BPE tokenizer: trained on text, it encodes with what it learnt.
+///
+/// Untrained, it knows the 256 bytes.
 ///
 /// 字节级 BPE 分词器：在文本上训练，再用学到的合并规则编码。
 #[pyclass(module = "rustbpe")]
 struct Tokenizer {
     splitter: Arc<Splitter>,
     encoder: Arc<Encoder>,
-    /// The ids as Python's numbers. Lists of ids share them: to make new ones for each takes about as long as to encode.
+    /// The ids as Python's numbers. Lists of ids share them: to make new ones for each takes about
+    /// as long as to encode.
     numbers: Vec<Py<PyInt>>,
 }
 
@@ -68,7 +74,8 @@ impl Tokenizer {
         Ok(Self { splitter: Arc::new(Splitter::new(GPT4_PATTERN)?), encoder: Arc::new(encoder), numbers })
     }
 
-    /// A tokenizer of merges that were learnt before: pair `i` of `(left id, right id)` makes the token `256 + i`.
+    /// A tokenizer of merges that were learnt before: pair `i` of `(left id, right id)` makes the
+    /// token `256 + i`.
     ///
     /// 由已有的合并规则建立分词器。
     #[staticmethod]
@@ -80,12 +87,13 @@ impl Tokenizer {
         Ok(Self { splitter: Arc::new(splitter), encoder: Arc::new(encoder), numbers })
     }
 
-    /// Train on an iterable of strings, which is read as a stream, about `buffer_size` texts at a time.
+    /// Train on an iterable of strings, read as a stream, about `buffer_size` texts at a time.
     ///
-    /// `pattern` cuts text into pieces (default: GPT-4's). `max_han_run` cuts runs of Han after that many characters,
-    /// in training only. `progress(done, wanted)` is called now and then while merges are learnt. Of pairs with equal
-    /// counts the lowest `(left id, right id)` is merged first, so the result depends neither on the order of the texts
-    /// nor on the number of threads. A text too small for the vocabulary gives a smaller one, and a warning. Half of a
+    /// `pattern` cuts text into pieces (default: GPT-4's). `max_han_run` cuts runs of Han after
+    /// that many characters, in training only. `progress(done, wanted)` is called now and then
+    /// while merges are learnt. Of pairs with equal counts the lowest `(left id, right id)` is
+    /// merged first, so the result depends neither on the order of the texts nor on the number of
+    /// threads. A text too small for the vocabulary gives a smaller one, and a warning. Half of a
     /// surrogate pair counts as U+FFFD.
     ///
     /// 在字符串迭代器上训练。max_han_run 只在训练时限制连续汉字的长度；计数相同时先合并编号较小的一对。
@@ -125,10 +133,10 @@ impl Tokenizer {
         self.learn(py, pieces, &settings, progress)
     }
 
-    /// Train on UTF-8 text files, which are read as a stream; for the rest see `train_from_iterator`.
+    /// Train on UTF-8 text files, read as a stream; for the rest see `train_from_iterator`.
     ///
-    /// Bytes that are no UTF-8 are skipped, with a warning that counts them. For a pattern that is not one of the named
-    /// ones each line that begins with visible text is a text of its own.
+    /// Bytes that are no UTF-8 are skipped, with a warning that counts them. For a pattern that is
+    /// not one of the named ones each line that begins with visible text is a text of its own.
     ///
     /// 在 UTF-8 文本文件上训练，其余同 train_from_iterator。
     #[pyo3(signature = (paths, vocab_size, pattern=None, *, max_han_run=None, progress=None))]
@@ -165,7 +173,7 @@ impl Tokenizer {
         self.splitter.pattern()
     }
 
-    /// The vocabulary as a list of (bytes, rank), by rank: what `tiktoken.Encoding` takes, as a dict.
+    /// The vocabulary as a list of (bytes, rank), by rank; as a dict, `tiktoken.Encoding` takes it.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
         self.encoder.tokens().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
     }
@@ -242,7 +250,8 @@ impl Tokenizer {
         if reached < vocab_size {
             warn(py, &format!("the text has no more pairs to merge: {reached} tokens instead of {vocab_size}"))?;
         }
-        // After an error of any kind, a warning that counts as one included, the tokenizer is as it was.
+        // After an error of any kind, a warning that counts as one included, the tokenizer is as it
+        // was.
         self.numbers = numbers(py, &encoder)?;
         (self.splitter, self.encoder) = (splitter, Arc::new(encoder));
         Ok(())
@@ -306,8 +315,8 @@ impl<T: Send + 'static> Job<T> {
         Ok(Self { result, stop, thread: Some(thread) })
     }
 
-    /// Wait for the result. Ctrl-C ends the waiting at once, and so does an error of `poll`, which is called now and
-    /// then; the work follows.
+    /// Wait for the result. Ctrl-C ends the waiting at once, and so does an error of `poll`, which
+    /// is called now and then; the work follows.
     fn wait(mut self, py: Python<'_>, poll: impl Fn(Python<'_>) -> PyResult<()>) -> PyResult<T> {
         loop {
             let result = &mut self.result;
@@ -332,10 +341,12 @@ impl<T> Drop for Job<T> {
     }
 }
 
-/// The threads that do the work of this process. A forked process has none of its parent's threads: it gets new ones.
+/// The threads that do the work of this process. A forked process has none of its parent's threads:
+/// it gets new ones.
 fn pool(_: Python<'_>) -> PyResult<Arc<ThreadPool>> {
     static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
-    // Python forks with its lock held, and this mutex is only held together with that one: so it is free in a child.
+    // Python forks with its lock held, and this mutex is only held together with that one: so it is
+    // free in a child.
     let mut of_process = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let process = std::process::id();
     if let Some((owner, pool)) = &*of_process
@@ -355,10 +366,11 @@ fn numbers(py: Python<'_>, encoder: &Encoder) -> PyResult<Vec<Py<PyInt>>> {
     (0..encoder.vocab_size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect()
 }
 
-/// A copy of a text as UTF-8. Half of a surrogate pair, which is no character, becomes U+FFFD, and two that belong
-/// together become theirs.
+/// A copy of a text as UTF-8. Half of a surrogate pair, which is no character, becomes U+FFFD, and
+/// two that belong together become theirs.
 fn to_utf8(text: &Bound<'_, PyString>) -> PyResult<String> {
-    // Python would keep the UTF-8 of a text for which it is asked without a copy as long as the text.
+    // Python would keep the UTF-8 of a text for which it is asked without a copy as long as the
+    // text.
     let utf8 = match text.encode_utf8() {
         Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
             let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;

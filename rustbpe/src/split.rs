@@ -1,8 +1,9 @@
 //! Cutting text into pieces. No token ever spans two pieces.
 //!
-//! The three named patterns differ in nothing but how many digits make a piece, so one hand-written splitter serves
-//! them all: one pass, no backtracking. Any other pattern goes through `fancy_regex`. Whatever a pattern leaves out
-//! becomes a piece of its own: the pieces of a text, joined, are the text.
+//! The three named patterns differ in nothing but how many digits make a piece, so one hand-written
+//! splitter serves them all: one pass, no backtracking. Any other pattern goes through
+//! `fancy_regex`. Whatever a pattern leaves out becomes a piece of its own: the pieces of a text,
+//! joined, are the text.
 
 use crate::error::{Error, Result};
 use fancy_regex::{Regex, RegexBuilder};
@@ -19,9 +20,11 @@ pub const NANOCHAT_PATTERN: &str =
 pub const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How many steps a pattern of the user's may take from one place before it is given up: about half a second's.
+/// How many steps a pattern of the user's may take from one place before it is given up: about half
+/// a second's.
 const BACKTRACK_LIMIT: usize = 10_000_000;
-/// How many instructions a pattern of the user's may have: one that calls itself would have them without end.
+/// How many instructions a pattern of the user's may have: one that calls itself would have them
+/// without end.
 const MAX_INSTRUCTIONS: usize = 1_000_000;
 /// So much of a pattern or text is shown in an error.
 const SHOWN_CHARS: usize = 60;
@@ -35,7 +38,8 @@ pub struct Splitter {
 
 #[derive(Debug)]
 enum Engine {
-    /// One of the named patterns: `[^\r\n\p{L}\p{N}]?\p{L}+` and so on, with at most this many digits a piece.
+    /// One of the named patterns: `[^\r\n\p{L}\p{N}]?\p{L}+` and so on, with at most this many
+    /// digits a piece.
     Named { max_digits: usize },
     /// Any other pattern.
     Regex(Box<Regex>),
@@ -52,7 +56,8 @@ impl Splitter {
         }
     }
 
-    /// The splitter that runs `pattern` as a regular expression, even if it is a named one (tests compare the two).
+    /// The splitter that runs `pattern` as a regular expression, even if it is a named one (tests
+    /// compare the two).
     pub fn from_regex(pattern: &str) -> Result<Self> {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(BACKTRACK_LIMIT)
@@ -71,7 +76,8 @@ impl Splitter {
         &self.pattern
     }
 
-    /// Call `visit` with each piece of `text`, in order; joined they are `text`. An error of `visit` ends it.
+    /// Call `visit` with each piece of `text`, in order; joined they are `text`. An error of
+    /// `visit` ends it.
     pub fn for_each<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t str) -> Result<()>) -> Result<()> {
         match &self.engine {
             Engine::Named { max_digits } => {
@@ -89,7 +95,8 @@ impl Splitter {
                         text: excerpt(&text[end_of_last..]),
                         reason: error.to_string(),
                     })?;
-                    // With `\K` in a look-around a match may end before it starts, or start before the last one ended.
+                    // With `\K` in a look-around a match may end before it starts, or start before
+                    // the last one ended.
                     let start = found.start().max(end_of_last);
                     let end = found.end().max(start);
                     if start > end_of_last {
@@ -108,20 +115,23 @@ impl Splitter {
         Ok(())
     }
 
-    /// `text` in parts of at least `num_bytes` bytes whose pieces are those of `text`. A part may be much longer where the
-    /// pattern leaves no place to cut; nothing is known about patterns other than the named ones, so then it is one part.
+    /// `text` in parts of at least `num_bytes` bytes whose pieces are those of `text`. A part may
+    /// be much longer where the pattern leaves no place to cut; nothing is known about patterns
+    /// other than the named ones, so then it is one part.
     pub fn parts<'t>(&self, text: &'t str, num_bytes: usize) -> impl Iterator<Item = &'t str> {
         let num_bytes = if self.is_named() { num_bytes } else { text.len() };
         parts_at(text, num_bytes, is_letter_end)
     }
 
-    /// Whether the pattern is one of the named ones, so that time grows with the length of a text and no faster.
+    /// Whether the pattern is one of the named ones, so that time grows with the length of a text
+    /// and no faster.
     pub fn is_named(&self) -> bool {
         matches!(self.engine, Engine::Named { .. })
     }
 
-    /// The parts in which a stream of text is split. For a named pattern the last part goes on with the stream and all
-    /// others are one; their pieces are those of the stream. For any other pattern text is cut at line ends.
+    /// The parts in which a stream of text is split. For a named pattern the last part continues
+    /// with the stream and all others are one; their pieces are those of the stream. For any other
+    /// pattern text is cut at line ends.
     pub(crate) fn stream_parts<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
         let (num_bytes, is_cut): (_, CutRule) =
             if self.is_named() { (text.len(), is_letter_end) } else { (0, is_line_end) };
@@ -157,7 +167,8 @@ fn excerpt(text: &str) -> String {
 /// Whether a text may be cut between two characters.
 type CutRule = fn(char, char) -> bool;
 
-/// Whether a named pattern ends a piece there, whatever stands around it: after a letter, only letters go on.
+/// Whether a named pattern ends a piece there, whatever stands around it: after a letter, only
+/// letters continue a piece.
 fn is_letter_end(before: char, after: char) -> bool {
     CLASSES.of(before) == CharClass::Letter && CLASSES.of(after) != CharClass::Letter
 }
@@ -190,8 +201,9 @@ fn next_cut(text: &str, from: usize, is_cut: CutRule) -> usize {
     text.len()
 }
 
-/// Call `visit` with `piece` cut so that no part has more than `max_han` Han characters in a row. What stands before a
-/// run, such as a mark or a letter, stays with the run's first characters. An error of `visit` ends it.
+/// Call `visit` with `piece` cut so that no part has more than `max_han` Han characters in a row.
+/// What stands before a run, such as a mark or a letter, stays with the run's first characters. An
+/// error of `visit` ends it.
 pub fn cap_han_runs<'t>(piece: &'t str, max_han: usize, mut visit: impl FnMut(&'t str) -> Result<()>) -> Result<()> {
     let (mut start, mut run) = (0, 0);
     for (at, c) in piece.char_indices() {
@@ -223,7 +235,8 @@ enum CharClass {
     LineEnd,
 }
 
-/// Length in bytes of the first piece of `text`, which is not empty. The alternatives stand in the patterns' order.
+/// Length in bytes of the first piece of `text`, which is not empty. The alternatives stand in the
+/// patterns' order.
 fn named_piece_len(text: &str, max_digits: usize) -> usize {
     let classes = &*CLASSES;
     let mut chars = text.chars();
@@ -259,7 +272,8 @@ fn named_piece_len(text: &str, max_digits: usize) -> usize {
     white_space_len(text)
 }
 
-/// Length of what follows an apostrophe in a contraction (`(?i:s|t|re|ve|m|ll|d)`), if `rest` begins with one.
+/// Length of what follows an apostrophe in a contraction (`(?i:s|t|re|ve|m|ll|d)`), if `rest`
+/// begins with one.
 fn contraction_len(rest: &str) -> Option<usize> {
     let mut chars = rest.chars();
     let first = chars.next()?;
@@ -272,8 +286,9 @@ fn contraction_len(rest: &str) -> Option<usize> {
     }
 }
 
-/// `\s*[\r\n]+|\s+(?!\S)|\s+` at the start of `text`, which is white space: up to the last line end of the run; in a run
-/// without one, all but its last character, so that a word keeps the space before it; at the end of the text, all.
+/// `\s*[\r\n]+|\s+(?!\S)|\s+` at the start of `text`, which is white space: up to the last line end
+/// of the run; in a run without one, all but its last character, so that a word keeps the space
+/// before it; at the end of the text, all.
 fn white_space_len(text: &str) -> usize {
     let (mut len, mut last_char, mut after_line_end) = (0, 0, 0);
     for c in text.chars() {
@@ -300,7 +315,8 @@ fn run_len(text: &str, class: CharClass) -> usize {
     text.char_indices().find(|&(_, c)| classes.of(c) != class).map_or(text.len(), |(at, _)| at)
 }
 
-/// Whether `c` is in the script Han (`\p{Han}`): ideographs, and the few signs that are used like one.
+/// Whether `c` is in the script Han (`\p{Han}`): ideographs, and the few signs that are used like
+/// one.
 fn is_han(c: char) -> bool {
     CLASSES.entry(c) & HAN != 0
 }
@@ -309,9 +325,11 @@ const HAN: u8 = 0x80;
 
 static CLASSES: LazyLock<ClassTable> = LazyLock::new(ClassTable::new);
 
-/// The class of every code point in two steps, `blocks[index[c / 256]][c % 256]`: equal blocks are stored once.
+/// The class of every code point in two steps, `blocks[index[c / 256]][c % 256]`: equal blocks are
+/// stored once.
 ///
-/// It is built from the tables of the regular expression engine itself, so it agrees with it in every Unicode version.
+/// It is built from the tables of the regular expression engine itself, so it agrees with it in
+/// every Unicode version.
 struct ClassTable {
     index: Vec<u16>,
     blocks: Vec<[u8; 256]>,
@@ -359,12 +377,14 @@ impl ClassTable {
     }
 }
 
-/// The ranges of code points, ends included, of a character class in the syntax of regular expressions.
+/// The ranges of code points, ends included, of a character class in the syntax of regular
+/// expressions.
 fn class_ranges(class: &str) -> Vec<(usize, usize)> {
     match regex_syntax::parse(class).map(regex_syntax::hir::Hir::into_kind) {
         Ok(HirKind::Class(Class::Unicode(set))) => {
             set.iter().map(|range| (range.start() as usize, range.end() as usize)).collect()
         }
-        _ => Vec::new(), // the classes above are Unicode classes; a test would notice a table without them
+        // The classes above are Unicode classes. A test would notice a table without them.
+        _ => Vec::new(),
     }
 }

@@ -1,8 +1,9 @@
-//! Learning merges from counted pieces: byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) on bytes.
+//! Learning merges from counted pieces.
 //!
-//! The plain algorithm counts all pairs of neighbouring tokens, merges the most frequent one everywhere, and starts
-//! again: each merge costs a walk over the whole text. Here a merge costs time in proportion to the places where its
-//! pair stands. The parts, in the order in which one should read them:
+//! This is byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), on bytes. The plain
+//! algorithm counts all pairs of neighbouring tokens, merges the most frequent one everywhere, and
+//! starts again: each merge costs a walk over the whole text. Here a merge costs time in proportion
+//! to the places where its pair stands. The parts, in the order in which one should read them:
 //!
 //! - `shard`: the tokens of all pieces, in flat arrays, and one merge in them;
 //! - `index`: where the frequent pairs stand;
@@ -30,10 +31,12 @@ const SEPARATOR: u32 = u32::MAX;
 /// Stands where a token began before it was merged with the one to its left.
 const HOLE: u32 = u32::MAX - 1;
 
-/// Learn merges until the vocabulary has `vocab_size` tokens or no pair is left. Merge `i` makes the token `256 + i`.
+/// Learn merges until the vocabulary has `vocab_size` tokens or no pair is left. Merge `i` makes
+/// the token `256 + i`.
 ///
-/// The pair with the highest count is merged next; of several, the lowest `(left id, right id)`. `progress` is called
-/// before each merge with the number of merges so far, and stops the training by returning an error.
+/// The pair with the highest count is merged next; of several, the lowest `(left id, right id)`.
+/// `progress` is called before each merge with the number of merges so far, and stops the training
+/// by returning an error.
 pub fn learn_merges(
     pieces: PieceCounter,
     vocab_size: usize,

@@ -27,7 +27,8 @@ static BOTH: LazyLock<Vec<[Splitter; 2]>> = LazyLock::new(|| {
     PATTERNS.iter().map(|pattern| [Splitter::new(pattern).unwrap(), Splitter::from_regex(pattern).unwrap()]).collect()
 });
 
-/// Text in which the alternatives of the patterns meet: any character, and often those that the patterns name.
+/// Text in which the alternatives of the patterns meet: any character, and often those that the
+/// patterns name.
 fn text() -> impl Strategy<Value = String> {
     let special = prop::sample::select(
         "'''sSdDmMtTlLvVeErRſK  \t\u{a0}\u{3000}\u{85}\u{2028}\r\r\n\n\n\u{b}\u{1c}\u{200b}aZéß中文，。！？、1234567890½Ⅷ２٣.,-_()$+\u{301}\u{fe0f}👍🏽\0"

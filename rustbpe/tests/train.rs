@@ -1,4 +1,4 @@
-//! Training equals a slow, obvious trainer, whatever the order, the batches and the number of threads.
+//! Training equals a slow, obvious trainer, for any order, any batches and any number of threads.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
@@ -148,7 +148,8 @@ fn a_file_counts_like_its_text_and_bytes_that_are_no_utf8_are_skipped() {
 fn characters_and_invalid_bytes_across_the_border_of_a_read_count_like_others() {
     let filler = long_text(10_000);
     let filler = &filler.repeat(READ_BYTES / filler.len() + 1)[..READ_BYTES - 1];
-    // A character of three bytes, of which the first is read at the end of one read and the others with the next one.
+    // A character of three bytes, of which the first is read at the end of one read and the others
+    // with the next one.
     let text = format!("{filler}天天天");
     let (merges, skipped) = train_file("split", text.as_bytes(), GPT4_PATTERN, 400);
     assert_eq!((merges, skipped), (train(&[&text], GPT4_PATTERN, 400, None), 0));

@@ -1,4 +1,4 @@
-//! Encoding with whatever was learnt from one text equals the slow, obvious way, and decoding gives any text back.
+//! Encoding with what was learnt from any text equals the slow way, and decoding gives text back.
 
 #![no_main]
 

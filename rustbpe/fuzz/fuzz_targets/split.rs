@@ -1,4 +1,4 @@
-//! The hand-written splitter equals the regular expressions it stands for, on any text, in whatever parts it is read.
+//! The hand-written splitter equals the regular expressions it stands for, on any text and parts.
 
 #![no_main]
 

@@ -1,22 +1,25 @@
 //! Counting all pairs of the packed tokens, and indexing the places of those that are frequent.
 //!
-//! Both ways give the same. The table is quicker, but has a row and a column for each token: it is used while there are
-//! few. Later the places are sorted by their left token, so that one row at a time is enough.
+//! Both ways give the same. The table is quicker, but has a row and a column for each token: it is
+//! used while there are few. Later the places are sorted by their left token, so that one row at a
+//! time is enough.
 
 use super::shard::Shard;
 use super::tally::{Tally, WeightCursor};
 use super::{Pair, SEPARATOR};
 use rayon::prelude::*;
 
-/// Pairs are counted in a table of all possible pairs, one a shard, while the tables together have no more entries.
+/// Pairs are counted in a table of all possible pairs, one a shard, while the tables together have
+/// no more entries.
 const MAX_TABLE_ENTRIES: usize = 1 << 24;
 /// No list, in a table of lists.
 const NO_LIST: u32 = u32::MAX;
 
 /// Count the pairs of packed shards, and index the places of those that `choose` picks.
 ///
-/// `choose` gets the pairs with their counts in any order, those below `lowest` perhaps left out, and returns the pairs
-/// to index in ascending order. O(slots), and O(tokens²) for tables, whose size is bounded.
+/// `choose` gets the pairs with their counts in any order, those below `lowest` perhaps left out,
+/// and returns the pairs to index in ascending order. O(slots), and O(tokens²) for tables, whose
+/// size is bounded.
 pub(super) fn build_index(
     shards: &mut [Shard],
     num_tokens: usize,
@@ -47,7 +50,8 @@ fn build_by_table(shards: &mut [Shard], num_tokens: usize, choose: impl FnOnce(V
     shards.par_iter_mut().for_each(|shard| shard.index_by_table(&pairs, &list_of, num_tokens));
 }
 
-/// For many tokens: the places are grouped by their token first, then one row of the table is enough at a time.
+/// For many tokens: the places are grouped by their token first, then one row of the table is
+/// enough at a time.
 fn build_by_groups(
     shards: &mut [Shard],
     num_tokens: usize,
@@ -85,7 +89,8 @@ impl Shard {
         counts
     }
 
-    /// Index the places of `pairs`; `list_of` leads from `left * num_tokens + right` to a pair's position among them.
+    /// Index the places of `pairs`; `list_of` leads from `left * num_tokens + right` to a pair's
+    /// position among them.
     fn index_by_table(&mut self, pairs: &[Pair], list_of: &[u32], num_tokens: usize) {
         let mut lists = vec![Vec::new(); pairs.len()];
         for (place, pair) in (0..).zip(self.slots.windows(2)) {

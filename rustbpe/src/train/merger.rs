@@ -1,4 +1,4 @@
-//! One merge in all shards: where the pair stands is for the shards to know, how frequent pairs are for the queue.
+//! One merge in all shards, and what it changes in the counts of the pairs around it.
 
 use super::index::build_index;
 use super::queue::PairQueue;
@@ -8,7 +8,8 @@ use crate::count::PieceCounter;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
-/// A merge at fewer places than this is done at once by the calling thread: starting others would take longer.
+/// A merge at fewer places than this is done at once by the calling thread: starting others would
+/// take longer.
 const PARALLEL_PLACES: usize = 1 << 13;
 
 /// All pieces, and what is known of the pairs in them.
@@ -20,7 +21,8 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    /// The pieces as single bytes, with a first index of the pairs that `num_merges` merges are likely to need.
+    /// The pieces as single bytes, with a first index of the pairs that `num_merges` merges are
+    /// likely to need.
     pub(super) fn new(pieces: PieceCounter, num_merges: usize) -> Self {
         let shards: Vec<Shard> = pieces.into_shards().into_par_iter().flat_map_iter(Shard::from_pieces).collect();
         let num_pairs: u64 = shards.iter().map(Shard::num_weighted_slots).sum();
@@ -50,7 +52,8 @@ impl Merger {
 
     /// Merge `pair` everywhere into a new token, and bring counts and index up to date.
     ///
-    /// Time grows with the number of places of the pair and of different tokens beside it, not with the text.
+    /// Time grows with the number of places of the pair and of different tokens beside it, not with
+    /// the text.
     pub(super) fn merge(&mut self, pair: Pair) {
         let Self { shards, queue, spans } = self;
         let new = spans.len() as u32;
@@ -60,7 +63,8 @@ impl Merger {
         let in_parallel = num_places >= PARALLEL_PLACES;
         for_each_shard(shards, in_parallel, |shard| shard.merge(pair, new, spans));
 
-        // What stood beside the pair is now beside the new token: the old pairs are fewer, the new ones are born.
+        // What stood beside the pair is now beside the new token: the old pairs are fewer, the new
+        // ones are born.
         let (mut lefts, mut rights) = (FxHashMap::<u32, u64>::default(), FxHashMap::<u32, u64>::default());
         let mut doubled = 0;
         for shard in shards.iter_mut() {
@@ -71,14 +75,16 @@ impl Merger {
         }
         lefts.iter().for_each(|(&left, &count)| queue.lower((left, pair.0), count));
         rights.iter().for_each(|(&right, &count)| queue.lower((pair.1, right), count));
-        // Where the pair stood twice in a row, the right neighbour was the next pair's left token, which is gone too.
+        // Where the pair stood twice in a row, the right neighbour was the next pair's left token,
+        // which is gone too.
         if doubled > 0 {
             if let Some(count) = rights.get_mut(&pair.0) {
                 *count -= doubled;
             }
             rights.insert(new, doubled);
         }
-        // A pair that is too rare at its birth never gets more frequent: it needs no place in the index.
+        // A pair that is too rare at its birth never gets more frequent: it needs no place in the
+        // index.
         lefts.retain(|_, count| *count >= queue.threshold());
         rights.retain(|_, count| *count >= queue.threshold());
         lefts.iter().for_each(|(&left, &count)| queue.insert((left, new), count));

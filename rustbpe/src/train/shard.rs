@@ -1,7 +1,8 @@
 //! The tokens of a part of the pieces, in a flat array, and one merge in it.
 //!
-//! The pieces lie one after another. A token covers as many slots as it is long and has its id in its first and its
-//! last slot: so both neighbours of a token are found without links, and a merge writes three slots.
+//! The pieces lie one after another. A token covers as many slots as it is long and has its id in
+//! its first and its last slot: so both neighbours of a token are found without links, and a merge
+//! writes three slots.
 //!
 //! ```text
 //! bytes      #  a  b  a  b  c  #      # is a SEPARATOR, . a HOLE
@@ -21,7 +22,8 @@ const MAX_SHARD_SLOTS: usize = u32::MAX as usize;
 pub(super) struct Shard {
     /// Tokens, with a separator before the first piece and after each.
     pub(super) slots: Vec<u32>,
-    /// How often the pieces occur: up to the first slot of the entry this often, then up to the next one's, and so on.
+    /// How often the pieces occur: up to the first slot of the entry this often, then up to the
+    /// next one's, and so on.
     pub(super) weights: Vec<(u32, u64)>,
     /// The places (first slots) of the indexed pairs, ascending.
     pub(super) index: FxHashMap<Pair, Vec<u32>>,
@@ -43,7 +45,8 @@ pub(super) struct Neighbours<L, R> {
 }
 
 impl Shard {
-    /// Single bytes, the most frequent piece first. A piece of one byte has no pair and is left out.
+    /// Single bytes, the most frequent piece first. A piece of one byte has no pair and is left
+    /// out.
     pub(super) fn from_pieces(pieces: PieceShard) -> Vec<Self> {
         let mut shards = vec![Self::empty()];
         for (piece, count) in pieces.sorted() {
@@ -127,7 +130,8 @@ impl Shard {
         self.index.remove(&pair);
     }
 
-    /// Merge `pair` into `new` at all its places, from left to right, and tally what stands beside them. O(places).
+    /// Merge `pair` into `new` at all its places, from left to right, and tally what stands beside
+    /// them. O(places).
     pub(super) fn merge(&mut self, pair: Pair, new: u32, spans: &[u32]) {
         let (left, right) = pair;
         let (left_span, right_span) = (spans[left as usize] as usize, spans[right as usize] as usize);
@@ -168,8 +172,8 @@ impl Shard {
         Neighbours { lefts: self.lefts.drain(), rights: self.rights.drain(), doubled }
     }
 
-    /// Index the places of the pairs `(left, new)` and `(new, right)` that the last merge brought, for the given tokens.
-    /// O(places of the merge).
+    /// Index the places of the pairs `(left, new)` and `(new, right)` that the last merge brought,
+    /// for the given tokens. O(places of the merge).
     pub(super) fn index_new_pairs(
         &mut self,
         new: u32,

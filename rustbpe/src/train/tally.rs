@@ -1,6 +1,7 @@
 //! Sums by token, and the weights of places.
 
-/// Sums by token: an array, and a list of its entries that are not zero, so that emptying it takes no walk over all.
+/// Sums by token: an array, and a list of its entries that are not zero. So emptying it takes
+/// no walk over all.
 pub(super) struct Tally {
     sums: Vec<u64>,
     tokens: Vec<u32>,
@@ -31,8 +32,8 @@ impl Tally {
     }
 }
 
-/// Finds the weights of ascending places, each by a search in what the last one left: O(log weights) where the weight
-/// changes, O(1) where it stays.
+/// Finds the weights of ascending places, each by a search in what the last one left: O(log
+/// weights) where the weight changes, O(1) where it stays.
 pub(super) struct WeightCursor<'w> {
     weights: &'w [(u32, u64)],
 }

@@ -1,4 +1,4 @@
-//! The obvious way to split, train and encode, with which the tests and the fuzz targets compare the fast one.
+//! The obvious way to split, train and encode: tests and fuzz targets compare the fast one with it.
 
 #![allow(dead_code, reason = "nobody needs all of it")]
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
@@ -19,7 +19,8 @@ pub fn pieces<'t>(splitter: &Splitter, text: &'t str) -> Vec<&'t str> {
     pieces
 }
 
-/// Count all pairs of all pieces anew for each merge; the most frequent is merged, of several the lowest.
+/// Count all pairs of all pieces anew for each merge; the most frequent is merged, of several the
+/// lowest.
 pub fn train_slowly(texts: &[&str], splitter: &Splitter, vocab_size: usize) -> Vec<Pair> {
     let mut counted: BTreeMap<Vec<u32>, u64> = BTreeMap::new();
     for piece in texts.iter().flat_map(|text| pieces(splitter, text)) {
@@ -50,7 +51,8 @@ pub fn train_slowly(texts: &[&str], splitter: &Splitter, vocab_size: usize) -> V
     merges
 }
 
-/// Merge the neighbours that make the token with the lowest id, the leftmost first, until no two make a token.
+/// Merge the neighbours that make the token with the lowest id, the leftmost first, until no two
+/// make a token.
 pub fn encode_slowly(encoder: &Encoder, piece: &[u8]) -> Vec<u32> {
     let ranks: HashMap<&[u8], u32> = encoder.tokens().zip(0..).collect();
     if let Some(&id) = ranks.get(piece) {
