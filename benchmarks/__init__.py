@@ -1,1 +1,1 @@
-"""Measurements that take too long for tests: speed, memory, comparisons of settings. README.md lists them."""
+"""Measurements that take too long for tests: speed, memory, settings compared. See README.md."""

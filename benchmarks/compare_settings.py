@@ -1,17 +1,20 @@
-"""Settings of our trainer against each other: the same model, text and seconds, whatever a step costs.
+"""Settings of our trainer against each other: the same model and text, and equal time.
 
-    python benchmarks/compare_settings.py --model 192x4 --text pretrain.jsonl.xz --work_dir DIR --minutes 3 \\
-        --seeds 0 1 2 --json FILE --try "muon:" --try "adamw:--optimizer adamw --learning_rate 4e-3"
+    python benchmarks/compare_settings.py --model 192x4 --text pretrain.jsonl.xz --work_dir DIR \\
+        --minutes 3 --seeds 0 1 2 --json FILE \\
+        --try "muon:" --try "adamw:--optimizer adamw --learning_rate 4e-3"
     python benchmarks/compare_settings.py --from_json FILE
 
-A setting is a name and, behind a colon, flags of trainer/train_pretrain.py; `{padded}` in them stands for the documents
-cut or padded to 340 tokens, one a row. The speed of each is measured first, one after the other; from it follows the
-number of steps that fill --minutes, start-up included, so that the learning rate ends where the time does. Then the
-runs, a seed each. Speeds want an idle machine; the runs, whose steps are fixed by then, do not. A setting with a
+A setting is a name, a colon, and flags of trainer/train_pretrain.py. In them `{padded}` stands for
+the documents cut or padded to 340 tokens, one a row. The speed of each setting is measured first,
+one after the other. From it follows the number of steps that fill --minutes, start-up included, so
+that the learning rate ends where the time does. Then come the runs, one for each seed. Speeds need
+an idle machine. The runs do not, because their steps are fixed by then. A setting with a
 --max_steps of its own is not measured.
 
-A setting that FILE holds already is not run again: another call adds to it. Speeds and runs are noted in FILE.runs.jsonl
-as they end, as in benchmarks/time_to_loss.py, and taken from there by a call that needs the same.
+A setting that FILE holds already is not run again: another call adds to it. Speeds and runs are
+noted in FILE.runs.jsonl as they end, as in benchmarks/time_to_loss.py. A call that needs the same
+takes them from there.
 """
 
 import shlex
@@ -89,7 +92,7 @@ def calibrate(bench: Bench, setting: Setting) -> Timed:
 
 
 def measure(timed: Timed, seeds: Sequence[int]) -> dict[str, Any]:
-    """A run a seed. Returns: the setting's object of the JSON."""
+    """One run for each seed. Returns: the setting's object of the JSON."""
     runs = [tell(f"{timed.setting.name}, seed {seed}", our_run(timed.bench, seed, timed.steps)) for seed in seeds]
     return {
         "name": timed.setting.name,
@@ -127,7 +130,7 @@ def table(results: Figures) -> list[str]:
 
 
 def draw(path: Path, results: Figures) -> None:
-    """A point a setting: what its speed and what its learning are worth."""
+    """One point for each setting: what its speed and what its learning are worth."""
     series = {r["name"]: [(r["tokens"] / 1e6, r["heldout_bpb"])] for r in results}
     title = f"{results[0]['minutes']:g} minutes at {results[0]['model']}"
     line_chart(path, title, "million tokens learnt in that time", "bits per byte", series, level=None)

@@ -3,10 +3,10 @@
     python benchmarks/conversation.py --model_mode 1
     python benchmarks/conversation.py --weight out/rlhf_192.pth --turns 0 1 2 4 8 --json talk.json
 
-Draws conversations of 20 questions that the model was taught: half of what a person types first (the list `core` of
-dataset/first_minutes.jsonl), half of facts (trained questions, and held-out wordings of trained facts). Each question is
-asked alone and in its conversation, greedily, through `inference/conversation.py` and `inference/replies.py`, as chat asks
-it.
+Draws conversations of 20 questions that the model was taught: half of what a person types first
+(the list `core` of dataset/first_minutes.jsonl), half of facts (trained questions, and held-out
+wordings of trained facts). Each question is asked alone and in its conversation, greedily, through
+`inference/conversation.py` and `inference/replies.py`, as chat asks it.
 """
 
 import itertools
@@ -52,7 +52,7 @@ TRAINED, HELDOUT = "sft_chinese.jsonl", "sft_chinese_heldout.jsonl"
 POSITIONS = 4
 """Parts of a conversation that are counted apart."""
 ALL_THAT_FITS = -1
-"""A number of turns: what chat keeps."""
+"""Stands for the number of turns that chat keeps."""
 
 Talker: TypeAlias = Callable[[Sequence[str], int], list[Answer]]
 """Asks questions one after the other; before each question at most so many turns are kept."""
@@ -85,7 +85,7 @@ class Asked:
         return not self.question.fault(self.alone), not self.question.fault(self.within)
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def core_questions(path: Path, names: tuple[str, str]) -> list[Known]:
@@ -118,7 +118,7 @@ def fact_questions(path: Path, names: tuple[str, str], kind: str) -> list[Known]
 
 
 def draw(pools: Sequence[Sequence[Known]], *, conversations: int, length: int, seed: int) -> list[list[Known]]:
-    """Conversations that take turns between the pools and ask nothing twice, each in a random order.
+    """Conversations that take turns between the pools, in random order; none asks a thing twice.
 
     Raises: UserError where a pool has too few questions for one conversation.
     """
@@ -141,7 +141,7 @@ def draw(pools: Sequence[Sequence[Known]], *, conversations: int, length: int, s
     return drawn
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
+# --- asking ---------------------------------------------------------------------------------------
 
 
 def talker(model: MiniLLM, tokenizer: RustBPETokenizer, max_new_tokens: int) -> Talker:
@@ -183,11 +183,14 @@ def measure(conversations: Sequence[Sequence[Known]], talk: Talker, turns: Seque
     return found
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def shares(asked: Sequence[Asked]) -> dict[str, Any]:
-    """Share right alone, in the conversation, and the second over the first; intervals count conversations."""
+    """Share right alone, share right in the conversation, and the second over the first.
+
+    The intervals count conversations, because questions of one conversation depend on each other.
+    """
     clusters = [one.conversation for one in asked]
     alone, within = ([one.right[place] for one in asked] for place in (0, 1))
     kept = sum(within) / sum(alone) if any(alone) else None
@@ -211,7 +214,7 @@ def parts(asked: Sequence[Asked], length: int) -> Iterator[tuple[str, list[Asked
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line a part."""
+    """A header, and one line for each part."""
     lines = [f"  {'':<20}{'n':>6}{'alone':>9}{'within':>9}  {'95% interval':<16}{'ratio':>7}"]
     for name, part in figures.items():
         low, high = part["within"]["ci95"]
@@ -224,7 +227,7 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def turns_name(turns: int) -> str:
-    """How a number of turns kept is called."""
+    """The name of a number of turns kept."""
     return "what chat keeps" if turns == ALL_THAT_FITS else f"{turns} turns"
 
 
@@ -238,7 +241,7 @@ def spoilt(asked: Sequence[Asked], limit: int) -> list[str]:
     ]
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def build_parser() -> Parser:
@@ -254,10 +257,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--conversations", type=int, default=20, metavar="N", help="how many 对话数 (%(default)s)")
     parser.add_argument("--questions", type=int, default=20, metavar="N", help="in each 每段对话的问题数 (%(default)s)")
-    parser.add_argument(
-        "--turns", type=int, nargs="+", default=[], metavar="K",
-        help="also with only the last K turns kept 另测只保留最近 K 轮",
-    )  # fmt: skip
+    turns_help = "also with only the last K turns kept 另测只保留最近 K 轮"
+    parser.add_argument("--turns", type=int, nargs="+", default=[], metavar="K", help=turns_help)
     parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer 最长回答 (128)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw 抽样种子 (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps 设备 (%(default)s)")

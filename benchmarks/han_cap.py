@@ -1,10 +1,12 @@
-"""Which cap on runs of Han is best while a tokenizer is trained: density, and what a small model makes of it.
+"""Which cap on runs of Han is best while a tokenizer is trained.
 
-    python benchmarks/han_cap.py --text pretrain.jsonl.xz --caps none 2 4 8 --seeds 0 1 2 --json han_cap.json
+    python benchmarks/han_cap.py --text pretrain.jsonl.xz --caps none 2 4 8 --seeds 0 1 2 \\
+        --json han_cap.json
 
-For each cap: a tokenizer of 6,400 tokens on the text less every twentieth record; characters per token of those; then a
-model of 192 x 4 for each seed, trained for the same number of steps of 8,192 tokens, and its bits per byte on the same
-records. Text is always encoded with the plain pattern. Needs the crate (maturin develop --release) and no GPU. The result
+For each cap, a tokenizer of 6,400 tokens is trained on the text, every twentieth record left out.
+On those records two things are measured: characters per token, and the bits per byte of a model of
+192 x 4, one for each seed, trained for the same number of steps of 8,192 tokens. Text is always
+encoded with the plain pattern. Needs the crate (maturin develop --release) and no GPU. The result
 does not depend on what else runs.
 """
 
@@ -46,7 +48,10 @@ def split_texts(path: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def call(*words: object) -> None:
-    """Run one of the project's own programs. Raises: UserError with its last words when it fails."""
+    """Run one of the project's own programs.
+
+    Raises: UserError with its last words when it fails.
+    """
     result = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"{words[0]}: exit {result.returncode}: {result.stderr[-2000:]}")
@@ -70,7 +75,10 @@ def bits_per_byte(folder: Path, tokens: Path, tokenizer: Path, heldout: Path, se
 def measure_cap(
     cap: int | None, train: Path, heldout: Path, folder: Path, seeds: Sequence[int], steps: int
 ) -> dict[str, Any]:
-    """Train a tokenizer with this cap, and a model for each seed. Returns: its object of the JSON."""
+    """Train a tokenizer with this cap, and a model for each seed.
+
+    Returns: its object of the JSON.
+    """
     tokenizer = RustBPETokenizer.train_from_iterator(read_texts(train), VOCAB_SIZE, max_han_run=cap)
     tokenizer.save(folder / "tokenizer")
     texts = list(read_texts(heldout))

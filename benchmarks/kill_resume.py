@@ -1,17 +1,20 @@
-"""Whether a pipeline that is killed again and again ends as one that nobody disturbs, also when its settings change.
+"""Whether a pipeline that is killed again and again ends as one that nobody disturbs.
 
     python benchmarks/kill_resume.py --work_dir /path/with/space
-    python benchmarks/kill_resume.py --work_dir /path/with/space --profile configs/cpu.yaml --seed 7 --json kills.json
+    python benchmarks/kill_resume.py --work_dir /path/with/space --profile configs/cpu.yaml \\
+        --seed 7 --json kills.json
 
-Three runs: one that nobody disturbs, one that is killed and started again each time, and one that is killed while its
-settings change. The kills are `kill -9` at random moments (of a seed): in the mix, in the export, after and during saves
-of each trainer, in an evaluation, between the evaluation's line and the mark that its stage is done, and of `run.sh`
-alone.
+There are three runs: one that nobody disturbs, one that is killed and started again each time, and
+one that is killed while its settings change. The kills are `kill -9` at random moments (of a seed):
+in the mix, in the export, after and during saves of each trainer, in an evaluation, between the
+evaluation's line and the mark that its stage is done, and of `run.sh` alone.
 
-The settings that change: pretraining is begun as a shorter run and made longer, and SFT is begun at another rate. Once
-everything is done, that rate is tried again and given up. At every kill the finished weights must still be there.
+The settings that change: pretraining is begun as a shorter run and made longer, and SFT is begun at
+another rate. Once everything is done, that rate is tried again and given up. At every kill the
+finished weights must still be there.
 
-All files go below the work folder; the environment is that of `run.sh` (VENV_DIR), so run that once before.
+All files go below the work folder. The environment is that of `run.sh` (VENV_DIR), so run that once
+before.
 """
 
 import json
@@ -58,7 +61,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """An undisturbed run, one that is killed, one whose settings change too; exit 1 when their ends differ."""
+    """Make the three runs and compare their ends. Exit code 1 where they differ."""
     arguments = build_parser().parse_args(argv)
     proc.require("/proc/self/stat", "finds processes")
     work = arguments.work_dir.resolve()
@@ -117,7 +120,9 @@ def kill_with_changes(
 
 
 def small_profile(path: Path, **changes: dict[str, Any]) -> Path:
-    """`smoke` with more steps and frequent saves. Without a warm-up a shorter run begins as a longer one does.
+    """Write a profile: `smoke` with more steps and frequent saves.
+
+    There is no warm-up, so that a shorter run begins as a longer one does.
 
     Args: changes: stage -> settings.
     """

@@ -2,8 +2,9 @@
 
     python benchmarks/mix_memory.py --sizes 1 2 5 --work_dir /path/with/space
 
-Writes per size a raw-text and a chat file (a serial number in each record, some 1 KB long), runs the real scripts on
-them and prints a table. A run needs some four times its size on the disk; the files are removed afterwards.
+Writes per size a raw-text and a chat file (a serial number in each record, some 1 KB long), runs
+the real scripts on them and prints a table. A run needs some four times its size on the disk; the
+files are removed afterwards.
 """
 
 import itertools
@@ -106,7 +107,7 @@ def memory_of(pid: int) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure each size, a row of the table each."""
+    """Measure each size, and print a row of the table for each step."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=[1.0, 2.0, 5.0], metavar="GB", help="sizes of the sources 数据大小"

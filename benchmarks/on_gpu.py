@@ -13,7 +13,7 @@ the folder to report back.
 
 Needs torch, transformers, pytest, tiktoken, numpy, pyyaml and tqdm, and no network. The tokens to
 train on are those that --prepare made in data/on_gpu/, a folder that can be carried to another
-machine; where it is missing, those of the bundled samples.
+machine. Where it is missing, those of the bundled samples are taken.
 """
 
 import argparse
@@ -77,8 +77,7 @@ def parts_help() -> str:
 
 
 def chosen_parts(text: str | None, parts: Sequence[Part]) -> list[Part]:
-    """The parts that numbers or names stand for, in their order. Raises: UserError on an unknown
-    one."""
+    """The parts that numbers or names stand for, in their order. Raises: UserError."""
     if text is None:
         return list(parts)
     by_name = {str(number): part for number, part in enumerate(parts, 1)} | {part.name: part for part in parts}
@@ -131,9 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": told,
     }
     session = Session(
-        device=device, tiny=args.tiny, data=where, work=work, out=out, machine=facts,
-        results=Results(out / "results.json", head), patience=args.patience,
-    )  # fmt: skip
+        device=device,
+        tiny=args.tiny,
+        data=where,
+        work=work,
+        out=out,
+        machine=facts,
+        results=Results(out / "results.json", head),
+        patience=args.patience,
+    )
     print("\n".join(machine_lines(session.results.content)), flush=True)
     bad = run_parts(parts, session)
     print(
@@ -143,8 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_parts(parts: Sequence[Part], session: Session) -> int:
-    """Run parts one after the other, each whatever became of those before. Returns: how many have a
-    failure."""
+    """Run parts one after the other, whatever became of those before.
+
+    Returns: how many have a failure.
+    """
     bad = 0
     for part in parts:
         print(f"\n{part.name}: {part.about}, {part.limit * session.patience:.0f} s at most", flush=True)
@@ -157,7 +164,7 @@ def run_parts(parts: Sequence[Part], session: Session) -> int:
 
 
 def make_data(args: argparse.Namespace) -> int:
-    """--prepare."""
+    """Do what --prepare asks for: make the tokens."""
     given = {"pretrain": args.text, "sft": args.conversations, "dpo": args.pairs}
     files = {stage: path for stage, path in given.items() if path is not None}
     most = MAX_TOKENS if args.max_tokens is None else args.max_tokens
@@ -171,8 +178,10 @@ def make_data(args: argparse.Namespace) -> int:
 
 
 def data_for(parts: Sequence[Part], scratch: Path, *, tiny: bool) -> tuple[Path, dict[str, Any]]:
-    """The tokens for these parts: those prepared, else made now from the bundled samples. Returns:
-    where and what."""
+    """The tokens for these parts: those prepared, else made now from the bundled samples.
+
+    Returns: where they are, and what they are.
+    """
     recipe = Recipe.of(tiny=tiny)
     if found := prepared(DATA_FOLDER, recipe):
         return DATA_FOLDER, found
@@ -218,7 +227,7 @@ def commit() -> str:
 
 
 def report(content: Row) -> list[str]:
-    """All of it as Markdown, from the results alone."""
+    """The whole report as Markdown, from the results alone."""
     lines = [
         "# On a GPU" if content["device"] == "cuda" else "# On a CPU, with tiny shapes",
         "",

@@ -1,6 +1,6 @@
-"""Plots as SVG, which a browser shows and a text editor reads; drawn from figures alone, without a plotting library.
+"""Plots as SVG, drawn without a plotting library: bars, and lines over a logarithmic axis.
 
-x to the right, y down, in pixels.
+A browser shows them, and a text editor reads them. x grows to the right and y down, in pixels.
 """
 
 import math
@@ -33,6 +33,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
+    # The first round step that is not smaller than what gives the wanted number of ticks.
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
@@ -77,6 +78,7 @@ def line_chart(
     """Lines with points over a logarithmic x axis; `level` is drawn across."""
     points = [point for line_points in series.values() for point in line_points]
     xs, ys = [x for x, _ in points], [y for _, y in points] + ([level] if level is not None else [])
+    # A little room on all sides, so that no point lies on the frame.
     first, last = math.log10(min(xs)) - 0.1, math.log10(max(xs)) + 0.1
     margin = max((max(ys) - min(ys)) * 0.1, 0.01)
     low, high = min(ys) - margin, max(ys) + margin
@@ -112,7 +114,7 @@ def line_chart(
 
 
 def line(start: Point, end: Point, kind: str) -> str:
-    """A stroke."""
+    """A straight line."""
     return f'<path class="{kind}" d="M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"/>'
 
 
@@ -122,7 +124,7 @@ def text(place: Point, shown: str, anchor: str = "start", more: str = "") -> str
 
 
 def write_svg(path: Path, title: str, height: int, shapes: Iterator[str]) -> None:
-    """Write a picture on white."""
+    """Write a picture on a white ground."""
     with atomic_write(path) as file:
         file.write(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">\n')
         file.write(f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>\n')

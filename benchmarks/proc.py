@@ -1,4 +1,4 @@
-"""What Linux tells of running processes in /proc: their memory, their children, and who belongs to a session."""
+"""Reads /proc, where Linux tells of processes: memory, children, and who is in a session."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,13 +7,16 @@ from configs.schema import UserError
 
 
 def require(file: str, what_for: str) -> None:
-    """Raises: UserError where this system has no such file. Call it before anything is measured."""
+    """Raises: UserError where this system has no such file.
+
+    Call it before anything is measured.
+    """
     if not Path(file).exists():
         raise UserError(f"{file}: missing. This benchmark {what_for} there: run it on Linux.")
 
 
 def memory(file: str, name: str, pid: int | str = "self") -> int:
-    """Bytes of a field such as `VmRSS` in a file such as `status` of a process; 0 where it has no such field.
+    """Bytes of a field, such as `VmRSS` in the file `status` of a process; 0 where it is missing.
 
     Raises: OSError where the process has ended.
     """
@@ -24,7 +27,10 @@ def memory(file: str, name: str, pid: int | str = "self") -> int:
 
 
 def reset_peak() -> bool:
-    """Set this process's peak, `VmHWM`, to what is resident now; False where the kernel doesn't let us."""
+    """Set this process's peak, `VmHWM`, to what is resident now.
+
+    Returns: False where the kernel doesn't let us.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

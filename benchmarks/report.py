@@ -1,4 +1,4 @@
-"""How a benchmark reports: figures in a JSON file, a table and a plot made from them, and targets met or not met."""
+"""How benchmarks report: figures as JSON, a table and a plot of them, targets met or not."""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +64,10 @@ def show(page: Page, figures: Figures, json_file: Path | None) -> None:
 
 
 def shows_old_figures(page: Page, args: Namespace) -> bool:
-    """Do what `--from_json` asks for; False where it was not given. Raises: UserError on a file that can't be read."""
+    """Do what `--from_json` asks for. Returns: False where it was not given.
+
+    Raises: UserError where the file can't be read.
+    """
     if args.from_json is None:
         return False
     show(page, read_json(args.from_json, "Make it with --json."), args.from_json)
@@ -72,9 +75,10 @@ def shows_old_figures(page: Page, args: Namespace) -> bool:
 
 
 def keep(path: Path | None, results: Figures, order: Sequence[str]) -> list[dict[str, Any]]:
-    """Write results, an object an arm, and beside them those of an earlier run for other arms of the same model.
+    """Write results, an object an arm, beside those of an earlier run for other arms.
 
-    Args: order: the names of all arms. Returns: what the file holds now.
+    Results of another model, device or text are dropped. Args: order: the names of all arms.
+    Returns: what the file holds now.
     """
     arms = {result["arm"]: result for result in results}
     if path is None:

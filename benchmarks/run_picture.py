@@ -1,6 +1,6 @@
-"""Draw a run for people who read the README: the loss of each stage, and a conversation. 画出一次运行：损失曲线和对话。
+"""Draw a run for the README: the loss of each stage, and a conversation. 画出一次运行。
 
-python benchmarks/run_picture.py --tf_dir tf_dir --chat chat.txt --output docs/run.svg
+    python benchmarks/run_picture.py --tf_dir tf_dir --chat chat.txt --output docs/run.svg
 
 `chat.txt` holds lines `你: ...` and `模型: ...`, as `eval_model.py` prints them.
 """
@@ -55,6 +55,7 @@ def shapes(curves: dict[str, list[Point]], said: Sequence[str]) -> Iterator[str]
 
 def curve_shapes(curves: dict[str, list[Point]]) -> Iterator[str]:
     """Stages one after another on one axis of minutes."""
+    # A stage starts where the one before it ended.
     joined: dict[str, list[Point]] = {}
     start = 0.0
     for stage, points in curves.items():
@@ -80,7 +81,7 @@ def curve_shapes(curves: dict[str, list[Point]]) -> Iterator[str]:
 
 
 def chat_shapes(said: Sequence[str]) -> Iterator[str]:
-    """The conversation as a terminal shows it, what the user types in one colour, answers in another."""
+    """The conversation as a terminal shows it: questions in one colour, answers in another."""
     yield f'<rect x="{CHAT_LEFT}" y="{TOP - 20}" width="{CHAT_WIDTH}" height="{HEIGHT - TOP}" rx="6" fill="#1e1e2e"/>'
     y = TOP + 6
     for turn in (turn for turn in said if turn != f"{USER}/new"):

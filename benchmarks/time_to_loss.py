@@ -1,20 +1,22 @@
 """How soon our trainer predicts held-out text as well as a tutorial's loop does in the end.
 
-    python benchmarks/time_to_loss.py --model 512x8 --text pretrain.jsonl.xz --work_dir DIR --minutes 20 --json FILE
+    python benchmarks/time_to_loss.py --model 512x8 --text pretrain.jsonl.xz --work_dir DIR \\
+        --minutes 20 --json FILE
     python benchmarks/time_to_loss.py --from_json FILE
 
-The clock starts with the process, tokens on the disk, nothing compiled, and ends with it, the weights written; scoring
-comes after. A learning rate falls until the end of its run, so a point of a curve is a run of its own with its own
-budget. Bits per byte count every byte of the same held-out documents in windows of 340 tokens, for both arms.
+The clock starts with the process: tokens are on the disk, nothing is compiled. It stops when the
+process ends, the weights written. Scoring comes after. A learning rate falls until the end of its
+run, so each point of a curve is a run of its own with its own budget. Bits per byte count every
+byte of the same held-out documents in windows of 340 tokens, for both arms.
 
-The baseline (benchmarks/training/baseline.py) is the best of its learning rates and batch sizes: each is tried for a share of
---minutes, the best then has all of them. Where --epochs is given, it has so many passes over its documents instead.
-Ours needs its number of steps beforehand: a first run, outside the clock, shows how long its start and a step take.
-Needs an otherwise idle machine.
+The baseline (benchmarks/training/baseline.py) is the best of its learning rates and batch sizes.
+Each is tried for a share of --minutes, then the best has all of them. With --epochs it has so many
+passes over its documents instead. Ours needs its number of steps beforehand: a first run, outside
+the clock, shows how long its start and a step take. Needs an otherwise idle machine.
 
-Each finished run, each measured speed too, is noted at once in FILE.runs.jsonl, and is not made again by a call that
-needs the same: a benchmark that was interrupted resumes, one with more seeds or rates makes what is missing. After a
-change of the arm's code all of its runs are made anew.
+Each finished run and each measured speed is noted at once in FILE.runs.jsonl. A call that needs the
+same does not make it again: a benchmark that was interrupted resumes, and one with more seeds or
+rates makes what is missing. After a change of an arm's code all of its runs are made anew.
 """
 
 import itertools
@@ -47,10 +49,11 @@ from configs.schema import UserError
 OUR_SHARES = (0.1, 0.2, 0.35)
 """Budgets of ours as shares of the baseline's seconds."""
 TIMES_FASTER = {True: 5.0, False: 20 / 7}
-"""What the baseline reaches in 20 minutes, ours shall reach in 4, or in 7 without bfloat16 instructions."""
+"""What the baseline reaches in 20 minutes, ours shall reach in 4, or in 7 without bfloat16
+instructions."""
 
 
-# --- the baseline -----------------------------------------------------------------------------------------------------
+# --- the baseline ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ def baseline_arm(bench: Bench) -> dict[str, Any]:
     tried = {}
     if len(candidates) > 1 or share == 1:
         tried = {candidate: baseline_run(bench, candidate, seeds[0], share) for candidate in candidates}
+    # Each candidate has a share of the budget; the best of them then has all of it.
     best = min(tried, key=lambda candidate: tried[candidate].heldout_bpb) if tried else candidates[0]
     if at_edge(best.learning_rate, bench.args.learning_rates):
         print(
@@ -120,11 +124,11 @@ def at_edge(value: float, choices: Sequence[float]) -> bool:
     return len(choices) > 2 and value in (min(choices), max(choices))
 
 
-# --- ours -------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 def our_arm(bench: Bench, baseline_seconds: float) -> dict[str, Any]:
-    """A run a budget and seed. Returns: our object of the JSON."""
+    """One run for each budget and seed. Returns: our object of the JSON."""
     args = bench.args
     asked = [60 * minutes for minutes in args.budgets or ()]
     budgets = sorted(asked or (share * baseline_seconds for share in OUR_SHARES))
@@ -152,9 +156,12 @@ def our_arm(bench: Bench, baseline_seconds: float) -> dict[str, Any]:
 
 
 def baseline_seconds(bench: Bench, results: Sequence[dict[str, Any]]) -> float:
-    """What the baseline was given, from which our budgets follow; where it is a number of epochs, what these took.
+    """Seconds of the baseline, of which our budgets are shares.
 
-    Args: results: of this call. Raises: UserError where the baseline has not run yet, and budgets are not given either.
+    That is its own budget, or, where the budget is a number of epochs, what these took.
+
+    Args: results: of this call. Raises: UserError where the baseline has not run yet, and --budgets
+    is not given either.
     """
     args, facts = bench.args, bench.facts()
     if args.budgets or not args.epochs:
@@ -183,14 +190,14 @@ def point(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def seconds_to(curve: Sequence[dict[str, Any]], level: float) -> tuple[float, bool] | None:
-    """When a curve reaches so few bits per byte, and whether that is exact.
+    """When a curve reaches so few bits per byte, and whether that is exact; None: never.
 
-    Between two points the curve is taken as straight over the logarithm of time. Where the first point is there
-    already, its time is an upper bound: not exact. None: never.
+    Between two points the curve is taken as straight over the logarithm of time. Where the first
+    point is low enough already, its time is an upper bound: not exact.
     """
     points = sorted((p["seconds"], p["heldout_bpb"]) for p in curve)
     for number, (seconds, bpb) in enumerate(points):
@@ -198,7 +205,7 @@ def seconds_to(curve: Sequence[dict[str, Any]], level: float) -> tuple[float, bo
             if number == 0:
                 return seconds, bpb == level
             before, above = points[number - 1]
-            part = (above - level) / (above - bpb)
+            part = (above - level) / (above - bpb)  # share of the way down, and so of the way in log time
             return before * (seconds / before) ** part, True
     return None
 
@@ -238,7 +245,10 @@ def table(results: Figures) -> list[str]:
 
 
 def targets(results: Figures) -> list[str]:
-    """How much sooner ours is where the baseline ends. The target is set for 512x8 and 20 minutes on a CPU."""
+    """How much sooner ours is where the baseline ends, a line to print.
+
+    The target is set for 512x8 and 20 minutes on a CPU.
+    """
     arms = {result["arm"]: result for result in results}
     if len(arms) < 2:
         return []

@@ -1,20 +1,24 @@
-"""Speed and memory of the crate rustbpe beside other trainers and encoders of BPE: same text, machine and threads.
+"""Speed and memory of the crate rustbpe beside other trainers and encoders of BPE.
 
-    python benchmarks/tokenizer_speed.py --text pretrain.jsonl.xz --sizes 30 all --work_dir DIR --json FILE
+    python benchmarks/tokenizer_speed.py --text pretrain.jsonl.xz --sizes 30 all --work_dir DIR \\
+        --json FILE
 
-Training: ours, the package `rustbpe` of PyPI, Hugging Face `tokenizers` (the same split pattern, ByteLevel) and, beside
-ours with runs of Han capped at 8, SentencePiece (BPE at its defaults, but for what `tokenizer/trainers.py` says).
-Ranks must be those of PyPI's package, byte for byte. Encoding: all texts with one tokenizer; ids must be the same.
+All arms have the same text, machine and threads. Training compares ours, the package `rustbpe` of
+PyPI and Hugging Face `tokenizers` (the same split pattern, ByteLevel). Beside ours with runs of Han
+capped at 8 it also measures SentencePiece (BPE at its defaults, but for what
+`tokenizer/trainers.py` says). Ranks must be those of PyPI's package, byte for byte. Encoding: all
+texts with one tokenizer; ids must be the same.
 
-Each measurement is a fresh process, and the arms take turns. The time is that of the call alone: the texts are in
-memory before, as a list whose UTF-8 is ready, so the list adds nothing to anyone's memory. SentencePiece alone reads
-its text in that time, from a prepared file of one paragraph a line. Memory is the peak of the resident set less what
-was resident just before the call.
+Each measurement is a fresh process, and the arms take turns. The time is that of the call alone:
+the texts are in memory before, as a list whose UTF-8 is ready, so the list adds nothing to anyone's
+memory. Only SentencePiece reads its text in that time, from a prepared file of one paragraph a
+line. Memory is the peak of the resident set less what was resident just before the call.
 
-Needs the crate (maturin develop --release), `tokenizers`, Linux, and an otherwise idle machine. PyPI's package has our
-crate's name, so it gets, with sentencepiece, an environment of its own in the work folder, made on the first run.
-Exit code 1: ranks or ids differ. Targets that are missed are only printed, since they depend on the machine; each is
-judged by the smaller of two ratios, of medians and of minima.
+Needs the crate (maturin develop --release), `tokenizers`, Linux, and an otherwise idle machine.
+PyPI's package has the name of our crate. So it gets, with sentencepiece, an environment of its own
+in the work folder, made on the first run. Exit code 1: ranks or ids differ. Targets that are missed
+are only printed, since they depend on the machine. Each is judged by the smaller of two ratios, of
+medians and of minima.
 """
 
 import importlib

@@ -1,17 +1,19 @@
-"""Tokens learnt a second by our trainer, beside what the machine's matrix products allow and beside a tutorial's loop.
+"""Tokens a second of our trainer, beside its matrix products alone and a tutorial's loop.
 
-    python benchmarks/train_speed.py --model 512x8 --text pretrain.jsonl.xz --work_dir DIR --minutes 2 --json FILE
+    python benchmarks/train_speed.py --model 512x8 --text pretrain.jsonl.xz --work_dir DIR \\
+        --minutes 2 --json FILE
     python benchmarks/train_speed.py --from_json FILE
 
-A real token is a label other than -100. The time is the wall clock's between two lines of a run's own metrics: loader,
-optimizer, saves and logging are in it; what comes before (imports, compilation) is told apart. The bound is the rate at
-which the arm's own matrix products (benchmarks/training/products.py says which) run alone, in the better of float32 and
-bfloat16, replayed before, between and after the arms. MFU: (6 N + 12 L d T) operations a real token, N with the output
-matrix once, over the machine's peak.
+A real token is a label other than -100. The time is the wall clock's between two lines of a run's
+own metrics: loader, optimizer, saves and logging are in it. What comes before (imports,
+compilation) is told apart. The bound is the rate at which the arm's own matrix products run alone
+(benchmarks/training/products.py says which), in the better of float32 and bfloat16. They are
+replayed before, between and after the arms. MFU: (6 N + 12 L d T) operations a real token, N with
+the output matrix once, over the machine's peak.
 
-The baseline (benchmarks/training/baseline.py) has the faster of its batch sizes, and is held against a plain loop around
-transformers (benchmarks/training/plain_loop.py) in an environment that nobody has tuned, so that nothing of ours slows it down.
-Needs an otherwise idle machine.
+The baseline (benchmarks/training/baseline.py) has the faster of its batch sizes. It is held against
+a plain loop around transformers (benchmarks/training/plain_loop.py) in an environment that nobody
+has tuned, so that nothing of ours slows it down. Needs an otherwise idle machine.
 """
 
 import json
@@ -42,7 +44,8 @@ TIMES_BASELINE = {True: 2.5, False: 1.3}
 """With bfloat16 instructions, and without."""
 GPU_MFU = 0.35
 QUIET_SPREAD = 1.2
-"""The slowest replay may take so many times as long as the fastest; else other programs were at work."""
+"""The slowest replay may take so many times as long as the fastest; else other programs were at
+work."""
 SHARE_OF_PLAIN = 0.9
 """The baseline must not be slower than this share of the plain loop."""
 
@@ -108,7 +111,7 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
 
 
 def our_speed(bench: Bench, seed: int, seconds: float) -> Speed:
-    """Of our trainer."""
+    """Speed of our trainer, in steps of the size it would choose itself."""
     step = bench.step_words(bench.run.train.epochs * bench.corpus.tensor_facts()["num_tokens"])
     speed = measure_speed(
         bench,
@@ -120,7 +123,7 @@ def our_speed(bench: Bench, seed: int, seconds: float) -> Speed:
 
 
 def baseline_speed(bench: Bench, seed: int, batch_size: int, seconds: float) -> Speed:
-    """Of the baseline."""
+    """Speed of the baseline."""
     endless = ("--max_steps", str(10**9))
     speed = measure_speed(
         bench,
@@ -162,7 +165,7 @@ def middle_speed(speeds: Sequence[Speed]) -> float:
 
 
 def figures(arm: str, speeds: Sequence[Speed], padded_share: float) -> dict[str, Any]:
-    """What an arm's own runs say."""
+    """The figures that follow from an arm's own runs."""
     return {
         "arm": arm,
         "dtype": speeds[0].dtype,
@@ -175,7 +178,7 @@ def figures(arm: str, speeds: Sequence[Speed], padded_share: float) -> dict[str,
     }
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def table(results: Figures) -> list[str]:
@@ -206,7 +209,10 @@ def table(results: Figures) -> list[str]:
 
 
 def targets(results: Figures) -> list[Target]:
-    """Which targets are met. The CPU's are set for 512x8, the GPU's for the default model over 2 minutes or more."""
+    """The targets, met or not.
+
+    Those of a CPU are set for 512x8, those of a GPU for the default model over 2 minutes or more.
+    """
     arms = {result["arm"]: result for result in results}
     ours, baseline = arms.get("minillm"), arms.get("baseline")
     found = []

@@ -1,7 +1,7 @@
-"""One check of `on_gpu.py`: a command in a process of its own with a time limit, and what must be true of it.
+"""One check of `on_gpu.py`: a command in a process of its own, and what must be true of it.
 
-A check that fails, crashes or hangs leaves a line with its traceback. Nothing here imports torch: a
-GPU whose context broke in one check is whole again in the next.
+A check that fails, crashes or runs past its time limit leaves a line with its traceback. Nothing
+here imports torch: a GPU whose context broke in one check is whole again in the next.
 """
 
 import json
@@ -46,8 +46,7 @@ class Ended:
     err: str = ""
 
     def json(self) -> dict[str, Any]:
-        """The JSON object that a probe prints last. Raises: ValueError or IndexError without
-        one."""
+        """The JSON object that a probe prints last. Raises: ValueError, IndexError."""
         found: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
         return found
 
@@ -84,9 +83,14 @@ class Running:
         with self._open("in") as given, self._open("out") as out, self._open("err") as err:
             self.started = time.monotonic()
             self.process = subprocess.Popen(
-                check.command, stdin=given, stdout=out, stderr=err, cwd=ROOT, preexec_fn=os.setpgrp,
+                check.command,
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                cwd=ROOT,
+                preexec_fn=os.setpgrp,
                 env={**environment, **check.environment},
-            )  # fmt: skip
+            )
 
     def _open(self, name: str) -> IO[bytes]:
         return self.files[name].open("rb" if name == "in" else "wb")
@@ -106,8 +110,10 @@ class Running:
         return {**head, **self._verdict(code)}
 
     def end(self, *, dump: bool = False) -> None:
-        """Kill all of it; with `dump` it first writes where its threads stand (faulthandler is
-        on)."""
+        """Kill all that it started.
+
+        With `dump` it first writes where its threads stand, as faulthandler is on.
+        """
         if dump:
             self.process.send_signal(signal.SIGABRT)
             with suppress(subprocess.TimeoutExpired):  # deep in a driver, where no signal is taken

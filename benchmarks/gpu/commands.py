@@ -18,9 +18,9 @@ from configs.stage_table import STAGE_TABLE
 
 PROBES = str(ROOT / "benchmarks" / "gpu" / "probes.py")
 STEP_TOKENS = 32_768
-"""Of the steps that are only looked at: several at once fit a large card."""
+"""Tokens of the steps that are only looked at: several such checks at once fit a large card."""
 FALLBACKS = ("torch.compile failed", "FlexAttention cannot be used", "step skipped")
-"""What a trainer says when it goes on in another way than was asked for."""
+"""What a trainer says when it trains in another way than was asked for."""
 
 
 # --- tests and probes -----------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def train_check(
 ) -> Check:
     """A few steps of a trainer, from the weights that `more` names.
 
-    Args: steps: 0: so many that the loss has fallen below its start, which the first ones raise.
+    Args: steps: with 0, so many that the loss falls below its start. The first steps raise it.
     """
     steps = steps or (8 if session.tiny else 20)
     folder = session.folder(name)
@@ -104,8 +104,7 @@ def train_check(
 
 
 def of_training(must_fall: bool, ended: Ended) -> Row:
-    """Losses, speed and memory. Raises: CheckFailed where the trainer went another way than
-    asked."""
+    """Losses, speed and memory. Raises: CheckFailed where a trainer did not do as asked."""
     figures = ended.json()
     for notice in FALLBACKS:
         if line := next((line.strip() for line in ended.err.splitlines() if notice in line), ""):

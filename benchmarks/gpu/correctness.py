@@ -12,11 +12,11 @@ from benchmarks.gpu.session import Part, Rows, Session
 from configs.stage_table import STAGES
 
 HEAD_DIMS = (64, 96, 80)
-"""Of minillm-26m, minillm-104m and minillm-moe-145m."""
+"""Sizes of the heads of minillm-26m, minillm-104m and minillm-moe-145m."""
 MOST_DIFFERENT = 0.05
 """Nats by which losses of a compiled run may differ from those of the same run uncompiled."""
 MEMORY_SHARE = 0.6
-"""Of what a run needed: too little, so that its micro-batch must be halved."""
+"""Share of the memory that a run needed: too little, so that its micro-batch must be halved."""
 
 
 # --- 1: tests -------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""The tokens that `on_gpu.py` trains on: made once, small enough to be carried to another machine.
+"""The tokens that `on_gpu.py` trains on: made once, small enough to be carried elsewhere.
 
-    data/on_gpu/corpus/        text, as benchmarks/training/corpus.py prepares it for us and for the baseline
+    data/on_gpu/corpus/        text, as benchmarks/training/corpus.py prepares it
     data/on_gpu/sft_tokens/    conversations
     data/on_gpu/dpo_tokens/    pairs
     data/on_gpu/prepared.json  what they were made from
 
-What no file is given for comes from the bundled samples.
+Where no file is given, they come from the bundled samples.
 """
 
 import json
@@ -37,7 +37,8 @@ MAX_TOKENS = 8_000_000
 MOST_RECORDS = {"sft": 4_000, "dpo": 1_500}
 HELDOUT_DOCUMENTS = 60
 TINY_ROW_TOKENS = 512
-"""The least that benchmarks/training/arms.py takes. Its windows are longer than the smoke profile's rows."""
+"""The least that benchmarks/training/arms.py takes. Its windows are longer than the smoke profile's
+rows."""
 BUNDLED = "bundled samples"
 
 
@@ -63,8 +64,7 @@ class Recipe:
 
 
 def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """Make the folder anew. Returns: what it holds. Raises: UserError on a file that can't be
-    read."""
+    """Make the folder anew. Returns: what it holds. Raises: UserError."""
     files = {stage: find_dataset(path) for stage, path in recipe.files.items()}  # a misspelt name ends here
     tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
     require_writable(folder.parent)
@@ -76,9 +76,13 @@ def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
             mix_bundled(recipe.profile, scratch)
         sources = {stage: files.get(stage, scratch / f"{stage}_chinese.jsonl") for stage in ("pretrain", "sft", "dpo")}
         prepare_corpus(
-            folder / "corpus", sources["pretrain"], tokenizer,
-            row_tokens=recipe.row_tokens["pretrain"], max_tokens=recipe.max_tokens, num_heldout=HELDOUT_DOCUMENTS,
-        )  # fmt: skip
+            folder / "corpus",
+            sources["pretrain"],
+            tokenizer,
+            row_tokens=recipe.row_tokens["pretrain"],
+            max_tokens=recipe.max_tokens,
+            num_heldout=HELDOUT_DOCUMENTS,
+        )
         for stage, most in MOST_RECORDS.items():
             part = scratch / f"{stage}.jsonl"
             with part.open("w", encoding="utf-8") as lines:
@@ -107,8 +111,10 @@ def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def mix_bundled(profile: str, folder: Path) -> None:
-    """The mix of the bundled samples alone, whatever lies in the user's folder. Raises: UserError
-    where it fails."""
+    """The mix of the bundled samples alone, whatever lies in the user's folder.
+
+    Raises: UserError where it fails.
+    """
     command = [sys.executable, str(ROOT / "scripts" / "build_chinese_mix.py"), "--profile", profile]
     command += ["--source_dir", str(folder / "no_sources"), "--output_dir", str(folder)]
     (folder / "no_sources").mkdir()

@@ -1,4 +1,4 @@
-"""The part `pipeline` of `on_gpu.py`: the whole run on the bundled data, its scores, and a talk with the result.
+"""The part `pipeline` of `on_gpu.py`: the whole run on the bundled data, and a talk with it.
 
 With --tiny the shapes are those of the profile `smoke`, so that a CPU can walk through all of it.
 """
@@ -28,14 +28,12 @@ TALKS = (
 
 
 def pipeline(session: Session) -> None:
-    """All that `run.sh` does after the environment, on the bundled data, and a talk with the
-    result."""
+    """All that `run.sh` does after making the environment, and a talk with the result."""
     base = session.folder("run")
     own_flags = f"--device {session.device}" + (" --dtype auto" if session.tiny else "")
-    environment = {
-        "DATA_DIR": str(base / "data"), "OUT_DIR": str(base / "out"), "TF_DIR": str(base / "tf_dir"),
-        **{f"{stage.upper()}_ARGS": own_flags for stage in STAGES},
-    }  # fmt: skip
+    folders = {"DATA_DIR": "data", "OUT_DIR": "out", "TF_DIR": "tf_dir"}
+    environment = {name: str(base / folder) for name, folder in folders.items()}
+    environment |= {f"{stage.upper()}_ARGS": own_flags for stage in STAGES}
 
     def check(name: str, words: Sequence[str], limit: float, read: Callable[[Ended], Row] = no_figures) -> Check:
         return Check(name=name, command=[sys.executable, *words], limit=limit, read=read, environment=environment)
@@ -73,9 +71,8 @@ def pipeline(session: Session) -> None:
 def ask(*command: str, environment: Mapping[str, str]) -> list[str]:
     """The lines that a quick command prints. Raises: CheckFailed where it fails."""
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=ASK_SECONDS, check=False,
-    )  # fmt: skip
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+    )
     if done.returncode:
         raise CheckFailed(f"{' '.join(command[1:])}: {done.stderr.strip()}")
     return done.stdout.splitlines()
@@ -105,9 +102,12 @@ def of_stage(base: Path, stage: str, ended: Ended) -> Row:
     validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
     chose = next((line.strip() for line in ended.err.splitlines() if line.startswith(f"{stage}: ")), "")
     return {
-        "steps": last["step"], "tokens": round(last["tokens"]), "last_loss": round(last["loss"], 4),
-        "validation_losses": [round(loss, 4) for loss in validations], "chose": chose,
-    }  # fmt: skip
+        "steps": last["step"],
+        "tokens": round(last["tokens"]),
+        "last_loss": round(last["loss"], 4),
+        "validation_losses": [round(loss, 4) for loss in validations],
+        "chose": chose,
+    }
 
 
 def of_evaluation(base: Path, stage: str, ended: Ended) -> Row:

@@ -42,7 +42,8 @@ from model.model_minillm import MiniLLM
 from trainer.flops import listed_peak, timed
 
 LARGEST_ERROR = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
-"""Of attention and its gradients against float64: norm of the difference over the norm."""
+"""Most that attention and its gradients may differ from float64: norm of the difference over the
+norm."""
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def driver_version() -> str:
-    """NVIDIA's driver; empty where nobody says."""
+    """Version of NVIDIA's driver; empty where nothing says."""
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
@@ -107,9 +108,12 @@ def attention(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def attention_in(name: str, start: Sequence[Tensor], documents: Tensor) -> dict[str, Any]:
-    """The same in one dtype. Args: start: q (B, H, T, D), k and v (B, K, T, D) in float64.
-    documents (B, T)."""
+    """The same in one dtype.
+
+    Args: start: q (B, H, T, D), k and v (B, K, T, D) in float64. documents (B, T), -1 for padding.
+    """
     dtype, device = DTYPES[name], documents.device
+    # A token sees the tokens before it in its own document, and itself; the truth is a dense mask.
     allowed = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
     bias = torch.zeros(allowed.shape, dtype=torch.float64, device=device).masked_fill_(~allowed, -torch.inf)
     inputs = [x.to(dtype).requires_grad_() for x in start]
@@ -140,7 +144,7 @@ def attention_in(name: str, start: Sequence[Tensor], documents: Tensor) -> dict[
 
 
 def values_and_gradients(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Of attention, and of the sum of its squares for q, k and v."""
+    """Values of attention, and gradients of the sum of their squares for q, k and v."""
     y = attend(*inputs)
     return [y, *torch.autograd.grad(y.double().square().sum(), inputs)]
 
@@ -149,8 +153,10 @@ def values_and_gradients(attend: Callable[..., Tensor], inputs: Sequence[Tensor]
 
 
 def decode(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of `inference/generate.py`, in the precision in which weights are loaded, at each
-    batch size."""
+    """Tokens a second of `inference/generate.py` at each batch size.
+
+    The precision is the one in which weights are loaded.
+    """
     device = choose_device(args.device)
     model = MiniLLM(ModelConfig(**preset(args.model)).resolve()).to(device).eval()
     found: dict[str, Any] = {"model": args.model, "dtype": dtype_name(model.output_weight.dtype)}
@@ -172,7 +178,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_parser() -> Parser:
-    """A verb each."""
+    """One verb for each thing that is measured."""
     parser = Parser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("machine").set_defaults(probe=machine)

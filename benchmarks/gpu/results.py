@@ -1,4 +1,7 @@
-"""The file `results.json` of a report: written anew at each change, so that it is whole whenever the run ends."""
+"""The file `results.json` of a report, written anew at each change.
+
+So it is whole whenever the run ends.
+"""
 
 import math
 from collections.abc import Mapping

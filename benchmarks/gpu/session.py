@@ -1,6 +1,7 @@
-"""Runs the parts of `on_gpu.py` and their checks, some side by side, and keeps each result as it comes.
+"""Runs the parts of `on_gpu.py` and their checks, and keeps each result as it comes.
 
-A check that fails does not stop the next one, and a part that fails does not stop the next part.
+Checks may run side by side. One that fails does not stop the next check, and a part that fails does
+not stop the next part.
 """
 
 import math
@@ -22,7 +23,7 @@ Rows = Mapping[str, Row]
 
 POLL_SECONDS = 0.05
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
-"""As in trainer/runtime.py, which imports torch: a trainer whose starter is gone ends."""
+"""As in trainer/runtime.py, which imports torch. A trainer ends when its starter is gone."""
 OWN_VARIABLES = {"DATA_DIR", "OUT_DIR", "TF_DIR", "PRETRAIN_ARGS", "SFT_ARGS", "DPO_ARGS", "ENABLE_RUSTBPE"}
 OWN_VARIABLES |= {"NUM_GPUS", "RANK", "WORLD_SIZE"}
 """Settings of the user's own runs, which must not reach a check."""
@@ -58,8 +59,10 @@ class Session:
         return self.work / self.part / name.replace(" ", "_").replace("/", "_")
 
     def run(self, checks: Sequence[Check], at_once: int = 1) -> list[Row]:
-        """Run checks, some side by side, keeping each result as it comes. Returns: in their
-        order."""
+        """Run checks, some side by side, keeping each result as it comes.
+
+        Returns: the rows, in the order of the checks.
+        """
         waiting, running = deque(checks), list[Running]()
         rows: dict[str, Row] = {}
         try:
@@ -102,7 +105,7 @@ class Session:
             log.write(f"{started.text('out').strip()}\n--- stderr\n{started.text('err').strip()}\n\n")
 
     def environment(self, at_once: int = 1) -> dict[str, str]:
-        """The variables of a check, beside so many others."""
+        """The environment variables of a check that runs beside so many others."""
         compiled = self.work / "compiled"
         given = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | {
             PARENT_VARIABLE: str(os.getpid()),
@@ -127,7 +130,7 @@ class Part:
     """Seconds; a check that starts late has what is left."""
     run: Callable[[Session], None]
     result: Callable[[Rows], str]
-    """What its rows, by check, mean: words for the table in docs/results.md."""
+    """Words for the table in docs/results.md: what its rows, by check, mean."""
     details: Callable[[Rows], list[str]] = lambda rows: []
     """More lines for the report."""
 

@@ -1,4 +1,4 @@
-"""The parts `speed` and `shapes` of `on_gpu.py`: how fast the default model trains, and larger ones, and decoding.
+"""The parts `speed` and `shapes` of `on_gpu.py`: training at several sizes, and decoding.
 
 With --tiny the shapes are those of the profile `smoke`, so that a CPU can walk through all of it.
 """
@@ -16,15 +16,14 @@ from configs.paths import ROOT
 SHAPE_TOKENS = 16_384
 """Tokens of a step of the larger models, of which several at once fit a large card."""
 SPEED_TOKENS = 262_144
-"""Of a step where speed counts: what a step costs besides its tokens is little beside so many."""
+"""Tokens of a step where speed counts: so many that all else a step costs is little."""
 
 
 # --- 4: speed -------------------------------------------------------------------------------------
 
 
 def speed(session: Session) -> None:
-    """Tokens a second of 26 M at 2,048 tokens, beside peak and bound; then steps under a
-    profiler."""
+    """Tokens a second of 26 M at 2,048 tokens, beside peak and bound; then a few steps profiled."""
     found = session.folder("train speed") / "speed.json"
     size = "--model minillm-26m --profile default --minutes 0.3"
     ours = f"--use_compile 1 --tokens_per_step {SPEED_TOKENS} --log_interval 5"
@@ -35,10 +34,18 @@ def speed(session: Session) -> None:
     command += ["--arms", "minillm", "--device", session.device, "--json", str(found)]
     command += [*size.split(), f"--pretrain_args={ours}"]
     session.run([Check(name="train speed", command=command, limit=110, read=partial(of_speed, found))])
+    compiled = ("--use_compile", "0" if session.tiny else "1")
+    words = ("--profile_steps", "3")
     profiled = train_check(
-        session, "where the time goes", "pretrain", "--use_compile", "0" if session.tiny else "1",
-        steps=10, tokens=SPEED_TOKENS, probe_words=("--profile_steps", "3"), must_fall=False,
-    )  # fmt: skip
+        session,
+        "where the time goes",
+        "pretrain",
+        *compiled,
+        steps=10,
+        tokens=SPEED_TOKENS,
+        probe_words=words,
+        must_fall=False,
+    )
     session.run([profiled])
 
 
@@ -47,11 +54,17 @@ def of_speed(found: Path, ended: Ended) -> Row:
     result = read_json(found, "See the log.")[0]
     rate, bound = result["real_tokens_per_s"], result["gemm_bound_tokens_per_s"]
     return {
-        "tokens_per_s": rate, "mfu": result["mfu"], "share_of_bound": round(rate / bound, 4),
-        "bound_tokens_per_s": bound, "bound_tflops": float(f"{result['bound_tflops']:.3g}"),
-        "peak_tflops": float(f"{result['peak_tflops']:.3g}"), "peak_from": result["peak_from"], "dtype": result["dtype"],
-        "startup_s": result["startup_seconds"], "measured_s": result["measured_seconds"],
-    }  # fmt: skip
+        "tokens_per_s": rate,
+        "mfu": result["mfu"],
+        "share_of_bound": round(rate / bound, 4),
+        "bound_tokens_per_s": bound,
+        "bound_tflops": float(f"{result['bound_tflops']:.3g}"),
+        "peak_tflops": float(f"{result['peak_tflops']:.3g}"),
+        "peak_from": result["peak_from"],
+        "dtype": result["dtype"],
+        "startup_s": result["startup_seconds"],
+        "measured_s": result["measured_seconds"],
+    }
 
 
 def speed_result(rows: Rows) -> str:
@@ -141,8 +154,9 @@ def shapes_result(rows: Rows) -> str:
     ]
     found = {name: value for name, value in rows.get("decoding", {}).items() if name.startswith("tokens_per_s_batch_")}
     if found:
-        words.append("decoding " + ", ".join(f"{value:,.0f}" for value in found.values()) + " tokens/s at batch "
-                     + ", ".join(name.rpartition("_")[2] for name in found))  # fmt: skip
+        speeds = ", ".join(f"{value:,.0f}" for value in found.values())
+        batches = ", ".join(name.rpartition("_")[2] for name in found)
+        words.append(f"decoding {speeds} tokens/s at batch {batches}")
     loss = rows.get("time to loss", {})
     words += [
         f"{arm} {loss[f'{arm}_heldout_bpb']:.3f} bits per byte after {loss[f'{arm}_seconds']:.0f} s"

@@ -1,4 +1,4 @@
-"""What `on_gpu.py` measures inside a trainer's process: memory, the first step, where time goes, and resuming."""
+"""What `on_gpu.py` measures inside a trainer: memory, where time goes, and how it resumes."""
 
 import argparse
 import signal
@@ -39,8 +39,10 @@ RESUMED_STEPS, SAVED_EACH = 12, 2
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Call a trainer in this process, and tell what only this process knows: memory, choices, where
-    the time went."""
+    """Call a trainer in this process, and tell what only this process knows.
+
+    That is: its memory, what it chose, and where the time went.
+    """
     on_gpu = torch.cuda.is_available()
     if args.memory_gb:
         if not on_gpu:
@@ -70,8 +72,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def progress(tf_dir: Path, stage: str) -> dict[str, Any]:
-    """Losses of all steps, and the tokens a second of the later half. Raises: UserError where there
-    are too few steps."""
+    """Losses of all steps, and the tokens a second of the later half.
+
+    Raises: UserError where there are too few steps.
+    """
     path = next(iter((tf_dir / "metrics").glob(f"{stage}_*.jsonl")), tf_dir / "none")
     lines = read_lines(path)
     if len(lines) < 4:
@@ -88,8 +92,10 @@ def progress(tf_dir: Path, stage: str) -> dict[str, Any]:
 
 @contextmanager
 def watched(profile_steps: int) -> Iterator[dict[str, Any]]:
-    """Note when the first step has ended, and profile a few of the later ones; the trainer's own
-    code stays as it is."""
+    """Note when the first step has ended, and profile a few of the later ones.
+
+    The trainer's own code stays as it is: its `after_step` is replaced from outside.
+    """
     after_step, seen = Run.after_step, dict[str, Any]()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     profiler = profile(activities=activities)
@@ -114,7 +120,7 @@ def watched(profile_steps: int) -> Iterator[dict[str, Any]]:
 
 
 def where_time_goes(profiler: profile, seconds: float, steps: int) -> dict[str, Any]:
-    """The kernels that take longest, and the share of the clock's time in which any of them ran."""
+    """The kernels that take longest, and the share of the time in which any of them ran."""
     on_gpu = torch.cuda.is_available()
     rows = []
     for event in profiler.key_averages():
@@ -161,10 +167,9 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
         process.send_signal(signal.SIGKILL)
     resumed = next((line for line in said(command(killed)).splitlines() if line.startswith("resuming after")), "")
     if not resumed:
-        raise UserError("the second run did not go on from the saved state. See what it said.")
-    ours, theirs = (
-        read_weights(latest_weights(STAGE_TABLE[args.stage].weights, folder))[0] for folder in (killed, unbroken)
-    )
+        raise UserError("the second run did not resume from the saved state. See what it said.")
+    stem = STAGE_TABLE[args.stage].weights
+    ours, theirs = (read_weights(latest_weights(stem, folder))[0] for folder in (killed, unbroken))
     different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
     found: dict[str, Any] = {
         "resumed": resumed.removeprefix("resuming "),
@@ -178,8 +183,7 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def said(command: Sequence[str]) -> str:
-    """Run a command; what it said on stderr, which is passed on. Raises: UserError where it
-    fails."""
+    """Run a command. Returns: what it said on stderr. Raises: UserError where it fails."""
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     print(done.stderr, file=sys.stderr, flush=True)
     if done.returncode:

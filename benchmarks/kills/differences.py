@@ -1,4 +1,4 @@
-"""What a run that was killed has not as the undisturbed one: weights, result lines, manifests, files."""
+"""Compares a run that was killed with the undisturbed one: weights, result lines, files."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,10 @@ from configs.stage_table import STAGES
 
 
 def differences(reference: Folders, killed: Folders, *, settings_changed: bool = False) -> list[str]:
-    """What a run that was killed has not as the undisturbed one.
+    """In what a run that was killed differs from the undisturbed one, a line each.
 
-    Where its settings changed in between, states of other settings may be left, and lines of evaluations made anew.
+    Where its settings changed in between, states of other settings may be left, and evaluations may
+    have been made again.
     """
     problems = weight_differences(reference, killed)
     problems += result_differences(reference.results, killed.results, last_of_each=settings_changed)
@@ -75,7 +76,10 @@ def _bytes(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def result_differences(expected: Path, found: Path, *, last_of_each: bool = False) -> list[str]:
-    """Whether each stage has one whole line, with the figures of the undisturbed run; or its last line has them."""
+    """Whether each stage has one whole line, with the figures of the undisturbed run.
+
+    With `last_of_each` a stage may have more lines, and only its last one counts.
+    """
     problems = []
     ours = [json.loads(line) for line in expected.read_text(encoding="utf-8").splitlines()]
     text = found.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Kills the pipeline at planned moments, starts it again each time, and notes what was saved and what was lost."""
+"""Kills the pipeline at planned moments, starts it again, and notes what was saved or lost."""
 
 import random
 import re
@@ -59,7 +59,10 @@ class Killer:
         return self.pipeline.end()
 
     def report(self, problems: list[str], seconds: float) -> dict[str, Any]:
-        """Print the kills; what they and one more run found beside these problems, as plain data."""
+        """Print the kills, and run once more.
+
+        Args: problems: what was found so far. Returns: all that is known, as plain data.
+        """
         found = [f"kill {kill.number}: {text}" for kill in self.kills for text in kill.problems]
         again = self.start()
         if again.end() or not again.says("everything is up to date"):
@@ -95,7 +98,7 @@ class Killer:
         ]
 
     def plan_of_changes(self, final: Path, other_rate: Path) -> list[Callable[[], None]]:
-        """The kills of a run that began with a shorter pretraining, and after which the next one has other settings."""
+        """The kills of a run that begins with a shorter pretraining; its settings change twice."""
         return [
             lambda: self.after_save("pretrain", then=final),
             lambda: self.after_save("pretrain", then=other_rate),
@@ -104,7 +107,10 @@ class Killer:
         ]
 
     def try_and_give_up(self, other: Path) -> list[str]:
-        """Once all is done, begin again with other settings, then return to the first. Returns: what was lost."""
+        """Once all is done, begin again with other settings, then return to the first.
+
+        Returns: what was lost.
+        """
         final, self.profile = self.profile, other
         before = {stage: sha256_file(path) for stage, path in self.folders.weights().items()}
         self.pipeline = self.start()
@@ -115,7 +121,10 @@ class Killer:
         return problems + ([f"{self.pipeline.log}: ended with {code}"] if code else [])
 
     def in_command(self, stage: str, script: str) -> None:
-        """Somewhere in the first three quarters of the time that the script took in the undisturbed run."""
+        """At a random moment in the first three quarters of a script's time.
+
+        That time is known from the undisturbed run.
+        """
         run = self.pipeline
         run.wait_for(lambda: script in run.text().partition(f"stage {stage}: start")[2], f"{script} of stage {stage}")
         time.sleep(self.rng.uniform(0.05, 0.75) * self.took[f"{stage} {script}"])
@@ -132,7 +141,8 @@ class Killer:
     def after_save(self, stage: str, then: Path | None = None, resumes: bool | None = True) -> None:
         """Between two saves, after one to three of them in this run.
 
-        Args: then: the profile from now on. resumes: whether that run takes the state; None: it has nothing to train.
+        Args: then: the profile from now on. resumes: whether the next run continues from the state;
+        None: it has nothing to train.
         """
         self.wait_for_saves(stage, self.rng.randint(1, 3))
         time.sleep(self.rng.uniform(0, self.took[f"{stage} save"]))

@@ -10,7 +10,10 @@ from configs.stage_table import STAGES
 
 
 def reference_run(folders: Folders, profile: Path, threads: int) -> dict[str, float]:
-    """Run to the end. Returns: seconds of each script, and seconds between two saves of each trainer."""
+    """Run to the end.
+
+    Returns: seconds of each script, and seconds between two saves of each trainer.
+    """
     run = Pipeline(folders, profile, threads, folders.base / "run_01.log")
     marks: list[tuple[float, str]] = []
     saves: dict[str, list[float]] = {stage: [] for stage in STAGES}

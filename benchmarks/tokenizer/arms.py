@@ -1,6 +1,6 @@
-"""The trainers and encoders of BPE that are compared: their names, their packages, and how the two `rustbpe` differ.
+"""The trainers and encoders that are compared: names, packages, and which `rustbpe` is ours.
 
-Nothing here loads a package before it is asked to: the environment of PyPI's package has few of them.
+Nothing here loads a package before it is asked to: the environment of PyPI's package has few.
 """
 
 import sys
@@ -65,7 +65,10 @@ def foreign_trainer() -> Any:
 
 
 def _rustbpe_class() -> Any:
-    """`rustbpe.Tokenizer`, or None: without the package Python finds the folder of its sources, which has no such name."""
+    """`rustbpe.Tokenizer`, or None.
+
+    Without the package Python finds the folder of its sources, which has no such name.
+    """
     try:
         from rustbpe import Tokenizer
     except ImportError:

@@ -1,9 +1,10 @@
-"""One measurement in a process of its own: what memory and threads another arm left cannot change it.
+"""One measurement in a process of its own.
 
     python benchmarks/tokenizer/child.py TASK RESULT
 
-Reads a task as `processes.py` writes it (JSON), and writes what it found. Runs in the environment of PyPI's package,
-too, which has neither tiktoken nor numpy: so nothing is imported before an arm needs it.
+So no memory and no threads that another arm left can change it. Reads a task as `processes.py`
+writes it (JSON), and writes what it found. It also runs in the environment of PyPI's package, which
+has neither tiktoken nor numpy: so nothing is imported before an arm needs it.
 """
 
 import ctypes
@@ -35,8 +36,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 def hold_utf8(texts: Sequence[str]) -> None:
     """Make Python keep the UTF-8 of each text beside it.
 
-    Rust asks a string for it, and it then stays for as long as the string. Asked for now, it costs no trainer time and
-    counts in nobody's memory.
+    Rust asks a string for it, and it then stays for as long as the string. Asked for now, it costs
+    no trainer time and counts in nobody's memory.
     """
     as_utf8 = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
     as_utf8.argtypes, as_utf8.restype = [ctypes.py_object, ctypes.c_void_p], ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""Time of encoding: each encoder behind one interface, measured in the process that calls this."""
+"""Times encoding: each encoder behind one interface, in the process that calls this."""
 
 import hashlib
 import time
@@ -17,7 +17,7 @@ Encoder = tuple[Callable[[list[str]], Any], Callable[[Any], list[list[int]]]]
 
 
 def measure_encoding(task: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """Seconds of the calls alone and until ids are lists, how many ids there are, and their fingerprint."""
+    """Seconds of the calls alone and until ids are lists, the number of ids, their fingerprint."""
     call, to_lists = encoder_of(task, texts)
     to_lists(call(texts[:2]))  # threads and tables that are made at the first call
     seconds = seconds_to_lists = 0.0

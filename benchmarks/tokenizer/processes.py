@@ -1,4 +1,7 @@
-"""Starts the measurements, each as a process of its own and arm after arm, and makes the environment of other packages."""
+"""Starts each measurement as a process of its own, arm after arm.
+
+Also makes the environment of the packages that can't live beside ours.
+"""
 
 import json
 import os
@@ -32,7 +35,10 @@ class Bench:
     character_coverage: float
 
     def run_child(self, task: str, arm: str, prepared: Prepared, vocab_size: int) -> dict[str, Any]:
-        """One measurement in a process of its own. Raises: UserError with its last words when it fails."""
+        """One measurement in a process of its own.
+
+        Raises: UserError with its last words when it fails.
+        """
         python = self.other_python if arm in OF_EXTERNAL else sys.executable
         settings = {
             "task": task,
@@ -69,7 +75,8 @@ class Bench:
     ) -> dict[str, list[dict[str, Any]]]:
         """Arm -> what each repetition found.
 
-        Each round runs all arms one after the other, so that a slow minute of the machine meets all of them.
+        Each round runs all arms one after the other, so that a slow minute of the machine meets all
+        of them.
         """
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for number in range(1, self.repeats + 1):
@@ -89,7 +96,10 @@ def last_words(stderr: str) -> str:
 
 
 def other_environment(folder: Path) -> Path:
-    """Python of the environment with PyPI's packages, which is made where it is missing. Raises: UserError."""
+    """Python of the environment with PyPI's packages, which is made where it is missing.
+
+    Raises: UserError.
+    """
     python = folder / "bin" / "python"
     probe = [str(python), "-c", f"import {', '.join(EXTERNAL)}; {EXTERNAL[0]}.Tokenizer"]
     if python.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:

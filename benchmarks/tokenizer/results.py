@@ -1,4 +1,4 @@
-"""What all repetitions of the arms found: figures of each arm, and whether ranks and ids are the same."""
+"""What all repetitions found: figures of each arm, and whether ranks and ids are the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -85,11 +85,11 @@ def encoding_table(results: Sequence[Result]) -> Iterator[str]:
     yield ""
 
 
-# --- figures of several repetitions, some of them unknown ---------------------------------------
+# --- figures of several repetitions, some of them unknown -----------------------------------------
 
 
 def sure_ratio(others: Sequence[float | None], ours: Sequence[float | None]) -> float:
-    """The smaller of the ratios of medians and of minima, so that noise on either side flatters nobody."""
+    """The smaller of the ratios of medians and of minima: noise on either side flatters nobody."""
     return least(ratio(middle(others), middle(ours)), ratio(lowest(others), lowest(ours)))
 
 
@@ -99,7 +99,10 @@ def least(*ratios: float) -> float:
 
 
 def ratio(other: float | None, ours: float | None) -> float:
-    """How many times as much the other needs; nan where one of them is unknown or ours is nothing."""
+    """How many times as much the other needs.
+
+    nan where one of them is unknown, or ours is nothing.
+    """
     return other / ours if other is not None and ours else math.nan
 
 

@@ -1,4 +1,4 @@
-"""The text of a tokenizer benchmark: read from JSONL, cut to a size, and written where each measurement reads it."""
+"""The text of a tokenizer benchmark: read from JSONL, cut to a size, written for each arm."""
 
 import json
 import lzma
@@ -23,9 +23,10 @@ def parse_size(word: str) -> float:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """The `text` of each record of a .jsonl or .jsonl.xz, empty ones left out, half surrogates as `?`.
+    """The `text` of each record of a .jsonl or .jsonl.xz; empty ones are left out.
 
-    Raises: UserError naming the line that has none, or where the archive is damaged.
+    Half of a surrogate pair becomes `?`. Raises: UserError naming the line that has no text, or
+    where the archive is damaged.
     """
     with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as lines:
         try:

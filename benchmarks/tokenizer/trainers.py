@@ -1,4 +1,4 @@
-"""Time and memory of training: each trainer of BPE behind one interface, measured in the process that calls this."""
+"""Times training and its memory: each trainer behind one interface, in the calling process."""
 
 import importlib
 import time
@@ -16,7 +16,10 @@ Work = tuple[Callable[[], object], Callable[[], list[bytes]]]
 
 
 def measure_training(task: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """Seconds and bytes of training, and the tokens in hexadecimal by rank (of SentencePiece none)."""
+    """Seconds and bytes of training, and the tokens in hexadecimal by rank.
+
+    SentencePiece gives no tokens.
+    """
     works = {"tokenizers": tokenizers_work, "sentencepiece": sentencepiece_work}
     work, learnt = works.get(task["arm"], rustbpe_work)(task, texts)
     before, peak_before = proc.memory("status", "VmRSS"), proc.memory("status", "VmHWM")

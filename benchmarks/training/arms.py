@@ -1,6 +1,7 @@
-"""Both arms of the training benchmarks, ours and a tutorial's loop: their flags, their text and their commands.
+"""Both arms of the training benchmarks, ours and a tutorial's loop: flags, text, commands.
 
-Ours is `trainer/train_pretrain.py`, called as a user calls it; the baseline is `baseline.py` beside this file.
+Ours is `trainer/train_pretrain.py`, called as a user calls it. The baseline is `baseline.py` beside
+this file.
 """
 
 import json
@@ -33,7 +34,10 @@ ARMS = ("minillm", "baseline")
 ENDLESS = 10**6
 """Epochs that no budget reaches."""
 MIN_ROW_TOKENS = 512
-"""Rows of ours where the profile's are shorter than the windows scored: places beyond its rows a model never learns."""
+"""Length of our rows where the profile's are shorter than the windows scored.
+
+A model never learns places beyond its rows.
+"""
 LOOKED_AT_ROWS = 256
 """Rows from which the mean length of documents is taken."""
 BASELINE_BATCHES = {"cpu": (4, 16), "cuda": (32, 128)}
@@ -87,9 +91,10 @@ class Bench:
         return Step(self.shape, batch_size * WINDOW_TOKENS, share, (WINDOW_TOKENS + 1) / 2)
 
     def step_words(self, run_tokens: float) -> list[str]:
-        """Flags that say what our trainer would choose for a run of so many tokens: the size of a step, and compiling.
+        """What our trainer would choose for a run of so many tokens, as flags.
 
-        Our runs have no end of their own, from which the trainer could tell.
+        These are the size of a step, and whether to compile. Our runs have no end of their own,
+        from which the trainer could tell.
         """
         facts = self.corpus.tensor_facts()
         rows = max(1, round(run_tokens / facts["max_length"]))
@@ -149,7 +154,7 @@ class Bench:
 
 
 def our_words(args: Namespace, device: torch.device) -> tuple[str, ...]:
-    """Flags of our trainer: the profile and the model, what differs from them, and last what the user adds."""
+    """Flags of our trainer: profile and model, what differs from them, and what the user adds."""
     words = ["--profile", args.profile or ("default" if device.type == "cuda" else "cpu"), "--preset", args.model]
     words += ["--tokenizer_dir", str(TOKENIZER_DIR)]
     if args.device != "auto":

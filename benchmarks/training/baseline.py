@@ -2,10 +2,11 @@
 
     python benchmarks/training/baseline.py --corpus DIR --model 256x4 --seconds 60 --out weights.pt
 
-transformers' Qwen3 of the same shape with SDPA, fused AdamW, float32 (on a GPU bfloat16 under autocast), one document a
-row, cut or padded to 340 tokens. The padding stands on the right, where no real token looks, so no attention mask is
-given: the result is the same, and the step some 5% faster. AdamW with betas 0.9 and 0.95, decay 0.1 of the matrices,
-gradients clipped at 1; the rate climbs over the first 5% and falls linearly to nothing at the end of the budget.
+transformers' Qwen3 of the same shape with SDPA, fused AdamW, float32 (on a GPU bfloat16 under
+autocast), one document a row, cut or padded to 340 tokens. The padding stands on the right, where
+no real token looks. So no attention mask is given: the result is the same, and the step some 5%
+faster. AdamW has betas 0.9 and 0.95 and a decay of 0.1 of the matrices; gradients are clipped at 1.
+The rate climbs over the first 5% of the budget and falls linearly to nothing at its end.
 """
 
 import json
@@ -33,9 +34,10 @@ from model.device import DTYPES, choose_device, seed_everything
 
 WARMUP_SHARE = 0.05
 SAVE_SECONDS = 1.0
-"""Of a budget, kept back for writing the weights and leaving."""
+"""Seconds of a budget that are kept back for writing the weights and leaving."""
 LOG_STEPS = {"cpu": 1, "cuda": 10}
-"""On a GPU the loss is asked for, which waits for the device, only so often; on a CPU in each step."""
+"""Steps between two looks at the loss. A GPU must be waited for at each look, a CPU need not.
+"""
 
 
 def shape_of(model: str, vocab_size: int) -> ModelConfig:
@@ -94,7 +96,10 @@ def rate_share(progress: float) -> float:
 
 
 def row_numbers(num_rows: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of each step, (batch_size,), epoch after epoch without end; what an epoch leaves over begins the next."""
+    """Rows of each step, (batch_size,), epoch after epoch without end.
+
+    What an epoch leaves over begins the next one.
+    """
     rng = np.random.default_rng(seed)
     waiting = np.empty(0, np.int64)
     while True:
@@ -105,7 +110,10 @@ def row_numbers(num_rows: int, batch_size: int, seed: int) -> Iterator[np.ndarra
 
 
 class Clock:
-    """How much of the budget is used: steps, or seconds since a moment before this process was started."""
+    """How much of the budget is used.
+
+    A budget is a number of steps, or of seconds since a moment before this process was started.
+    """
 
     def __init__(self, max_steps: int, seconds: float, started: float) -> None:
         self.max_steps, self.deadline = max_steps, started + seconds - SAVE_SECONDS
@@ -113,7 +121,7 @@ class Clock:
         self.steps = 0
 
     def next_step(self) -> float | None:
-        """Progress from 0 to 1 in the middle of the step to take, or None when there is no room for another."""
+        """Progress from 0 to 1 in the middle of the next step; None where no more fits."""
         if self.max_steps:
             if self.steps == self.max_steps:
                 return None
@@ -125,6 +133,7 @@ class Clock:
             step, self.last = now - self.last, now  # seconds that the last step took
             if self.steps and now + step > self.deadline:
                 return None
+            # The middle of the step to take, if it is as long as the last one.
             progress = (now + step / 2 - self.first) / max(self.deadline - self.first, 1e-9)
         self.steps += 1
         return min(progress, 1.0)
@@ -148,7 +157,10 @@ def train(
     seed: int,
     metrics: Path = Path(os.devnull),
 ) -> nn.Module:
-    """Train until the budget is used. Lines of `metrics`: step, targets, seconds since the loop began, loss."""
+    """Train until the budget is used.
+
+    Lines of `metrics`: step, targets, seconds since the loop began, loss.
+    """
     seed_everything(seed)
     model = build_model(shape).to(device).train()
     optimizer = build_optimizer(model, learning_rate)
@@ -166,7 +178,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * rate_share(progress)
             ids, labels = rows.batch(next(numbers))
-            targets += int((labels[:, 1:] != -100).sum())
+            targets += int((labels[:, 1:] != -100).sum())  # nothing comes before a row's first token
             batch = {"input_ids": to_device(ids, device), "labels": to_device(labels, device)}
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = model(**batch).loss
@@ -210,10 +222,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
     rows = CutDocuments(args.corpus, tokenizer.end_of_text_id)
     model = train(
-        shape_of(args.model, tokenizer.get_vocab_size()), rows, clock,
-        learning_rate=args.learning_rate, batch_size=args.batch_size, device=choose_device(args.device),
-        dtype=DTYPES[args.dtype], seed=args.seed, metrics=args.metrics,
-    )  # fmt: skip
+        shape_of(args.model, tokenizer.get_vocab_size()),
+        rows,
+        clock,
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        device=choose_device(args.device),
+        dtype=DTYPES[args.dtype],
+        seed=args.seed,
+        metrics=args.metrics,
+    )
     torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, args.out)
     return 0
 

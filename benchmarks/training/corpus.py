@@ -1,7 +1,8 @@
 """The text of the training benchmarks, tokenised before any clock runs.
 
-From every record but each twentieth: the rows that our trainer reads, made by the product's own code, and the same
-documents cut to WINDOW_TOKENS for the baseline. Of the twentieth ones: documents that both arms are scored on.
+From every record but each twentieth: the rows that our trainer reads, made by the product's own
+code, and the same documents cut to WINDOW_TOKENS for the baseline. Of the twentieth ones: documents
+that both arms are scored on.
 """
 
 import json
@@ -76,9 +77,9 @@ class CutDocuments:
         return 1 - len(self.ids) / (len(self) * WINDOW_TOKENS)
 
     def batch(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Input ids and labels, int64 (B, WINDOW_TOKENS); a label is its own place's id, -100 on padding.
+        """Input ids and labels, int64 (B, WINDOW_TOKENS); -100 on padding.
 
-        transformers moves the labels by one place itself.
+        A label is its own place's id: transformers moves the labels by one place itself.
         """
         input_ids = np.full((len(numbers), WINDOW_TOKENS), self.pad_id, np.int64)
         labels = np.full_like(input_ids, -100)
@@ -97,10 +98,13 @@ def prepare(
     max_tokens: int | None = None,
     num_heldout: int | None = None,
 ) -> Corpus:
-    """The corpus in a folder, made from `text` where it isn't there yet; without a text it must be there.
+    """The corpus in a folder, made from `text` where it isn't there yet.
 
-    Args: row_tokens: length of our rows. max_tokens: take documents until they have so many; 0 or None: all. num_heldout:
-    most documents to score, 300 if None. Raises: UserError, also where the folder was prepared with other numbers.
+    Without a text it must be there.
+
+    Args: row_tokens: length of our rows. max_tokens: take documents until they have so many; 0 or
+    None: all. num_heldout: most documents to score, 300 if None. Raises: UserError, also where the
+    folder was prepared with other numbers.
     """
     tensors = folder / f"rows_{row_tokens}"
     if text is None:
@@ -197,6 +201,7 @@ class PaddedRows(PackedRows):
         real = np.arange(self.length) < sequences.lengths[:, None]  # (R, L)
         ids = np.full(real.shape, self.pad_id, self.dtype)
         labels = np.full(real.shape, IGNORE, self.dtype)
+        # The sequences lie one after another; of each the first tokens are taken, as many as fit.
         kept = np.concatenate([np.arange(length) < self.length for length in sequences.lengths])
         ids[real], labels[real] = sequences.ids[kept], sequences.labels[kept]
         self.write_rows(ids, labels, np.where(real, 0, -1))

@@ -1,4 +1,4 @@
-"""Runs of our trainer that fill a budget of seconds: how many steps fit, of which size, and the run itself."""
+"""Runs of our trainer that fill a budget of seconds: how many steps fit, and of which size."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,10 @@ class Paced:
 
 
 def our_speed(bench: Bench, step_words: Sequence[str]) -> Speed:
-    """Our speed in steps of a given size, measured once: the steps of a run follow from it, and so whether it is noted."""
+    """Our speed in steps of a given size, noted so that a later call takes it from there.
+
+    The steps of a run follow from it, and the journal finds a run only by its number of steps.
+    """
 
     def make() -> Speed:
         return measure_speed(

@@ -1,4 +1,4 @@
-"""Starts a run as a process of its own, in an empty folder, and clocks it from its start to its end."""
+"""Starts a run as a process of its own in an empty folder, and clocks it until its end."""
 
 import os
 import subprocess
@@ -71,9 +71,10 @@ class Program:
 def started(
     bench: Bench, make_command: Callable[[Path], Sequence[str]], *, own_waiting: bool = False
 ) -> Iterator[tuple[Program, Path]]:
-    """Start a command in a folder of its own, which is removed afterwards, as is the process if it still runs.
+    """Start a command in a folder of its own.
 
-    With `own_waiting`, OpenMP's threads wait as they do where nobody has set how; else as `configs` sets it.
+    Afterwards the process is ended if it still runs, and the folder is removed. With `own_waiting`,
+    OpenMP's threads wait as they do where nobody has set how; else as `configs` sets it.
     """
     with tempfile.TemporaryDirectory(prefix="run_", dir=bench.args.work_dir.absolute()) as name:
         folder = Path(name)

@@ -1,15 +1,15 @@
 """How fast this machine does a training step's matrix products alone.
 
-Counted: in each block the products of attention and SwiGLU with their weights, at the end that of the supervised tokens
-with the output matrix, each forward and twice backward; and attention's two products forward and four backward, over
-the pairs of query and key that the mask lets through. Not counted: norms, RoPE, softmax, activations, the loss, the
-optimizer with its Newton-Schulz products, memory being allocated. So no training step is faster.
+Counted: in each block the products of attention and SwiGLU with their weights, at the end that of
+the supervised tokens with the output matrix, each forward and twice backward; and attention's two
+products forward and four backward, over the pairs of query and key that the mask lets through. Not
+counted: norms, RoPE, softmax, activations, the loss, the optimizer with its Newton-Schulz products,
+memory being allocated. So no training step is faster.
 
-Shapes: M tokens of a micro-batch, C hidden size, H query heads, K key/value heads, D head size, I width of the SwiGLU,
-V vocabulary, P pieces of n tokens, S keys.
+Shapes: M tokens of a micro-batch, C hidden size, H query heads, K key/value heads, D head size, I
+width of the SwiGLU, V vocabulary, P pieces of n tokens, S keys.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -23,9 +23,10 @@ from model.device import DTYPES
 from trainer.flops import timed, usable_dtypes
 
 CPU_REPLAY_TOKENS = 4096
-"""On a CPU no more tokens than these are replayed, which takes a second or two; larger products are no faster."""
+"""On a CPU no more tokens than these are replayed, which takes a second or two; larger products are
+no faster."""
 TILES = {"cpu": (512, 2048), "cuda": (8192,)}
-"""Tokens that a product may take at one time, tried besides all of them."""
+"""Tokens that a product may take at once; all of them at once is tried, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,12 @@ class Plan:
 
     dtype: str
     tile: int
-    """Tokens that a product takes at one time."""
+    """Tokens that a product takes at once."""
     fused: bool = True
     """Whether queries, keys and values are one product, and gate and up another."""
     flash: bool = False
-    """Whether PyTorch's attention stands for attention's products; it computes its softmax as well."""
+    """Whether PyTorch's attention stands for attention's products; it computes its softmax as well.
+    """
 
     def __str__(self) -> str:
         joined = "joined" if self.fused else "single"
@@ -59,18 +61,22 @@ class Plan:
 
 
 def mean_keys(document_ids: np.ndarray) -> float:
-    """Mean number of keys that the tokens of packed rows look at: the place of each in its document's part of the row.
+    """Mean number of keys that a token of packed rows looks at.
+
+    That is a token's place in its document's part of the row, counted from 1.
 
     Args: document_ids (R, L), -1 for padding, which does not count.
     """
+    # A document's part begins at the row's start, or where the document before it ends.
     starts = np.ones(document_ids.shape, np.bool_)
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     places = np.arange(document_ids.shape[1])
+    # Each place carries on the last start before it: the place of its document's first token.
     first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
     return float((places - first + 1)[document_ids >= 0].mean())
 
 
-# --- the replay -------------------------------------------------------------------------------------------------------
+# --- the replay -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ def block_products(step: Step, *, fused: bool) -> list[Product]:
     products = [Product(rows, C, width) for width in into] + [Product(rows, q, C)]
     copies, width = 1, shape.intermediate_size
     if shape.use_moe:
+        # The router looks at every token; then each token meets so many experts, taken as evenly
+        # spread.
         products.append(Product(rows, C, shape.num_experts))
         copies, width = shape.num_experts, shape.moe_intermediate_size
         rows = max(1, rows * shape.num_experts_per_tok // copies)
@@ -98,18 +106,21 @@ def block_products(step: Step, *, fused: bool) -> list[Product]:
 
 
 def step_flops(step: Step) -> float:
-    """Operations that a replay does."""
+    """Operations of one replay."""
     shape = step.shape
     weights = sum(product.rows * product.wide * product.out for product in block_products(step, fused=True))
     attention = 2 * step.tokens * step.mean_keys * shape.num_attention_heads * shape.head_dim
     output = step.tokens * step.target_share * shape.hidden_size * shape.vocab_size
+    # A multiplication and an addition are two operations; a product is done once forward and twice
+    # backward. Attention has two products: queries with keys, scores with values.
     return 6 * (shape.num_hidden_layers * (weights + attention) + output)
 
 
 class Replay:
-    """A step's products with random numbers: each block with weights and inputs of its own, in the order of a step.
+    """A step's products with random numbers, in the order of a step.
 
-    Results go where the last ones went, so nothing is allocated while the clock runs.
+    Each block has weights and inputs of its own, as in a real step. Results go where the last ones
+    went, so nothing is allocated while the clock runs.
     """
 
     def __init__(self, step: Step, plan: Plan, device: torch.device) -> None:
@@ -121,8 +132,10 @@ class Replay:
         self.blocks = [[self._operands(p) for p in block_products(step, fused=plan.fused)] for _ in layers]
         targets = max(1, round(step.tokens * step.target_share))
         self.output = self._operands(Product(targets, shape.hidden_size, shape.vocab_size), hold_result=False)
+        # In a causal piece of n tokens a query looks at (n + 1) / 2 keys: so long must the pieces
+        # be.
         S = max(1, round(step.mean_keys))
-        n = min(max(1, round(2 * step.mean_keys) - 1), step.tokens)  # a causal piece of n tokens has these keys a query
+        n = min(max(1, round(2 * step.mean_keys) - 1), step.tokens)
         P = max(1, round(step.tokens / n))
         H, K, D = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
         if plan.flash:
@@ -138,7 +151,10 @@ class Replay:
         return (torch.randn(size, device=self.device) * 0.1).to(self.dtype)
 
     def _operands(self, product: Product, *, hold_result: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Input (rows, wide), weight (out, wide), and the gradient of the result (rows, out), at most a tile of it."""
+        """Input (rows, wide), weight (out, wide), and the gradient of the result (rows, out).
+
+        Without `hold_result` the gradient has the rows of one tile.
+        """
         rows = product.rows if hold_result else min(product.rows, self.plan.tile)
         gradient = self._shared("gradient", rows, product.out)
         return self._random(product.rows, product.wide), self._random(product.out, product.wide), gradient
@@ -150,7 +166,7 @@ class Replay:
         return self.results[kind, size]
 
     def run(self) -> None:
-        """Once forward and backward."""
+        """All products once, forward and backward."""
         for block in self.blocks:
             for x, weight, gradient in block:
                 self._forward(x, weight, gradient)
@@ -186,7 +202,10 @@ class Replay:
                 torch.mm(gradient[rows].T, x[rows], out=of_weight)
 
     def _output(self) -> None:
-        """A tile of logits at a time, forward and backward, as a loss does that never holds all of them."""
+        """A tile of logits at a time, forward and backward.
+
+        A loss that never holds all logits does it so.
+        """
         x, weight, logits = self.output
         for start in range(0, len(x), self.plan.tile):
             part = x[start : start + self.plan.tile]
@@ -204,13 +223,15 @@ class Bound:
         self.plan = self._best_plan()
 
     def _best_plan(self) -> Plan:
-        """The fastest way to do the products: its parts are varied one after the other, and the best is kept."""
+        """The fastest way to do the products.
+
+        Its parts are varied one after the other, and the best is kept each time.
+        """
         tokens = self.step.tokens
         plans = [Plan(dtype, tokens) for dtype in usable_dtypes(self.device)]
         best = min(plans, key=self._try)
-        choices: Sequence[dict[str, int | bool]] = [
-            *({"tile": tile} for tile in TILES[self.device.type] if tile < tokens), {"fused": False}, {"flash": True}
-        ]  # fmt: skip
+        choices: list[dict[str, int | bool]] = [{"tile": tile} for tile in TILES[self.device.type] if tile < tokens]
+        choices += [{"fused": False}, {"flash": True}]
         seconds = self._try(best)
         for choice in choices:
             plan = replace(best, **choice)  # type: ignore[arg-type]
@@ -229,10 +250,10 @@ class Bound:
 
     @property
     def tokens_per_second(self) -> float:
-        """By the median of all replays."""
+        """Tokens of the step a second, by the median of all replays."""
         return self.step.tokens / median(self.seconds)
 
     @property
     def flops_per_second(self) -> float:
-        """The same in operations."""
+        """Operations a second, by the same median."""
         return step_flops(self.step) / median(self.seconds)

@@ -45,7 +45,10 @@ Noted = TypeVar("Noted", Run, Speed)
 
 
 def once(bench: Bench, kind: type[Noted], run_key: dict[str, Any], make: Callable[[], Noted]) -> Noted:
-    """The result noted under this key, for this machine, text and code, or else a new one, which is then noted."""
+    """The result noted under this key for this machine, text and code, or a new one.
+
+    A new one is noted at once.
+    """
     if bench.args.json is None:
         return make()
     journal = bench.args.json.with_suffix(".runs.jsonl")
@@ -78,7 +81,10 @@ def finished(
     make_command: Callable[[Path], Sequence[str]],
     load: Callable[[Path], torch.nn.Module],
 ) -> Run:
-    """Run a command to its end, then score the weights that it left in its folder, as `load` reads them."""
+    """Run a command to its end, then score the weights that it left in its folder.
+
+    Args: load: reads those weights.
+    """
     with started(bench, make_command) as (program, folder):
         program.wait()
         program.check()

@@ -21,8 +21,9 @@ Window = tuple[list[int], list[int]]
 def text_windows(tokenizer: RustBPETokenizer, texts: Sequence[str], length: int) -> tuple[list[Window], int]:
     """The windows of all texts, and the bytes that their labels stand for.
 
-    A text's first token is predicted from <|bos|>. A later window starts from the last token of the one before, and
-    sees no more of it. So each token of each text is a label once; the end of a text, which has no bytes, is none.
+    A text's first token is predicted from <|bos|>. A later window starts from the last token of the
+    one before, and sees no more of it. So each token of each text is a label once; the end of a
+    text, which has no bytes, is none.
     """
     found: list[Window] = []
     for ids in tokenizer.encode_batch(list(texts)):
@@ -35,7 +36,11 @@ def text_windows(tokenizer: RustBPETokenizer, texts: Sequence[str], length: int)
 def summed_nats(
     logits: Callable[[Tensor], Tensor], rows: Sequence[Window], *, device: torch.device, batch_size: int
 ) -> float:
-    """Negative log-likelihood of all labels in nats, in float32; `logits` maps ids (B, T) to (B, T, V)."""
+    """Negative log-likelihood of all labels in nats, from logits in float32.
+
+    Args: logits: maps ids (B, T) to (B, T, V).
+    """
+    # Windows of a batch are padded to the longest: alike ones together need the least padding.
     order = sorted(rows, key=lambda row: len(row[0]))
     total = 0.0
     for start in range(0, len(order), batch_size):

@@ -1,4 +1,4 @@
-"""Settings against each other: how they are given, what padded rows are, what is shown of the JSON."""
+"""Settings against each other: how they are given, padded rows, and what is shown."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Conversations of known questions: how they are drawn, asked through chat's own path, and counted."""
+"""Conversations of known questions: how they are drawn, asked as chat asks, and counted."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The picture of a run: both curves, the conversation, and a message where there is nothing to draw."""
+"""The picture of a run: both curves, the conversation, a message where something is missing."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parts and their checks: what fails, hangs or crashes stops nothing else, and each result is kept."""
+"""Parts and their checks: what fails, hangs or crashes stops nothing else."""
 
 import math
 import signal

@@ -1,4 +1,4 @@
-"""What is reported of a run that was killed: a changed weight, lines doubled or torn, files left over or missing."""
+"""What is reported of a run that was killed: weights, lines and files that differ."""
 
 import json
 import shutil
