@@ -66,7 +66,7 @@ def tokenizers_work(task: dict[str, Any], texts: list[str]) -> Work:
     trainer = BpeTrainer(vocab_size=task["vocab_size"], initial_alphabet=ByteLevel.alphabet(), show_progress=False)
 
     def learnt() -> list[bytes]:
-        from dataset.tokenizer import from_byte_alphabet
+        from dataset.tokenizer_files import from_byte_alphabet
 
         vocabulary = tokenizer.get_vocab()
         return [from_byte_alphabet(token) for token in sorted(vocabulary, key=lambda token: vocabulary[token])]
