@@ -198,7 +198,7 @@ class TrainConfig:
     """Stop after this many steps; 0: as many as the epochs need."""
     tokens_per_step: int = 0
     """Tokens of one step over all processes, where batch_size and accumulation_steps don't say it; 0: from the sizes of
-    model and data, by the rule in trainer/choices.py."""
+    model and data, by the rule in trainer/autoconfig.py."""
     batch_size: int = 0
     """Rows (pairs in DPO) in one micro-batch of one process; 0: as many as are fast and fit the free memory."""
     accumulation_steps: int = 0
@@ -210,7 +210,7 @@ class TrainConfig:
     """Tokens in one row."""
     optimizer: str = "muon"
     learning_rate: float = 0.0
-    """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/choices.py."""
+    """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/autoconfig.py."""
     embedding_lr_ratio: float = 0.0
     """Rate of the embedding, which is the output matrix too, as a multiple of the other parameters'; 0: where it is
     learnt from nothing, 20 with Muon and 60 with AdamW; 1 afterwards."""

@@ -19,7 +19,7 @@ from model.model_minillm import MiniLLM
 from scripts import evaluate_stage
 from tests.mps import MPS, mps
 from tests.tiny_run import DENSE, MOE, TinyRun, killed_in_step, lively, same
-from trainer.choices import MICRO_TOKENS
+from trainer.autoconfig import MICRO_TOKENS
 from trainer.runtime import Runtime, rng_states, set_rng_states
 
 # --- the stand-in itself ----------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from model.weights import save_weights
 from scripts import build_chinese_mix
 from scripts.pipeline.plan import PIPELINE
 from tests.tiny_run import TinyRun, chat, lively, write_jsonl, write_records
-from trainer import choices
-from trainer.choices import fill_in, resolved_values
+from trainer import autoconfig
+from trainer.autoconfig import fill_in, resolved_values
 from trainer.runtime import Runtime
 
 KEPT = Path(__file__).with_name("recipe_results.json")
@@ -93,7 +93,7 @@ def chosen_values(stage: str) -> dict[str, Any]:
                 config, fresh = TrainConfig(optimizer=optimizer), stage == "pretrain"
                 values: dict[str, Any] = resolved_values(config, stage, shape, data, fresh=fresh)
                 with mock.patch.object(
-                    choices, "free_memory", lambda device, power=power: round((1 << 29) * 1.02**power)
+                    autoconfig, "free_memory", lambda device, power=power: round((1 << 29) * 1.02**power)
                 ):
                     filled = fill_in(config, stage, shape, data, runtime, fresh=fresh)
                 values |= {"batch_size": filled.batch_size, "use_compile": filled.use_compile}

@@ -55,7 +55,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", ["configs", "dataset", "model", "inference", "evaluation", "scripts"])
+@pytest.mark.parametrize("name", MAY_IMPORT)
 def test_no_file_imports_itself_through_others(name: str) -> None:
     """Imports for types alone count too."""
     imported = {module_name(path): modules_imported(path) for path in files_of(name)}

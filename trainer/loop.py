@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from configs.paths import display
 from configs.progress import is_wide
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
-from dataset.lm_dataset import rows_of_step
-from model.device import dtype_name
+from dataset.lm_dataset import Batch, rows_of_step
 from model.weights import require_finite
-from trainer.choices import CHOSEN
+from trainer.autoconfig import chosen_values
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
 from trainer.resume import ResumeState, fitting
@@ -29,8 +28,6 @@ MAX_SKIPPED_STEPS = 5
 MAX_OVERFLOWS = 21
 """The same for steps whose loss is finite and whose gradients are too large for float16. Each halves the loss scale, and
 some of them at the start are no fault: this many lead from 65,536, where it begins, to 1/32, where it can't be the cause."""
-
-Batch = dict[str, Tensor]
 
 
 class Rows(Protocol):
@@ -171,8 +168,8 @@ def train(
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
-        found = torch.stack([finite.float(), total, grad_norm, *counts, asked_to_stop, loss_scale])
-        run.after_step(Outcome(step + 1, lr, runtime.fetched(found)), model, optimizer, stream)
+        found = Found(finite.float(), total, grad_norm, counts[0], counts[1], asked_to_stop, loss_scale)
+        run.after_step(Outcome(step + 1, lr, runtime.fetched(torch.stack(found))), model, optimizer, stream)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
@@ -184,17 +181,38 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     return norm
 
 
+class Found(NamedTuple):
+    """What a step found out: numbers () on the device, and once they are read, plain ones."""
+
+    finite: Any
+    """1 where the step was taken, else 0."""
+    loss: Any
+    """Nats a target."""
+    grad_norm: Any
+    """Before it was clipped."""
+    targets: Any
+    """Of all processes."""
+    tokens: Any
+    """That are not padding, of all processes."""
+    asked_to_stop: Any
+    """How many processes were asked to: all read the same number after the same step."""
+    loss_scale: Any
+    """Of float16; elsewhere 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step found out, perhaps not computed yet."""
+    """A step whose numbers are perhaps not computed yet."""
 
     step: int
     """Steps finished with it."""
     lr: float
-    read: Callable[[], list[float]]
-    """Waits for the step, and gives seven numbers: finite (1 or 0), loss in nats a target, gradient norm, the step's targets
-    and tokens, how many processes were asked to stop (all read the same number after the same step), and float16's loss
-    scale (elsewhere 1)."""
+    fetch: Callable[[], list[float]]
+    """Waits for the step; returns the numbers of Found."""
+
+    def read(self) -> Found:
+        """What the step found out; waits for it."""
+        return Found(*self.fetch())
 
 
 class Run:
@@ -260,19 +278,27 @@ class Run:
         to be exact, all is read. Raises: TrainingStopped, TrainingDiverged.
         """
         step, last = outcome.step, outcome.step == self.num_steps
-        self.unread.append(outcome)
         evaluating = step in self.eval_steps and self.validate is not None
         saving = step % self.config.save_interval == 0 and not last
-        stopping = False
-        behind = 1 if self.runtime.is_asynchronous and not (evaluating or saving or last) else 0
-        while len(self.unread) > (0 if stopping else behind):
-            stopping |= self.report(self.unread.pop(0), stream)
+        must_be_exact = evaluating or saving or last or not self.runtime.is_asynchronous
+        self.unread.append(outcome)
+        stopping = self.read_steps(stream, leave=0 if must_be_exact else 1)
         if evaluating:
             self.evaluate(step, model)
         if (saving or stopping) and not last:
             self.save(step, model, optimizer)
         if stopping and not last:
             raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
+
+    def read_steps(self, stream: BatchStream, *, leave: int) -> bool:
+        """Report the steps that were not read yet, but for the last `leave`; none is left where one was asked to stop.
+
+        Returns: whether one was.
+        """
+        stopping = False
+        while len(self.unread) > (0 if stopping else leave):
+            stopping |= self.report(self.unread.pop(0), stream)
+        return stopping
 
     def is_asked_to_stop(self) -> bool:
         """Whether a signal came, or nobody waits for this process any more."""
@@ -283,24 +309,24 @@ class Run:
 
         Raises: TrainingDiverged after too many steps in a row that could not be taken.
         """
-        finite, loss, grad_norm, targets, tokens, asked_to_stop, loss_scale = outcome.read()
-        self.tokens += tokens
-        self.targets += targets
-        if not finite:
-            self.tell_of_skipped(outcome.step, loss, grad_norm, stream)
-        elif not math.isfinite(grad_norm):  # float16 alone comes here: elsewhere such a step is not finite
-            self.tell_of_overflow(outcome.step, loss_scale)
+        found = outcome.read()
+        self.tokens += found.tokens
+        self.targets += found.targets
+        if not found.finite:
+            self.tell_of_skipped(outcome.step, found, stream)
+        elif not math.isfinite(found.grad_norm):  # float16 alone comes here: elsewhere such a step is not finite
+            self.tell_of_overflow(outcome.step, found.loss_scale)
         else:
             self.skipped = self.overflows = 0
         if self.metrics is not None:
-            self.show(outcome, loss, grad_norm, self.metrics)
-        return bool(asked_to_stop)
+            self.show(outcome, found, self.metrics)
+        return bool(found.asked_to_stop)
 
-    def show(self, outcome: Outcome, loss: float, grad_norm: float, metrics: Metrics) -> None:
+    def show(self, outcome: Outcome, found: Found, metrics: Metrics) -> None:
         """Move the bar, and write a line of metrics when it is due."""
         seconds = time.perf_counter() - self.clock
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
-        figures = {"loss": f"{loss:.3f}"}
+        figures = {"loss": f"{found.loss:.3f}"}
         if self.last_validation:
             figures["val"] = f"{self.last_validation['validation_loss']:.3f}"
         figures["tok/s"] = f"{speed:,.0f}"
@@ -310,9 +336,9 @@ class Run:
         metrics.progress(**figures)
         if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
             values = {
-                "loss": loss,
+                "loss": found.loss,
                 "lr": outcome.lr,
-                "grad_norm": grad_norm,
+                "grad_norm": found.grad_norm,
                 "tokens": self.tokens,
                 "targets": self.targets,
                 "tokens_per_second": speed,
@@ -322,12 +348,13 @@ class Run:
             metrics.log(outcome.step, values)
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
-    def tell_of_skipped(self, step: int, loss: float, grad_norm: float, stream: BatchStream) -> None:
+    def tell_of_skipped(self, step: int, found: Found, stream: BatchStream) -> None:
         """Name the rows of a step that was not taken. Raises: TrainingDiverged after five such steps in a row, or
         in a shorter run where at most one step was taken."""
         self.skipped += 1
         rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
-        self.say(f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: step skipped. Its rows: {rows}")
+        what = f"loss {found.loss:.4g}, gradient norm {found.grad_norm:.4g}"
+        self.say(f"step {step}: {what}: step skipped. Its rows: {rows}")
         if self.skipped >= self.skips_allowed:
             stem = DATA_STEMS[STAGE_TABLE[self.state.stage_folder.name].data]
             count = "1 step" if self.skipped == 1 else f"{self.skipped} steps in a row"
@@ -378,7 +405,7 @@ class Run:
                     "targets": self.targets,
                     "skipped": self.skipped,
                     "overflows": self.overflows,
-                    "choices": choices(self.config, self.runtime),
+                    "choices": chosen_values(self.config, self.runtime),
                 }
             )
             for path in removed:
@@ -389,18 +416,6 @@ class Run:
         """Print a line from the main process."""
         if self.metrics is not None:
             self.metrics.say(text)
-
-
-def choices(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """The automatic choices that a run resumed on such a machine repeats, so that its arithmetic is the same."""
-    return {
-        "device": runtime.device.type,
-        "machine": runtime.machine,
-        "dtype": dtype_name(runtime.dtype),
-        "threads": torch.get_num_threads(),
-        "world_size": runtime.world_size,
-        **{name: getattr(config, name) for name in CHOSEN},
-    }
 
 
 def eval_steps(num_steps: int, interval: int) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from configs.paths import display
 from configs.schema import UserError
 from model.weights import read_checkpoint, write_checkpoint
-from trainer.choices import CHOSEN
+from trainer.autoconfig import CHOSEN
 
 STATE_FILE = "state.pt"
 STATE_PARTS = {

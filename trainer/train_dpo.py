@@ -2,6 +2,13 @@
 
 python trainer/train_dpo.py --profile cpu
 python trainer/train_dpo.py --data_path my_pairs.jsonl --from_weight full_sft --beta 0.1
+
+Minimised: -log sigmoid(beta x (margin of the model - margin of the reference)) of each pair, where a margin is the
+log-probability of the chosen answer less that of the rejected one (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); to it
+`--sft_loss_weight` adds the chosen answer's own loss, which keeps what SFT taught (RPO, arXiv:2404.19733).
+Data: pairs of conversations that differ in the last answer.
+Start: the weights of SFT; the same, frozen, are the reference.
+Settings: `dpo` of the profile.
 """
 
 import sys
@@ -14,24 +21,27 @@ if not __package__:
 from configs.cli import run
 from configs.flags import parse_run
 from dataset.lm_dataset import DPODataset
-from trainer.objectives import Preference, WithReference, reference_logps, validation_rows
-from trainer.recipe import Stage, already_done
+from trainer.facts import gather
+from trainer.objectives import Preference
+from trainer.recipe import begin, is_done
+from trainer.reference import WithReference, reference_logps
+from trainer.validation import validation_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags -> `OUT_DIR/rlhf_HIDDEN.pth`."""
-    stage = Stage(parse_run("dpo", __doc__ or "", argv))
-    if already_done(stage):
+    facts = gather(parse_run("dpo", __doc__ or "", argv))
+    if is_done(facts):
         return 0
-    model = stage.build_model()
-    pairs = DPODataset(stage.tensors_path)
-    heldout = validation_rows(DPODataset, stage.tensors_path)
-    parts = {"train": pairs, "validation": heldout} if heldout is not None else {"train": pairs}
-    reference = reference_logps(stage, parts)  # the frozen model runs once over the data, not once a step
-    return stage.fit(
-        model,
+    training = begin(facts)
+    pairs, heldout = DPODataset(facts.tensors_path), validation_rows(DPODataset, facts.tensors_path)
+    parts = {"train": pairs} | ({"validation": heldout} if heldout is not None else {})
+    reference = reference_logps(
+        facts, training.runtime, parts
+    )  # the frozen model runs once over the data, not once a step
+    return training.fit(
         WithReference(pairs, reference["train"]),
-        Preference(stage.config.beta, stage.config.sft_loss_weight),
+        Preference(training.config.beta, training.config.sft_loss_weight),
         WithReference(heldout, reference["validation"]) if heldout is not None else None,
     )
 

@@ -2,6 +2,12 @@
 
 python trainer/train_full_sft.py --profile cpu
 python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretrain
+
+Minimised: cross-entropy of the assistant's tokens, the end of each turn included, given all before them (Ouyang et al.
+2022, arXiv:2203.02155, section 3.5). What the user says is read and not learnt.
+Data: conversations, packed in rows like documents.
+Start: the pretrained weights.
+Settings: `sft` of the profile.
 """
 
 import sys
@@ -14,17 +20,19 @@ if not __package__:
 from configs.cli import run
 from configs.flags import parse_run
 from dataset.lm_dataset import SFTDataset
-from trainer.objectives import NextToken, validation_rows
-from trainer.recipe import Stage, already_done
+from trainer.facts import gather
+from trainer.objectives import NextToken
+from trainer.recipe import begin, is_done
+from trainer.validation import validation_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags -> `OUT_DIR/full_sft_HIDDEN.pth`."""
-    stage = Stage(parse_run("sft", __doc__ or "", argv))
-    if already_done(stage):
+    facts = gather(parse_run("sft", __doc__ or "", argv))
+    if is_done(facts):
         return 0
-    rows = SFTDataset(stage.tensors_path)
-    return stage.fit(stage.build_model(), rows, NextToken(), validation_rows(SFTDataset, stage.tensors_path))
+    rows = SFTDataset(facts.tensors_path)
+    return begin(facts).fit(rows, NextToken(), validation_rows(SFTDataset, facts.tensors_path))
 
 
 if __name__ == "__main__":

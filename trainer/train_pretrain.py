@@ -2,6 +2,11 @@
 
 python trainer/train_pretrain.py --profile cpu
 python trainer/train_pretrain.py --data_path my_text.jsonl --epochs 2 --hidden_size 512
+
+Minimised: cross-entropy of every token of a document, given those before it (Radford et al. 2018, eq. 1).
+Data: documents, packed end to end in rows; no token looks across the border of two documents.
+Start: random weights.
+Settings: `pretrain` of the profile; sizes and rates that nobody gave follow the rules in trainer/autoconfig.py.
 """
 
 import sys
@@ -14,17 +19,19 @@ if not __package__:
 from configs.cli import run
 from configs.flags import parse_run
 from dataset.lm_dataset import PretrainDataset
-from trainer.objectives import NextToken, validation_rows
-from trainer.recipe import Stage, already_done
+from trainer.facts import gather
+from trainer.objectives import NextToken
+from trainer.recipe import begin, is_done
+from trainer.validation import validation_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags -> `OUT_DIR/pretrain_HIDDEN.pth`."""
-    stage = Stage(parse_run("pretrain", __doc__ or "", argv))
-    if already_done(stage):
+    facts = gather(parse_run("pretrain", __doc__ or "", argv))
+    if is_done(facts):
         return 0
-    rows = PretrainDataset(stage.tensors_path)
-    return stage.fit(stage.build_model(), rows, NextToken(), validation_rows(PretrainDataset, stage.tensors_path))
+    rows = PretrainDataset(facts.tensors_path)
+    return begin(facts).fit(rows, NextToken(), validation_rows(PretrainDataset, facts.tensors_path))
 
 
 if __name__ == "__main__":

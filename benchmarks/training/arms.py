@@ -27,7 +27,7 @@ from configs.stage_table import weight_file
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from model.device import choose_device
-from trainer.choices import fill_in
+from trainer.autoconfig import fill_in
 from trainer.runtime import Runtime
 
 ARMS = ("minillm", "baseline")

@@ -27,7 +27,7 @@ from dataset.samples.files import generator_files
 from scripts.pipeline.hashes import Hashes
 from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, found
 
-RULE_FILES = tuple(ROOT / "trainer" / name for name in ("choices.py", "flops.py", "optim.py"))
+RULE_FILES = tuple(ROOT / "trainer" / name for name in ("autoconfig.py", "flops.py", "optim.py"))
 """Where the rules are. While these files and the inputs are the same, torch is not loaded to ask the rules again."""
 
 
@@ -125,7 +125,7 @@ def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, 
     kept = pipeline.out_dir / "stages" / f"{stage}_rules.json"
     answer = _read(kept)
     if answer.get("asked") != asked:
-        from trainer.recipe import ask_rules  # here, since it loads torch
+        from trainer.facts import ask_rules  # here, since it loads torch
 
         answer = {"asked": asked, "values": ask_rules(run, start, _read(manifest) or None)}
         write_json(kept, answer)

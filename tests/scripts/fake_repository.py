@@ -189,7 +189,7 @@ class FakeRepository:
         self.write("scripts/evaluate_stage.py", EVALUATE)
         for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py"):
             self.write(f"trainer/{name}", TRAINER)
-        self.write("trainer/recipe.py", "def ask_rules(*_):\n    return {}\n")
+        self.write("trainer/facts.py", "def ask_rules(*_):\n    return {}\n")
         self.write("model/tokenizer.pkl", "tokenizer")
         self.write("dataset/identity_cn_sample.jsonl", "{}\n")
         self.interpreter = self.executable("interpreter", INTERPRETER.format(python=sys.executable))

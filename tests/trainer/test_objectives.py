@@ -4,19 +4,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from configs.schema import ModelConfig, UserError
+from configs.schema import ModelConfig
 from dataset.lm_dataset import target_places
 from dataset.tensors import IGNORE
 from model.model_minillm import MiniLLM
-from tests.tiny_run import TinyRun, killed_in_step, lively
-from trainer.losses import PairLogps
-from trainer.objectives import NextToken, Preference, WithReference, validation_rows
+from tests.tiny_run import lively
+from trainer.objectives import NextToken, Preference
 
 SHAPE = ModelConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
@@ -121,46 +119,3 @@ def test_the_host_waits_for_no_gpu_in_a_step(
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     assert loss.isfinite()
-
-
-def test_each_pair_keeps_its_own_reference() -> None:
-    class Pairs:
-        def __len__(self) -> int:
-            return 3
-
-        def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-            return {"input_ids": torch.tensor(indices)}
-
-    rows = WithReference(Pairs(), PairLogps(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])))
-    batch = rows.batch(np.array([2, 0]))
-    assert batch["input_ids"].tolist() == [2, 0]
-    assert batch["reference_chosen"].tolist() == [3.0, 1.0]
-    assert batch["reference_rejected"].tolist() == [6.0, 4.0]
-    assert len(rows) == 3
-
-
-def test_the_reference_is_read_once_and_a_damaged_file_of_it_is_named(tiny: TinyRun) -> None:
-    with killed_in_step(3):
-        tiny.train("dpo", "--seed", "9")
-    (saved,) = (tiny.out / "checkpoints" / "dpo").glob("*/reference_*.npz")
-    before = saved.stat().st_mtime_ns
-    with killed_in_step(5):
-        tiny.train("dpo", "--seed", "9")
-    assert saved.stat().st_mtime_ns == before
-    saved.write_bytes(saved.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"reference_.*\.npz: damaged .*Delete it and rerun"):
-        tiny.train("dpo", "--seed", "9")
-
-
-def test_without_validation_tensors_there_are_no_validation_rows(tiny: TinyRun) -> None:
-    def never(path: object) -> None:
-        raise AssertionError(path)
-
-    assert validation_rows(never, tiny.data) is None  # type: ignore[type-var]
-
-
-def test_validation_pairs_are_measured_against_their_own_reference(tiny: TinyRun) -> None:
-    still = ["--learning_rate", "1e-30", "--weight_decay", "0", "--max_steps", "1", "--eval_interval", "1"]
-    assert tiny.train("dpo", *still) == 0
-    found = tiny.metric("dpo", "validation_loss")
-    assert found == pytest.approx({1: math.log(2)}, abs=1e-5)  # a policy that is its reference prefers nothing

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -35,10 +34,11 @@ from tests.tiny_run import (
     sum_record,
     write_jsonl,
 )
-from trainer import choices, recipe, runtime
+from trainer import autoconfig, recipe, runtime
+from trainer.facts import Facts, gather
 from trainer.loop import Run
 from trainer.objectives import NextToken
-from trainer.recipe import validation_batches
+from trainer.recipe import begin, is_done
 from trainer.runtime import Runtime
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -84,14 +84,14 @@ def test_a_raised_recipe_version_trains_again(
 
 
 def test_what_two_processes_train_is_no_result_or_state_of_one(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stage() -> recipe.Stage:
-        return recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain")))
+    def facts() -> Facts:
+        return gather(parse_run("pretrain", "", tiny.flags("pretrain")))
 
-    alone = stage()
+    alone = facts()
     monkeypatch.setattr(Runtime, "start", lambda *_, **__: replace(alone.runtime, world_size=2))
     monkeypatch.setattr(Runtime, "barrier", lambda self: None)
-    shared = stage()
-    assert alone.is_done() and not shared.is_done()
+    shared = facts()
+    assert is_done(alone) and not is_done(shared)
     assert alone.state.folder != shared.state.folder and alone.state.family != shared.state.family
 
 
@@ -311,7 +311,7 @@ def test_a_changed_rule_trains_again_what_was_left_to_it(tiny: TinyRun, monkeypa
     for name, value in (("LEARNING_RATE", 2e-2), ("FRESH_EMBEDDING_RATIO", {"muon": 7.0}), ("MIN_STEP_TOKENS", 64)):
         assert tiny.train("pretrain", *open_flags) == 0
         before = tiny.manifest("pretrain")
-        monkeypatch.setattr(choices, name, value)
+        monkeypatch.setattr(autoconfig, name, value)
         assert tiny.train("pretrain", *open_flags) == 0
         after = tiny.manifest("pretrain")
         assert before["settings"] == after["settings"] and before["fingerprint"] != after["fingerprint"]
@@ -324,7 +324,7 @@ def test_finished_weights_that_are_copied_to_another_machine_are_not_trained_aga
     open_flags = ["--batch_size", "0", "--accumulation_steps", "0", "--learning_rate", "0", "--dtype", "auto"]
     assert tiny.train("pretrain", *open_flags, "--max_steps", "1") == 0
     written = tiny.path("pretrain").stat().st_mtime_ns
-    monkeypatch.setattr(choices, "free_memory", lambda device: 0)
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 0)
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(device, "num_cores", lambda: 64)
     monkeypatch.setattr(runtime, "num_cores", lambda: 64)
@@ -401,29 +401,6 @@ def test_a_mixture_of_experts_trains_and_its_weights_say_so(tiny: TinyRun) -> No
     assert (config.use_moe, config.num_experts) == (True, 4)
     assert tiny.train("sft", "--use_moe", "--max_steps", "1") == 0
     assert (tiny.out / "full_sft_16_moe.pth").exists()
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "size"), [(1000, 32), (1000, 48), (1000, 128), (50, 32), (7, 3), (1, 4), (130, 65)]
-)
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_gpu_validates_in_batches_of_one_size_and_a_cpu_on_every_row(
-    num_rows: int, size: int, world_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def of_all_processes() -> list[np.ndarray]:
-        runtimes = [Runtime(torch.device("cpu"), torch.float32, rank, world_size) for rank in range(world_size)]
-        return [batch for runtime in runtimes for batch in validation_batches(num_rows, size, runtime)]
-
-    count = min(128, num_rows)
-    wanted = np.linspace(0, num_rows - 1, count).round().astype(int)
-    assert sorted(np.concatenate(of_all_processes())) == list(wanted)
-    monkeypatch.setattr(Runtime, "validates_compiled", True)
-    batches = of_all_processes()
-    rows = np.concatenate(batches)
-    if num_rows >= world_size:
-        assert len({len(batch) for batch in batches}) == 1 and len(batches[0]) <= size
-        assert len(rows) > count - len(batches) - world_size
-    assert len(set(rows)) == len(rows) and min(rows) == 0 and max(rows) <= num_rows - 1
 
 
 # --- how it is started ----------------------------------------------------------------------------------------------
@@ -549,25 +526,6 @@ def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypa
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_a_validation_loss_is_that_of_the_rows_of_all_processes(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--from_resume", "0")))
-    model, rows = stage.build_model(), PretrainDataset(stage.tensors_path)
-
-    def validated(rank: int, world_size: int) -> dict[str, float]:
-        stage.runtime = replace(stage.runtime, rank=rank, world_size=world_size)
-        validate = stage._validator(NextToken(), rows)
-        assert validate is not None
-        return validate(model)
-
-    alone = validated(0, 1)
-    sums: list[torch.Tensor] = []
-    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums.append(value) or value)
-    halves = [validated(rank, 2) for rank in (0, 1)]
-    assert halves[0] != pytest.approx(halves[1])
-    monkeypatch.setattr(Runtime, "sum_over_ranks", lambda self, value: sums[0] + sums[1])
-    assert validated(0, 2) == validated(1, 2) == pytest.approx(alone)
-
-
 def torchrun(script: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script in two processes, as a user does."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -648,8 +606,9 @@ def test_each_process_starts_its_dropout_from_a_seed_of_its_own(
 ) -> None:
     seeds = []
     monkeypatch.setattr(recipe, "train", lambda *_: seeds.append(torch.initial_seed()))
-    stage = recipe.Stage(parse_run("pretrain", "", tiny.flags("pretrain", "--seed", "7", "--from_resume", "0")))
-    stage.runtime = replace(stage.runtime, rank=rank)
+    facts = gather(parse_run("pretrain", "", tiny.flags("pretrain", "--seed", "7", "--from_resume", "0")))
+    training = begin(facts)
+    training.runtime = replace(training.runtime, rank=rank)
     with kept_signal_handlers():
-        stage.fit(stage.build_model(), PretrainDataset(stage.tensors_path), NextToken(), None)
+        training.fit(PretrainDataset(facts.tensors_path), NextToken(), None)
     assert seeds == [7 + rank]

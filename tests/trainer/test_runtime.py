@@ -123,9 +123,10 @@ def test_the_pipelines_process_is_watched_only_where_its_id_is_given(monkeypatch
 def test_a_trainer_whose_parent_ended_notices_though_another_process_adopts_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MINILLM_PARENT_PID", str(os.getppid()))
+    parent = os.getppid()
+    monkeypatch.setenv("MINILLM_PARENT_PID", str(parent))
     watch = ParentWatch()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert watch.is_gone()
 
 

@@ -13,7 +13,7 @@ from scripts.pipeline.ask import command_of
 from scripts.pipeline.book import StageBook
 from scripts.pipeline.fingerprints import RULE_FILES, values_by_rule
 from scripts.pipeline.plan import Pipeline, pipeline_from_environment
-from trainer import choices, recipe
+from trainer import autoconfig, facts
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The stages whose rules were asked."""
     stages: list[str] = []
-    ask = recipe.ask_rules
+    ask = facts.ask_rules
 
     def noted(run: Any, *rest: Any) -> dict[str, float]:
         stages.append(run.stage)
         return ask(run, *rest)
 
-    monkeypatch.setattr(recipe, "ask_rules", noted)
+    monkeypatch.setattr(facts, "ask_rules", noted)
     yield stages
 
 
@@ -61,7 +61,7 @@ def test_a_changed_rule_redoes_the_stage_that_left_something_to_it(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = StageBook(pipeline).fingerprint("pretrain")
-    monkeypatch.setattr(choices, name, getattr(choices, name) * 9)
+    monkeypatch.setattr(autoconfig, name, getattr(autoconfig, name) * 9)
     (tmp_path / "rules.py").write_text("another constant")
     assert StageBook(pipeline).fingerprint("pretrain") != before
 

@@ -15,22 +15,20 @@ from model import device
 from model.model_minillm import MiniLLM
 from model.weights import read_checkpoint
 from tests.tiny_run import TinyRun, killed_in_step, same
-from trainer import choices
-from trainer.choices import (
+from trainer import autoconfig
+from trainer.autoconfig import (
     CHOSEN,
     FRESH_EMBEDDING_RATIO,
     fill_in,
     fitting_rows,
     hidden_matrices,
     learning_rate,
-    rehearse,
-    repeat,
     require_memory,
     row_bytes,
     split_rows,
     step_tokens,
+    with_chosen,
 )
-from trainer.objectives import NextToken
 from trainer.optim import build_optimizer, lr_at, set_lr
 from trainer.runtime import Runtime
 
@@ -87,7 +85,7 @@ def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
         batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True
     )  # fmt: skip
     assert fill_in(given, "pretrain", SMALL, tensors(8000), CPU, fresh=True) == given
-    assert repeat(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
+    assert with_chosen(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
 
 
 def test_a_step_has_the_same_rows_however_many_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +138,14 @@ def test_long_runs_are_compiled_and_pairs_never() -> None:
 
 def test_a_micro_batch_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
-    monkeypatch.setattr(choices, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 1 << 40)
     assert fitting_rows(SMALL, 512, device, checkpointing=False) == 8  # 4,096 tokens
     assert fitting_rows(SMALL, 8192, device, checkpointing=False) == 1
     each = row_bytes(LARGE, 512, keeps_scores=True, checkpointing=False)
-    monkeypatch.setattr(choices, "free_memory", lambda device: int((5 * each + 16 * 26e6) / choices.MEMORY_SHARE))
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: int((5 * each + 16 * 26e6) / autoconfig.MEMORY_SHARE))
     assert fitting_rows(LARGE, 512, device, checkpointing=False) == 5
     assert row_bytes(LARGE, 512, keeps_scores=True, checkpointing=True) < each / 3
-    monkeypatch.setattr(choices, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 1000)
     assert fitting_rows(LARGE, 512, device, checkpointing=False) == 1
 
 
@@ -176,97 +174,6 @@ def test_the_parts_of_a_step_fit_and_make_no_more_of_it_than_a_row_each(rows: in
     assert rows % size == 0 or 2 * size >= min(most, rows)  # a prime number of rows makes no tiny ones
 
 
-class CompilerError(RuntimeError):
-    """As PyTorch's compiler wraps what it meets."""
-
-    def __init__(self, inner_exception: Exception) -> None:
-        super().__init__(str(inner_exception))
-        self.inner_exception = inner_exception
-
-
-class Steps:
-    """A rehearsal's micro-batches: too many rows don't fit, and compiled ones fail where asked."""
-
-    def __init__(self, most_rows: int, *, compiler_breaks: bool = False, attention_breaks: bool = False) -> None:
-        self.most_rows, self.compiler_breaks, self.attention_breaks = most_rows, compiler_breaks, attention_breaks
-        self.tried: list[int] = []
-        self.model = MiniLLM(TINY)
-
-    def __call__(self, num_rows: int) -> None:
-        self.tried.append(num_rows)
-        if num_rows > self.most_rows:
-            full = torch.OutOfMemoryError("CUDA out of memory")
-            raise CompilerError(full) if self.model.is_compiled else full
-        if self.model.is_compiled and (
-            self.compiler_breaks or (self.attention_breaks and not self.model.tries_attention)
-        ):
-            raise RuntimeError("no C++ compiler\nand many more lines")
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_stays(compiled: bool) -> None:
-    steps = Steps(5)
-    steps.model.compile_blocks(compiled)
-    config = TrainConfig(batch_size=24, accumulation_steps=1, use_compile=compiled)
-    found = rehearse(config, steps.model, steps, CPU, free_to_choose=True)
-    assert (found.batch_size, found.accumulation_steps) == (3, 8) and steps.tried == [24, 12, 6, 3]
-    assert found.use_compile is compiled  # the compiler was not at fault
-
-
-def test_a_resumed_run_whose_micro_batch_no_longer_fits_keeps_the_rows_of_a_step(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for resuming, sizes in ((False, (4, 3)), (True, (1, 11))):  # a row more would be a row that comes again too early
-        steps = Steps(4)
-        config = TrainConfig(batch_size=11, accumulation_steps=1, use_compile=False)
-        found = rehearse(config, steps.model, steps, CPU, free_to_choose=True, resuming=resuming)
-        assert (found.batch_size, found.accumulation_steps) == sizes
-        said = capsys.readouterr().err
-        assert ("micro-batches of 11 rows" in said and "11 of 1 a step" in said) if resuming else not said
-
-
-@pytest.mark.parametrize(("most", "free", "words"), [(5, False, "of so many rows"), (0, True, "a single row")])
-def test_what_cannot_fit_is_said_with_the_way_out(most: int, free: bool, words: str) -> None:
-    steps = Steps(most)
-    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=False)
-    with pytest.raises(UserError, match=f"{words}.*does not fit.*--gradient_checkpointing"):
-        rehearse(config, steps.model, steps, CPU, free_to_choose=free)
-
-
-def test_what_does_not_compile_runs_without_after_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = Steps(8, compiler_breaks=True)
-    steps.model.compile_blocks()
-    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
-    assert rehearse(config, steps.model, steps, CPU, free_to_choose=True) == replace(config, use_compile=False)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: torch.compile failed (no C++ compiler): training goes on without it")
-
-
-GPU = Runtime(torch.device("cuda"), torch.float32)
-
-
-@pytest.mark.parametrize("fault", ["attention", "compiler"])
-def test_blocks_that_fail_with_flex_attention_are_compiled_without_before_the_compiler_is_given_up(
-    fault: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = Steps(8, compiler_breaks=fault == "compiler", attention_breaks=fault == "attention")
-    steps.model.compile_blocks()
-    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=True)
-    found = rehearse(config, steps.model, steps, GPU, free_to_choose=True)
-    assert found.use_compile is steps.model.is_compiled is (fault == "attention")
-    assert len(steps.tried) == (2 if fault == "attention" else 3)
-    assert ("torch.compile failed" in capsys.readouterr().err) is (fault == "compiler")
-
-
-def test_a_fault_that_is_not_the_compilers_is_raised() -> None:
-    def broken(num_rows: int) -> None:
-        raise ValueError("rows of another shape")
-
-    config = TrainConfig(batch_size=8, accumulation_steps=1, use_compile=False)
-    with pytest.raises(ValueError, match="another shape"):
-        rehearse(config, MiniLLM(TINY), broken, CPU, free_to_choose=True)
-
-
 def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     open_flags = ["--batch_size", "0", "--accumulation_steps", "0", "--learning_rate", "0", "--tokens_per_step", "128"]
     assert tiny.train("pretrain", *open_flags) == 0
@@ -276,36 +183,10 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
         tiny.train("pretrain", *open_flags)
     state = read_checkpoint(tiny.states("pretrain")[0], "")
     assert (state["choices"]["batch_size"], state["choices"]["accumulation_steps"]) == (4, 1)
-    monkeypatch.setattr(choices, "free_memory", lambda device: 0)  # by now memory would allow a single row
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 0)  # by now memory would allow a single row
     assert tiny.train("pretrain", *open_flags) == 0
     assert same(tiny.weights("pretrain"), unbroken)
     assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
-
-
-def test_a_run_resumed_where_less_memory_is_takes_smaller_micro_batches_of_the_same_steps(
-    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(MiniLLM, "compile_blocks", lambda self, wanted=True: None)
-    words = ["--batch_size", "0", "--accumulation_steps", "0", "--tokens_per_step", "128", "--use_compile", "1"]
-    assert tiny.train("pretrain", *words) == 0
-    losses = tiny.metric("pretrain")
-    assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
-    tiny.path("pretrain").unlink()
-    with killed_in_step(4):
-        tiny.train("pretrain", *words)
-    loss_sum = NextToken.loss_sum
-
-    def full(self: NextToken, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        if len(batch["input_ids"]) > 2 and model.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss_sum(self, model, batch)
-
-    monkeypatch.setattr(NextToken, "loss_sum", full)
-    assert tiny.train("pretrain", *words) == 0
-    assert "goes on with 2 of 2 a step" in capsys.readouterr().err
-    found = tiny.manifest("pretrain")["choices"]
-    assert (found["batch_size"], found["accumulation_steps"]) == (2, 2)
-    assert list(tiny.metric("pretrain").values()) == pytest.approx(list(losses.values()), rel=1e-4)
 
 
 def moved(tiny: TinyRun, **there: Any) -> None:

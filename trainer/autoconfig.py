@@ -5,18 +5,16 @@ Symbols: B tokens of a step, D tokens of the whole run, M what a step costs besi
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from configs.hardware import memory
-from configs.messages import warn
 from configs.schema import ModelConfig, TrainConfig, UserError
 from configs.stage_table import STAGE_TABLE
 from dataset.tensors import data_kind
-from model.model_minillm import MiniLLM
+from model.device import dtype_name
 from trainer.flops import newton_schulz_flops, training_flops
 from trainer.runtime import Runtime
 
@@ -232,87 +230,21 @@ def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: i
     return tokens
 
 
-def repeat(config: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
+# --- what a resumed run repeats ---------------------------------------------------------------------------------------
+
+
+def chosen_values(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
+    """What was chosen, as plain data: a run that resumes on such a machine repeats it, so that its arithmetic is the same."""
+    return {
+        "device": runtime.device.type,
+        "machine": runtime.machine,
+        "dtype": dtype_name(runtime.dtype),
+        "threads": torch.get_num_threads(),
+        "world_size": runtime.world_size,
+        **{name: getattr(config, name) for name in CHOSEN},
+    }
+
+
+def with_chosen(config: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
     """The same settings with what an interrupted run had chosen."""
     return replace(config, **{name: chosen[name] for name in CHOSEN})
-
-
-# --- does it run? -----------------------------------------------------------------------------------------------------
-
-
-def rehearse(
-    config: TrainConfig,
-    model: MiniLLM,
-    step: Callable[[int], None],
-    runtime: Runtime,
-    *,
-    free_to_choose: bool,
-    resuming: bool = False,
-) -> TrainConfig:
-    """Try a micro-batch before the first step counts: what doesn't compile runs as it is, what doesn't fit is halved.
-
-    Args: step: computes loss and gradients of so many rows. free_to_choose: whether the micro-batch was not asked for,
-    and may change. resuming: whether steps were made already; then a step keeps its rows to the last one, so that the data
-    goes on where it was. Raises: UserError when a micro-batch of a size that was asked for doesn't fit, or a single row.
-    """
-    while True:
-        failed: Exception | None = None
-        try:
-            step(config.batch_size)
-        except Exception as error:  # compilers fail with whatever they meet
-            failed = error
-        model.zero_grad(set_to_none=True)
-        if runtime.any_rank(is_out_of_memory(failed)):
-            failed = None  # its frames hold the tensors of the step
-            config = _halved(config, free_to_choose, resuming, runtime)
-        elif runtime.any_rank(failed is not None):
-            if not config.use_compile:
-                raise failed or RuntimeError("another process failed: see its message")
-            if runtime.device.type == "cuda" and not model.tries_attention:
-                model.tries_attention = True  # if it was FlexAttention alone, the blocks compile without it
-                continue
-            _say_without_compiler(failed, runtime)
-            model.compile_blocks(False)
-            config = replace(config, use_compile=False)
-        else:
-            return config
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a GPU's memory was full, perhaps while a compiler tried its code: it wraps what it meets."""
-    if error is None or isinstance(error, torch.OutOfMemoryError):
-        return error is not None
-    return is_out_of_memory(getattr(error, "inner_exception", None) or error.__cause__)
-
-
-def _halved(config: TrainConfig, free_to_choose: bool, resuming: bool, runtime: Runtime) -> TrainConfig:
-    size = config.batch_size
-    if size == 1 or not free_to_choose:
-        raise UserError(
-            f"batch_size = {size}: {'a single row' if size == 1 else 'a micro-batch of so many rows'} does not fit the "
-            "GPU's memory. Pass --gradient_checkpointing, a smaller --batch_size or --max_seq_len, or a smaller model.",
-            "显存放不下：请加 --gradient_checkpointing，或减小批量、长度或模型",
-        )
-    torch.compiler.reset()  # else the blocks are compiled anew for rows of any number, which is slower
-    torch.cuda.empty_cache()
-    rows = size * config.accumulation_steps
-    smaller, parts = split_rows(rows, size // 2)
-    if resuming:
-        smaller = max(part for part in range(1, size // 2 + 1) if rows % part == 0)
-        parts = rows // smaller
-        if runtime.is_main:
-            warn(
-                f"micro-batches of {size} rows, which this run began with, do not fit the GPU's memory now: it goes on with "
-                f"{parts} of {smaller} a step, the same rows; its numbers will differ by rounding.",
-                f"显存放不下原来的 {size} 行，改为每步 {parts} × {smaller} 行，数据不变",
-            )
-    return replace(config, batch_size=smaller, accumulation_steps=parts)
-
-
-def _say_without_compiler(error: Exception | None, runtime: Runtime) -> None:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160] if error else "in another process"
-    if runtime.is_main:
-        warn(
-            f"torch.compile failed ({reason}): training goes on without it, a little slower",
-            "编译失败，改为不编译继续训练",
-        )
