@@ -19,9 +19,11 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest semi-orthogonal matrix of each of (n, rows, columns), by five Newton-Schulz steps in `dtype`."""
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     x = matrices.to(dtype)
+    # The Gram matrix is square in the smaller side, so a tall matrix is turned: fewer operations.
     tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.mT  # the products below are square in the smaller side
+        x = x.mT
+    # No singular value is larger than the Frobenius norm. Below one they all go towards one: x <- a x + b G x + c G G x.
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x, x.mT)
@@ -69,44 +71,45 @@ class MuonAdamW(torch.optim.Optimizer):
         """One update of every parameter that has a gradient.
 
         Args: taken: whether to take the step, () boolean; where it is false nothing changes, whatever the gradients hold.
-        On a GPU nobody waits to learn which: every change is multiplied by 1 or 0 there.
         """
         if closure is not None:
             raise ValueError("MuonAdamW takes no closure")
-        share: float | Tensor = 1.0
-        if taken is not None:
-            if not on_host(taken):
-                share = taken.float()
-            elif not taken:
+        gate: float | Tensor = 1.0
+        if taken is not None and on_host(taken):
+            if not taken:
                 return
+        elif taken is not None:
+            # On a GPU nobody waits to learn whether the step is taken: every change is multiplied by 1 or 0 there.
+            gate = taken.float()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if isinstance(share, Tensor):
-                is_taken = share > 0
-                for parameter in parameters:
-                    assert parameter.grad is not None
-                    parameter.grad = torch.where(is_taken, parameter.grad, 0.0)  # NaN times 0 is NaN
+            if isinstance(gate, Tensor):
+                _remove_gradients(parameters, where=gate == 0)
             if group["muon"]:
-                self._muon(group, parameters, share)
+                self._muon(group, parameters, gate)
             else:
-                self._adamw(group, parameters, share)
+                self._adamw(group, parameters, gate)
 
-    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter], gate: float | Tensor) -> None:
         # What is the same for all parameters is computed once: on a GPU each of these numbers is a kernel.
-        kept = 1 - group["lr"] * group["weight_decay"] * share
-        newest = (1 - group["momentum"]) * share
+        kept = 1 - group["lr"] * group["weight_decay"] * gate
+        newest = (1 - group["momentum"]) * gate
         by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
+            # Nesterov: the momentum takes in the new gradient, and the update looks one more step ahead.
             state["momentum"].lerp_(grad, newest)
             by_shape[parameter.shape[-2:]].append((parameter, grad.lerp(state["momentum"], group["momentum"])))
         for (rows, columns), members in by_shape.items():
+            # All matrices of a shape go through one product: many small ones would leave a GPU idle.
             stacked = torch.cat([update.reshape(-1, rows, columns) for _, update in members])
             updates = orthogonalize(stacked, self.newton_schulz_dtype)
-            updates *= group["lr"] * 0.2 * math.sqrt(max(rows, columns)) * share
+            # A semi-orthogonal matrix has entries of the mean square 1 / max(rows, columns). This factor gives them
+            # the size 0.2 of an AdamW update.
+            updates *= group["lr"] * 0.2 * math.sqrt(max(rows, columns)) * gate
             offset = 0
             for parameter, _ in members:
                 count = parameter.numel() // (rows * columns)
@@ -114,14 +117,16 @@ class MuonAdamW(torch.optim.Optimizer):
                 parameter.sub_(updates[offset : offset + count].view_as(parameter))
                 offset += count
 
-    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter], share: float | Tensor) -> None:
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter], gate: float | Tensor) -> None:
         beta1, beta2 = group["betas"]
-        group["step"] = group["step"] + share  # of the group, whose parameters all have a gradient in each step
-        counted = group["step"] + (1.0 - share)  # never 0: a first step that is not taken must not divide by it
+        group["step"] = group["step"] + gate  # of the group, whose parameters all have a gradient in each step
+        # Both moments start at 0, so the first steps would be too small: dividing by 1 - beta^t makes up for it. `counted`
+        # is never 0: a first step that is not taken must not divide by it.
+        counted = group["step"] + (1.0 - gate)
         scale = (1 - beta2**counted) ** 0.5
-        rate = group["lr"] * share / (1 - beta1**counted)
-        kept = 1 - group["lr"] * group["weight_decay"] * share
-        newest, newest_square = (1 - beta1) * share, (1 - beta2) * share
+        rate = group["lr"] * gate / (1 - beta1**counted)
+        kept = 1 - group["lr"] * group["weight_decay"] * gate
+        newest, newest_square = (1 - beta1) * gate, (1 - beta2) * gate
         for parameter in parameters:
             state, grad = self.state[parameter], parameter.grad
             assert grad is not None
@@ -132,6 +137,13 @@ class MuonAdamW(torch.optim.Optimizer):
             denominator = (state["exp_avg_sq"].sqrt() / scale).add_(group["eps"])
             parameter.mul_(kept)
             parameter.sub_((state["exp_avg"] / denominator).mul_(rate))
+
+
+def _remove_gradients(parameters: Iterable[nn.Parameter], *, where: Tensor) -> None:
+    """Put zeros in place of gradients that may hold NaN, which times 0 would still be NaN."""
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad = torch.where(where, 0.0, parameter.grad)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> MuonAdamW:
@@ -146,8 +158,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: 
     for name, parameter in model.named_parameters():
         if name.endswith("embed_tokens.weight"):
             embeddings.append(parameter)
+        elif parameter.dim() < 2 or name.endswith("mlp.gate.weight"):
+            rest.append(parameter)
         else:
-            (rest if parameter.dim() < 2 or name.endswith("mlp.gate.weight") else matrices).append(parameter)
+            matrices.append(parameter)
     groups = [
         {"params": matrices, "muon": config.optimizer == "muon", "weight_decay": config.weight_decay, "lr_ratio": 1.0},
         {"params": embeddings, "muon": False, "weight_decay": 0.0, "lr_ratio": config.embedding_lr_ratio},
@@ -167,6 +181,7 @@ def lr_at(step: int, num_steps: int, config: TrainConfig) -> float:
     if config.schedule == "cosine":
         progress = (step - warmup) / max(1, num_steps - warmup)
         return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
+    # Trapezoid: the peak until the warm-down, then a straight line that reaches `last` one step after the run.
     warmdown = max(1, round(config.warmdown_ratio * num_steps))
     left = min(1.0, (num_steps - step) / warmdown)
     return last + (peak - last) * left
