@@ -1,4 +1,4 @@
-"""How likely a model finds held-out text: loss, perplexity, bits per byte.
+"""How likely a model finds held-out text: loss, perplexity, bits per byte, over model/likelihood.py.
 
 Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for
 text, in bits, over the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have
@@ -15,21 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.intervals import Metric, exponential, ratio
+from model.likelihood import target_nats
 from model.model_minillm import MiniLLM
 
 SCORE_BATCH = 32
-"""Rows scored at one time, at most."""
+"""Rows scored at once, at most."""
 SCORE_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-"""Tokens of these rows with their padding, at most: more make nothing faster, and each takes memory in every layer."""
+"""Tokens of these rows with their padding, at most. More make nothing faster, and each takes memory
+in every layer."""
 CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at one time."""
+"""Tokens whose logits exist at once. The same on every device and for good, as the last bit of a
+score may depend on it."""
 
 Row = tuple[list[int], list[int]]
 """Inputs, and the label of each: the id that follows, or IGNORE."""
@@ -85,10 +87,10 @@ def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Ro
 def row_nats(
     model: MiniLLM, rows: Sequence[Row], batch_size: int, label: str, sizes: Tensor | None = None
 ) -> list[tuple[float, float]]:
-    """Negative log-likelihood of the labels of each row in nats, summed: of all, and of those with
-    bytes in `sizes`.
+    """Negative log-likelihood of the labels of each row, summed, in nats.
 
-    Rows of like length run together; of all logits only a chunk exists at one time.
+    Rows of like length run together. Args: sizes (V,): bytes of each token; without it each has
+    some. Returns: for each row the nats of all labels, and of those that have bytes.
     """
     device = model.output_weight.device
     sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
@@ -105,7 +107,10 @@ def row_nats(
             hidden, _ = model.hidden_states(inputs.to(device))
             places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
             targets = labels.flatten()[places]
-            nats = target_nats(hidden.flatten(0, 1), model.output_weight, places.to(device), targets.to(device))
+            nats = target_nats(
+                hidden, model.output_weight, labels.to(device), places.to(device), chunk_tokens=CHUNK_TOKENS
+            )  # (N,)
+            nats = nats.cpu().double()  # on the CPU, as MPS has no float64
             owners, is_text = places // longest, sizes[targets] > 0
             sums = torch.zeros(2, len(numbers), dtype=torch.float64)
             sums[0].index_add_(0, owners, nats)
@@ -127,17 +132,6 @@ def batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> Iterato
         batch.append(number)
     if batch:
         yield batch
-
-
-def target_nats(hidden: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target: hidden (B T, C), weight (V, C), places (N,), targets (N,) -> (N,)
-    float64 on the CPU, as MPS has no float64."""
-    found = [torch.zeros(0, device=hidden.device)]
-    for start in range(0, len(places), CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
-        logits = F.linear(hidden[places[part]], weight).float()
-        found.append(F.cross_entropy(logits, targets[part], reduction="none"))
-    return torch.cat(found).cpu().double()
 
 
 def score(

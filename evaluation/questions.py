@@ -15,8 +15,8 @@ from model.model_minillm import MiniLLM
 Messages = list[dict[str, Any]]
 
 FIRST_TOKENS = 32
-"""Tokens that every answer may have at first. Only the few longer ones are written again, side by
-side, so that they do not keep a whole batch waiting."""
+"""Tokens that every answer may have at first. The few that are not done by then are written again
+with more room, side by side. So a long answer does not keep a whole batch of short ones waiting."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ def test_no_file_imports_itself_through_others(name: str) -> None:
     assert not left, f"a circle among {sorted(left)}"
 
 
+def test_training_validation_and_evaluation_take_likelihoods_from_one_place() -> None:
+    for name in ("inference", "model", "evaluation", "trainer"):
+        for path in files_of(name):
+            names = set(re.findall(r"log_softmax|cross_entropy|nll_loss", path.read_text(encoding="utf-8")))
+            assert not names or path == ROOT / "model" / "likelihood.py", path
+
+
 def test_nothing_imports_a_recipe_or_a_script() -> None:
     for name in MAY_IMPORT:
         for path in files_of(name):

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dataset.lm_dataset import Batch
 from dataset.tensors import IGNORE
+from model.likelihood import lm_loss_sum, sequence_logps, target_nats
 from model.model_minillm import MiniLLM
-from trainer.losses import PairLogps, dpo_loss, lm_loss_sum, sequence_logps, target_nats
+from trainer.losses import PairLogps, dpo_loss
 
 
 class NextToken:

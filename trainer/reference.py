@@ -10,11 +10,12 @@ from configs.artifacts import atomic_write
 from configs.progress import progress_bar
 from configs.schema import UserError
 from dataset.lm_dataset import Batch
+from model.likelihood import sequence_logps
 from model.model_minillm import MiniLLM
 from model.weights import load_model
 from trainer.facts import Facts
 from trainer.loop import Rows
-from trainer.losses import PairLogps, sequence_logps
+from trainer.losses import PairLogps
 from trainer.runtime import Runtime
 
 REFERENCE_BATCH = 32

@@ -1,0 +1,171 @@
+"""How likely a model finds given tokens, in nats, without ever holding all logits.
+
+The one path for training, validation and evaluation. The logits of a batch, (tokens, V) in float32,
+would be its largest tensor by far; here only a chunk of them exists at once.
+
+Shapes: B rows or pairs, T tokens, N supervised tokens, C hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 4096
+"""Tokens whose float32 logits exist at once, unless a caller says another number. 256 x 6,400
+numbers are 6.6 MB, which a CPU's cache holds; a GPU wants larger products (docs/lab_log.md)."""
+
+CPU_CHUNKS_PER_PRODUCT = 8
+"""Chunks whose gradients wait, in the dtype of the products, for one product each with hidden and
+weight. So weight's own gradient is read and written once instead of eight times, which takes 22%
+less time at 512 x 8 (docs/lab_log.md)."""
+
+
+# --- what others call -----------------------------------------------------------------------------
+
+
+def lm_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
+    """Summed negative log-likelihood of the supervised tokens, in nats.
+
+    The products run in the autocast dtype where one is active, the softmax in float32.
+    Args: hidden (B, T, C). weight (V, C). labels (B, T), read at the supervised tokens alone.
+    target_places (N,): where these stand, b * T + t, each once. A batch brings them along: to look
+    for them here would make the CPU wait for a GPU.
+    Returns: scalar float32.
+    """
+    return _nats(hidden, weight, labels, target_places, summed=True)
+
+
+def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
+    """Log-probability of the supervised tokens of each row, in nats.
+
+    Args: those of `lm_loss_sum`. Returns: (B,) float32; 0 for a row without supervised tokens.
+    """
+    nats = _nats(hidden, weight, labels, target_places, summed=False)  # (N,)
+    placed = nats.new_zeros(labels.numel()).scatter(0, target_places, nats)  # (B T); index_copy is slow or wrong on MPS
+    return -placed.view_as(labels).sum(dim=1)
+
+
+def target_nats(
+    hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor, *, chunk_tokens: int | None = None
+) -> Tensor:
+    """Negative log-likelihood of each supervised token, in nats.
+
+    Args: those of `lm_loss_sum`. chunk_tokens: tokens whose logits exist at once. The last bit of a
+    product may depend on how many rows it has, so whoever compares numbers keeps to one size.
+    Returns: (N,) float32, in the order of target_places.
+    """
+    return _nats(hidden, weight, labels, target_places, summed=False, chunk_tokens=chunk_tokens)
+
+
+# --- how it is computed ---------------------------------------------------------------------------
+
+
+def _nats(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    target_places: Tensor,
+    *,
+    summed: bool,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Nats of the supervised tokens (N,), or their sum.
+
+    Only these tokens are multiplied by the output matrix.
+    """
+    hidden = hidden.flatten(0, 1).index_select(0, target_places)  # (N, C)
+    targets = labels.flatten().index_select(0, target_places)  # (N,)
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled():  # a function's `needs_input_grad` does not look at this
+        hidden, weight = hidden.detach(), weight.detach()
+    chunk = chunk_tokens or (CPU_CHUNK_TOKENS if device_type == "cpu" else GPU_CHUNK_TOKENS)
+    with torch.autocast(device_type, enabled=False):
+        if summed and hidden.dtype == torch.float16:
+            return _TargetNats.apply(hidden, weight, targets, False, chunk).sum()
+        nats: Tensor = _TargetNats.apply(hidden, weight, targets, summed, chunk)
+    return nats
+
+
+class _TargetNats(torch.autograd.Function):
+    """Negative log-likelihood of targets under softmax(hidden @ weight.T).
+
+    The gradient with respect to a token's logits is (softmax - onehot) times the number that comes
+    in for the token.
+
+    - summed: one number comes in for all tokens, and may be multiplied in at the end. So the
+      gradients of hidden and weight are computed in the forward pass, while a chunk's logits exist:
+      three products, and nothing else is kept.
+    - not summed: each token has a number of its own, known in the backward pass alone, and weight's
+      gradient adds the tokens up. So the logits are computed again there, a chunk at a time. That
+      fourth product is the price of holding neither all probabilities (N, V) nor a gradient of
+      weight for each row (B, V, C).
+
+    A sum in float16 takes the second way too. There the number that comes in bears the loss scale.
+    Gradients that are rounded to float16 before it is multiplied in have lost what the scale should
+    have kept, probabilities below 6e-8 to begin with.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, summed: bool, chunk: int) -> Tensor:
+        """(N, C), (V, C), (N,) -> nats (N,) float32, or their sum."""
+        ctx.summed, ctx.chunk = summed, chunk
+        if summed and any(ctx.needs_input_grad):
+            nats, grad_hidden, grad_weight = _nats_and_gradients(hidden, weight, targets, chunk)
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            return nats.sum()
+        nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+        for rows in _slices(0, len(targets), chunk):
+            logps = (hidden[rows] @ weight.T).log_softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+            nats[rows] = -logps.gather(1, targets[rows, None])[:, 0]
+        ctx.save_for_backward(hidden, weight, targets)
+        return nats.sum() if summed else nats
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (scale,) = grad_outputs
+        if ctx.summed:
+            grad_hidden, grad_weight = ctx.saved_tensors
+            return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):  # as in the forward pass
+            _, grad_hidden, grad_weight = _nats_and_gradients(hidden, weight, targets, ctx.chunk, scale)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _nats_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats (N,), and the gradients of their sum, each token's times its scale (N,).
+
+    Returns: nats (N,), gradients of hidden (N, C) and of weight (V, C).
+    """
+    nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    # Two sizes: probabilities in float32 are made a chunk at a time, small enough for a CPU's
+    # cache; the products of their gradients take a block of several chunks at once.
+    for block in _slices(0, len(targets), chunk * (CPU_CHUNKS_PER_PRODUCT if hidden.device.type == "cpu" else 1)):
+        grad_logits = hidden.new_empty(block.stop - block.start, len(weight))
+        for rows in _slices(block.start, block.stop, chunk):
+            top = targets[rows, None]
+            # One kernel from logits to float32 probabilities. Where one underflowed, 1e-38 stands
+            # for it: its log is likelihood enough.
+            p = (hidden[rows] @ weight.T).softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+            nats[rows] = -p.gather(1, top)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()
+            # p becomes the gradient in place: softmax - onehot, times the scale.
+            p.scatter_add_(1, top, torch.full_like(top, -1, dtype=p.dtype))
+            if scale is not None:
+                p *= scale[rows, None]
+            grad_logits[rows.start - block.start : rows.stop - block.start] = p
+        torch.mm(grad_logits, weight, out=grad_hidden[block])
+        grad_weight += grad_logits.T @ hidden[block]
+    return nats, grad_hidden, grad_weight
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
