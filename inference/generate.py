@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dataset.tokenizer import RustBPETokenizer
 from inference.sampling import Sampling, choose
-from model.model_minillm import KeyValueCache, MiniLLM
+from model.kv_cache import KeyValueCache
+from model.model_minillm import MiniLLM
 
 PREFILL_TOKENS = 8192
 """Tokens of all prompts together that are read at once. More would be no faster, and would take

@@ -1,26 +1,32 @@
-"""Attention, four ways; those of whole rows skip what they can of the scores that no query may look at.
+"""Attention: which way its scores are computed, and each of the five ways.
 
-On a CPU and on MPS, `blocked_attention`: batched matrix products. PyTorch's own CPU kernel for scaled dot products works in small
-tiles and reaches a tenth of the speed that the same CPU has in matrix products. Here queries are taken in blocks, and a
-block is multiplied only with the keys up to its end: most of the work that causality forbids is never done, and what is
-done runs at full speed (docs/lab_log.md has the figures).
+`plan` chooses, once in a forward pass; `attend` follows the plan in every block. The choice depends
+on the device, on whether a cache stands before the tokens, and on which pairs of tokens may meet.
 
-On MPS, behind a cache, `product_attention`: the same products without blocks. PyTorch's own kernels there are left out:
-in some releases those for few queries read beyond the keys, and give wrong numbers without an error (PyTorch's pull
-request 169222 and its issue 174861).
+- `blocked_attention`, whole rows on a CPU and on MPS: batched matrix products. PyTorch's own CPU
+  kernel for scaled dot products works in small tiles and reaches a tenth of the speed that the same
+  CPU has in matrix products. Here queries are taken in blocks, and a block is multiplied only with
+  the keys up to its end. Most of the work that causality forbids is never done, and what is done
+  runs at full speed (docs/lab_log.md has the figures).
+- `product_attention`, behind a cache on MPS: the same products without blocks. PyTorch's own
+  kernels there are left out: in some releases those for few queries read beyond the keys, and give
+  wrong numbers without an error (PyTorch's pull request 169222 and its issue 174861).
+- `document_attention`, documents packed in rows on a GPU: FlexAttention, one kernel made for this
+  mask. It never holds the scores, and passes over each square of them in which no query and key
+  share a document.
+- `repeated_attention`, other whole rows on a GPU for which PyTorch's one kernel for groups does not
+  do: with a mask, or in a dtype other than bfloat16.
+- `grouped_attention`, all else: PyTorch's choice, its flash kernel where there is one.
 
-On a GPU, for documents packed in rows, `document_attention`: FlexAttention, one kernel made for this mask. It never holds
-the scores, and passes over each square of them in which no query and key share a document.
-
-On a GPU where that cannot be had, `masked_attention`: PyTorch's memory-efficient kernel with the whole mask.
-
-Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S queries of a block, E keys up to its end,
-N squares along a row.
+Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S tokens attended to, or
+queries of a block, E keys up to its end, N squares along a row.
 """
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,16 +35,104 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from configs.messages import warn
+from model.device import compute_dtype
 
-# --- on a CPU and on MPS --------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 PRODUCT_DEVICES = frozenset({"cpu", "mps"})
-"""Types of device whose rows go through `blocked_attention`."""
+"""Types of device whose whole rows go through `blocked_attention`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How all blocks of one forward pass compute attention."""
+
+    way: Callable[..., Tensor]
+    """One of the five: queries (B, H, T, D), keys, values (B, K, S, D), pairs -> (B, H, T, D)."""
+    pairs: Tensor | BlockMask | None
+    """Which query may look at which key. A tensor (B or 1, 1, T, S) is added to the scores: 0 where
+    it may, -inf elsewhere. A BlockMask is that of `document_attention`. None: causal."""
+
+
+def plan(
+    x: Tensor,
+    *,
+    document_ids: Tensor | None,
+    mask: Tensor | None,
+    cached_tokens: int | None,
+    flex_works: Callable[[Tensor], bool],
+) -> Plan:
+    """Choose the way and make the mask, for all blocks at once.
+
+    Args: x (B, T, C): what the first block reads. document_ids (B, T): a token sees only earlier
+    tokens of its own document. mask (B, 1, T, S): boolean, true where a query may look; without
+    both, attention is causal. cached_tokens: how many tokens stand before these in a cache; None:
+    there is no cache, these are whole rows. flex_works: whether `document_attention` can be used
+    for these document_ids; asked only where it would be.
+    """
+    device, whole_rows = x.device.type, cached_tokens is None
+    if document_ids is not None and whole_rows and flex_works(document_ids):
+        return plan_of_documents(document_ids)
+    bias = _bias(_allowed(x, document_ids, mask, cached_tokens), compute_dtype(x))
+    if whole_rows and device in PRODUCT_DEVICES:
+        return Plan(blocked_attention, bias)
+    if device == "mps":
+        return Plan(product_attention, bias)
+    # A causal row needs no mask. But in float32, and in float16 on the GPUs that have no bfloat16,
+    # PyTorch's one kernel for groups holds all scores. With repeated keys there is one that doesn't.
+    if whole_rows and (bias is not None or (device == "cuda" and compute_dtype(x) != torch.bfloat16)):
+        return Plan(repeated_attention, bias)
+    return Plan(grouped_attention, bias)
+
+
+def plan_of_documents(document_ids: Tensor) -> Plan:
+    """FlexAttention over documents packed in rows (B, T)."""
+    return Plan(document_attention, document_blocks(document_ids))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over the pairs of the plan: each query head with its group's keys.
+
+    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. Returns: (B, H, T, D).
+    """
+    return plan.way(q, k, v, plan.pairs)
+
+
+def _allowed(x: Tensor, document_ids: Tensor | None, mask: Tensor | None, cached_tokens: int | None) -> Tensor | None:
+    """Which pairs may meet, boolean (B or 1, 1, T, S).
+
+    None: causal, told to a kernel that needs no mask for it. Such a kernel takes queries and keys
+    to begin at the same token, so behind a cache that holds some there must be a mask.
+    """
+    T, device, start = x.shape[1], x.device, cached_tokens or 0
+    if document_ids is not None:
+        same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
+        return (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
+    ours = device.type == "mps" or (device.type == "cpu" and cached_tokens is None)  # our products read a mask
+    if mask is None and (start > 0 or ours):
+        return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
+    return mask
+
+
+def _bias(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The same as numbers to add to the scores; PyTorch would make them of booleans in every block."""
+    if allowed is None:
+        return None
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
+
+
+# --- products: on a CPU and on MPS ----------------------------------------------------------------
+
 BLOCK_QUERIES = 128
+"""Queries of one block."""
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D) + bias) v, block by block; the probabilities are kept where a backward pass may follow."""
+    """softmax(q k^T / sqrt(D) + bias) v, block by block.
+
+    The probabilities p are kept where a backward pass may follow. With g = dL/dout it computes
+    dL/dv = p^T g, and from the gradient of the scores, softmax'(g v^T), those of q and k.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -49,6 +143,7 @@ class _BlockedAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         kept = []
         for start, end in blocks(T):
+            # A block of queries meets the keys up to its own end: what lies beyond is never computed.
             scores = torch.bmm(_grouped(scaled[:, :, start:end], K), keys[:, :end].mT)  # (B K, H/K S, E)
             scores = scores.view(B, H, end - start, end).add_(bias[:, :, start:end, :end])
             p = scores.softmax(dim=-1).view(B * K, -1, end)
@@ -82,7 +177,10 @@ def blocks(num_tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def _grouped(x: Tensor, num_kv_heads: int) -> Tensor:
-    """The queries that share a key head, one after another: (B, H, S, D) -> (B K, H/K S, D)."""
+    """The queries that share a key head, one after another: (B, H, S, D) -> (B K, H/K S, D).
+
+    So each key and value is read once for all queries of its group, and never copied.
+    """
     B, _, _, D = x.shape
     return x.reshape(B * num_kv_heads, -1, D)
 
@@ -90,19 +188,19 @@ def _grouped(x: Tensor, num_kv_heads: int) -> Tensor:
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Grouped-query attention, with gradients for q, k and v.
 
-    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. bias (B or 1, 1, T, T) in their dtype: 0 where a query may
-    look, -inf elsewhere; causal: all above the diagonal is -inf, and is never read beyond a block's end.
-    Returns: (B, H, T, D).
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. bias (B or 1, 1, T, T) in their
+    dtype: 0 where a query may look, -inf elsewhere. It is causal: all above the diagonal is -inf,
+    and is never read beyond a block's end. Returns: (B, H, T, D).
     """
     out: Tensor = _BlockedAttention.apply(q, k, v, bias)
     return out
 
 
 def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Grouped-query attention of T queries over S keys as two products; all scores exist at one time.
+    """Grouped-query attention of T queries over S keys as two products; all scores exist at once.
 
-    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. bias (B or 1, 1, T, S) in their dtype: 0 where a query may
-    look, -inf elsewhere. Returns: (B, H, T, D).
+    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. bias (B or 1, 1, T, S) in their
+    dtype: 0 where a query may look, -inf elsewhere. Returns: (B, H, T, D).
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     scores = torch.bmm(_grouped(q * D**-0.5, K), k.reshape(B * K, S, D).mT)  # (B K, H/K T, S)
@@ -110,39 +208,47 @@ def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return torch.bmm(p, v.reshape(B * K, S, D)).view(B, H, T, D)
 
 
-# --- on a GPU, documents packed in rows -----------------------------------------------------------------------------
+# --- documents packed in rows, on a GPU -----------------------------------------------------------
 
 SQUARE = 128
 """Queries and keys of one square of scores, which FlexAttention computes or passes over as a whole."""
 
 KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
-"""Without it rows of fewer than 128 tokens would take the kernel for decoding, whose tiles hold all queries of a group at
-once: it refuses where these are more than a square (8 heads on 2 and rows of 33 tokens are)."""
+"""Without it rows of fewer than 128 tokens would take the kernel for decoding. Its tiles hold all
+queries of a group at once, and it refuses where these are more than a square, as those of 8 heads
+on 2 in rows of 33 tokens are."""
 
 
 def document_blocks(document_ids: Tensor) -> BlockMask:
-    """What FlexAttention computes: causal, and within one document. Negative numbers are padding, a document of its own.
+    """What FlexAttention computes: causal, and within one document.
 
-    PyTorch's `create_block_mask` would ask for every pair of tokens, (B, T, T). The lowest and the highest number in
-    each square's rows and columns tell enough, in a few small operations: nothing to compile, no wait for the device.
-    A square that was listed without need costs time alone, as `visible` still decides each of its pairs; one listed as
-    whole is not asked about. Both lists are exact where a row's numbers never fall, as packing makes them.
+    Negative numbers are padding, a document of its own.
 
-    Each token sees itself, padding too, so no row of scores is empty: no softmax over nothing, and no NaN.
+    PyTorch's `create_block_mask` would ask for every pair of tokens, (B, T, T). The lowest and the
+    highest number in each square's rows and columns tell enough, in a few small operations: nothing
+    to compile, no wait for the device. A square that was listed without need costs time alone, as
+    `visible` still decides each of its pairs; one listed as whole is not asked about. Both lists
+    are exact where a row's numbers never fall, as packing makes them.
 
-    Args: document_ids (B, T), below 2**31 - 2. Returns: the mask of (B, 1, T, T), which holds no tensor of that shape.
+    Each token sees itself, padding too, so no row of scores is empty: no softmax over nothing, and
+    no NaN.
+
+    Args: document_ids (B, T), below 2**31 - 2.
+    Returns: the mask of (B, 1, T, T), which holds no tensor of that shape.
     """
     T = document_ids.shape[1]
     beyond = torch.iinfo(torch.int32).max
     ids = document_ids.to(torch.int32).masked_fill(document_ids < 0, beyond - 1)  # (B, T): padding as the last document
 
-    # The kernel is compiled once for this code; a tensor that the function closes over is an argument to it.
+    # The kernel is compiled once for this code; the tensor `ids` becomes an argument to it.
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (ids[batch, query] == ids[batch, key])
 
-    # Places beyond the row have a number that no token has, so a square that reaches there is never whole.
+    # Places beyond the row have a number that no token has. So a square that reaches there is
+    # never whole, and `visible` decides about its pairs.
     squares = F.pad(ids, (0, -T % SQUARE), value=beyond).unflatten(1, (-1, SQUARE))  # (B, N, SQUARE)
     low, high = squares.amin(dim=-1), squares.amax(dim=-1)  # (B, N)
+    # Two squares can share a document only where their ranges of numbers overlap.
     meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])  # (B, N queries, N keys)
     single = low == high
     whole = (meet & single[:, :, None] & single[:, None, :]).tril(-1)  # one document, before the diagonal
@@ -159,21 +265,25 @@ def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, documents: BlockMask) -> Tensor:
-    """Grouped-query attention within documents, with gradients for q, k and v; keys and values are not copied.
+    """Grouped-query attention within documents, with gradients for q, k and v.
 
-    A head of any even size is taken: the kernel rounds it up to a power of two and masks the rest.
-
-    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. documents: from `document_blocks`. Returns: (B, H, T, D).
+    Keys and values are not copied. A head of any even size is taken: the kernel rounds it up to a
+    power of two and masks the rest.
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. documents: from `document_blocks`.
+    Returns: (B, H, T, D).
     """
     if torch.compiler.is_compiling():  # the block around it, which it becomes a part of
         return flex_attention(q, k, v, block_mask=documents, enable_gqa=True, kernel_options=KERNEL_OPTIONS)
-    attend = _compiled_flex_attention()  # uncompiled it holds all scores
-    return attend(q, k, v, block_mask=documents, enable_gqa=True, kernel_options=KERNEL_OPTIONS)
+    compiled = _compiled_flex_attention()  # uncompiled it holds all scores
+    return compiled(q, k, v, block_mask=documents, enable_gqa=True, kernel_options=KERNEL_OPTIONS)
 
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """FlexAttention as one kernel, which the first call makes; a second one, for rows of any number, when that changes."""
+    """FlexAttention as one kernel, which the first call makes.
+
+    When the number of rows changes, a second one is made, for any number of rows.
+    """
     return torch.compile(flex_attention)
 
 
@@ -191,11 +301,13 @@ def flex_works(
 ) -> bool:
     """Whether `document_attention` can be used; where not, a line on stderr says why, once.
 
-    Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So the first time
-    attention is computed forward and backward, for nothing but its kernels, which the training then goes on with.
+    Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So
+    the first time attention is computed forward and backward, for nothing but its kernels, which
+    the training then uses.
 
-    Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: expect it to work where
-    nothing is known against it: compiled blocks make kernels of their own, so those of a trial would serve nobody.
+    Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: expect it
+    to work where nothing is known against it. Compiled blocks make kernels of their own, so those
+    of a trial would serve nobody.
     """
     if device.type in PRODUCT_DEVICES:
         return False  # no backward pass there, and `blocked_attention` is fast
@@ -246,17 +358,27 @@ def _tell(reason: str) -> None:
     )
 
 
-# --- on a GPU, any mask ---------------------------------------------------------------------------------------------
+# --- PyTorch's kernels ----------------------------------------------------------------------------
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Grouped-query attention with an additive mask, (B or 1, 1, T, T).
+def repeated_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention in which each query head has keys and values of its own, copied from its group's.
 
-    Of PyTorch's CUDA kernels flash takes no mask, and the memory-efficient one no groups: asked for both, PyTorch
-    computes and keeps all scores. So keys and values are repeated here, a small price beside that.
-
-    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. Returns: (B, H, T, D).
+    Of PyTorch's CUDA kernels flash takes no mask and no float32, and the memory-efficient one no
+    groups. Asked for both, PyTorch computes and keeps all scores. So keys and values are repeated
+    here, a small price beside that.
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. bias (B or 1, 1, T, T), added to the
+    scores; None: causal. Returns: (B, H, T, D).
     """
     groups = q.shape[1] // k.shape[1]
     k, v = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))  # (B, H, T, D)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Grouped-query attention by the kernel that PyTorch chooses; keys and values are not copied.
+
+    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. bias (B or 1, 1, T, S), added to the
+    scores; None: causal, and S = T. Returns: (B, H, T, D).
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=True)

@@ -1,33 +1,26 @@
 """The network, whole: Qwen3 (dense) and Qwen3-MoE, in the parameter names of transformers.
 
-Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads, D head size,
-I width of the SwiGLU, E experts, k experts a token, N tokens of all rows, V vocabulary.
+Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads,
+D head size, I width of the SwiGLU, E experts, k experts a token, N tokens of all rows, V vocabulary.
 Sources: Qwen3 technical report (arXiv:2505.09388); RMSNorm arXiv:1910.07467; RoPE arXiv:2104.09864;
-YaRN arXiv:2309.00071; grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202; Mixtral-style routing
-arXiv:2401.04088.
+YaRN arXiv:2309.00071; grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202;
+Mixtral-style routing arXiv:2401.04088.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig, UserError
-from model import kernels
-from model.attention import (
-    PRODUCT_DEVICES,
-    blocked_attention,
-    document_attention,
-    document_blocks,
-    flex_works,
-    masked_attention,
-    product_attention,
-)
+from model import attention, kernels
+from model.attention import Plan, attend
 from model.device import compute_dtype
+from model.kv_cache import KeyValueCache
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +32,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape whose last dimension is `size`; returns the same shape, in the dtype of the products to come."""
+        """Any shape whose last dimension is `size` -> the same shape, in the dtype of the products."""
         if x.device.type == "cpu":
             return kernels.rms_norm(x, self.weight, self.eps, compute_dtype(x))
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
@@ -48,8 +41,13 @@ class RMSNorm(nn.Module):
 def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     """Radians by which each pair of a head turns from one position to the next, (D/2,) float32.
 
-    YaRN (arXiv:2309.00071, section 3.2) divides by the factor where a pair turns less than once in the original
-    length, leaves it where it turns more than 32 times, and goes linearly from one to the other in between.
+    They fall from 1 radian a token to nearly 1/theta: the first pairs tell near tokens apart, the
+    last ones tell far places apart.
+
+    YaRN (arXiv:2309.00071, section 3.2) divides a frequency by the factor where its pair turns less
+    than once in the original length, so that a longer text brings no angle that training has never
+    seen. It leaves pairs that turn more than 32 times, as these tell near tokens apart. In between
+    it changes linearly from one to the other.
     """
     head_dim, theta, factor = config.head_dim, config.rope_theta, config.rope_scaling_factor
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
@@ -79,47 +77,27 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by its angle; cos and sin broadcast to (B, 1, T, D/2)."""
+    """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by the angle of its token's position.
+
+    The product of a query and a key that are turned so depends on the distance of their tokens
+    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864).
+    Args: cos, sin: broadcast to (B, 1, T, D/2). Returns: the shape and dtype of x.
+    """
     if x.device.type == "cpu":
         return kernels.rotate(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@dataclass
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, one pair of (B, K, capacity, D) a layer, filled up to `length`."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: int = 0
-
-    @classmethod
-    def empty(cls, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> "KeyValueCache":
-        """Room for `capacity` tokens in the dtype and on the device of `like`."""
-        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        return cls([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new tokens behind the ones of this layer; returns all of them, (B, K, S, D)."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-
 @dataclass(frozen=True)
 class Context:
-    """What all layers share in one forward pass."""
+    """What all blocks share in one forward pass."""
 
     cos: Tensor
     """(B or 1, 1, T, D/2)."""
     sin: Tensor
-    mask: Tensor | None
-    """(B or 1, 1, T, S), added to the attention scores: 0 where a query may look, else -inf. None: causal."""
-    documents: BlockMask | None = None
-    """In place of a mask: causal, and within documents."""
+    plan: Plan
+    """Which tokens look at which, and how that is computed (model/attention.py)."""
     real: Tensor | None = None
     """(B, T) boolean, false for padding. None: every token is real."""
     cache: KeyValueCache | None = None
@@ -128,9 +106,9 @@ class Context:
 class Attention(nn.Module):
     """Grouped-query attention with RMSNorm on queries and keys; no biases.
 
-    Whole rows with a mask or with documents go through model/attention.py; all else through PyTorch's product, which
-    takes its flash kernel where there is one. Each key and value is read for all the queries of its group, so that
-    neither is copied, but for `masked_attention` and for float32 on a GPU.
+    H query heads share K key/value heads, H/K each: keys and values are what a cache holds, so it
+    is H/K times smaller, at little loss (arXiv:2305.13245). The norms keep the scores from growing
+    during training (Qwen3, arXiv:2505.09388).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -151,22 +129,12 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        # Positions enter here alone, and values have none. Keys are cached turned: a token keeps
+        # its place.
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
-        q, k, mask = q.to(v.dtype), k.to(v.dtype), context.mask
-        if context.documents is not None:
-            y = document_attention(q, k, v, context.documents)  # (B, H, T, D)
-        elif mask is not None and context.cache is None:
-            y = (blocked_attention if x.device.type in PRODUCT_DEVICES else masked_attention)(q, k, v, mask)
-        elif mask is not None and x.device.type == "mps":
-            y = product_attention(q, k, v, mask)
-        else:
-            if x.device.type == "cuda" and v.dtype != torch.bfloat16 and context.cache is None:
-                # In float32, and in float16 on the GPUs that have no bfloat16, PyTorch's one kernel for groups holds all
-                # scores; with copied keys there is one that doesn't
-                k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        y = attend(q.to(v.dtype), k.to(v.dtype), v, context.plan)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 
 
@@ -189,12 +157,14 @@ EAGER_GROUPED_MM = torch.compiler.disable(GROUPED_MM)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows times a matrix of its own: (rows, in), (E, out, in), where groups end (E,) -> (rows, out).
+    """Each group of rows times a matrix of its own.
 
-    Groups may have any size, 0 too. One kernel in bfloat16 on a GPU of a data centre (Hopper, Blackwell), elsewhere one
-    product a group, without Python.
+    Groups may have any size, 0 too. One kernel in bfloat16 on a GPU of a data centre (Hopper,
+    Blackwell), elsewhere one product a group, without Python.
+    Args: x (rows, in). weight (E, out, in). ends (E,): where each group ends. Returns: (rows, out).
     """
-    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code for this one call
+    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code for
+    # this one call.
     compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()
     return (GROUPED_MM if compilable else EAGER_GROUPED_MM)(x, weight.transpose(1, 2), offs=ends)
 
@@ -208,7 +178,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))  # (E, C, I)
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Sum of each token's experts: x (N, C), their numbers and weights (N, k) -> (N, C). No token is dropped."""
+        """Weighted sum of each token's experts; no token is dropped.
+
+        Args: x (N, C). chosen (N, k): numbers of the experts. weights (N, k). Returns: (N, C).
+        """
+        # Each token is copied once for each of its experts, and the copies are sorted by expert, so
+        # that the rows of one expert lie together and make one product.
         (N, k), dtype = chosen.shape, compute_dtype(x)
         order = chosen.flatten().argsort(stable=True)  # (N k): expert by expert, the places of its choices
         ends = F.one_hot(chosen, len(self.down_proj)).sum(dim=(0, 1)).cumsum(0, dtype=torch.int32)  # (E,)
@@ -222,8 +197,8 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Each token through its top-k experts, weighted by the router's probabilities.
 
-    With k > 1 the weights are normalised to sum to one, as in Qwen3-MoE. With k = 1 they are not: a normalised
-    single weight is the constant 1, and the router would receive no gradient.
+    With k > 1 the weights are normalised to sum to one, as in Qwen3-MoE. With k = 1 they are not: a
+    normalised single weight is the constant 1, and the router would receive no gradient.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -236,8 +211,9 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, C) -> (B, T, C), and the balance loss of each row (B,): 1 when all experts are used alike.
 
-        The loss is E * sum over experts of (share of the row's choices) * (mean probability), Switch Transformer
-        (arXiv:2101.03961, eq. 4), over the real tokens (B, T) of one row, so that no split of a batch changes it.
+        The loss is E * sum over experts of (share of the row's choices) * (mean probability), Switch
+        Transformer (arXiv:2101.03961, eq. 4). It is taken over the real tokens (B, T) of one row, so
+        that no split of a batch changes it.
         """
         B, T, C = x.shape
         with torch.autocast(x.device.type, enabled=False):  # a rounding here would send a token to another expert
@@ -246,6 +222,8 @@ class MoE(nn.Module):
         if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1))
+        # The share of choices has no gradient; the mean probability has one, and lowers those experts
+        # that are chosen more often than others.
         choices = F.one_hot(chosen, self.num_experts).sum(dim=2).float()  # (B, T, E)
         counted = torch.ones(B, T, 1, device=x.device) if real is None else real[..., None].float()
         num_tokens = counted.sum(dim=1).clamp(min=1)  # (B, 1)
@@ -273,6 +251,15 @@ class Block(nn.Module):
         return x + self.dropout(y), balance
 
 
+BlockRunner = Callable[[nn.Module, Tensor, Context], tuple[Tensor, Tensor | None]]
+
+
+def run_block(block: nn.Module, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+    """One block, as it is written; compiled, this is one piece of code for all blocks."""
+    y: tuple[Tensor, Tensor | None] = block(x, context)
+    return y
+
+
 class Backbone(nn.Module):
     """Embedding, blocks and the last norm (`model.` in the checkpoint)."""
 
@@ -284,7 +271,7 @@ class Backbone(nn.Module):
 
 
 READOUT_WIDTH = 38.0
-"""Hidden size up to which the last norm's weight starts at 1; 38 and 64 did equally well (docs/lab_log.md)."""
+"""Hidden size up to which the last norm's weight starts at 1 (docs/lab_log.md, beside 64)."""
 
 
 class MiniLLM(nn.Module):
@@ -293,22 +280,28 @@ class MiniLLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config.resolve()
+        self.run_block: BlockRunner = run_block
+        """`run_block`, or what the compiler made of it."""
         self.gradient_checkpointing = False
-        """Keep of each block only its input, and compute the rest again in the backward pass: less memory, about a
-        third more time, the same gradients."""
+        """Keep of each block only its input, and compute the rest again in the backward pass: less
+        memory, about a third more time, the same gradients."""
         self.tries_attention = False
-        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled always do."""
+        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled always
+        do."""
         self.model = Backbone(self.config)
         self.initialize()
 
     def initialize(self) -> None:
         """Fresh weights from torch's global generator.
 
-        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The other
-        matrices are uniform with variance 1 / C. The weight of the last norm starts at 38 / C: a logit is a sum of C
-        products which all grow with AdamW's equal steps, so they are given that much less weight (the output
-        multiplier of muP, arXiv:2203.03466, table 8). Else the rate that an embedding needs throws the logits of a
-        wide model far off in the first steps (docs/lab_log.md). The first loss is near ln V at every width.
+        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The
+        other matrices are uniform with variance 1 / C.
+
+        The weight of the last norm starts at 38 / C. A logit is a sum of C products which all grow
+        with AdamW's equal steps, so they are given that much less weight (the output multiplier of
+        muP, arXiv:2203.03466, table 8). Else the rate that an embedding needs throws the logits of
+        a wide model far off in the first steps (docs/lab_log.md). The first loss is near ln V at
+        every width.
         """
         config = self.config
         bound = math.sqrt(3.0 / config.hidden_size)
@@ -340,10 +333,11 @@ class MiniLLM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised output of the last block.
 
-        Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own document.
-        Negative ids are padding, which a MoE's balance loss does not count.
-        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S) boolean, true where
-        a token may look: given outright, instead of document_ids.
+        Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own
+        document. Negative ids are padding, which a MoE's balance loss does not count.
+        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S):
+        boolean, true where a token may look; given outright, instead of document_ids. cache: what
+        was read before; the tokens are added to it.
         Returns: (B, T, C), and for MoE the mean balance loss of each row over its blocks (B,).
         Raises: UserError when a model with YaRN is trained.
         """
@@ -354,30 +348,24 @@ class MiniLLM(nn.Module):
                 "Train with 1, and set it when the weights are used.",
                 "训练时只能为 1：请在使用权重时再设置",
             )
-        T, device = input_ids.shape[1], input_ids.device
-        start = cache.length if cache is not None else 0
+        T = input_ids.shape[1]
         if positions is None:
-            positions = torch.arange(start, start + T, device=device)[None]
+            start = cache.length if cache is not None else 0
+            positions = torch.arange(start, start + T, device=input_ids.device)[None]
         x = self.model.embed_tokens(input_ids)  # (B, T, C)
         cos, sin = (table[:, None] for table in rope_tables(positions, self.config))  # (B or 1, 1, T, D/2)
-        documents = None
-        if document_ids is not None and cache is None and self._flex_works(x, cos, sin, document_ids):
-            documents = document_blocks(document_ids)
-        elif document_ids is not None:
-            same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
-            mask = (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
-        elif mask is None and (start > 0 or device.type == "mps" or (cache is None and device.type == "cpu")):
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
-        if mask is not None:  # added to the scores; a boolean one would be turned into this again in every block
-            mask = torch.zeros(mask.shape, dtype=compute_dtype(x), device=device).masked_fill_(~mask, -math.inf)
+        plan = attention.plan(
+            x, document_ids=document_ids, mask=mask, cached_tokens=cache.length if cache is not None else None,
+            flex_works=lambda ids: self._flex_works(x, cos, sin, ids),
+        )  # fmt: skip
         real = document_ids >= 0 if document_ids is not None else None
-        context = Context(cos, sin, mask, documents, real, cache)
+        context = Context(cos, sin, plan, real, cache)
         balances = []
         for block in self.model.layers:
             if self.gradient_checkpointing and learning:
-                x, balance = checkpoint(block, x, context, use_reentrant=False)
+                x, balance = checkpoint(self.run_block, block, x, context, use_reentrant=False)
             else:
-                x, balance = block(x, context)
+                x, balance = self.run_block(block, x, context)
             if balance is not None:
                 balances.append(balance)
         if cache is not None:
@@ -385,17 +373,20 @@ class MiniLLM(nn.Module):
         return self.model.norm(x), torch.stack(balances).mean(dim=0) if balances else None
 
     def _flex_works(self, x: Tensor, cos: Tensor, sin: Tensor, document_ids: Tensor) -> bool:
-        """Whether these documents can go through `document_attention`: tried in the first block, on a copy of x."""
-        attention = self.model.layers[0].self_attn
-        assert isinstance(attention, Attention)
+        """Whether these documents can go through `document_attention`.
+
+        It is tried in the first block, on a copy of x.
+        """
+        first = self.model.layers[0].self_attn
+        assert isinstance(first, Attention)
 
         def trial() -> object:  # parameters get no gradient; copies, as a tensor made in inference mode can have none
-            context = Context(cos.clone(), sin.clone(), mask=None, documents=document_blocks(document_ids))
+            context = Context(cos.clone(), sin.clone(), attention.plan_of_documents(document_ids))
             start = x.detach().clone().requires_grad_()
-            return torch.autograd.grad(attention(start, context).float().sum(), start)
+            return torch.autograd.grad(first(start, context).float().sum(), start)
 
-        shape = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
-        return flex_works(
+        shape = (first.num_heads, first.num_kv_heads, first.head_dim)
+        return attention.flex_works(
             x.device, shape, compute_dtype(x), trial, untried=self.is_compiled and not self.tries_attention
         )
 
@@ -404,15 +395,17 @@ class MiniLLM(nn.Module):
         hidden, _ = self.hidden_states(input_ids, document_ids=document_ids)
         return F.linear(hidden, self.output_weight.to(hidden.dtype))
 
-    def compile_blocks(self, wanted: bool = True) -> None:
-        """Let torch.compile make one piece of code for all blocks, from the next forward pass on; or have none again."""
-        for block in self.model.layers:
-            block.compile() if wanted else setattr(block, "_compiled_call_impl", None)  # where compile() puts it
+    def compile_blocks(self, wanted: bool = True, *, backend: str | Callable[..., object] = "inductor") -> None:
+        """Let torch.compile make one piece of code for all blocks, from the next forward pass on.
+
+        Args: wanted: false: run them as they are written again. backend: what makes the code.
+        """
+        self.run_block = torch.compile(run_block, backend=backend) if wanted else run_block
 
     @property
     def is_compiled(self) -> bool:
         """Whether the blocks run as compiled code."""
-        return self.model.layers[0]._compiled_call_impl is not None
+        return self.run_block is not run_block
 
     def num_parameters(self) -> int:
         """Trainable parameters; the tied matrix counts once."""

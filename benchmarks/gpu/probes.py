@@ -36,7 +36,7 @@ from configs.schema import ModelConfig, preset
 from configs.stage_table import STAGES
 from inference.generate import generate
 from inference.sampling import Sampling
-from model.attention import blocked_attention, document_attention, document_blocks, masked_attention
+from model.attention import blocked_attention, document_attention, document_blocks, repeated_attention
 from model.device import DTYPES, choose_device, dtype_name
 from model.model_minillm import MiniLLM
 from trainer.flops import listed_peak, timed
@@ -127,7 +127,7 @@ def attention_in(name: str, start: Sequence[Tensor], documents: Tensor) -> dict[
         squares = document_blocks(documents)
         ways = {
             "flex": partial(document_attention, documents=squares),
-            "masked": partial(masked_attention, bias=bias.to(dtype)),
+            "masked": partial(repeated_attention, bias=bias.to(dtype)),
         }
     found: dict[str, Any] = {}
     for way, attend in ways.items():

@@ -20,8 +20,8 @@ from model.attention import (
     document_attention,
     document_blocks,
     flex_works,
-    masked_attention,
     product_attention,
+    repeated_attention,
 )
 from tests.peak_memory import PeakMemory
 
@@ -208,11 +208,11 @@ def test_short_rows_do_not_take_the_kernel_for_decoding(monkeypatch: pytest.Monk
     assert asked == [{"FORCE_USE_FLEX_ATTENTION": True}]
 
 
-def test_masked_attention_equals_the_blocked_one() -> None:
+def test_repeated_attention_equals_the_blocked_one() -> None:
     q, k, v = inputs(2, 6, 2, 20, 4, torch.float64)
     bias = causal_bias(packed(2, 20), torch.float64)
     results = []
-    for attend in (masked_attention, blocked_attention):
+    for attend in (repeated_attention, blocked_attention):
         y = attend(q, k, v, bias)
         results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
     for ours, theirs in zip(*results, strict=True):
@@ -238,7 +238,7 @@ def test_on_cuda_values_and_gradients_equal_those_of_the_dense_mask(T: int, D: i
     truth = F.scaled_dot_product_attention(*precise, attn_mask=bias, enable_gqa=True)
     fused = document_attention(q, k, v, document_blocks(documents))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # refuses where that kernel does not take it
-        masked = masked_attention(q, k, v, bias.to(dtype))
+        masked = repeated_attention(q, k, v, bias.to(dtype))
     wanted = [truth, *torch.autograd.grad(truth.square().sum(), (q, k, v))]
     tolerance = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-3, "rtol": 1e-3}
     for y in (fused, masked):

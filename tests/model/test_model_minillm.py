@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import PRESETS, ModelConfig, UserError
 from dataset.lm_dataset import target_places
-from model import attention, model_minillm
-from model.model_minillm import Experts, KeyValueCache, MiniLLM, MoE, rope_frequencies
+from model import attention
+from model.kv_cache import KeyValueCache
+from model.model_minillm import Experts, MiniLLM, MoE, rope_frequencies
 from trainer.objectives import NextToken
 
 TINY = ModelConfig(
@@ -112,7 +113,7 @@ def test_rows_on_a_cpu_have_the_gradients_of_pytorchs_attention(
     ours = gradients(model)
     model.zero_grad()
     monkeypatch.setattr(
-        model_minillm,
+        attention,
         "blocked_attention",
         lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
     )
@@ -141,7 +142,7 @@ def without_blocks(
 ) -> tuple[Tensor, Tensor]:
     """The same with the whole mask."""
     with patch.context() as context:
-        context.setattr(model_minillm, "flex_works", lambda *arguments, **options: False)
+        context.setattr(attention, "flex_works", lambda *arguments, **options: False)
         return learn(model, ids, document_ids)
 
 
@@ -165,13 +166,12 @@ def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_do
     dense = busy_model(TINY).train()
     model = copy.deepcopy(dense)
     model.gradient_checkpointing = checkpointing
-    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments, **options: True)
+    monkeypatch.setattr(attention, "flex_works", lambda *arguments, **options: True)
     monkeypatch.setattr(
         attention, "_compiled_flex_attention", lambda: torch.compile(flex_attention.flex_attention, backend=backend)
     )
     if compiled == "block":
-        for block in model.model.layers:
-            block.compile(backend=backend)
+        model.compile_blocks(backend=backend)
     for step, rows in enumerate((2, 2, 3, 5)):
         ids, document_ids = new_documents(step, rows)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -185,10 +185,10 @@ def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_do
 def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     monkeypatch.setattr(
-        model_minillm, "flex_works", lambda device, shape, dtype, trial, **options: bool(tried.append(trial()))
+        attention, "flex_works", lambda device, shape, dtype, trial, **options: bool(tried.append(trial()))
     )
     monkeypatch.setattr(
-        model_minillm,
+        attention,
         "document_attention",
         lambda q, k, v, documents: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
     )
@@ -197,7 +197,7 @@ def test_trying_flex_attention_leaves_no_gradient_and_draws_no_number(monkeypatc
     model.hidden_states(ids, document_ids=document_ids)
     drawn = torch.get_rng_state()
     torch.set_rng_state(state)
-    monkeypatch.setattr(model_minillm, "flex_works", lambda *arguments, **options: False)
+    monkeypatch.setattr(attention, "flex_works", lambda *arguments, **options: False)
     model.hidden_states(ids, document_ids=document_ids)
     assert tried and all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(drawn, torch.get_rng_state())
@@ -215,7 +215,7 @@ def test_compiled_blocks_take_flex_attention_untried_unless_they_failed_with_it(
         asked.append(untried)
         raise Asked
 
-    monkeypatch.setattr(model_minillm, "flex_works", flex_works)
+    monkeypatch.setattr(attention, "flex_works", flex_works)
     model, (ids, document_ids) = busy_model(TINY).train(), new_documents(0)
     for compiled, tries_attention in ((False, False), (True, False), (True, True)):
         model.compile_blocks(compiled)
@@ -237,11 +237,10 @@ def test_on_cuda_packed_documents_learn_as_with_the_dense_mask(
     dense = busy_model(config).train().cuda()
     model = copy.deepcopy(dense)
     if compiled:
-        for block in model.model.layers:
-            block.compile()
+        model.compile_blocks()
     used = []
-    blocks = model_minillm.document_blocks
-    monkeypatch.setattr(model_minillm, "document_blocks", lambda ids: used.append(ids) or blocks(ids))
+    blocks = attention.document_blocks
+    monkeypatch.setattr(attention, "document_blocks", lambda ids: used.append(ids) or blocks(ids))
     for step, rows in enumerate((2, 2, 3)):  # a last batch of another size too
         ids, document_ids = (tensor.cuda() for tensor in new_documents(step, rows))
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
