@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from dataset.encoding import IGNORE
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dataset.lm_dataset import target_places
+from dataset.tensors import IGNORE
 from model import likelihood
 from model.likelihood import lm_loss_sum, sequence_logps, target_nats
 
