@@ -32,7 +32,8 @@ from configs.paths import DATA_DIR, ROOT, display
 from configs.progress import progress_bar
 from configs.schema import UserError
 from configs.stage_table import continues_text
-from dataset.records import normalised_question, read_records
+from dataset.records.files import read_records
+from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.answers import AnswerRule, Said
 from evaluation.first_minutes import fault_of, judge, load_prompts

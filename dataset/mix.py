@@ -32,29 +32,12 @@ from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_S
 from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES, CHAT_CATEGORIES, MixConfig, UserError, as_dict
 from dataset.names import names_in
-from dataset.records import (
-    ROLES,
-    SPLITS,
-    BadRecord,
-    ChatRecord,
-    Item,
-    LeftOut,
-    PreferenceRecord,
-    Record,
-    TextRecord,
-    decode_item,
-    format_of,
-    group_key,
-    has_group,
-    is_source,
-    normalised_question,
-    parse_record,
-    question_key,
-    read_items,
-    shown_text,
-    split_of,
-    text_hash,
-)
+from dataset.records.files import format_of, is_source, read_items
+from dataset.records.keys import SPLITS, group_key, has_group, normalised_question, question_key, split_of, text_hash
+from dataset.records.lines import Item, decode_item, shown_text
+from dataset.records.record import BadRecord, ChatRecord, LeftOut, PreferenceRecord, Record, TextRecord
+from dataset.records.shapes import parse_record
+from dataset.records.turns import ROLES
 from dataset.samples.files import SAMPLE_FILES, sample_names, write_samples
 
 MANIFEST_FILE = "mix_manifest.json"

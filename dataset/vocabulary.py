@@ -14,18 +14,11 @@ from configs.progress import progress_bar
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, record_file
 from dataset.chat import render_conversation
-from dataset.records import (
-    BadRecord,
-    ChatRecord,
-    PreferenceRecord,
-    Record,
-    TextRecord,
-    decode_item,
-    is_source,
-    parse_record,
-    read_items,
-    split_of,
-)
+from dataset.records.files import is_source, read_items
+from dataset.records.keys import split_of
+from dataset.records.lines import decode_item
+from dataset.records.record import BadRecord, ChatRecord, PreferenceRecord, Record, TextRecord
+from dataset.records.shapes import parse_record
 from dataset.samples.files import SAMPLE_FILES, write_samples
 from dataset.tokenizer import RustBPETokenizer, without_surrogates
 

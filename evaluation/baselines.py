@@ -17,7 +17,8 @@ import numpy as np
 from configs.artifacts import sha256_file
 from configs.paths import display, find_dataset
 from configs.schema import UserError
-from dataset.records import normalised_question, read_records, text_hash
+from dataset.records.files import read_records
+from dataset.records.keys import normalised_question, text_hash
 from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from configs.paths import display
 from configs.schema import UserError
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from evaluation.answers import Said
 from evaluation.first_minutes import JudgedWhole
 from evaluation.numbers import folded

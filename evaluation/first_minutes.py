@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from configs.paths import display
 from configs.schema import UserError
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
 from evaluation.numbers import result_of
 from evaluation.questions import Asker, Messages

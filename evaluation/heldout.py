@@ -13,7 +13,8 @@ from configs.paths import display, find_dataset
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
 from dataset.mix import FEW_HELDOUT
-from dataset.records import numbered_records, split_of
+from dataset.records.files import numbered_records
+from dataset.records.keys import split_of
 from evaluation.intervals import Metric
 from evaluation.provenance import Trained, is_held_out_by_a_mix, is_of_the_same_mix, not_trained_on
 from evaluation.questions import category_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.progress import Progress, progress_bar
 from configs.schema import CATEGORIES
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from inference.generate import Answer, answer
 from inference.sampling import Sampling

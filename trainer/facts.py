@@ -11,7 +11,7 @@ from configs.flags import TrainRun, run_settings
 from configs.paths import display, find_dataset, latest_weights
 from configs.schema import RESULT_NEUTRAL, ModelConfig, TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
-from dataset.records import bare_name
+from dataset.records.files import bare_name
 from dataset.tensors import Manifest, check_contents, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import ensure_tensors

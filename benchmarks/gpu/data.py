@@ -25,7 +25,7 @@ from configs.load import load_profile
 from configs.paths import ROOT, TOKENIZER_DIR, display, find_dataset
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
-from dataset.records import read_records
+from dataset.records.files import read_records
 from dataset.tensors import read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors

@@ -19,7 +19,7 @@ import numpy as np
 from configs.artifacts import atomic_write, fingerprint, read_json, require_writable, sha256_file, write_json
 from configs.paths import display
 from configs.schema import UserError
-from dataset.records import read_records
+from dataset.records.files import read_records
 from dataset.tensors import IGNORE, MANIFEST_FILE, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors, current_tensors

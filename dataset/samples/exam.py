@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.paths import DANGER_PROMPTS, FIRST_MINUTES
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 
 EXAM_FILES = (FIRST_MINUTES, DANGER_PROMPTS)
 _NAME = re.compile(r"\{\{name(_lower)?\}\}")

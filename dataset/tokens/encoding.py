@@ -19,17 +19,11 @@ import numpy as np
 from configs.paths import display
 from configs.schema import UserError
 from dataset.chat import Message
-from dataset.marks import without_foreign_marks
-from dataset.records import (
-    BadRecord,
-    ChatRecord,
-    Item,
-    LeftOut,
-    PreferenceRecord,
-    bad_line,
-    decode_item,
-    parse_record,
-)
+from dataset.records.files import bad_line
+from dataset.records.foreign_marks import without_foreign_marks
+from dataset.records.lines import Item, decode_item
+from dataset.records.record import BadRecord, ChatRecord, LeftOut, PreferenceRecord
+from dataset.records.shapes import parse_record
 from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 
@@ -69,7 +63,7 @@ class Encoded:
     sequences: Sequences
     """Documents, conversations, or chosen and rejected sides by turns."""
     counts: Mapping[str, int]
-    """`records`, `truncated` ones, `marked` ones (dataset/marks.py), `num_targets`, and
+    """`records`, `truncated` ones, `marked` ones (dataset/records/foreign_marks.py), `num_targets`, and
     `num_bytes`: UTF-8 bytes of the targets, of which special tokens have none."""
     dropped: Mapping[str, int]
     """Reason -> records that gave no sequence."""

@@ -17,7 +17,7 @@ from configs.paths import ROOT
 from configs.progress import Progress, progress_bar
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS
-from dataset.records import read_items
+from dataset.records.files import read_items
 from dataset.tokens.encoding import Batch, Encoded, RecordEncoder
 
 BATCH_BYTES = 1 << 20

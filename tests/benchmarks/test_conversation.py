@@ -12,7 +12,7 @@ from benchmarks import conversation
 from benchmarks.conversation import ALL_THAT_FITS, Known, draw, measure, parts, shares, spoilt, talker
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from inference.generate import Answer
 from inference.sampling import Sampling

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dataset.records import normalised, normalised_question
+from dataset.records.keys import normalised, normalised_question
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"identity", "chat", "feelings", "facts", "sums", "beyond", "unknown", "turns"}

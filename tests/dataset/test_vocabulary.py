@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dataset import vocabulary
-from dataset.records import TextRecord
+from dataset.records.record import TextRecord
 from dataset.samples.files import SAMPLE_FILES
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.vocabulary import Corpus, default_inputs, measure_vocabulary, texts_of

@@ -9,7 +9,7 @@ import pytest
 
 from configs.paths import DANGER_PROMPTS, ROOT
 from configs.schema import UserError
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.samples.danger import conversations as samples
 from dataset.samples.exam import Exam, user_turns, without_exam
 from evaluation import danger

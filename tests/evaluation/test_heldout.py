@@ -9,7 +9,7 @@ import pytest
 
 from configs.artifacts import sha256_file
 from configs.schema import UserError
-from dataset.records import text_hash
+from dataset.records.keys import text_hash
 from evaluation.baselines import training_examples
 from evaluation.heldout import Heldout, read_heldout, without_few
 from evaluation.intervals import Metric

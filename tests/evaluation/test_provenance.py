@@ -8,7 +8,8 @@ import pytest
 
 from configs.schema import MixConfig
 from dataset.mix import build_mix, find_sources
-from dataset.records import read_records, text_hash
+from dataset.records.files import read_records
+from dataset.records.keys import text_hash
 from evaluation.baselines import text_key
 from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
 from evaluation.questions import question_of

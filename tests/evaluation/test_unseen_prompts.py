@@ -9,7 +9,8 @@ import pytest
 from configs.load import load_profile
 from configs.paths import ROOT
 from dataset.mix import LONGEST_QUESTION, build_mix, find_sources
-from dataset.records import parse_record, read_records
+from dataset.records.files import read_records
+from dataset.records.shapes import parse_record
 from dataset.samples.exam import Exam
 from evaluation.first_minutes import KINDS, LISTS, load_prompts
 

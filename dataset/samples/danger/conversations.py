@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import yaml
 
-from dataset.records import normalised
+from dataset.records.keys import normalised
 from dataset.samples import frames
 from dataset.samples.alternatives import wordings
 from dataset.samples.dialogue import everyday

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dataset.records import normalised
+from dataset.records.keys import normalised
 from dataset.samples.dialogue import everyday
 from dataset.samples.generators import generated
 from dataset.samples.knowledge import questions as knowledge

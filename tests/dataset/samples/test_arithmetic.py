@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dataset.records import heldout_key, normalised_question, parse_record
+from dataset.records.keys import heldout_key, normalised_question
+from dataset.records.shapes import parse_record
 from dataset.samples.arithmetic import beyond, problems, stories
 from dataset.samples.arithmetic import questions as arithmetic
 from dataset.samples.arithmetic import wordings as arithmetic_wordings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.samples import claims
 from dataset.samples.arithmetic import claims as arithmetic_claims
 from dataset.samples.arithmetic import problems

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dataset.records import heldout_key, parse_record
+from dataset.records.keys import heldout_key
+from dataset.records.shapes import parse_record
 from dataset.samples.danger import conversations as danger
 from dataset.samples.danger.conversations import ANSWER, DANGER, HARMLESS, KINDS, SIDES, TEST, TRAINING, VALIDATION
 from dataset.samples.files import SAMPLE_FILES

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.samples.exam import MOST_ALIKE, Exam, trigrams
 
 EXAM = Exam([["法国的首都是哪里？"], ["7*8"], ["我叫小明", "我叫什么？"]])

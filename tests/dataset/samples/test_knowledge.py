@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataset.records import normalised_question
+from dataset.records.keys import normalised_question
 from dataset.samples import frames
 from dataset.samples.knowledge import follow_ups
 from dataset.samples.knowledge import questions as knowledge

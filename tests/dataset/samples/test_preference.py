@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from dataset.records import PreferenceRecord, normalised, normalised_question, parse_record
+from dataset.records.keys import normalised, normalised_question
+from dataset.records.record import PreferenceRecord
+from dataset.records.shapes import parse_record
 from dataset.samples.arithmetic import questions as arithmetic
 from dataset.samples.dialogue import everyday
 from dataset.samples.generators import generated

@@ -1,4 +1,4 @@
-"""dataset/file_kinds.py: what a file is, whatever its name says; it is read, or refused with what it is."""
+"""What a file is, whatever its name says; it is read, or refused with what it is."""
 
 import gzip
 import io
@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from configs.schema import UserError
-from dataset import file_kinds
-from dataset.records import BadRecord, decode_item, format_of, read_items
+from dataset.records import file_kinds
+from dataset.records.files import format_of, read_items
+from dataset.records.lines import decode_item
+from dataset.records.record import BadRecord
 
 RECORDS: list[dict[str, Any]] = [
     {"instruction": f"请介绍第{n}号公园", "output": f"第{n}号公园的门在第{n}街，很好找。"} for n in range(20)

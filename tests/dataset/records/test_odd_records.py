@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.chat import render_conversation
-from dataset.records import (
-    BadRecord,
-    ChatRecord,
-    PreferenceRecord,
-    Record,
-    TextRecord,
-    decode_item,
-    heldout_key,
-    parse_record,
-)
+from dataset.records.keys import heldout_key
+from dataset.records.lines import decode_item
+from dataset.records.record import BadRecord, ChatRecord, PreferenceRecord, Record, TextRecord
+from dataset.records.shapes import parse_record
 from dataset.tokenizer import RustBPETokenizer
 
 ASKED, ANSWERED = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}

@@ -1,0 +1,1 @@
+"""Records: any line of a file brought to one of three shapes, and what makes two records the same."""

@@ -1,0 +1,94 @@
+"""Which record shapes (Alpaca, ShareGPT, ...) can be read, brought to three: raw text, a conversation, a preference pair.
+
+Accepted: `{"text"}`; `{"conversations": [{"role", "content"}]}` with system, tool and reasoning fields; ShareGPT
+(`from`/`value`); Alpaca (`instruction`/`input`/`output`) and its relatives; MOSS, Firefly, xtuner; preference pairs
+(`chosen`/`rejected`, lists or strings with a `prompt`; OpenAI, ms-swift); multiple choice (question, A to D, answer),
+in JSON lines or in CSV. A field that changes the meaning (history, system, context, a mark that an answer is bad)
+takes its place or the record is refused by the field's name; docs/formats.md has the table. A record keeps its own
+fields; what is brought into shape goes to `text`, `conversations`, or `chosen` and `rejected`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dataset.records.columns import ANSWERS, CONVERSATIONS, QUESTIONS
+from dataset.records.conversation import chat_record, conversation_record, with_surroundings
+from dataset.records.foreign_marks import without_foreign_marks
+from dataset.records.instructions import first_answer, question_and_answer
+from dataset.records.multiple_choice import is_multiple_choice, multiple_choice
+from dataset.records.pairs import openai_preference, preference_record, swift_preference
+from dataset.records.record import BadRecord, Record, TextRecord
+from dataset.records.spoken import moss_plain_turns, moss_turns
+from dataset.records.turns import assistant_turn, user_turn
+
+_LISTS_OF_TURNS = ("items", "dialog", "dialogue", "turns", "chat_rounds")
+"""The same under names that other things bear too: taken where they are lists of objects."""
+_DOCUMENTS = ("content", "raw_content", "正文", "内容", "文本")
+"""A document where there is no `text` and no question."""
+_WORSE = ("rejected_response", "rejected_messages")
+"""ms-swift's names for the worse answer, or the worse conversation."""
+
+
+def parse_record(fields: Mapping[str, Any]) -> Record:
+    """Bring one record into shape. Every field whose meaning is known takes its place: docs/formats.md lists them.
+
+    Raises: BadRecord with the reason, LeftOut for what is marked as not to be learnt.
+    """
+    if fields.get("chosen") is not None or fields.get("rejected") is not None:
+        return preference_record(fields, fields.get("chosen"), fields.get("rejected"))
+    if fields.get("preferred_output") is not None or fields.get("non_preferred_output") is not None:
+        return openai_preference(fields)
+    for name in _WORSE:
+        if fields.get(name):
+            good = {key: value for key, value in fields.items() if key not in _WORSE}
+            return swift_preference(good, parse_record(good), fields[name])
+    for name in CONVERSATIONS:
+        if fields.get(name) is not None:
+            return conversation_record(fields, fields[name])
+    if isinstance(fields.get("chat"), dict):
+        return conversation_record(fields, moss_turns(fields["chat"]))
+    if is_multiple_choice(fields):
+        question, answer = multiple_choice(fields)
+        return chat_record(fields, with_surroundings(fields, [user_turn(question), assistant_turn(answer)]))
+    for name in _LISTS_OF_TURNS:
+        if isinstance(fields.get(name), list) and all(isinstance(turn, dict) for turn in fields[name]):
+            return conversation_record(fields, fields[name])
+    if isinstance(fields.get("plain_text"), str) and "[Human]" in fields["plain_text"]:
+        return conversation_record(fields, moss_plain_turns(fields["plain_text"]))
+    if fields.get("answers") is not None and not any(fields.get(name) is not None for name in ANSWERS):
+        fields = {**fields, "answer": first_answer(fields["answers"])}
+    answered = any(fields.get(name) is not None for name in ANSWERS)
+    if answered and ("text" not in fields or any(fields.get(name) for name in QUESTIONS)):
+        return question_and_answer(fields)
+    text_name = _text_name(fields)
+    if text_name:
+        text = fields[text_name]
+        if not isinstance(text, str):
+            raise BadRecord("text is not a string")
+        text, marks = without_foreign_marks(text)
+        if not text.strip():
+            raise BadRecord("empty text")
+        return TextRecord(text, {**fields, "text": text}, marks)
+    raise BadRecord(_why_unknown(fields))
+
+
+def _text_name(fields: Mapping[str, Any]) -> str:
+    """The field that holds a document; empty where there is none."""
+    if "text" in fields:
+        return "text"
+    if any(fields.get(name) for name in (*QUESTIONS, "desc", "description")):
+        return ""
+    return next((name for name in _DOCUMENTS if isinstance(fields.get(name), str)), "")
+
+
+def _why_unknown(fields: Mapping[str, Any]) -> str:
+    """The name of a known shape that is not read, with what to do, else the fields that there are."""
+    if "paragraphs" in fields or "qas" in fields:
+        return "SQuAD's nested paragraphs: write one question, context and answer a line"
+    for name, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            if "paragraphs" in value[0]:
+                return "SQuAD's nested paragraphs: write one question, context and answer a line"
+            return f"unknown shape: its records are in the list {name[:20]}: write them one a line (jq -c '.{name[:20]}[]')"
+    names = ", ".join(str(name)[:20] for name in list(fields)[:6])
+    return f"unknown shape: fields {names}" if names else "unknown shape"
