@@ -90,7 +90,7 @@ def load_profile(name: str) -> Profile:
 
 
 def load_mixture() -> MixConfig:
-    """Targets and names of `configs/mixture.yaml`, whose `files` block belongs to `dataset/mix.py`."""
+    """Targets and names of `configs/mixture.yaml`, whose `files` block belongs to `dataset/mix/sources.py`."""
     path = CONFIG_DIR / "mixture.yaml"
     values = {key: value for key, value in read_yaml(path).items() if key != "files"}
     return from_mapping(MixConfig(), values, str(path))

@@ -12,7 +12,7 @@ from configs.messages import both
 from configs.paths import display, find_dataset
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
-from dataset.mix import FEW_HELDOUT
+from dataset.mix.split_report import FEW_HELDOUT
 from dataset.records.files import numbered_records
 from dataset.records.keys import split_of
 from evaluation.intervals import Metric

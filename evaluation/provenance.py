@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.artifacts import atomic_write, fingerprint, read_json
 from configs.schema import UserError
-from dataset.mix import MANIFEST_FILE, OUTPUTS
+from dataset.mix.write import MANIFEST_FILE, OUTPUTS
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
 

@@ -25,7 +25,9 @@ from configs.flags import env_path
 from configs.load import load_file_categories, load_profile
 from configs.paths import DATA_DIR, display, sample_dir, source_dir
 from configs.schema import CATEGORIES, MixConfig
-from dataset.mix import REJECTS_FILE, build_mix, find_sources
+from dataset.mix.build import build_mix
+from dataset.mix.drop_reasons import REJECTS_FILE
+from dataset.mix.sources import find_sources
 
 _LABELS = {
     "general": "general 通用对话",

@@ -19,7 +19,7 @@ import torch
 from configs.artifacts import fingerprint, sha256_file, write_json
 from configs.schema import ModelConfig, TrainConfig, preset
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
-from dataset import mix
+from dataset.mix import sources as mix_sources
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors
 from model.model_minillm import MiniLLM
@@ -121,7 +121,7 @@ def mix_results(folder: Path) -> dict[str, Any]:
     write_jsonl(sources / "pretrain_hq.jsonl", [{"text": f"第{n}段，<|im_start|>说的是{n % 7}。"} for n in range(40)])
     targets = [f"--{name}=60" for name in ("general", "knowledge", "math", "preference")]
     words = ["--source_dir", str(sources), "--output_dir", str(out), "--identity=20", "--seed=42", *targets]
-    with mock.patch.object(mix, "sample_names", lambda *_: ()):
+    with mock.patch.object(mix_sources, "sample_names", lambda *_: ()):
         assert build_chinese_mix.main(words) == 0
     found = {}
     for path in sorted(out.glob("*_chinese*.jsonl")):

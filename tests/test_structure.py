@@ -96,7 +96,7 @@ def test_no_helper_lives_in_a_file_or_folder_named_utils() -> None:
             assert not {"utils", "util", "helpers", "common"} & {path.stem, *path.relative_to(ROOT).parts}, path
 
 
-@pytest.mark.parametrize("module", ["scripts.pipeline.ask", "scripts.doctor", "dataset.mix"])
+@pytest.mark.parametrize("module", ["scripts.pipeline.ask", "scripts.doctor", "dataset.mix.build"])
 def test_what_the_pipeline_asks_often_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

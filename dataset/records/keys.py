@@ -1,12 +1,13 @@
 """What makes two records the same: normalised texts, groups, the record's own split, hashes."""
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset.records.record import Record, TextRecord
+from dataset.records.record import PreferenceRecord, Record, TextRecord
 
 _COMMON_MARKS = re.compile(r"[\s，。！？、：；“”‘’（）《》【】…—,.!?;:'\"()\[\]-]+")
 """Marks that NFKC turns into marks alone: taken out first, because NFKC is slow wherever it has anything to change."""
@@ -62,3 +63,22 @@ def heldout_key(record: Record) -> str:
 def text_hash(text: str) -> bytes:
     """8 bytes that stand for a text; 10 million texts share one by chance less than once in 100,000 data sets."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+
+
+def content_of(record: Record) -> str:
+    """What is learnt from a record, so that two records with equal content are one."""
+    if isinstance(record, TextRecord):
+        return record.text
+    if isinstance(record, PreferenceRecord):
+        return _joined(record.chosen) + "\x1d" + _joined(record.rejected)
+    return _joined(record.messages)
+
+
+def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for message in messages:
+        parts += [message["role"], message["content"]]
+        if len(message) > 2:
+            extra = {key: value for key, value in message.items() if key not in {"role", "content"}}
+            parts.append(json.dumps(extra, ensure_ascii=False, sort_keys=True))
+    return "\x1f".join(parts)

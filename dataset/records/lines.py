@@ -104,3 +104,10 @@ def shown_text(item: Item) -> str:
         return ",".join(item.values())[:200]
     head = item.head if isinstance(item, BadItem) else item[:HEAD_BYTES]
     return head.decode("utf-8", errors="replace").rstrip("\r\n")[:200]
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    return _ENCODER.encode(record).encode("utf-8") + b"\n"

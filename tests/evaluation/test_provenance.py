@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from configs.schema import MixConfig
-from dataset.mix import build_mix, find_sources
+from dataset.mix.build import build_mix
+from dataset.mix.sources import find_sources
 from dataset.records.files import read_records
 from dataset.records.keys import text_hash
 from evaluation.baselines import text_key

@@ -8,7 +8,9 @@ import pytest
 
 from configs.load import load_profile
 from configs.paths import ROOT
-from dataset.mix import LONGEST_QUESTION, build_mix, find_sources
+from dataset.mix.build import build_mix
+from dataset.mix.scan import LONGEST_QUESTION
+from dataset.mix.sources import find_sources
 from dataset.records.files import read_records
 from dataset.records.shapes import parse_record
 from dataset.samples.exam import Exam

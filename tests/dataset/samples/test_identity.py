@@ -11,7 +11,8 @@ import pytest
 
 from configs.paths import IDENTITY_SAMPLE
 from configs.schema import MixConfig
-from dataset.mix import Source, Sources, build_mix
+from dataset.mix.build import build_mix
+from dataset.mix.sources import Source, Sources
 from dataset.samples import frames
 from dataset.samples.alternatives import expanded, wordings
 from dataset.samples.identity import questions as identity

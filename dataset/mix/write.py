@@ -1,0 +1,166 @@
+"""The second pass over the sources: the training and held-out files are written, in a random order."""
+
+import hashlib
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from configs.artifacts import atomic_write, fingerprint, write_error
+from configs.paths import display
+from configs.progress import Progress
+from configs.schema import CHAT_CATEGORIES, MixConfig, UserError
+from dataset.mix.choice import Choice
+from dataset.mix.scan import (
+    Scan,
+)
+from dataset.mix.sources import (
+    Source,
+    file_state,
+    placeholders,
+    record_of,
+)
+from dataset.mix.table import (
+    STATE_DROPPED,
+    STATE_TEST,
+    STATE_TRAIN,
+    STATE_VALIDATION,
+)
+from dataset.records.files import read_items
+from dataset.records.lines import json_line
+from dataset.records.record import ChatRecord, TextRecord
+
+MANIFEST_FILE = "mix_manifest.json"
+OUTPUTS = {
+    (stage, heldout): f"{stage}_chinese{'_heldout' if heldout else ''}.jsonl"
+    for stage in ("pretrain", "sft", "dpo")
+    for heldout in (False, True)
+}
+"""(stage, whether held out) -> file name."""
+_SPLIT_NAMES = {STATE_VALIDATION: "validation", STATE_TEST: "test"}
+BUCKET_BYTES = 64 << 20
+MAX_BUCKETS = 64
+"""Files open at once for one output; some systems allow a process only 256."""
+
+
+class ShuffledLines:
+    """Lines to write in a random order, without holding them: each goes to a random bucket on the disk, and each bucket
+    is shuffled in memory. The buckets are unnamed files, which vanish with the process."""
+
+    def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
+        num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
+        self.folder = folder
+        self.rng = random.Random(fingerprint(list(seed)))
+        self.count = 0
+        self.buckets: list[IO[bytes]] = []
+        for _ in range(num_buckets):
+            self.buckets.append(stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 17)))  # noqa: SIM115
+
+    def add(self, line: bytes, copies: int = 1) -> None:
+        for _ in range(copies):
+            self.buckets[int(self.rng.random() * len(self.buckets))].write(line)
+        self.count += copies
+
+    def write(self, path: Path) -> str:
+        """Write everything to `path`, atomically, and give the buckets back. Returns: its SHA-256."""
+        digest = hashlib.sha256()
+        with atomic_write(path, "wb") as file:
+            for bucket in self.buckets:
+                bucket.seek(0)
+                lines = bucket.readlines()
+                self.rng.shuffle(lines)
+                for line in lines:
+                    file.write(line)
+                    digest.update(line)
+                bucket.close()
+        return digest.hexdigest()
+
+
+def write_outputs(
+    scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, bar: Progress
+) -> dict[str, dict[str, Any]]:
+    """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source changed meanwhile."""
+    expected = _expected_bytes(scan, choice, sources)
+    try:
+        with ExitStack() as stack:
+            outputs = {
+                key: ShuffledLines(folder, expected[key], (config.seed, number), stack)
+                for number, key in enumerate(OUTPUTS)
+            }
+            start = 0
+            for index, source in enumerate(sources):
+                bar.set_description(source.path.name)
+                _write_source(source, choice, start, config, outputs, bar)
+                if file_state(source.path) != scan.states[index]:
+                    raise UserError(
+                        f"{display(source.path)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行"
+                    )
+                start += scan.counts[index]
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the files of an older mix are going
+            return {
+                name: {"records": outputs[key].count, "sha256": outputs[key].write(folder / name)}
+                for key, name in OUTPUTS.items()
+            }
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> dict[tuple[str, bool], int]:
+    """Roughly the size of each output, from the mean size of each source's records."""
+    expected = dict.fromkeys(OUTPUTS, 0)
+    start = 0
+    for source, count, size in zip(sources, scan.counts, scan.sizes, strict=True):
+        span = slice(start, start + count)
+        start += count
+        mean = size / max(count, 1) + 100
+        copies = int(choice.copies[span].sum())
+        once = int(np.count_nonzero(choice.copies[span]))
+        heldout = int(np.count_nonzero(choice.states[span] >= STATE_VALIDATION))
+        for stage in _stages(source.category):
+            written = once if stage == "pretrain" and source.category != "corpus" else copies
+            expected[stage, False] += int(mean * written)
+            expected[stage, True] += int(mean * heldout)
+    return expected
+
+
+def _stages(category: str) -> tuple[str, ...]:
+    if category == "preference":
+        return ("dpo",)
+    return ("pretrain", "sft") if category in CHAT_CATEGORIES else ("pretrain",)
+
+
+def _write_source(
+    source: Source,
+    choice: Choice,
+    start: int,
+    config: MixConfig,
+    outputs: Mapping[tuple[str, bool], ShuffledLines],
+    bar: Progress,
+) -> None:
+    fill = placeholders(source, config)
+    states, copies = memoryview(choice.states), memoryview(choice.copies)  # type: ignore[arg-type]
+    for position, (number, item) in enumerate(read_items(source.path, lambda block: bar.update(len(block))), start):
+        state = states[position] if position < len(states) else STATE_DROPPED
+        if state == STATE_DROPPED or (state == STATE_TRAIN and not copies[position]):
+            continue
+        record = record_of(item, source, fill)
+        gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
+        gained["origin"] = f"{source.path.name}:{number}"
+        heldout = state != STATE_TRAIN
+        if heldout:
+            gained["split"] = _SPLIT_NAMES[state]
+        times = 1 if heldout else copies[position]
+        if isinstance(record, ChatRecord):
+            text = json_line({"text": record.plain_text(), **gained})
+            if source.category == "corpus":
+                outputs["pretrain", heldout].add(text, times)
+                continue
+            outputs["pretrain", heldout].add(text)
+            outputs["sft", heldout].add(json_line({**record.fields, **gained}), times)
+        else:
+            stage = "pretrain" if isinstance(record, TextRecord) else "dpo"
+            outputs[stage, heldout].add(json_line({**record.fields, **gained}), times)
