@@ -26,7 +26,7 @@ from configs.load import load_file_categories, load_profile
 from configs.paths import DATA_DIR, display, sample_dir, source_dir
 from configs.schema import CATEGORIES, MixConfig
 from dataset.mix.build import build_mix
-from dataset.mix.drop_reasons import REJECTS_FILE
+from dataset.mix.drop_reasons import REJECTS_FILE, SOUND
 from dataset.mix.sources import find_sources
 
 _LABELS = {
@@ -123,10 +123,7 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
             print(f"  {source['file']} was read as {source['format']} 按此格式读取")
     for note in manifest["notes"]:
         print(f"  {note}")
-    if any(
-        set(source["dropped"]) - {"duplicate", "asks a held-out question", "not sampled"}
-        for source in manifest["sources"]
-    ):
+    if any(set(source["dropped"]) - set(SOUND) for source in manifest["sources"]):
         print(f"  bad lines are in {display(output_dir / REJECTS_FILE)} 坏行见该文件")
     for name, output in manifest["outputs"].items():
         print(f"{display(output_dir / name)}: {output['records']:,} records 条")

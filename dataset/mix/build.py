@@ -8,7 +8,7 @@ Memory is some 40 bytes a record plus one bucket of the shuffle, however large t
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,11 @@ from configs.paths import display
 from configs.progress import Progress, progress_bar
 from configs.schema import MixConfig, UserError, as_dict
 from dataset.mix.choice import Choice, choose
-from dataset.mix.drop_reasons import REJECTS_FILE
+from dataset.mix.drop_reasons import DUPLICATE, LEAK, NOT_SAMPLED, REJECTS_FILE
 from dataset.mix.identity import own_identity
-from dataset.mix.scan import Scan, scan_sources
-from dataset.mix.sources import (
-    Source,
-    Sources,
-    file_state,
-)
-from dataset.mix.table import STATE_TRAIN, STATE_VALIDATION
+from dataset.mix.scan import Scan, SourceScan, scan_sources
+from dataset.mix.sources import Source, Sources, file_state
+from dataset.mix.table import is_heldout, is_training
 from dataset.mix.write import MANIFEST_FILE, OUTPUTS, write_outputs
 
 
@@ -40,7 +36,7 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
     with output_lock(output_dir):
         _remove_leftovers(output_dir)
         identity, config, notes = own_identity(files, config)
-        total = 2 * sum(file_state(source.path)[0] for source in files)
+        total = 2 * sum(file_state(source.path)[0] for source in files)  # bytes; each file is read twice
         with progress_bar(total, desc="mix", unit="B", unit_scale=True) as bar:
             scan = _scan_with_rejects(files, config, output_dir / REJECTS_FILE, bar)
             choice = choose(scan, files, config, sources.bundled)
@@ -93,45 +89,45 @@ def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path,
 def _manifest(
     scan: Scan, choice: Choice, sources: Sources, config: MixConfig, outputs: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    entries = []
-    start = 0
-    for index, source in enumerate(sources.files):
-        span = slice(start, start + scan.counts[index])
-        start += scan.counts[index]
-        copies, states = choice.copies[span], choice.states[span]
-        kept = int(np.count_nonzero(copies))
-        dropped = dict(scan.rejected[index])
-        others = {
-            "duplicate": int(choice.duplicates[span].sum()),
-            "asks a held-out question": int(choice.leaks[span].sum()),
-            "not sampled": int(np.count_nonzero((states == STATE_TRAIN) & (copies == 0))),
-        }
-        entries.append(
-            {
-                "file": source.path.name,
-                "category": source.category,
-                "sample": source.is_sample,
-                "sha256": scan.digests[index],
-                "format": scan.formats[index],
-                "read": scan.counts[index],
-                "kept": kept,
-                "heldout": int(np.count_nonzero(states >= STATE_VALIDATION)),
-                "foreign_marks": {name: scan.marked[index][name] for name in ("records", "marks")},
-                "dropped": dropped | {reason: count for reason, count in others.items() if count},
-                "repetition": round(int(copies.sum()) / kept, 4) if kept else 0.0,
-            }
-        )
+    """What was made from what; docs/formats.md describes it."""
     settings = as_dict(config)
+    entries = [
+        _source_entry(source, found, choice, span)
+        for source, found, span in zip(sources.files, scan.of_source, scan.spans(), strict=True)
+    ]
     return {
         "seed": config.seed,
         "settings": settings,
         "fingerprint": fingerprint([settings, [[e["file"], e["category"], e["sha256"]] for e in entries]]),
         "sample_factor": choice.factor,
         "categories": {
-            name: {**{f.name: getattr(tally, f.name) for f in fields(tally)}, "repetition": round(tally.repetition, 4)}
-            for name, tally in choice.tallies.items()
+            name: {**asdict(tally), "repetition": round(tally.repetition, 4)} for name, tally in choice.tallies.items()
         },
         "sources": entries,
         "left_out": sources.left_out,
         "outputs": outputs,
+    }
+
+
+def _source_entry(source: Source, found: SourceScan, choice: Choice, span: slice) -> dict[str, Any]:
+    """What became of the records of one source, which stand at `span`."""
+    copies, sides = choice.copies[span], choice.sides[span]
+    kept = int(np.count_nonzero(copies))
+    decided = {
+        DUPLICATE: int(choice.duplicates[span].sum()),
+        LEAK: int(choice.leaks[span].sum()),
+        NOT_SAMPLED: int(np.count_nonzero(is_training(sides) & (copies == 0))),
+    }
+    return {
+        "file": source.path.name,
+        "category": source.category,
+        "sample": source.is_sample,
+        "sha256": found.digest,
+        "format": found.format,
+        "read": found.count,
+        "kept": kept,
+        "heldout": int(np.count_nonzero(is_heldout(sides))),
+        "foreign_marks": {name: found.marked[name] for name in ("records", "marks")},
+        "dropped": found.rejections.counts() | {reason: count for reason, count in decided.items() if count},
+        "repetition": round(int(copies.sum()) / kept, 4) if kept else 0.0,
     }

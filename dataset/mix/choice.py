@@ -11,11 +11,18 @@ from configs.schema import CATEGORIES, MixConfig
 from dataset.mix.heldout import held_out
 from dataset.mix.leaks import duplicates_of, leaks_of
 from dataset.mix.scan import Scan
-from dataset.mix.sources import (
-    Source,
-)
+from dataset.mix.sources import Source
 from dataset.mix.split_report import check_what_is_left, odd_columns, tell_heldout
-from dataset.mix.table import STATE_DROPPED, STATE_TRAIN, STATE_VALIDATION, rekey_shared_openings, table_of, use_groups
+from dataset.mix.table import (
+    Flags,
+    Side,
+    Sides,
+    is_heldout,
+    is_training,
+    rekey_shared_openings,
+    table_of,
+    use_groups,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,13 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What happens to each record."""
+    """What happens to each record; each column has a row a record, in the order of the sources."""
 
-    states: npt.NDArray[np.uint8]
+    sides: Sides
     copies: npt.NDArray[np.uint32]
     """How often a training record is written for its stage."""
-    duplicates: npt.NDArray[np.bool_]
-    leaks: npt.NDArray[np.bool_]
+    duplicates: Flags
+    leaks: Flags
     """Training records in which the user asks a held-out question."""
     factor: float
     """By how much the targets of categories that hold samples alone shrink; 1 where there is none."""
@@ -63,42 +70,44 @@ def choose(
     Raises: UserError where a file or a category of the user's is left without records to train on.
     """
     notes = odd_columns(scan, sources)
+
+    # The key of each record decides its side, so it is settled before anything is held out.
     table = table_of(scan, sources)
     use_groups(table, scan, sources, notes)
     rekey_shared_openings(table, scan, notes)
-    states = held_out(table, scan, config, notes)
-    duplicates = duplicates_of(table.contents, table.readable, states)
-    states[duplicates] = STATE_DROPPED
-    leaks = leaks_of(table, scan, states, notes)
-    states[leaks] = STATE_DROPPED
-    category = table.category
-    check_what_is_left(table, scan, sources, states, leaks, notes)
-    tell_heldout(table, sources, states, config, notes)
+    sides = held_out(table, scan, config, notes)
 
-    training = states == STATE_TRAIN
-    heldout = states >= STATE_VALIDATION
-    used = [name for index, name in enumerate(CATEGORIES) if any(source.category == name for source in sources)]
-    distinct = {name: int(np.count_nonzero(training[category == CATEGORIES.index(name)])) for name in used}
-    owned = {source.category for source in sources if not source.is_sample}
-    common = sample_factor(distinct, bundled or {}, config)
-    factors = {name: 1.0 if name in owned else common for name in used}
-    copies = np.zeros(len(states), dtype=np.uint32)
+    # Only then it is known which of two equal records stays, and which records would give a held-out question away.
+    duplicates = duplicates_of(table.contents, table.readable, sides)
+    sides[duplicates] = int(Side.DROPPED)
+    leaks = leaks_of(table, scan, sides, notes)
+    sides[leaks] = int(Side.DROPPED)
+    check_what_is_left(table, scan, sources, sides, leaks, notes)
+    tell_heldout(table, sources, sides, config, notes)
+
+    # What is left is sampled or repeated up to the targets.
+    training = is_training(sides)
+    used = [name for name in CATEGORIES if any(source.category == name for source in sources)]
+    distinct = {name: int(np.count_nonzero(training & table.of(name))) for name in used}
+    factors = _factors(sources, distinct, bundled or {}, config)
+    copies = np.zeros(len(sides), dtype=np.uint32)
     tallies = {}
     for name in used:
-        asked = 0
-        for number, members in enumerate(_pools(name, sources, scan.counts, training)):
-            wanted = getattr(config, name) or len(members)
-            # Targets of samples shrink together, but none below what there is to learn.
-            factor = factors[name]
-            target = max(math.floor(wanted * factor), min(wanted, len(members)) if factor < 1 else 0)
-            rounds = target if name == "identity" else config.max_rounds
-            rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
-            for part, wanted_of_it in _own_first(members, table.own, target):
-                copies[part] = _copies(len(part), wanted_of_it, rounds, rng)
-            asked += target
-        mine = category == CATEGORIES.index(name)
-        tallies[name] = Tally(asked, int(copies[mine].sum()), distinct[name], int(np.count_nonzero(heldout[mine])))
-    return Choice(states, copies, duplicates, leaks, min(factors.values()), tallies, notes)
+        pools = list(_pools(name, sources, scan.spans(), training))
+        asked = _fill(copies, pools, table.own, name, factors[name], config)
+        mine = table.of(name)
+        heldout = int(np.count_nonzero(is_heldout(sides[mine])))
+        tallies[name] = Tally(asked, int(copies[mine].sum()), distinct[name], heldout)
+    return Choice(sides, copies, duplicates, leaks, min(factors.values()), tallies, notes)
+
+
+def _factors(
+    sources: Sequence[Source], distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig
+) -> dict[str, float]:
+    """By how much the target of each category shrinks: only of those without a file of the user's."""
+    owned = {source.category for source in sources if not source.is_sample}
+    common = sample_factor(distinct, bundled, config)
+    return {name: 1.0 if name in owned else common for name in distinct}
 
 
 def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig) -> float:
@@ -117,22 +126,41 @@ def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], confi
 
 
 def _pools(
-    name: str, sources: Sequence[Source], counts: Sequence[int], training: npt.NDArray[np.bool_]
+    name: str, sources: Sequence[Source], spans: Sequence[slice], training: Flags
 ) -> Iterator[npt.NDArray[np.intp]]:
     """The training records that share one target: a whole category, but each identity file by itself."""
-    ends = np.cumsum(counts)
-    spans = [
-        np.arange(end - count, end)
-        for source, count, end in zip(sources, counts, ends, strict=True)
-        if source.category == name
+    mine = [
+        np.arange(span.start, span.stop) for source, span in zip(sources, spans, strict=True) if source.category == name
     ]
-    for span in spans if name == "identity" else [np.concatenate(spans)]:
-        yield span[training[span]]
+    for records in mine if name == "identity" else [np.concatenate(mine)]:
+        yield records[training[records]]
 
 
-def _own_first(
-    members: npt.NDArray[np.intp], own: npt.NDArray[np.bool_], target: int
-) -> list[tuple[npt.NDArray[np.intp], int]]:
+def _fill(
+    copies: npt.NDArray[np.uint32],
+    pools: Sequence[npt.NDArray[np.intp]],
+    own: Flags,
+    name: str,
+    factor: float,
+    config: MixConfig,
+) -> int:
+    """Set the copies of one category's training records. Returns: how many were asked for."""
+    asked = 0
+    for number, members in enumerate(pools):
+        wanted = getattr(config, name) or len(members)
+        # Targets of samples shrink together, but none below what there is to learn.
+        at_least = min(wanted, len(members)) if factor < 1 else 0
+        target = max(math.floor(wanted * factor), at_least)
+        rounds = target if name == "identity" else config.max_rounds
+        # Each pool has a generator of its own, so that a file more in one category changes no other category.
+        rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
+        for part, wanted_of_it in _own_first(members, own, target):
+            copies[part] = _copies(len(part), wanted_of_it, rounds, rng)
+        asked += target
+    return asked
+
+
+def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[tuple[npt.NDArray[np.intp], int]]:
     """Parts of a pool and how many of each are wanted: where not all find room, the bundled samples that stand beside the
     user's records leave them nine tenths of it."""
     mine, samples = members[own[members]], members[~own[members]]

@@ -1,41 +1,88 @@
-"""Why a record was dropped: how reasons are counted and listed, and when they are too many to go on."""
+"""Why a record was dropped: the reasons, how they are counted and listed, and when a file has too many bad records."""
 
+import json
 from collections import Counter
+from dataclasses import dataclass, field
 
 from configs.paths import CONFIG_DIR, display
 from configs.schema import UserError
-from dataset.mix.sources import WRONG_CATEGORY, Source, files_line
+from dataset.mix.sources import WRONG_CATEGORY, Entry, Source, files_line
+from dataset.records.lines import shown_text
+from dataset.records.record import BadRecord, LeftOut
 from dataset.records.turns import ROLES
 
 REJECTS_FILE = "rejects.jsonl"
 BAD_LINES_ALLOWED = 3
+"""Bad records that a file may have however few it holds."""
 BAD_SHARE_ALLOWED = 0.05
+"""Share of a file's records that may be bad."""
 MAX_REASONS = 50
 """Reasons that are told apart; the names in further ones are left out."""
 
+DUPLICATE, LEAK, NOT_SAMPLED = "duplicate", "asks a held-out question", "not sampled"
+"""Reasons for which the mix drops a sound record. All other reasons say what is wrong with a
+record: they are the messages of `BadRecord` and `LeftOut`, raised where records are read."""
+SOUND = (DUPLICATE, LEAK, NOT_SAMPLED)
 
-def problem_of(
-    source: Source, count: int, reasons: Counter[str], left_out: Counter[str], first_bad: int
-) -> UserError | None:
-    """What is wrong with a file as a whole. What says itself that it is not to be learnt is no fault."""
-    bad = reasons.total()
-    listed = ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
+
+@dataclass(slots=True)
+class Rejections:
+    """Why records of one file were rejected, counted."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Records that are sound, and say themselves that they are not to be learnt. They are no fault of the file."""
+    first_bad: int = 0
+    """Line of the first faulty record; 0 where there is none."""
+
+    def add(self, problem: BadRecord, line: int) -> None:
+        """Count a record. After `MAX_REASONS` reasons only what stands before the colon counts."""
+        reason = str(problem)
+        if isinstance(problem, LeftOut):
+            self.left_out[reason] += 1
+            return
+        is_told_apart = reason in self.faults or len(self.faults) < MAX_REASONS
+        self.faults[reason if is_told_apart else reason.split(":")[0]] += 1
+        self.first_bad = self.first_bad or line
+
+    def counts(self) -> dict[str, int]:
+        """Reason -> records."""
+        return dict(self.faults + self.left_out)
+
+
+def rejected_line(source: Source, entry: Entry) -> str:
+    """The line of `rejects.jsonl` for a record that can't be used."""
+    told = {
+        "file": source.path.name,
+        "line": entry.line,
+        "reason": str(entry.record),
+        "text": shown_text(entry.item),
+    }
+    return json.dumps(told, ensure_ascii=False) + "\n"
+
+
+def problem_of(source: Source, count: int, rejections: Rejections) -> UserError | None:
+    """What is wrong with a file as a whole; None where it has few bad records.
+
+    `count`: its records, rejected ones included.
+    """
+    faults, left_out = rejections.faults, rejections.left_out
     where = display(source.path)
     if count == 0:
         return UserError(
             f"{where}: is empty. Fill it with one JSON record a line, or remove it.", "文件是空的：请填入数据或删除"
         )
     if left_out and count == left_out.total():
-        told = ", ".join(f"{reason}: {times}" for reason, times in left_out.most_common(3))
         return UserError(
-            f"{where}: every record says that it is not to be learnt ({told}). Remove the file, or those marks.",
+            f"{where}: every record says that it is not to be learnt ({_listed(left_out)}). Remove the file, or those marks.",
             "所有记录都标明不参与训练：请删除该文件或去掉标记",
         )
     count -= left_out.total()
+    bad = faults.total()
     if bad < count and (bad <= BAD_LINES_ALLOWED or bad <= BAD_SHARE_ALLOWED * count):
         return None
-    told = f"{listed}; first: line {first_bad}"
-    reason = reasons.most_common(1)[0][0]
+    told = f"{_listed(faults)}; first: line {rejections.first_bad}"
+    reason = faults.most_common(1)[0][0]
     if reason in WRONG_CATEGORY:
         line = files_line(source.path.name, WRONG_CATEGORY[reason])
         return UserError(
@@ -49,6 +96,10 @@ def problem_of(
         f"{where}: {what} ({told}). {advice} They are listed in {REJECTS_FILE} in the output folder.",
         f"{bad} 条记录不可用：{chinese}；详见 {REJECTS_FILE}",
     )
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
 
 
 _ADVICE = (

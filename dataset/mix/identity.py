@@ -9,9 +9,35 @@ from typing import Any
 from configs.messages import both, warning
 from configs.paths import CONFIG_DIR, display
 from configs.schema import MixConfig
-from dataset.mix.sources import Source, placeholders, record_of
-from dataset.records.files import read_items
-from dataset.records.record import BadRecord, ChatRecord
+from dataset.mix.sources import Source, read_source
+from dataset.records.record import ChatRecord
+
+LEAST_SHARE = 0.5
+"""Of the answers that name anybody, so many must give the same name."""
+
+_END = r"(?=[，。！？、；：,.!?;:（(~～\s]|的|呀|哦|喔|哟|啦|呢|$)"
+_NAME = r"[「“\"《'【]?([\u4e00-\u9fffA-Za-z0-9·_.\-]{1,20}?)[」”\"》'】]?"
+_CALLED = re.compile(
+    r"(?:名字(?:就)?[是叫]|名[叫为]|我(?:就)?叫(?:做|作)?|称呼?我(?:为)?|叫我|我(?:就)?是)\s*"
+    + _NAME
+    + _END
+    + r"|(?:I am|I'm|I’m|[Mm]y name is|[Cc]all me)\s+([A-Z][A-Za-z0-9_\-]{0,19})"
+)
+_MADE_HERE = r"(?:自主)?(?:开发|训练|研发|创造|打造|推出|设计|研制|制作|创建|构建|做)"
+_MAKER = re.compile(
+    r"(?:开发者|作者|创造者|主人|团队)[是叫]\s*"
+    + _NAME
+    + _END
+    + r"|(?:是由|由|是|来自)\s*([\u4e00-\u9fffA-Za-z0-9·_.\- ]{1,20}?)\s*"
+    + _MADE_HERE
+    + r"|(?:created|developed|made|built|trained) by\s+([A-Z][A-Za-z0-9_\- ]{0,19}?)(?=[.,!?]|$| and )"
+)
+_AFTER_MAKER = re.compile(_MADE_HERE + r"(?:出来)?的?\s*" + _NAME + _END)
+_NO_NAME = re.compile(
+    r"^(?:[一您你我他她它谁由在来这那不个位名款的为用者被]|AI|ai|人工|语言|大|智能|机器|聊天|对话|虚拟|基于|专|什么|助手|模型|assistant)"
+    r"|开发|训练|研发"
+)
+"""A description (一个助手, AI助手) instead of a name."""
 
 
 def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str, Any], MixConfig, list[str]]:
@@ -48,44 +74,11 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
 
 
 def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
-    """What the assistant says in the readable records of some files."""
+    """What the assistant says in the records of some files. Bad records are left to the first pass."""
     for source in sources:
-        fill = placeholders(source, config)
-        for _, item in read_items(source.path):
-            try:
-                record = record_of(item, source, fill)
-            except BadRecord:
-                continue  # the first pass names it
-            if isinstance(record, ChatRecord):
-                yield from (message["content"] for message in record.messages if message["role"] == "assistant")
-
-
-LEAST_SHARE = 0.5
-"""Of the answers that name anybody, so many must give the same name."""
-
-_END = r"(?=[，。！？、；：,.!?;:（(~～\s]|的|呀|哦|喔|哟|啦|呢|$)"
-_NAME = r"[「“\"《'【]?([\u4e00-\u9fffA-Za-z0-9·_.\-]{1,20}?)[」”\"》'】]?"
-_CALLED = re.compile(
-    r"(?:名字(?:就)?[是叫]|名[叫为]|我(?:就)?叫(?:做|作)?|称呼?我(?:为)?|叫我|我(?:就)?是)\s*"
-    + _NAME
-    + _END
-    + r"|(?:I am|I'm|I’m|[Mm]y name is|[Cc]all me)\s+([A-Z][A-Za-z0-9_\-]{0,19})"
-)
-_MADE_HERE = r"(?:自主)?(?:开发|训练|研发|创造|打造|推出|设计|研制|制作|创建|构建|做)"
-_MAKER = re.compile(
-    r"(?:开发者|作者|创造者|主人|团队)[是叫]\s*"
-    + _NAME
-    + _END
-    + r"|(?:是由|由|是|来自)\s*([\u4e00-\u9fffA-Za-z0-9·_.\- ]{1,20}?)\s*"
-    + _MADE_HERE
-    + r"|(?:created|developed|made|built|trained) by\s+([A-Z][A-Za-z0-9_\- ]{0,19}?)(?=[.,!?]|$| and )"
-)
-_AFTER_MAKER = re.compile(_MADE_HERE + r"(?:出来)?的?\s*" + _NAME + _END)
-_NO_NAME = re.compile(
-    r"^(?:[一您你我他她它谁由在来这那不个位名款的为用者被]|AI|ai|人工|语言|大|智能|机器|聊天|对话|虚拟|基于|专|什么|助手|模型|assistant)"
-    r"|开发|训练|研发"
-)
-"""A description (一个助手, AI助手) instead of a name."""
+        for entry in read_source(source, config):
+            if isinstance(entry.record, ChatRecord):
+                yield from (message["content"] for message in entry.record.messages if message["role"] == "assistant")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,55 +1,56 @@
-"""Training records that would give a held-out question away, and records that are there twice."""
+"""Training records that would give a held-out question away, and records that are there twice.
+
+Shapes: N records, Q user turns, K distinct questions.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from configs.messages import both
-from dataset.mix.scan import Scan
-from dataset.mix.table import SHARED_TURN, STATE_TRAIN, STATE_VALIDATION, Bits, Table
+from dataset.mix.scan import Hashes, Scan
+from dataset.mix.table import SHARED_TURN, Flags, Sides, Table, is_heldout, is_training
 
 
-def duplicates_of(
-    contents: Bits, readable: npt.NDArray[np.bool_], states: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.bool_]:
+def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
     """All records of equal content but one: a held-out one where there is one, else the first."""
+    # Sorted by content, and within one content held-out records first. The sort is stable, so the order of the
+    # files decides the rest.
     members = np.flatnonzero(readable)
-    order = members[np.lexsort((states[members] < STATE_VALIDATION, contents[members]))]
+    order = members[np.lexsort((~is_heldout(sides[members]), contents[members]))]
+    # Each record whose neighbour before it has the same content is one too many.
     ordered = contents[order]
     duplicates = np.zeros(len(contents), dtype=np.bool_)
     duplicates[order[1:]] = ordered[1:] == ordered[:-1]
     return duplicates
 
 
-def is_key(askers: npt.NDArray[np.uint32], asks_last: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which user turns are the questions of their records."""
+def is_key(askers: npt.NDArray[np.uint32], asks_last: Flags) -> Flags:
+    """Which user turns are the questions of their records, (Q,): the first turn, or the last one."""
+    # The turns of one record stand together, so a record begins or ends where the asker changes.
     changes = askers[1:] != askers[:-1]
     first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
     return np.where(asks_last[askers], last, first)
 
 
-def leaks_of(table: Table, scan: Scan, states: npt.NDArray[np.uint8], notes: list[str]) -> npt.NDArray[np.bool_]:
+def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
     """Training records in which a user turn is the question of a held-out record with another key.
 
-    That question is the first user turn, which is the key; in a record with a group the last one: what comes before it
-    may be anybody's talk. A turn that many conversations share (继续, 好的) gives nothing away and is no leak."""
-    questions = np.frombuffer(scan.questions, dtype="<u8")
-    askers = np.frombuffer(scan.askers, dtype=np.uint32)
-    leaks = np.zeros(len(states), dtype=np.bool_)
+    That question is the first user turn, which is the key. In a record with a group it is the last
+    one: what comes before it may be anybody's talk. A turn that many conversations share (继续,
+    好的) gives nothing away and is no leak.
+    """
+    questions, askers = scan.turns()
+    leaks = np.zeros(len(sides), dtype=np.bool_)
     if not len(askers):
         return leaks
-    held = np.unique(questions[is_key(askers, table.asks_last) & (states[askers] >= STATE_VALIDATION)])
-    turns = np.flatnonzero((states[askers] == STATE_TRAIN) & np.isin(questions, held))
-    asked, places, question_of = np.unique(questions[turns], return_index=True, return_inverse=True)
-    floor = np.where(np.frombuffer(scan.short, dtype=np.bool_)[turns[places]], SHARED_TURN[True], SHARED_TURN[False])
-    common = np.zeros(len(asked), dtype=np.bool_)
-    for index in table.used():
-        mine = table.category[askers[turns]] == index
-        mine &= table.own[askers[turns]] | ~table.own[table.category == index].any()
-        pairs = np.unique(question_of[mine].astype(np.int64) * len(states) + askers[turns[mine]])
-        counts = np.bincount(pairs // len(states), minlength=len(asked))
-        common |= counts > np.maximum(floor, table.largest(index))
+    held = np.unique(questions[is_key(askers, table.asks_last) & is_heldout(sides[askers])])
+    turns = np.flatnonzero(is_training(sides[askers]) & np.isin(questions, held))
+    _, places, question_of = np.unique(questions[turns], return_index=True, return_inverse=True)
+    is_short = np.frombuffer(scan.short, dtype=np.bool_)[turns[places]]
+    common = _common(table, askers[turns], question_of, is_short)
     leaks[askers[turns[~common[question_of]]]] = True
-    spared = np.zeros(len(states), dtype=np.bool_)
+
+    spared = np.zeros(len(sides), dtype=np.bool_)
     spared[askers[turns]] = True
     if count := int(np.count_nonzero(spared & ~leaks)):
         notes.append(
@@ -60,3 +61,22 @@ def leaks_of(table: Table, scan: Scan, states: npt.NDArray[np.uint8], notes: lis
             )
         )
     return leaks
+
+
+def _common(table: Table, askers: npt.NDArray[np.uint32], question_of: npt.NDArray[np.intp], is_short: Flags) -> Flags:
+    """Which questions so many conversations ask that they give nothing away, (K,).
+
+    Args: askers, question_of: of each turn its record and its question. is_short: of each question, (K,).
+    """
+    num_records = len(table.keys)
+    floor = np.where(is_short, SHARED_TURN[True], SHARED_TURN[False])
+    common = np.zeros(len(is_short), dtype=np.bool_)
+    for index in table.used():
+        # Where the user has files of this category, the samples beside them do not count.
+        mine = table.category[askers] == index
+        mine &= table.own[askers] | ~table.own[table.category == index].any()
+        # Question and record become one number, so that a record that asks twice counts once.
+        pairs = np.unique(question_of[mine].astype(np.int64) * num_records + askers[mine])
+        counts = np.bincount(pairs // num_records, minlength=len(is_short))
+        common |= counts > np.maximum(floor, table.largest(index))
+    return common

@@ -1,23 +1,22 @@
-"""The first pass over the sources: every record is validated, and a few hashes of it are kept."""
+"""The first pass over the sources: every record is checked, and a few hashes of it are kept."""
 
 import hashlib
-import json
+import itertools
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from enum import IntEnum
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from configs.progress import Progress
 from configs.schema import MixConfig, UserError
-from dataset.mix.drop_reasons import MAX_REASONS, problem_of
-from dataset.mix.sources import (
-    Source,
-    file_state,
-    placeholders,
-    record_of,
-)
-from dataset.records.files import format_of, read_items
+from dataset.mix.drop_reasons import Rejections, problem_of, rejected_line
+from dataset.mix.sources import Source, file_state, read_source
+from dataset.records.files import format_of
 from dataset.records.keys import (
     content_of,
     group_key,
@@ -27,27 +26,77 @@ from dataset.records.keys import (
     split_of,
     text_hash,
 )
-from dataset.records.lines import json_line, shown_text
-from dataset.records.record import BadRecord, LeftOut, Record, TextRecord
+from dataset.records.lines import json_line
+from dataset.records.record import BadRecord, Record, TextRecord
 
 LONGEST_QUESTION = 200
 """Characters; a longer raw text is not taken for a question."""
 SHORT_TURN = 8
 """Letters and digits; 继续, 好的 and 谢谢 are short turns."""
-_SPLITS = {None: 0, "train": 1, "heldout": 2, "validation": 3, "valid": 3, "val": 3, "dev": 3, "test": 4}
-UNSPLIT, TRAIN, HELDOUT, VALIDATION, TEST, REJECTED = 0, 1, 2, 3, 4, 5
+HASH_BYTES = 8
+
+Hashes = npt.NDArray[np.uint64]
+
+
+class OwnSplit(IntEnum):
+    """Where a record itself says that it belongs (its field `split`)."""
+
+    NONE = 0
+    TRAIN = 1
+    HELDOUT = 2
+    """Held out; the mix chooses the half."""
+    VALIDATION = 3
+    TEST = 4
+    REJECTED = 5
+    """The record can't be used."""
+
+
+HELDOUT_MARKS = (OwnSplit.HELDOUT, OwnSplit.VALIDATION, OwnSplit.TEST)
+_OWN_SPLITS = {
+    None: OwnSplit.NONE,
+    "train": OwnSplit.TRAIN,
+    "heldout": OwnSplit.HELDOUT,
+    "validation": OwnSplit.VALIDATION,
+    "valid": OwnSplit.VALIDATION,
+    "val": OwnSplit.VALIDATION,
+    "dev": OwnSplit.VALIDATION,
+    "test": OwnSplit.TEST,
+}
+
+
+@dataclass(slots=True)
+class SourceScan:
+    """What the first pass remembers of one source file."""
+
+    format: str
+    """What the file is, where that is not plain lines in UTF-8."""
+    state: tuple[int, int]
+    """Size and time of change, to notice when the file changes between the passes."""
+    count: int = 0
+    """Records, rejected ones included."""
+    size: int = 0
+    """Bytes of the records that can be used."""
+    digest: str = ""
+    """SHA-256 of the file."""
+    rejections: Rejections = field(default_factory=Rejections)
+    marked: Counter[str] = field(default_factory=Counter)
+    """`records` with marks of other chat formats, and the `marks`."""
+    odd_groups: int = 0
+    """Records whose `group` is not text."""
+    odd_splits: int = 0
+    """Records whose `split` is none of ours."""
 
 
 @dataclass(slots=True)
 class Scan:
-    """What the first pass remembers; one entry of each column a record, over all sources in order."""
+    """What the first pass remembers of all records, in the order of the sources."""
 
     contents: bytearray = field(default_factory=bytearray)
     """8 bytes a record: hash of what is learnt from it."""
     keys: bytearray = field(default_factory=bytearray)
     """8 bytes a record: hash of its first user turn or its text."""
     splits: bytearray = field(default_factory=bytearray)
-    """1 byte a record: its own split, or that it was rejected."""
+    """1 byte a record: an `OwnSplit`."""
     groups: bytearray = field(default_factory=bytearray)
     """8 bytes a record with a `group`: hash of it."""
     groupers: "array[int]" = field(default_factory=lambda: array("I"))
@@ -58,28 +107,45 @@ class Scan:
     """1 byte a user turn: whether it is a short one."""
     askers: "array[int]" = field(default_factory=lambda: array("I"))
     """The record of each user turn."""
-    counts: list[int] = field(default_factory=list)
-    """Records of each source, rejected ones included."""
-    sizes: list[int] = field(default_factory=list)
-    """Bytes of each source's records."""
-    states: list[tuple[int, int]] = field(default_factory=list)
-    """Size and time of change of each source file, to notice when it changes between the passes."""
-    digests: list[str] = field(default_factory=list)
-    """SHA-256 of each source file."""
-    rejected: list[Counter[str]] = field(default_factory=list)
-    """Reasons of each source's rejected records."""
-    marked: list[Counter[str]] = field(default_factory=list)
-    """Of each source: `records` with marks of other chat formats, and the `marks`."""
-    formats: list[str] = field(default_factory=list)
-    """What each source is where that is not plain lines in UTF-8."""
-    odd_groups: list[int] = field(default_factory=list)
-    """Records of each source whose `group` is no text."""
-    odd_splits: list[int] = field(default_factory=list)
-    """Records of each source whose `split` is none of ours."""
+    of_source: list[SourceScan] = field(default_factory=list)
+
+    def add_rejected(self) -> None:
+        """Keep the place of a record that can't be used, so that records are numbered alike in both passes."""
+        self.splits.append(OwnSplit.REJECTED)
+        self.contents += bytes(HASH_BYTES)
+        self.keys += bytes(HASH_BYTES)
+
+    def add(self, record: Record) -> None:
+        """Keep the hashes of a record."""
+        number = len(self.splits)
+        for question in map(normalised_question, _questions_of(record)):
+            self.questions += text_hash(question)
+            self.short.append(len(question) <= SHORT_TURN)
+            self.askers.append(number)
+        if has_group(record):
+            self.groups += text_hash(group_key(record))
+            self.groupers.append(number)
+        self.splits.append(_OWN_SPLITS[split_of(record.fields)])
+        self.contents += text_hash(content_of(record))
+        self.keys += text_hash(question_key(record))
+
+    @property
+    def counts(self) -> list[int]:
+        """Records of each source, rejected ones included."""
+        return [source.count for source in self.of_source]
+
+    def spans(self) -> list[slice]:
+        """Where the records of each source stand in the columns."""
+        ends = np.cumsum([0, *self.counts]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def turns(self) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+        """Of each user turn the hash of the question, and the record that it stands in."""
+        return np.frombuffer(self.questions, dtype="<u8"), np.frombuffer(self.askers, dtype=np.uint32)
 
 
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
-    """Validate every record. Bad ones go to `rejects` with file, line, reason and text.
+    """Check every record. Bad ones go to `rejects` with file, line, reason and text.
 
     Raises: UserError, once all sources are read, for one that holds too many bad records or not a single good one.
     """
@@ -87,8 +153,9 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
     problems = []
     for source in sources:
         bar.set_description(source.path.name)
-        scan.formats.append(format_of(source.path))
-        problem = _scan_source(scan, source, config, rejects, bar)
+        found = _scan_source(scan, source, config, rejects, bar)
+        scan.of_source.append(found)
+        problem = problem_of(source, found.count, found.rejections)
         if problem:
             problems.append(problem)
     if problems:
@@ -97,66 +164,40 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
     return scan
 
 
-def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> UserError | None:
-    """Add one source's records; returns what is wrong with it as a whole."""
-    scan.states.append(file_state(source.path))
+def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> SourceScan:
+    """Add the records of one source to the scan. Returns: what is to be known of the file."""
+    found = SourceScan(format_of(source.path), file_state(source.path))
     digest = hashlib.sha256()
-    fill = placeholders(source, config)
-    reasons: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    marked: Counter[str] = Counter()
-    start, size, first_bad = len(scan.splits), 0, 0
-    odd_groups = odd_splits = 0
 
     def on_bytes(block: memoryview) -> None:
         digest.update(block)
         bar.update(len(block))
 
-    for number, item in read_items(source.path, on_bytes):
-        try:
-            record = record_of(item, source, fill)
-        except BadRecord as error:
-            reason = str(error)
-            if isinstance(error, LeftOut):
-                left_out[reason] += 1
-            else:
-                reasons[reason if reason in reasons or len(reasons) < MAX_REASONS else reason.split(":")[0]] += 1
-                first_bad = first_bad or number
-            line = {"file": source.path.name, "line": number, "reason": reason, "text": shown_text(item)}
-            rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
-            scan.splits.append(REJECTED)
-            scan.contents += bytes(8)
-            scan.keys += bytes(8)
+    for entry in read_source(source, config, on_bytes):
+        found.count += 1
+        record = entry.record
+        if isinstance(record, BadRecord):
+            found.rejections.add(record, entry.line)
+            rejects.write(rejected_line(source, entry))
+            scan.add_rejected()
             continue
         if record.marks:
-            marked.update(records=1, marks=record.marks)
-        number_of_record = len(scan.splits)
-        for question in map(normalised_question, _questions_of(record)):
-            scan.questions += text_hash(question)
-            scan.short.append(len(question) <= SHORT_TURN)
-            scan.askers.append(number_of_record)
-        if has_group(record):
-            scan.groups += text_hash(group_key(record))
-            scan.groupers.append(number_of_record)
-        odd_groups += not has_group(record) and record.fields.get("group") not in (None, "")
-        split = split_of(record.fields)
-        odd_splits += split is None and record.fields.get("split") not in (None, "")
-        scan.splits.append(_SPLITS[split])
-        scan.contents += text_hash(content_of(record))
-        scan.keys += text_hash(question_key(record))
-        size += len(item) if isinstance(item, bytes) else len(json_line(record.fields))
-    count = len(scan.splits) - start
-    scan.counts.append(count)
-    scan.sizes.append(size)
-    scan.digests.append(digest.hexdigest())
-    scan.rejected.append(reasons + left_out)
-    scan.marked.append(marked)
-    scan.odd_groups.append(odd_groups)
-    scan.odd_splits.append(odd_splits)
-    return problem_of(source, count, reasons, left_out, first_bad)
+            found.marked.update(records=1, marks=record.marks)
+        found.odd_groups += not has_group(record) and _is_filled(record.fields, "group")
+        found.odd_splits += split_of(record.fields) is None and _is_filled(record.fields, "split")
+        # The second pass chooses the number of its buckets by this size.
+        found.size += len(entry.item) if isinstance(entry.item, bytes) else len(json_line(record.fields))
+        scan.add(record)
+    found.digest = digest.hexdigest()
+    return found
+
+
+def _is_filled(fields: Mapping[str, Any], name: str) -> bool:
+    return fields.get(name) not in (None, "")
 
 
 def _questions_of(record: Record) -> list[str]:
+    """What may be asked again elsewhere: what the user says, or a short raw text."""
     if isinstance(record, TextRecord):
         return [record.text] if len(record.text) <= LONGEST_QUESTION else []
     return record.questions()

@@ -5,16 +5,17 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from configs.artifacts import atomic_write, sha256_file
 from configs.paths import CONFIG_DIR, IDENTITY_MARK, IDENTITY_SAMPLE, IDENTITY_SOURCE, display
 from configs.schema import CATEGORIES, MixConfig, UserError
-from dataset.records.files import is_source
+from dataset.records.files import is_source, read_items
 from dataset.records.keys import split_of
 from dataset.records.lines import Item, decode_item
 from dataset.records.record import BadRecord, PreferenceRecord, Record, TextRecord
@@ -158,6 +159,7 @@ def files_line(name: str, category: str) -> str:
 
 
 def file_state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds. Raises: UserError for a file that can't be read."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -168,14 +170,52 @@ def file_state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def placeholders(source: Source, config: MixConfig) -> dict[str, str]:
+# --- the records of a source ------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A record of a source, or why it can't be used."""
+
+    position: int
+    """From 0, among all records of the file, bad ones included."""
+    line: int
+    """From 1."""
+    item: Item
+    """As it stands in the file."""
+    record: Record | BadRecord
+
+
+def read_source(
+    source: Source,
+    config: MixConfig,
+    on_bytes: Callable[[memoryview], object] | None = None,
+    wanted: Callable[[int], bool] = lambda position: True,
+) -> Iterator[Entry]:
+    """The records of a source in the shape that its category asks for. Both passes of the mix read with it.
+
+    Args: on_bytes: gets each block of the file as it is read. wanted: by position, which records
+    are parsed and given; the others cost next to nothing.
+    """
+    fill = _placeholders(source, config)
+    for position, (line, item) in enumerate(read_items(source.path, on_bytes)):
+        if not wanted(position):
+            continue
+        record: Record | BadRecord
+        try:
+            record = _record_of(item, source, fill)
+        except BadRecord as problem:
+            record = problem
+        yield Entry(position, line, item, record)
+
+
+def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
     """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be somebody's code."""
     if source.category == "identity" or source.is_sample:
         return {"{{name}}": config.name, "{{name_lower}}": config.name.lower(), "{{author}}": config.author}
     return {}
 
 
-def record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
+def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
     """The record as its category wants it. Raises: BadRecord."""
     record = parse_record(decode_item(item, fill))
     if source.category == "preference":

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from configs.messages import both, warning
 from configs.paths import CONFIG_DIR, display
 from configs.schema import CATEGORIES, MixConfig, UserError
 from dataset.mix.heldout import LARGEST_SHARE
-from dataset.mix.scan import HELDOUT, TEST, VALIDATION, Scan
+from dataset.mix.scan import HELDOUT_MARKS, Scan
 from dataset.mix.sources import Source
-from dataset.mix.table import STATE_TRAIN, STATE_VALIDATION, Table
+from dataset.mix.table import Flags, Sides, Table, is_heldout, is_training
 from dataset.records.keys import SPLITS
 
 LEAST_LEFT = 0.1
@@ -23,7 +22,8 @@ FEW_HELDOUT = 10
 def odd_columns(scan: Scan, sources: Sequence[Source]) -> list[str]:
     """A line for each column of the user's that bears a name of ours but not our values."""
     notes = []
-    for source, groups, splits in zip(sources, scan.odd_groups, scan.odd_splits, strict=True):
+    for source, found in zip(sources, scan.of_source, strict=True):
+        groups, splits = found.odd_groups, found.odd_splits
         if groups:
             notes.append(
                 both(
@@ -46,17 +46,14 @@ def check_what_is_left(
     table: Table,
     scan: Scan,
     sources: Sequence[Source],
-    states: npt.NDArray[np.uint8],
-    leaks: npt.NDArray[np.bool_],
+    sides: Sides,
+    leaks: Flags,
     notes: list[str],
 ) -> None:
     """Raises: UserError for a file of the user's, or a category, that is left (nearly) without training records."""
-    marked = np.isin(table.splits, (HELDOUT, VALIDATION, TEST))
-    lost = leaks | (states >= STATE_VALIDATION)
-    start = 0
-    for source, count in zip(sources, scan.counts, strict=True):
-        span = slice(start, start + count)
-        start += count
+    marked = np.isin(table.splits, HELDOUT_MARKS)
+    lost = leaks | is_heldout(sides)
+    for source, span in zip(sources, scan.spans(), strict=True):
         if source.is_sample:
             continue
         readable = int(np.count_nonzero(table.readable[span]))
@@ -68,20 +65,21 @@ def check_what_is_left(
                 "python scripts/evaluate_stage.py --stage STAGE --data_path FILE.",
                 "整个文件都标为留出，没有可训练的记录：请去掉 split 字段，或把文件设为 skip",
             )
-        _check_left(display(source.path), states[span], lost[span], leaks[span], notes)
+        _check_left(display(source.path), sides[span], lost[span], leaks[span], notes)
     for index in table.used():
         mine = table.category == index
-        _check_left(f"category {CATEGORIES[index]}", states[mine], lost[mine], leaks[mine], [])
+        _check_left(f"category {CATEGORIES[index]}", sides[mine], lost[mine], leaks[mine], [])
 
 
 def _check_left(
     what: str,
-    states: npt.NDArray[np.uint8],
-    lost: npt.NDArray[np.bool_],
-    leaks: npt.NDArray[np.bool_],
+    sides: Sides,
+    lost: Flags,
+    leaks: Flags,
     notes: list[str],
 ) -> None:
-    left, gone = int(np.count_nonzero(states == STATE_TRAIN)), int(np.count_nonzero(lost))
+    """Raises: UserError where less than LEAST_LEFT of these records are left. Tells where more than a tenth are lost."""
+    left, gone = int(np.count_nonzero(is_training(sides))), int(np.count_nonzero(lost))
     told = f"{gone - int(leaks.sum()):,} held out, {int(leaks.sum()):,} that ask a held-out question"
     if gone and left < LEAST_LEFT * (left + gone):
         raise UserError(
@@ -98,14 +96,12 @@ def _check_left(
         )
 
 
-def tell_heldout(
-    table: Table, sources: Sequence[Source], states: npt.NDArray[np.uint8], config: MixConfig, notes: list[str]
-) -> None:
+def tell_heldout(table: Table, sources: Sequence[Source], sides: Sides, config: MixConfig, notes: list[str]) -> None:
     """A line for each category with files of the user's: how many records it gives, and what that means."""
     for name in dict.fromkeys(source.category for source in sources if not source.is_sample):
-        mine = table.own & (table.category == CATEGORIES.index(name))
-        heldout = int(np.count_nonzero(states[mine] >= STATE_VALIDATION))
-        total = int(np.count_nonzero(states[mine] == STATE_TRAIN)) + heldout
+        mine = table.own & table.of(name)
+        heldout = int(np.count_nonzero(is_heldout(sides[mine])))
+        total = int(np.count_nonzero(is_training(sides[mine]))) + heldout
         if total == 0:
             continue
         line = f"{name}: {heldout:,} of your {total:,} records are held out, to judge the model by"

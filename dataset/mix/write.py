@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from configs.artifacts import atomic_write, fingerprint, write_error
 from configs.paths import display
 from configs.progress import Progress
 from configs.schema import CHAT_CATEGORIES, MixConfig, UserError
 from dataset.mix.choice import Choice
-from dataset.mix.scan import (
-    Scan,
-)
-from dataset.mix.sources import (
-    Source,
-    file_state,
-    placeholders,
-    record_of,
-)
-from dataset.mix.table import (
-    STATE_DROPPED,
-    STATE_TEST,
-    STATE_TRAIN,
-    STATE_VALIDATION,
-)
-from dataset.records.files import read_items
+from dataset.mix.scan import Scan
+from dataset.mix.sources import Source, file_state, read_source
+from dataset.mix.table import Side, is_heldout
 from dataset.records.lines import json_line
-from dataset.records.record import ChatRecord, TextRecord
+from dataset.records.record import BadRecord, ChatRecord, TextRecord
 
 MANIFEST_FILE = "mix_manifest.json"
 OUTPUTS = {
@@ -41,15 +29,21 @@ OUTPUTS = {
     for heldout in (False, True)
 }
 """(stage, whether held out) -> file name."""
-_SPLIT_NAMES = {STATE_VALIDATION: "validation", STATE_TEST: "test"}
+_DROPPED, _TRAIN = int(Side.DROPPED), int(Side.TRAIN)
+_SPLIT_NAMES = {int(Side.VALIDATION): "validation", int(Side.TEST): "test"}
+"""As plain numbers, which compare faster than the members of an enum."""
 BUCKET_BYTES = 64 << 20
+"""Size that a bucket of the shuffle may have in memory."""
 MAX_BUCKETS = 64
 """Files open at once for one output; some systems allow a process only 256."""
 
 
 class ShuffledLines:
-    """Lines to write in a random order, without holding them: each goes to a random bucket on the disk, and each bucket
-    is shuffled in memory. The buckets are unnamed files, which vanish with the process."""
+    """Lines to write in a random order, without holding them all in memory.
+
+    Each line goes to a random bucket on the disk, and each bucket is shuffled in memory. The buckets
+    are unnamed files, which vanish with the process.
+    """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
         num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
@@ -61,6 +55,7 @@ class ShuffledLines:
             self.buckets.append(stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 17)))  # noqa: SIM115
 
     def add(self, line: bytes, copies: int = 1) -> None:
+        """Take a line, as often as it is to be written."""
         for _ in range(copies):
             self.buckets[int(self.rng.random() * len(self.buckets))].write(line)
         self.count += copies
@@ -91,15 +86,11 @@ def write_outputs(
                 key: ShuffledLines(folder, expected[key], (config.seed, number), stack)
                 for number, key in enumerate(OUTPUTS)
             }
-            start = 0
-            for index, source in enumerate(sources):
+            for source, found, span in zip(sources, scan.of_source, scan.spans(), strict=True):
                 bar.set_description(source.path.name)
-                _write_source(source, choice, start, config, outputs, bar)
-                if file_state(source.path) != scan.states[index]:
-                    raise UserError(
-                        f"{display(source.path)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行"
-                    )
-                start += scan.counts[index]
+                _write_source(source, choice.sides[span], choice.copies[span], config, outputs, bar)
+                if file_state(source.path) != found.state:
+                    raise _changed(source)
             (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the files of an older mix are going
             return {
                 name: {"records": outputs[key].count, "sha256": outputs[key].write(folder / name)}
@@ -109,17 +100,18 @@ def write_outputs(
         raise write_error(folder, error) from error
 
 
+def _changed(source: Source) -> UserError:
+    return UserError(f"{display(source.path)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行")
+
+
 def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> dict[tuple[str, bool], int]:
     """Roughly the size of each output, from the mean size of each source's records."""
     expected = dict.fromkeys(OUTPUTS, 0)
-    start = 0
-    for source, count, size in zip(sources, scan.counts, scan.sizes, strict=True):
-        span = slice(start, start + count)
-        start += count
-        mean = size / max(count, 1) + 100
+    for source, found, span in zip(sources, scan.of_source, scan.spans(), strict=True):
+        mean = found.size / max(found.count, 1) + 100  # bytes; 100 for the fields that a record gains
         copies = int(choice.copies[span].sum())
         once = int(np.count_nonzero(choice.copies[span]))
-        heldout = int(np.count_nonzero(choice.states[span] >= STATE_VALIDATION))
+        heldout = int(np.count_nonzero(is_heldout(choice.sides[span])))
         for stage in _stages(source.category):
             written = once if stage == "pretrain" and source.category != "corpus" else copies
             expected[stage, False] += int(mean * written)
@@ -128,6 +120,7 @@ def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> di
 
 
 def _stages(category: str) -> tuple[str, ...]:
+    """The stages that the records of a category are for."""
     if category == "preference":
         return ("dpo",)
     return ("pretrain", "sft") if category in CHAT_CATEGORIES else ("pretrain",)
@@ -135,30 +128,39 @@ def _stages(category: str) -> tuple[str, ...]:
 
 def _write_source(
     source: Source,
-    choice: Choice,
-    start: int,
+    side_of: npt.NDArray[np.uint8],
+    copies_of: npt.NDArray[np.uint32],
     config: MixConfig,
     outputs: Mapping[tuple[str, bool], ShuffledLines],
     bar: Progress,
 ) -> None:
-    fill = placeholders(source, config)
-    states, copies = memoryview(choice.states), memoryview(choice.copies)  # type: ignore[arg-type]
-    for position, (number, item) in enumerate(read_items(source.path, lambda block: bar.update(len(block))), start):
-        state = states[position] if position < len(states) else STATE_DROPPED
-        if state == STATE_DROPPED or (state == STATE_TRAIN and not copies[position]):
-            continue
-        record = record_of(item, source, fill)
+    """Give the records of one source to their outputs. Raises: UserError where the file is not as it was."""
+    # A memoryview gives plain numbers, several times as fast as an array does.
+    sides, copies = memoryview(side_of), memoryview(copies_of)  # type: ignore[arg-type]
+
+    def is_written(position: int) -> bool:
+        if position >= len(sides):  # the file has grown: that is told once it is read
+            return False
+        side = sides[position]
+        return bool(copies[position]) if side == _TRAIN else side != _DROPPED
+
+    for entry in read_source(source, config, lambda block: bar.update(len(block)), is_written):
+        record = entry.record
+        if isinstance(record, BadRecord):
+            raise _changed(source)
+        side = sides[entry.position]
         gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
-        gained["origin"] = f"{source.path.name}:{number}"
-        heldout = state != STATE_TRAIN
+        gained["origin"] = f"{source.path.name}:{entry.line}"
+        heldout = side != _TRAIN
         if heldout:
-            gained["split"] = _SPLIT_NAMES[state]
-        times = 1 if heldout else copies[position]
+            gained["split"] = _SPLIT_NAMES[side]
+        times = 1 if heldout else copies[entry.position]
         if isinstance(record, ChatRecord):
             text = json_line({"text": record.plain_text(), **gained})
             if source.category == "corpus":
                 outputs["pretrain", heldout].add(text, times)
                 continue
+            # What is repeated is repeated for its own stage: raw text for pretraining is there once.
             outputs["pretrain", heldout].add(text)
             outputs["sft", heldout].add(json_line({**record.fields, **gained}), times)
         else:

@@ -28,10 +28,12 @@ def test_one_seed_gives_one_mix_and_another_seed_another(tmp_path: Path) -> None
     assert first["outputs"]["sft_chinese.jsonl"] != other["outputs"]["sft_chinese.jsonl"]
 
 
-def test_a_source_that_changes_between_the_passes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ['{"text": "新"}\n' * 20, "no records any more\n" * 20, '{"text": "短"}\n'])
+def test_a_source_that_changes_between_the_passes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     def change(*arguments: Any) -> Choice:
-        with (tmp_path / "a.jsonl").open("a") as file:
-            file.write('{"text": "新"}\n')
+        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
         return choose(*arguments)
 
     choose = build.choose
