@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from configs.paths import CONFIG_DIR, display
 from configs.schema import UserError
-from dataset.mix.sources import WRONG_CATEGORY, Entry, Source, files_line
-from dataset.records.lines import shown_text
+from dataset.mix.sources import WRONG_CATEGORY, Source, files_line
+from dataset.records.lines import Item, shown_text
 from dataset.records.record import BadRecord, LeftOut
 from dataset.records.turns import ROLES
 
@@ -50,14 +50,9 @@ class Rejections:
         return dict(self.faults + self.left_out)
 
 
-def rejected_line(source: Source, entry: Entry) -> str:
+def rejected_line(source: Source, line: int, item: Item, problem: BadRecord) -> str:
     """The line of `rejects.jsonl` for a record that can't be used."""
-    told = {
-        "file": source.path.name,
-        "line": entry.line,
-        "reason": str(entry.record),
-        "text": shown_text(entry.item),
-    }
+    told = {"file": source.path.name, "line": line, "reason": str(problem), "text": shown_text(item)}
     return json.dumps(told, ensure_ascii=False) + "\n"
 
 

@@ -76,9 +76,9 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
 def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
     """What the assistant says in the records of some files. Bad records are left to the first pass."""
     for source in sources:
-        for entry in read_source(source, config):
-            if isinstance(entry.record, ChatRecord):
-                yield from (message["content"] for message in entry.record.messages if message["role"] == "assistant")
+        for _, _, _, record in read_source(source, config):
+            if isinstance(record, ChatRecord):
+                yield from (message["content"] for message in record.messages if message["role"] == "assistant")
 
 
 @dataclass(frozen=True, slots=True)

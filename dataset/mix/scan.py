@@ -4,10 +4,10 @@ import hashlib
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -52,16 +52,14 @@ class OwnSplit(IntEnum):
 
 
 HELDOUT_MARKS = (OwnSplit.HELDOUT, OwnSplit.VALIDATION, OwnSplit.TEST)
-_OWN_SPLITS = {
-    None: OwnSplit.NONE,
-    "train": OwnSplit.TRAIN,
-    "heldout": OwnSplit.HELDOUT,
-    "validation": OwnSplit.VALIDATION,
-    "valid": OwnSplit.VALIDATION,
-    "val": OwnSplit.VALIDATION,
-    "dev": OwnSplit.VALIDATION,
-    "test": OwnSplit.TEST,
+_OWN_SPLITS: dict[str | None, int] = {
+    None: int(OwnSplit.NONE),
+    "train": int(OwnSplit.TRAIN),
+    "heldout": int(OwnSplit.HELDOUT),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), int(OwnSplit.VALIDATION)),
+    "test": int(OwnSplit.TEST),
 }
+"""A record's `split` -> the byte that is kept of it."""
 
 
 @dataclass(slots=True)
@@ -115,8 +113,8 @@ class Scan:
         self.contents += bytes(HASH_BYTES)
         self.keys += bytes(HASH_BYTES)
 
-    def add(self, record: Record) -> None:
-        """Keep the hashes of a record."""
+    def add(self, record: Record, split: str | None) -> None:
+        """Keep the hashes of a record. `split`: as `split_of` gives it."""
         number = len(self.splits)
         for question in map(normalised_question, _questions_of(record)):
             self.questions += text_hash(question)
@@ -125,7 +123,7 @@ class Scan:
         if has_group(record):
             self.groups += text_hash(group_key(record))
             self.groupers.append(number)
-        self.splits.append(_OWN_SPLITS[split_of(record.fields)])
+        self.splits.append(_OWN_SPLITS[split])
         self.contents += text_hash(content_of(record))
         self.keys += text_hash(question_key(record))
 
@@ -167,33 +165,29 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
 def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> SourceScan:
     """Add the records of one source to the scan. Returns: what is to be known of the file."""
     found = SourceScan(format_of(source.path), file_state(source.path))
-    digest = hashlib.sha256()
+    start, digest = len(scan.splits), hashlib.sha256()
 
     def on_bytes(block: memoryview) -> None:
         digest.update(block)
         bar.update(len(block))
 
-    for entry in read_source(source, config, on_bytes):
-        found.count += 1
-        record = entry.record
+    for _, line, item, record in read_source(source, config, on_bytes):
         if isinstance(record, BadRecord):
-            found.rejections.add(record, entry.line)
-            rejects.write(rejected_line(source, entry))
+            found.rejections.add(record, line)
+            rejects.write(rejected_line(source, line, item, record))
             scan.add_rejected()
             continue
         if record.marks:
             found.marked.update(records=1, marks=record.marks)
-        found.odd_groups += not has_group(record) and _is_filled(record.fields, "group")
-        found.odd_splits += split_of(record.fields) is None and _is_filled(record.fields, "split")
+        split = split_of(record.fields)
+        found.odd_splits += split is None and record.fields.get("split") not in (None, "")
+        found.odd_groups += not has_group(record) and record.fields.get("group") not in (None, "")
         # The second pass chooses the number of its buckets by this size.
-        found.size += len(entry.item) if isinstance(entry.item, bytes) else len(json_line(record.fields))
-        scan.add(record)
+        found.size += len(item) if isinstance(item, bytes) else len(json_line(record.fields))
+        scan.add(record, split)
+    found.count = len(scan.splits) - start
     found.digest = digest.hexdigest()
     return found
-
-
-def _is_filled(fields: Mapping[str, Any], name: str) -> bool:
-    return fields.get(name) not in (None, "")
 
 
 def _questions_of(record: Record) -> list[str]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
@@ -173,39 +172,32 @@ def file_state(path: Path) -> tuple[int, int]:
 # --- the records of a source ------------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """A record of a source, or why it can't be used."""
-
-    position: int
-    """From 0, among all records of the file, bad ones included."""
-    line: int
-    """From 1."""
-    item: Item
-    """As it stands in the file."""
-    record: Record | BadRecord
+Entry = tuple[int, int, Item, Record | BadRecord]
+"""Position among all records of the file, bad ones included (from 0); line (from 1); what stands in the file; the record,
+or why it can't be used."""
 
 
 def read_source(
     source: Source,
     config: MixConfig,
     on_bytes: Callable[[memoryview], object] | None = None,
-    wanted: Callable[[int], bool] = lambda position: True,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Entry]:
     """The records of a source in the shape that its category asks for. Both passes of the mix read with it.
 
     Args: on_bytes: gets each block of the file as it is read. wanted: by position, which records
-    are parsed and given; the others cost next to nothing.
+    are parsed and given (all by default); the others cost next to nothing.
     """
     fill = _placeholders(source, config)
     for position, (line, item) in enumerate(read_items(source.path, on_bytes)):
-        if not wanted(position):
+        if wanted is not None and not wanted(position):
             continue
         record: Record | BadRecord
         try:
             record = _record_of(item, source, fill)
         except BadRecord as problem:
             record = problem
-        yield Entry(position, line, item, record)
+        yield position, line, item, record
 
 
 def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:

@@ -144,17 +144,16 @@ def _write_source(
         side = sides[position]
         return bool(copies[position]) if side == _TRAIN else side != _DROPPED
 
-    for entry in read_source(source, config, lambda block: bar.update(len(block)), is_written):
-        record = entry.record
+    for position, line, _, record in read_source(source, config, lambda block: bar.update(len(block)), is_written):
         if isinstance(record, BadRecord):
             raise _changed(source)
-        side = sides[entry.position]
+        side = sides[position]
         gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
-        gained["origin"] = f"{source.path.name}:{entry.line}"
+        gained["origin"] = f"{source.path.name}:{line}"
         heldout = side != _TRAIN
         if heldout:
             gained["split"] = _SPLIT_NAMES[side]
-        times = 1 if heldout else copies[entry.position]
+        times = 1 if heldout else copies[position]
         if isinstance(record, ChatRecord):
             text = json_line({"text": record.plain_text(), **gained})
             if source.category == "corpus":
