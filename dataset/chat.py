@@ -1,17 +1,18 @@
-"""A conversation as token ids, and which of them are learnt: both built in the same pass.
+"""A conversation as token ids, and which of them are learnt: special tokens, chat template, loss mask, check of messages.
 
 The format of one exchange (no line breaks between the marks; S marks what is supervised):
 
     <|bos|><|user_start|>你好<|user_end|><|assistant_start|>你好！<|assistant_end|>
                                                            SSSSSSSSSSSSSSSSSSS
 
-A loss mask found afterwards, by searching the ids for markers, goes wrong as soon as a text looks like a marker or is
-cut; here whoever appends an id also says whether it is learnt.
+Ids and loss mask are built in the same pass. A mask that is found afterwards, by searching the ids
+for markers, goes wrong as soon as a text looks like a marker or is cut. Here whoever appends an id
+also says whether it is learnt.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from configs.schema import UserError
 
@@ -56,7 +57,9 @@ _TURN_MARKS = {
     "assistant": (ASSISTANT_START, ASSISTANT_END),
     "tool": ("<|tool_result_start|>", "<|tool_result_end|>"),
 }
+ROLES = tuple(_TURN_MARKS)
 _ONLY_ON = {"reasoning_content": "assistant", "tool_calls": "assistant", "tools": "system"}
+"""Key of a message -> the role that alone may have it."""
 
 CHAT_TEMPLATE = """
 {%- if tools and not (messages and messages[0]['role'] == 'system') -%}
@@ -202,53 +205,113 @@ def _check(messages: Any) -> None:
             'a conversation must be a list of at least one message {"role": ..., "content": ...}.',
             "对话应是至少含一条消息的列表",
         )
-    previous = ""
+    before = ""
     for number, message in enumerate(messages, start=1):
-        if fault := _fault(message, previous):
-            reason, chinese = fault
-            raise UserError(f"message {number}: {reason}", f"第 {number} 条消息：{chinese}")
-        previous = message["role"]
+        fault = message_fault(message) or place_fault(message, before, to_learn=False)
+        if fault:
+            raise UserError(f"message {number}: {fault.english}", f"第 {number} 条消息：{fault.chinese}")
+        before = message["role"]
 
 
-def _fault(message: Any, previous: str) -> tuple[str, str] | None:
-    """What is wrong with a message after one of role `previous` (empty: it is the first), in English and in Chinese;
-    None when nothing is."""
+# --- the check of messages: the mix, the export and the chat share it ---------------------------------------------
+
+
+class Fault(NamedTuple):
+    """What is wrong with a message."""
+
+    reason: str
+    """A fixed phrase: the mix counts records by it."""
+    english: str
+    """For a person who wrote the message."""
+    chinese: str
+
+
+def message_fault(message: Any) -> Fault | None:
+    """What is wrong with a message by itself; None when nothing is."""
     if not isinstance(message, Mapping):
-        return 'must be {"role": ..., "content": ...}.', "应含 role 和 content"
+        return Fault("turn is not an object", 'must be {"role": ..., "content": ...}.', "应含 role 和 content")
     role = message.get("role")
     if not isinstance(role, str) or role not in _TURN_MARKS:
-        return f"role is {role!r}: must be one of {', '.join(_TURN_MARKS)}.", "role 只能取所列之一"
+        return Fault("unknown role", f"role is {role!r}: must be one of {', '.join(ROLES)}.", "role 只能取所列之一")
     content = message.get("content")
-    wordless = (
-        content is None and role == "assistant" and (message.get("tool_calls") or message.get("reasoning_content"))
-    )
-    if not isinstance(content, str) and not wordless:
-        return f"content is {type(content).__name__}: must be text.", "content 应是文字"
-    if role == "system" and previous:
-        return "a system message must be the first.", "system 消息只能是第一条"
-    if role == "tool" and previous not in {"assistant", "tool"}:
-        return "a tool result must follow the assistant's call.", "tool 消息应跟在助手的调用之后"
+    if not isinstance(content, str) and not is_wordless(message):
+        said = f"content is {type(content).__name__}: must be text."
+        return Fault("turn's content is not a string", said, "content 应是文字")
+    if not isinstance(message.get("reasoning_content") or "", str):
+        said = "reasoning_content must be text."
+        return Fault("reasoning_content is not a string", said, "reasoning_content 应是文字")
     for key, owner in _ONLY_ON.items():
         if message.get(key) and role != owner:
-            return f"{key} belongs to a message of role {owner}, not {role}.", f"{key} 只能出现在 {owner} 消息中"
-    if not isinstance(message.get("reasoning_content") or "", str):
-        return "reasoning_content must be text.", "reasoning_content 应是文字"
+            return Fault(
+                "tools, tool_calls or reasoning_content in the wrong role",
+                f"{key} belongs to a message of role {owner}, not {role}.",
+                f"{key} 只能出现在 {owner} 消息中",
+            )
     return _tools_fault(message)
 
 
-def _tools_fault(message: Message) -> tuple[str, str] | None:
-    """What is wrong with `tools` and `tool_calls`, as `_fault`."""
+def is_wordless(message: Message) -> bool:
+    """Whether a message has no content because it only thinks or calls tools. The template renders that as no words."""
+    has_more = message.get("tool_calls") or message.get("reasoning_content")
+    return message.get("content") is None and bool(has_more)
+
+
+def has_name(entry: Any) -> bool:
+    """Whether a tool or a call names its function, bare or wrapped in OpenAI's `function`."""
+    function = (entry.get("function") or entry) if isinstance(entry, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+
+
+def _tools_fault(message: Message) -> Fault | None:
+    """What is wrong with `tools` and `tool_calls`, as `message_fault`."""
     for key in ("tools", "tool_calls"):
         if not message.get(key):
             continue
         try:
             entries = _parsed(message[key])
         except (ValueError, RecursionError):
-            return f"{key} is text that is not JSON.", f"{key} 不是合法的 JSON"
+            said = f"{key} is text that is not JSON."
+            return Fault("tools or tool_calls are not JSON", said, f"{key} 不是合法的 JSON")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            return f"{key} must be a list of JSON objects.", f"{key} 应是 JSON 对象的列表"
-        if key == "tool_calls":
-            functions = [entry.get("function") or entry for entry in entries]
-            if not all(isinstance(f, Mapping) and isinstance(f.get("name"), str) for f in functions):
-                return "each tool call needs a name.", "每个工具调用都要有 name"
+            said = f"{key} must be a list of JSON objects."
+            return Fault("a tool or tool call without a name", said, f"{key} 应是 JSON 对象的列表")
+        if key == "tool_calls" and not all(map(has_name, entries)):
+            said = "each tool call needs a name."
+            return Fault("a tool or tool call without a name", said, "每个工具调用都要有 name")
     return None
+
+
+def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | None:
+    """What is wrong with a sound message after one of role `before` (empty: it is the first); None when nothing is.
+
+    Args: to_learn: whether a model is to learn from the conversation. The template renders every
+    order of user and assistant, and turns without words. Such a turn may stand in somebody's chat:
+    a model has answered with nothing, or was cut off while it thought. As a lesson it would teach
+    to say nothing, so the mix and the export ask for more: user and assistant take turns, and each
+    says something. A thought alone is no answer; a tool call is one.
+    """
+    role = message["role"]
+    if role == "system" and before:
+        said = "a system message must be the first."
+        return Fault("system message is not the first", said, "system 消息只能是第一条")
+    if role == "tool" and before not in {"assistant", "tool"}:
+        said = "a tool result must follow the assistant's call."
+        return Fault("tool result without a call", said, "tool 消息应跟在助手的调用之后")
+    return _lesson_fault(message, before) if to_learn else None
+
+
+def _lesson_fault(message: Message, before: str) -> Fault | None:
+    """Why a message in its place is nothing to learn from, as `place_fault`."""
+    role, blank = message["role"], not (message.get("content") or "").strip()
+    allowed = _MAY_FOLLOW.get(role)
+    if allowed and before not in allowed:
+        return Fault("roles do not alternate", "user and assistant must take turns.", "用户与助手应轮流发言")
+    if role == "user" and blank:
+        return Fault("empty user turn", "the user says nothing.", "用户没有说话")
+    if role == "assistant" and blank and not message.get("tool_calls"):
+        return Fault("empty assistant answer", "the assistant says nothing.", "助手没有回答")
+    return None
+
+
+_MAY_FOLLOW = {"user": {"", "system", "assistant"}, "assistant": {"user", "tool"}}
+"""Role -> the roles that a message before it may have in a conversation to learn from."""

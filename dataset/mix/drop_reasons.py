@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from configs.paths import CONFIG_DIR, display
 from configs.schema import UserError
+from dataset.chat import ROLES
 from dataset.mix.sources import WRONG_CATEGORY, Source, files_line
 from dataset.records.lines import Item, shown_text
 from dataset.records.record import BadRecord, LeftOut
-from dataset.records.turns import ROLES
 
 REJECTS_FILE = "rejects.jsonl"
 BAD_LINES_ALLOWED = 3

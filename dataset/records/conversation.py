@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dataset.chat import place_fault
 from dataset.records.columns import PASSAGES, QUESTIONS, text_of
 from dataset.records.foreign_marks import holds_turns, is_wrapped, without_foreign_marks
 from dataset.records.record import BadRecord, ChatRecord, LeftOut, Message
@@ -157,27 +158,10 @@ def checked(messages: list[Message]) -> list[Message]:
     if not messages:
         raise BadRecord("empty conversation")
     before = ""
-    asked = False
     for message in messages:
-        role, blank = message["role"], not message["content"].strip()
-        if role == "system":
-            if before:
-                raise BadRecord("system message is not the first")
-        elif role == "user":
-            if before not in {"", "system", "assistant"}:
-                raise BadRecord("roles do not alternate")
-            if blank:
-                raise BadRecord("empty user turn")
-            asked = True
-        elif role == "tool":
-            if before not in {"assistant", "tool"} or not asked:
-                raise BadRecord("tool result without a call")
-        else:
-            if before not in {"user", "tool"}:
-                raise BadRecord("roles do not alternate")
-            if blank and not message.get("tool_calls"):
-                raise BadRecord("empty assistant answer")
-        before = role
+        if fault := place_fault(message, before, to_learn=True):
+            raise BadRecord(fault.reason)
+        before = message["role"]
     if before == "system" and any(m.get("loss") is False for m in messages):
         raise LeftOut("all answers are marked as not to be learnt (weight, loss or train)")
     if before != "assistant":

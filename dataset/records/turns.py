@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dataset.chat import has_name, is_wordless, message_fault
 from dataset.records.record import BadRecord, Message
 
 _ROLES = {
@@ -49,8 +50,6 @@ _ROLES = {
     "工具": "tool",
 }
 """Names of roles, in lower case, and ours."""
-ROLES = ("system", "user", "assistant", "tool")
-_ONLY_ON = {"tools": "system", "tool_calls": "assistant", "reasoning_content": "assistant"}
 _PLAIN_TURN = {"role", "content"}
 _CHAT_ROLES = ("system", "user", "assistant")
 _PAIR_NAMES = (
@@ -133,16 +132,12 @@ def read_turn(turn: Any) -> Message:
     for name in MEDIA:
         if name in extra:
             raise BadRecord(f"{name}: the record needs more than its text")
-    if content is None and "tool_calls" in extra:
-        content = ""
-    content = _joined_parts(content)
-    if not isinstance(content, str):
-        raise BadRecord("turn's content is not a string")
-    if not isinstance(extra.get("reasoning_content", ""), str):
-        raise BadRecord("reasoning_content is not a string")
-    if any(key in extra and role != owner for key, owner in _ONLY_ON.items()):
-        raise BadRecord("tools, tool_calls or reasoning_content in the wrong role")
-    return {"role": role, "content": content, **extra}
+    message = {"role": role, "content": _joined_parts(content), **extra}
+    if is_wordless(message):
+        message["content"] = ""
+    if fault := message_fault(message):
+        raise BadRecord(fault.reason)
+    return message
 
 
 def _is_learnt(turn: Mapping[str, Any]) -> bool:
@@ -193,10 +188,8 @@ def named_entries(value: Any) -> list[dict[str, Any]]:
     if isinstance(value, str):
         value = _from_json(value, "tools or tool_calls are not JSON")
     entries = value if isinstance(value, list) else [value]
-    for entry in entries:
-        function = (entry.get("function") or entry) if isinstance(entry, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRecord("a tool or tool call without a name")
+    if not all(map(has_name, entries)):
+        raise BadRecord("a tool or tool call without a name")
     return entries
 
 

@@ -8,6 +8,8 @@ import pytest
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.chat import SPECIAL_TOKENS
+from dataset.records.record import BadRecord
+from dataset.records.shapes import parse_record
 from dataset.tokenizer import RustBPETokenizer
 
 tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
@@ -185,3 +187,58 @@ def test_a_malformed_conversation_is_refused_with_the_place(messages: Any, said:
 def test_a_conversation_that_is_answered_already_has_no_completion() -> None:
     with pytest.raises(UserError, match="message 2"):
         tokenizer.render_for_completion([user(), assistant()])
+
+
+# --- one check for the mix, the export and the chat ---------------------------------------------------------------
+
+THOUGHT = [assistant(None, reasoning_content="想"), assistant("", reasoning_content="想")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (["你好"], "turn is not an object"),
+        ([user(3), assistant()], "turn's content is not a string"),
+        ([user(), assistant(None)], "turn's content is not a string"),
+        ([user(), assistant("x", reasoning_content=["y"])], "reasoning_content is not a string"),
+        ([{**user(), "tools": [{"name": "f"}]}, assistant()], "in the wrong role"),
+        ([{**user(), "reasoning_content": "y"}, assistant()], "in the wrong role"),
+        ([user(), assistant("x", tool_calls="[{")], "tools or tool_calls are not JSON"),
+        ([user(), assistant("x", tool_calls=[{"function": {}}])], "a tool or tool call without a name"),
+        ([user(), {"role": "system", "content": "x"}, assistant()], "system message is not the first"),
+        ([user(), {"role": "tool", "content": "x"}, assistant()], "tool result without a call"),
+    ],
+)
+def test_what_the_chat_refuses_is_no_record_either(messages: Any, reason: str) -> None:
+    with pytest.raises(UserError):
+        tokenizer.render_conversation(messages)
+    with pytest.raises(BadRecord, match=reason):
+        parse_record({"conversations": messages})
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([user(), user(), assistant()], "roles do not alternate"),
+        ([user(), assistant(), assistant()], "roles do not alternate"),
+        ([user(" "), assistant()], "empty user turn"),
+        ([user(), assistant("")], "empty assistant answer"),
+        *(([user(), thought], "empty assistant answer") for thought in THOUGHT),
+    ],
+)
+def test_what_may_stand_in_a_chat_but_teaches_nothing_is_rendered_and_no_record(messages: Any, reason: str) -> None:
+    assert tokenizer.render_conversation(messages)
+    with pytest.raises(BadRecord, match=reason):
+        parse_record({"conversations": messages})
+
+
+def test_a_thought_without_words_is_rendered_whole_whether_its_content_is_empty_or_missing() -> None:
+    missing, empty = (shown([user(), thought]) for thought in THOUGHT)
+    assert missing == empty
+    assert missing[-5:] == [
+        ("<|assistant_start|>", 0),
+        ("<|think_start|>", 1),
+        ("想", 1),
+        ("<|think_end|>", 1),
+        ("<|assistant_end|>", 1),
+    ]
