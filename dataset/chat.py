@@ -1,4 +1,4 @@
-"""A conversation as token ids, and which of them are learnt: special tokens, chat template, loss mask, check of messages.
+"""The chat template, the special tokens, the loss mask of a conversation, the check of messages.
 
 The format of one exchange (no line breaks between the marks; S marks what is supervised):
 
@@ -44,12 +44,13 @@ SPECIAL_TOKENS = (
     "<|tool_result_start|>",
     "<|tool_result_end|>",
 )
-"""In the order of their ids, which are the top ones of the vocabulary. Once published no id changes: what a later
-version needs takes the place of a spare one."""
+"""In the order of their ids, which are the top ones of the vocabulary. Once published no id
+changes: what a later version needs takes the place of a spare one."""
 
 Message = Mapping[str, Any]
-"""`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content` and `tool_calls`,
-a system message `tools`. `loss` false marks an assistant's turn that is context alone. Other keys are not rendered."""
+"""`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content`
+and `tool_calls`, a system message `tools`. `loss` false marks an assistant's turn that is context
+alone. Other keys are not rendered."""
 
 _TURN_MARKS = {
     "system": ("<|system_start|>", "<|system_end|>"),
@@ -102,8 +103,9 @@ CHAT_TEMPLATE = """
 {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<|think_start|><|think_end|>' -}}{%- endif -%}
 {%- endif -%}
 """.strip()
-"""The same rendering as text, in Jinja, for transformers, vLLM and llama.cpp; a test holds the two together. Those
-programs read special tokens out of the finished text, so there, unlike here, a user who types a mark forges it."""
+"""The same rendering as text, in Jinja, for transformers, vLLM and llama.cpp; a test holds the two
+together. Those programs read special tokens out of the finished text, so there, unlike here, a user
+who types a mark forges it."""
 
 
 class TextEncoder(Protocol):
@@ -119,8 +121,9 @@ class TextEncoder(Protocol):
 def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Ids of a whole conversation and its loss mask, of equal length.
 
-    The mask is 1 on what an assistant writes (reasoning, answer, tool calls, and the end token, without which it would
-    never learn to stop), 0 on all else, and on a turn whose `loss` is false. Nothing is cut.
+    The mask is 1 on what an assistant writes (reasoning, answer, tool calls, and the end token,
+    without which it would never learn to stop), 0 on all else, and on a turn whose `loss` is false.
+    Nothing is cut.
     Raises: UserError that says which message is wrong and how.
     """
     _check(messages)
@@ -144,8 +147,8 @@ def render_for_completion(
 ) -> list[int]:
     """Ids of a conversation up to the point where the assistant starts to write.
 
-    Args: enable_thinking: True opens a thought, False puts an empty one before the answer, as Qwen3's template does;
-    None leaves it to the model.
+    Args: enable_thinking: True opens a thought, False puts an empty one before the answer, as
+    Qwen3's template does; None leaves it to the model.
     Raises: UserError where a message is wrong or the last one is already the assistant's.
     """
     ids, _ = render_conversation(encoder, messages)
@@ -191,7 +194,8 @@ def _parsed(value: Any) -> Any:
 
 
 def _call_json(call: Mapping[str, Any]) -> str:
-    """`{"name": ..., "arguments": ...}`, whether or not the call came wrapped in OpenAI's `function`."""
+    """`{"name": ..., "arguments": ...}`, whether or not the call came wrapped in OpenAI's
+    `function`."""
     function = call.get("function") or call
     arguments = function.get("arguments") or {}
     text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI: text that already is JSON
@@ -213,7 +217,7 @@ def _check(messages: Any) -> None:
         before = message["role"]
 
 
-# --- the check of messages: the mix, the export and the chat share it ---------------------------------------------
+# --- the check of messages: the mix, the export and the chat share it -----------------------------
 
 
 class Fault(NamedTuple):
@@ -251,7 +255,8 @@ def message_fault(message: Any) -> Fault | None:
 
 
 def is_wordless(message: Message) -> bool:
-    """Whether a message has no content because it only thinks or calls tools. The template renders that as no words."""
+    """Whether a message has no content because it only thinks or calls tools. The template renders
+    that as no words."""
     has_more = message.get("tool_calls") or message.get("reasoning_content")
     return message.get("content") is None and bool(has_more)
 
@@ -282,13 +287,15 @@ def _tools_fault(message: Message) -> Fault | None:
 
 
 def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | None:
-    """What is wrong with a sound message after one of role `before` (empty: it is the first); None when nothing is.
+    """What is wrong with the place of a sound message; None when nothing is.
 
-    Args: to_learn: whether a model is to learn from the conversation. The template renders every
-    order of user and assistant, and turns without words. Such a turn may stand in somebody's chat:
-    a model has answered with nothing, or was cut off while it thought. As a lesson it would teach
-    to say nothing, so the mix and the export ask for more: user and assistant take turns, and each
-    says something. A thought alone is no answer; a tool call is one.
+    The template renders every order of user and assistant, and turns without words. Such a turn may
+    stand in somebody's chat: a model has answered with nothing, or was cut off while it thought. As
+    a lesson it would teach to say nothing, so the mix and the export ask for more: user and
+    assistant take turns, and each says something. A thought alone is no answer; a tool call is one.
+
+    Args: before: role of the message before it; empty where it is the first. to_learn: whether a
+    model is to learn from the conversation.
     """
     role = message["role"]
     if role == "system" and before:

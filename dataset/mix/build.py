@@ -1,8 +1,9 @@
 """From the user's sources to the three training sets, their held-out parts and the manifest.
 
-Two passes over the sources, neither of which holds texts. The first validates every record and keeps a few hashes of
-it; then it is decided, on those hashes alone, what is held out, dropped, sampled or repeated; the second pass writes.
-Memory is some 40 bytes a record plus one bucket of the shuffle, however large the files are.
+The sources are read twice, and neither pass holds texts. The first pass checks every record and
+keeps a few hashes of it (scan.py). On those hashes alone it is decided what is held out, dropped,
+sampled or repeated (choice.py). The second pass writes (write.py). Memory is some 40 bytes a record
+plus one bucket of the shuffle, however large the files are.
 """
 
 import fcntl
@@ -30,7 +31,8 @@ from dataset.mix.write import MANIFEST_FILE, OUTPUTS, write_outputs
 def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str, Any]:
     """Mix the sources into `output_dir`; the manifest, which is also returned, is written last.
 
-    Raises: UserError. The files of an older mix stay as they were unless the new ones are ready to replace them.
+    Raises: UserError. The files of an older mix stay as they were unless the new ones are ready to
+    replace them.
     """
     files = sources.files
     with output_lock(output_dir):
@@ -49,7 +51,8 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
 
 @contextmanager
 def output_lock(folder: Path) -> Iterator[None]:
-    """Keep a second mix out of the same folder. Raises: UserError when there is one, or the folder can't be written."""
+    """Keep a second mix out of the same folder. Raises: UserError when there is one, or the folder
+    can't be written."""
     path = folder / ".mix.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path, bar: Progress) -> Scan:
-    """The first pass. The rejects file is there afterwards, also when the pass ends with an error about bad records."""
+    """The first pass. The rejects file is there afterwards, also when the pass ends with an error
+    about bad records."""
     problem: UserError | None = None
     with atomic_write(path) as rejects:
         try:

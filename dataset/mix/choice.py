@@ -1,4 +1,4 @@
-"""How many records of each category the mix takes, and which: what is dropped, sampled and repeated."""
+"""How many records of each category the mix takes, and which are repeated or left out."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class Choice:
     leaks: Flags
     """Training records in which the user asks a held-out question."""
     factor: float
-    """By how much the targets of categories that hold samples alone shrink; 1 where there is none."""
+    """By how much targets of categories with samples alone shrink; 1 where there is none."""
     tallies: dict[str, Tally]
     notes: list[str]
     """What a user should know of the split, a line each."""
@@ -63,7 +63,8 @@ class Choice:
 def choose(
     scan: Scan, sources: Sequence[Source], config: MixConfig, bundled: Mapping[str, int] | None = None
 ) -> Choice:
-    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the same choice.
+    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the
+    same choice.
 
     `bundled`: as in `Sources`.
 
@@ -77,7 +78,8 @@ def choose(
     rekey_shared_openings(table, scan, notes)
     sides = held_out(table, scan, config, notes)
 
-    # Only then it is known which of two equal records stays, and which records would give a held-out question away.
+    # Only then it is known which of two equal records stays, and which records would give a
+    # held-out question away.
     duplicates = duplicates_of(table.contents, table.readable, sides)
     sides[duplicates] = int(Side.DROPPED)
     leaks = leaks_of(table, scan, sides, notes)
@@ -104,18 +106,19 @@ def choose(
 def _factors(
     sources: Sequence[Source], distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig
 ) -> dict[str, float]:
-    """By how much the target of each category shrinks: only of those without a file of the user's."""
+    """By how much the target of each category shrinks; 1 where the user has a file of it."""
     owned = {source.category for source in sources if not source.is_sample}
     common = sample_factor(distinct, bundled, config)
     return {name: 1.0 if name in owned else common for name in distinct}
 
 
 def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig) -> float:
-    """By how much the targets of categories without a file of the user's shrink: what lets no category (identity
-    excepted) need more than `max_rounds` rounds.
+    """By how much the targets of categories without a file of the user's shrink: what lets no
+    category (identity excepted) need more than `max_rounds` rounds.
 
-    `distinct`: training records of each category. `bundled`: those that the samples alone would give where the user
-    brought files. They count where they are more, so that one small file of the user's changes nothing elsewhere.
+    `distinct`: training records of each category. `bundled`: those that the samples alone would
+    give where the user brought files. They count where they are more, so that one small file of the
+    user's changes nothing elsewhere.
     """
     reachable = [
         max(count, bundled.get(category, 0)) * config.max_rounds / getattr(config, category)
@@ -128,7 +131,7 @@ def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], confi
 def _pools(
     name: str, sources: Sequence[Source], spans: Sequence[slice], training: Flags
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """The training records that share one target: a whole category, but each identity file by itself."""
+    """The training records that share one target: a category, but each identity file by itself."""
     mine = [
         np.arange(span.start, span.stop) for source, span in zip(sources, spans, strict=True) if source.category == name
     ]
@@ -152,7 +155,7 @@ def _fill(
         at_least = min(wanted, len(members)) if factor < 1 else 0
         target = max(math.floor(wanted * factor), at_least)
         rounds = target if name == "identity" else config.max_rounds
-        # Each pool has a generator of its own, so that a file more in one category changes no other category.
+        # Each pool has a generator of its own: one more file in a category changes no other one.
         rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
         for part, wanted_of_it in _own_first(members, own, target):
             copies[part] = _copies(len(part), wanted_of_it, rounds, rng)
@@ -161,8 +164,8 @@ def _fill(
 
 
 def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[tuple[npt.NDArray[np.intp], int]]:
-    """Parts of a pool and how many of each are wanted: where not all find room, the bundled samples that stand beside the
-    user's records leave them nine tenths of it."""
+    """Parts of a pool and how many of each are wanted: where not all find room, the bundled samples
+    that stand beside the user's records leave them nine tenths of it."""
     mine, samples = members[own[members]], members[~own[members]]
     if target >= len(members) or not len(mine) or not len(samples):
         return [(members, target)]
@@ -171,7 +174,7 @@ def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[t
 
 
 def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
-    """How often each record is taken to reach `target` exactly: whole rounds, and a random remainder."""
+    """How often each record is taken to reach `target`: whole rounds, and a random rest."""
     copies = np.zeros(available, dtype=np.uint32)
     if available:
         rounds, rest = divmod(min(target, max_rounds * available), available)

@@ -1,4 +1,4 @@
-"""Why a record was dropped: the reasons, how they are counted and listed, and when a file has too many bad records."""
+"""Why a record was dropped: the reasons, their counts, and when a file has too many bad records."""
 
 import json
 from collections import Counter
@@ -31,7 +31,8 @@ class Rejections:
 
     faults: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Records that are sound, and say themselves that they are not to be learnt. They are no fault of the file."""
+    """Records that are sound, and say themselves that they are not to be learnt. They are no fault
+    of the file."""
     first_bad: int = 0
     """Line of the first faulty record; 0 where there is none."""
 

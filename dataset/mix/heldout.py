@@ -1,4 +1,4 @@
-"""How the held-out records are chosen: by their own marks, then by the hash of their key, within bounds.
+"""How the held-out records are chosen: by their own marks, then by the hash of their key.
 
 Shapes: N records (rejected ones included), R readable records, K distinct keys of theirs.
 """
@@ -63,7 +63,8 @@ class _Budget:
 
 
 def held_out(table: Table, scan: Scan, config: MixConfig, notes: list[str]) -> Sides:
-    """Side of each record by its key: all records with one key, in every category and file, are on one side.
+    """Side of each record by its key: all records with one key, in every category and file, are on
+    one side.
 
     The records' own splits come first. What is missing is drawn by the hash of the key. A key is
     drawn only where it costs no category too much: in records that it holds out, and in others
@@ -88,9 +89,10 @@ def _keys(table: Table) -> _Keys:
 
 
 def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
-    """Records that stay in training though another record with their key is marked as held out, (R,).
+    """Records that stay in training though their key is marked as held out, (R,).
 
-    Of a key that many of the user's records share, a record's own mark speaks for that record alone.
+    Of a key that many of the user's records share, a record's own mark speaks for that record
+    alone.
     """
     unmarked = keys.own & np.isin(keys.split, (OwnSplit.NONE, OwnSplit.TRAIN))
     shared = np.zeros(len(keys.hashes), dtype=np.bool_)
@@ -110,7 +112,7 @@ def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
 
 
 def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: Flags, config: MixConfig) -> None:
-    """Add keys to `held` until each category has its share, as far as there are keys that cost little enough."""
+    """Add keys to `held` until each category has its share, or no key is left that costs little."""
     used = table.used()
     budgets = {index: _budget(keys, index, held, staying, config) for index in used}
     costs = _costs(keys, table, scan)
@@ -124,7 +126,8 @@ def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: 
         missing = budget.target - budget.taken
         if missing <= 0 or config.heldout_share <= 0:
             continue
-        # The hash of a key is its place in the queue: the same in every mix with this seed, whatever files come or go.
+        # The hash of a key is its place in the queue: the same in every mix with this seed,
+        # whatever files come or go.
         candidates = np.flatnonzero((budget.given > 0) & free & ~held)
         queue = candidates[np.argsort(rank[candidates], kind="stable")]
         drawn = _draw(queue, budget.given, missing, costs, {other: budgets[other].room for other in used})
@@ -152,14 +155,15 @@ def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: Mix
 
 
 def heldout_target(records: int, config: MixConfig) -> int:
-    """How many of a category's records are to be held out: a share within bounds, but never above LARGEST_SHARE."""
+    """How many of a category's records are to be held out: a share within bounds, but never above
+    LARGEST_SHARE."""
     wanted = min(max(round(config.heldout_share * records), config.heldout_min), config.heldout_max)
     return min(wanted, int(records * LARGEST_SHARE))
 
 
 def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
-    """What each key would cost each category if it were held out: its records, and those of other keys that ask its
-    question, which would then be leaks."""
+    """What each key would cost each category if it were held out: its records, and those of other
+    keys that ask its question, which would then be leaks."""
     used = table.used()
     costs = {index: keys.count(keys.category == index) for index in used}
     questions, askers = scan.turns()
@@ -168,7 +172,8 @@ def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
     key_of = np.zeros(len(table.keys), dtype=np.int32)  # (N,), of rejected records 0, which nobody reads
     key_of[keys.place] = keys.of_record
 
-    # Which question belongs to which key. `asked` is sorted, so that the questions of all turns can be looked up in it.
+    # Which question belongs to which key. `asked` is sorted, so that the questions of all turns can
+    # be looked up in it.
     asks = is_key(askers, table.asks_last)
     asked, places = np.unique(questions[asks], return_index=True)
     owners = key_of[askers[asks][places]]
@@ -189,7 +194,8 @@ def _draw(
     costs: Mapping[int, Counts],
     room: Mapping[int, int],
 ) -> npt.NDArray[np.intp]:
-    """The first keys of `order` that give `missing` records and cost no category more than it has room for."""
+    """The first keys of `order` that give `missing` records and cost no category more than it has
+    room for."""
     left, drawn = dict(room), []
     while missing > 0:
         # A key that alone costs too much now will cost too much later: it leaves the queue.
@@ -199,8 +205,9 @@ def _draw(
         order = order[fits]
         if not len(order):
             break
-        # Take keys from the front up to the first that is one too many: enough is given already, or, together with
-        # those before it, it costs a category more than it has left. Then look again at what still fits.
+        # Take keys from the front up to the first that is one too many: enough is given already,
+        # or, together with those before it, it costs a category more than it has left. Then look
+        # again at what still fits.
         stop = np.cumsum(given[order]) - given[order] >= missing
         for index, cost in costs.items():
             stop |= (cost[order] > 0) & (np.cumsum(cost[order]) > left[index])
@@ -213,8 +220,8 @@ def _draw(
 
 
 def _halves(keys: _Keys, held: Flags, seed: int) -> Sides:
-    """Side of each key, (K,): the held-out ones go to validation and test by turns, in a random order, so that the halves
-    of each category are equal. A record that names its half has it."""
+    """Side of each key, (K,): the held-out ones go to validation and test by turns, in a random
+    order, so that the halves of each category are equal. A record that names its half has it."""
     # A key that stands in several categories belongs to the first of them.
     owner = np.zeros(len(keys.hashes), dtype=np.uint8)
     for index in reversed(range(len(CATEGORIES))):

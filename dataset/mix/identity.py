@@ -1,4 +1,7 @@
-"""What a user's identity data calls the model and its maker: the bundled samples and the evaluation must say the same."""
+"""What a user's identity data calls the model and its maker.
+
+The bundled samples and the evaluation must say the same, whatever name the settings hold.
+"""
 
 import re
 from collections import Counter
@@ -41,8 +44,8 @@ _NO_NAME = re.compile(
 
 
 def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str, Any], MixConfig, list[str]]:
-    """Whose identity data it is and what it calls the model: that fills the placeholders of the bundled samples, and the
-    evaluation asks for it.
+    """Whose identity data it is and what it calls the model: that fills the placeholders of the
+    bundled samples, and the evaluation asks for it.
 
     Returns: the manifest's `identity`; the settings with these names; lines for the user.
     """
@@ -74,7 +77,7 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
 
 
 def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
-    """What the assistant says in the records of some files. Bad records are left to the first pass."""
+    """What the assistant says in some files. Bad records are left to the first pass."""
     for source in sources:
         for _, _, _, record in read_source(source, config):
             if isinstance(record, ChatRecord):

@@ -13,8 +13,8 @@ from dataset.mix.table import SHARED_TURN, Flags, Sides, Table, is_heldout, is_t
 
 def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
     """All records of equal content but one: a held-out one where there is one, else the first."""
-    # Sorted by content, and within one content held-out records first. The sort is stable, so the order of the
-    # files decides the rest.
+    # Sorted by content, and within one content held-out records first. The sort is stable, so the
+    # order of the files decides the rest.
     members = np.flatnonzero(readable)
     order = members[np.lexsort((~is_heldout(sides[members]), contents[members]))]
     # Each record whose neighbour before it has the same content is one too many.
@@ -25,7 +25,7 @@ def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
 
 
 def is_key(askers: npt.NDArray[np.uint32], asks_last: Flags) -> Flags:
-    """Which user turns are the questions of their records, (Q,): the first turn, or the last one."""
+    """Which user turns are the questions of their records, (Q,): the first or the last turn."""
     # The turns of one record stand together, so a record begins or ends where the asker changes.
     changes = askers[1:] != askers[:-1]
     first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
@@ -66,7 +66,7 @@ def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
 def _common(table: Table, askers: npt.NDArray[np.uint32], question_of: npt.NDArray[np.intp], is_short: Flags) -> Flags:
     """Which questions so many conversations ask that they give nothing away, (K,).
 
-    Args: askers, question_of: of each turn its record and its question. is_short: of each question, (K,).
+    Args: askers, question_of: record and question of each turn. is_short: of each question, (K,).
     """
     num_records = len(table.keys)
     floor = np.where(is_short, SHARED_TURN[True], SHARED_TURN[False])

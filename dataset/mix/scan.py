@@ -108,7 +108,7 @@ class Scan:
     of_source: list[SourceScan] = field(default_factory=list)
 
     def add_rejected(self) -> None:
-        """Keep the place of a record that can't be used, so that records are numbered alike in both passes."""
+        """Keep the place of a bad record, so that both passes number the records alike."""
         self.splits.append(OwnSplit.REJECTED)
         self.contents += bytes(HASH_BYTES)
         self.keys += bytes(HASH_BYTES)
@@ -145,7 +145,8 @@ class Scan:
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
     """Check every record. Bad ones go to `rejects` with file, line, reason and text.
 
-    Raises: UserError, once all sources are read, for one that holds too many bad records or not a single good one.
+    Raises: UserError, once all sources are read, for one that holds too many bad records or not a
+    single good one.
     """
     scan = Scan()
     problems = []

@@ -49,8 +49,9 @@ class Sources:
 def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categories: Mapping[str, str]) -> Sources:
     """The user's files with their categories, and sample data for each category without one.
 
-    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml. Lays the bundled
-    identity file into the folder where the user has none. Raises: UserError for a file whose category nobody can tell.
+    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml.
+    Lays the bundled identity file into the folder where the user has none.
+    Raises: UserError for a file whose category is unclear; the message shows the line to add.
     """
     if not source_dir.is_dir():
         raise UserError(
@@ -107,7 +108,7 @@ def _is_wanted(category: str, config: MixConfig) -> bool:
 
 
 def _is_bundled_identity(path: Path) -> bool:
-    """Whether a file is the identity file as the mix once wrote it, and nobody has edited it since."""
+    """Whether a file is the identity file that the mix wrote, and nobody has edited it since."""
     if path.name != IDENTITY_SOURCE or not path.is_file():
         return False
     mark = path.with_name(IDENTITY_MARK)
@@ -116,7 +117,7 @@ def _is_bundled_identity(path: Path) -> bool:
 
 
 def _bundled_identity(source_dir: Path) -> Source:
-    """The bundled identity file, laid into the source folder for the user to edit, where that can be written."""
+    """The bundled identity file, copied into the source folder where that can be written."""
     path, bundled = source_dir / IDENTITY_SOURCE, sha256_file(IDENTITY_SAMPLE)
     if path.exists() and sha256_file(path) == bundled:
         return Source(path, "identity", is_sample=True)
@@ -148,7 +149,8 @@ def _category_of(path: Path, categories: Mapping[str, str]) -> str:
 
 
 def files_line(name: str, category: str) -> str:
-    """The line of the `files` block that gives this file, and no other, its category; quoted where YAML asks for it."""
+    """The line of the `files` block that gives this file, and no other, its category; quoted where
+    YAML asks for it."""
     pattern = re.sub(r"([*?[])", r"[\1]", name)  # patterns know these three
     try:
         is_plain = yaml.safe_load(f"{pattern}: {category}") == {pattern: category}
@@ -158,7 +160,7 @@ def files_line(name: str, category: str) -> str:
 
 
 def file_state(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds. Raises: UserError for a file that can't be read."""
+    """Size in bytes, and time of change in nanoseconds. Raises: UserError."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -169,12 +171,12 @@ def file_state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-# --- the records of a source ------------------------------------------------------------------------------------
+# --- the records of a source ----------------------------------------------------------------------
 
 
 Entry = tuple[int, int, Item, Record | BadRecord]
-"""Position among all records of the file, bad ones included (from 0); line (from 1); what stands in the file; the record,
-or why it can't be used."""
+"""Position among all records of the file, bad ones included (from 0); line (from 1); what stands in
+the file; the record, or why it can't be used."""
 
 
 def read_source(
@@ -183,7 +185,7 @@ def read_source(
     on_bytes: Callable[[memoryview], object] | None = None,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Entry]:
-    """The records of a source in the shape that its category asks for. Both passes of the mix read with it.
+    """The records of a source, as its category asks for. Both passes of the mix read with it.
 
     Args: on_bytes: gets each block of the file as it is read. wanted: by position, which records
     are parsed and given (all by default); the others cost next to nothing.
@@ -201,7 +203,8 @@ def read_source(
 
 
 def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
-    """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be somebody's code."""
+    """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be
+    somebody's code."""
     if source.category == "identity" or source.is_sample:
         return {"{{name}}": config.name, "{{name_lower}}": config.name.lower(), "{{author}}": config.author}
     return {}

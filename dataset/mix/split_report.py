@@ -1,4 +1,4 @@
-"""What a user is told of the held-out split, and the errors of one that leaves nothing to train on."""
+"""What a user is told of the held-out split, and the error where nothing is left to train on."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,8 @@ def check_what_is_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Raises: UserError for a file of the user's, or a category, that is left (nearly) without training records."""
+    """Raises: UserError for a file of the user's, or a category, that is left (nearly) without
+    training records."""
     marked = np.isin(table.splits, HELDOUT_MARKS)
     lost = leaks | is_heldout(sides)
     for source, span in zip(sources, scan.spans(), strict=True):
@@ -78,7 +79,8 @@ def _check_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Raises: UserError where less than LEAST_LEFT of these records are left. Tells where more than a tenth are lost."""
+    """Raises: UserError where less than LEAST_LEFT of these records are left. Tells where more than
+    a tenth are lost."""
     left, gone = int(np.count_nonzero(is_training(sides))), int(np.count_nonzero(lost))
     told = f"{gone - int(leaks.sum()):,} held out, {int(leaks.sum()):,} that ask a held-out question"
     if gone and left < LEAST_LEFT * (left + gone):
@@ -97,7 +99,8 @@ def _check_left(
 
 
 def tell_heldout(table: Table, sources: Sequence[Source], sides: Sides, config: MixConfig, notes: list[str]) -> None:
-    """A line for each category with files of the user's: how many records it gives, and what that means."""
+    """A line for each category with files of the user's: how many records it gives, and what that
+    means."""
     for name in dict.fromkeys(source.category for source in sources if not source.is_sample):
         mine = table.own & table.of(name)
         heldout = int(np.count_nonzero(is_heldout(sides[mine])))

@@ -1,4 +1,6 @@
-"""What the choice knows of each record, a row a record: its category, its own split, and the key that decides its side.
+"""What the choice knows of each record: category, own split, and the key that decides its side.
+
+A row a record, in the order of the sources.
 
 Shapes: N records (rejected ones included), Q user turns, G records with a `group`.
 """
@@ -16,7 +18,8 @@ from dataset.mix.scan import Hashes, OwnSplit, Scan
 from dataset.mix.sources import Source
 
 LARGEST_KEY = 0.02
-"""Share of a category's records that one key may take to the held-out side. One record it may always take."""
+"""Share of a category's records that one key may take to the held-out side. One record it may
+always take."""
 SHARED_TURN = {True: 3, False: 20}
 """Whether a turn is short -> conversations that may say it before it can count as a common one."""
 
@@ -88,7 +91,8 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
     own = np.repeat(np.array([not source.is_sample for source in sources], dtype=np.bool_), scan.counts)
     readable = splits != int(OwnSplit.REJECTED)
 
-    # `np.unique` gives the first place of each content. Places among the readable records become places in the table.
+    # `np.unique` gives the first place of each content. Places among the readable records become
+    # places in the table.
     members = np.flatnonzero(readable)
     first = np.zeros(len(splits), dtype=np.bool_)
     first[members[np.unique(contents[members], return_index=True)[1]]] = True
@@ -107,17 +111,19 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
     )
 
 
-# --- keys -------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[str]) -> None:
-    """Let `group` be the key, but not in a user's file of which one group is too large a share of the category."""
+    """Let `group` be the key, but not in a user's file of which one group is too large a share of
+    the category."""
     groups = np.frombuffer(scan.groups, dtype="<u8")
     groupers = np.frombuffer(scan.groupers, dtype=np.uint32).astype(np.intp)  # (G,), the record of each group
     source_of = np.searchsorted(np.cumsum(scan.counts), groupers, side="right")
     taken = np.ones(len(groups), dtype=np.bool_)
     for index in table.used():
-        # The size of each group of this category, in distinct records of the user's: samples are made to be grouped.
+        # The size of each group of this category, in distinct records of the user's: samples are
+        # made to be grouped.
         mine = np.flatnonzero(table.category[groupers] == index)
         counted = (table.first & table.own)[groupers[mine]]
         _, group_of = np.unique(groups[mine], return_inverse=True)
@@ -142,11 +148,12 @@ def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[
 
 
 def rekey_shared_openings(table: Table, scan: Scan, notes: list[str]) -> None:
-    """Where too many of the user's conversations open with one turn (在吗), all that the user says is the key."""
+    """Where too many of the user's conversations open with one turn (在吗), all that the user says
+    is the key."""
     questions, askers = scan.turns()
     if not len(askers):
         return
-    # The turns of one record stand together: where each record's turns begin, and how many they are.
+    # The turns of one record stand together. Where do they begin, and how many are they?
     starts = np.flatnonzero(np.concatenate(([True], askers[1:] != askers[:-1])))
     turns = np.diff(starts, append=len(askers))
     candidates = table.own & table.readable & ~table.asks_last
@@ -180,8 +187,11 @@ def _with_shared_opening(table: Table, candidates: Flags) -> Flags:
 
 
 def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: npt.NDArray[np.intp]) -> Hashes:
-    """A hash of all questions of each record and of their order. Args: `starts`, `turns`: a number each record."""
-    # A sum alone knows no order, so each turn's place goes into its hash. Sums of 64 bits may wrap around.
+    """A hash of all questions of each record and of their order.
+
+    Args: starts, turns: where the turns of each record begin, and how many they are.
+    """
+    # A sum knows no order, so each turn's place goes into its hash. Sums of 64 bits may overflow.
     place = np.arange(len(questions), dtype=np.uint64) - np.repeat(starts, turns).astype(np.uint64)
     with np.errstate(over="ignore"):
         said: Hashes = np.add.reduceat(mixed(questions ^ mixed(place, 1), 2), starts)
@@ -189,7 +199,10 @@ def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: np
 
 
 def mixed(values: Hashes, seed: int) -> Hashes:
-    """A pseudo-random number for each value and seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """A pseudo-random number for each value and seed.
+
+    The finaliser of SplitMix64 (Steele et al. 2014).
+    """
     with np.errstate(over="ignore"):
         z: Hashes = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

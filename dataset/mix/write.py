@@ -1,4 +1,4 @@
-"""The second pass over the sources: the training and held-out files are written, in a random order."""
+"""The second pass over the sources: writes the training and held-out files, in a random order."""
 
 import hashlib
 import random
@@ -41,8 +41,8 @@ MAX_BUCKETS = 64
 class ShuffledLines:
     """Lines to write in a random order, without holding them all in memory.
 
-    Each line goes to a random bucket on the disk, and each bucket is shuffled in memory. The buckets
-    are unnamed files, which vanish with the process.
+    Each line goes to a random bucket on the disk, and each bucket is shuffled in memory. The
+    buckets are unnamed files, which vanish with the process.
     """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
@@ -61,7 +61,7 @@ class ShuffledLines:
         self.count += copies
 
     def write(self, path: Path) -> str:
-        """Write everything to `path`, atomically, and give the buckets back. Returns: its SHA-256."""
+        """Write everything to `path` at once, and give the buckets back. Returns: its SHA-256."""
         digest = hashlib.sha256()
         with atomic_write(path, "wb") as file:
             for bucket in self.buckets:
@@ -78,7 +78,8 @@ class ShuffledLines:
 def write_outputs(
     scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, bar: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source changed meanwhile."""
+    """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source
+    changed meanwhile."""
     expected = _expected_bytes(scan, choice, sources)
     try:
         with ExitStack() as stack:
@@ -134,7 +135,7 @@ def _write_source(
     outputs: Mapping[tuple[str, bool], ShuffledLines],
     bar: Progress,
 ) -> None:
-    """Give the records of one source to their outputs. Raises: UserError where the file is not as it was."""
+    """Give the records of one source to their outputs. Raises: UserError where it has changed."""
     # A memoryview gives plain numbers, several times as fast as an array does.
     sides, copies = memoryview(side_of), memoryview(copies_of)  # type: ignore[arg-type]
 
@@ -159,7 +160,7 @@ def _write_source(
             if source.category == "corpus":
                 outputs["pretrain", heldout].add(text, times)
                 continue
-            # What is repeated is repeated for its own stage: raw text for pretraining is there once.
+            # A conversation is repeated for SFT alone; pretraining sees its text once.
             outputs["pretrain", heldout].add(text)
             outputs["sft", heldout].add(json_line({**record.fields, **gained}), times)
         else:

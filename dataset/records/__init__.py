@@ -1,1 +1,1 @@
-"""Records: any line of a file brought to one of three shapes, and what makes two records the same."""
+"""Records: any line of a file brought to one of three shapes; what makes two records the same."""

@@ -1,4 +1,4 @@
-"""The names of the columns that hold a question, a passage or an answer, and the question that they make up."""
+"""Which columns hold a question, a passage or an answer; the question that they make up."""
 
 from collections.abc import Mapping
 from typing import Any

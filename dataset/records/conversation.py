@@ -1,4 +1,4 @@
-"""A whole conversation out of its turns and what stands beside them: history, system text, tools, marks to leave it out."""
+"""A whole conversation: its turns, and what stands beside them (history, system text, tools)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +46,8 @@ def without_marks(messages: list[Message]) -> tuple[list[Message], int]:
 
 
 def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
-    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds what is no text."""
+    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds what
+    is no text."""
     for name in _BAD_ANSWER:
         value = fields.get(name)
         if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
@@ -63,7 +64,8 @@ def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
 
 
 def with_surroundings(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Add the history, the system text and the tools that stand beside a conversation instead of in it."""
+    """Add the history, the system text and the tools that stand beside a conversation instead of in
+    it."""
     earlier = read_history(fields.get("history"))
     if earlier:
         start = int(bool(messages) and messages[0]["role"] == "system" != earlier[0]["role"])
@@ -81,8 +83,8 @@ def said(message: Message) -> tuple[str, str]:
 
 
 def _bare(text: str) -> str:
-    """A text as it is compared with a turn that may have lost other formats' marks already: a record that was brought
-    into shape and written is read once more."""
+    """A text as it is compared with a turn that may have lost other formats' marks already: a
+    record that was brought into shape and written is read once more."""
     return without_foreign_marks(text)[0].strip()
 
 
@@ -92,7 +94,8 @@ def holds(messages: list[Message], text: str) -> bool:
 
 
 def refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages: list[Message]) -> None:
-    """A question or passage beside a conversation that does not hold it: nobody can tell where it belongs.
+    """A question or passage beside a conversation that does not hold it: nobody can tell where it
+    belongs.
 
     Raises: BadRecord with the field's name.
     """

@@ -1,7 +1,8 @@
-"""What a record file really is, whatever its name says: its encoding (UTF-8, UTF-16, UTF-32, GB18030) and its layout
-(a record a line, a JSON array, records over several lines), or something that holds no lines of records at all.
+"""What a record file really is, whatever its name says: its encoding and its layout.
 
-All of it is told from the first bytes. Files that are something else are refused with what they are.
+Encodings: UTF-8, UTF-16, UTF-32, GB18030. Layouts: a record a line, a JSON array, records over
+several lines. All of it is told from the first bytes. A file that holds something else is refused
+with what it is.
 """
 
 import codecs
@@ -128,7 +129,8 @@ def _looks_chinese(text: bytes) -> bool:
 
 
 class Transcoded(io.RawIOBase):
-    """A file of another encoding, read as UTF-8. What can't be decoded stays as it is, and makes its line invalid.
+    """A file of another encoding, read as UTF-8. What can't be decoded stays as it is, and makes
+    its line invalid.
 
     Raises, while it is read: UserError where the file ends within a character.
     """
@@ -165,7 +167,8 @@ def head_of(file: IO[bytes]) -> bytes:
 
 
 def unicode_file(file: IO[bytes], where: str) -> tuple[IO[bytes], str]:
-    """The file, read as UTF-8, and what its encoding was. Raises: UserError for one that is no text."""
+    """The file, read as UTF-8, and what its encoding was. Raises: UserError for one that is no
+    text."""
     head = head_of(file)
     refuse_foreign(head, where)
     codec = encoding_of(head, where)
@@ -174,7 +177,7 @@ def unicode_file(file: IO[bytes], where: str) -> tuple[IO[bytes], str]:
     return io.BufferedReader(Transcoded(file, codec, where), BLOCK_BYTES), codec
 
 
-# --- layout -----------------------------------------------------------------------------------------------------
+# --- layout ---------------------------------------------------------------------------------------
 
 _SCANNER = json.JSONDecoder(parse_int=float)
 """Finds where a value ends; a whole number of 5,000 digits is no error here."""
@@ -182,8 +185,8 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 def is_multi_line(head: bytes) -> bool:
-    """Whether a file (its head, in UTF-8) holds a JSON array, or JSON values that go over several lines, instead of a
-    value a line. Lines that each hold an array are lines."""
+    """Whether a file (its head, in UTF-8) holds a JSON array, or JSON values that go over several
+    lines, instead of a value a line. Lines that each hold an array are lines."""
     text = head.removeprefix(BOM).decode("utf-8", "replace").lstrip()
     first_line = text.split("\n", 1)[0]
     if text[:1] == "[":
@@ -207,7 +210,8 @@ def _end_of_value(text: str, start: int) -> int | None:
 def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, bytes]]:
     """The values of a JSON array, or one after the other, with the lines on which they begin.
 
-    `limit`: bytes of the largest value. Raises: UserError where the text is no JSON: what follows could not be read.
+    `limit`: bytes of the largest value.
+    Raises: UserError where the text is no JSON: what follows could not be read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, position, line, depth, ended = "", 0, 1, 0, False

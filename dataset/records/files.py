@@ -1,4 +1,4 @@
-"""Record files, read line by line: JSON lines, a JSON array or CSV, packed or not, with line numbers."""
+"""Record files, read with line numbers: JSON lines, a JSON array or CSV, packed or not."""
 
 import csv
 import gzip
@@ -43,7 +43,7 @@ def bare_name(path: Path) -> str:
 
 
 class _Watched(io.RawIOBase):
-    """A file as it lies on the disk; reports the bytes that are read, to a hash and to a progress bar."""
+    """A file as it lies on the disk; tells a hash and a progress bar which bytes are read."""
 
     def __init__(self, file: io.FileIO, on_bytes: Callable[[memoryview], object] | None) -> None:
         self.file, self.on_bytes = file, on_bytes
@@ -102,8 +102,8 @@ def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = No
 
 
 def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[tuple[int, Item]]:
-    """The records of a file with their line numbers, from 1: lines of JSON, the values of a JSON array, or rows of CSV;
-    in UTF-8, UTF-16, UTF-32 or GB18030. Blank lines are left out.
+    """The records of a file with their line numbers, from 1: lines of JSON, the values of a JSON
+    array, or rows of CSV; in UTF-8, UTF-16, UTF-32 or GB18030. Blank lines are left out.
 
     Raises: UserError for a file that is something else, with what it is.
     """
@@ -125,7 +125,8 @@ def _is_table(path: Path, head: bytes) -> bool:
 
 
 def format_of(path: Path) -> str:
-    """What a file is where that is not plain lines in UTF-8, such as `GB18030 (GBK), a JSON array`; else empty."""
+    """What a file is where that is not plain lines in UTF-8, such as `GB18030 (GBK), a JSON array`;
+    else empty."""
     with open_source(path) as packed:
         file, codec = unicode_file(packed, display(path))
         head = head_of(file)
@@ -195,8 +196,8 @@ def _read_rows(lines: Iterator[tuple[int, bytes | BadItem]]) -> Iterator[tuple[i
 
 
 def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a file with their line numbers, brought into shape. Raises: UserError with file and line at the
-    first bad one."""
+    """The records of a file with their line numbers, brought into shape. Raises: UserError with
+    file and line at the first bad one."""
     for number, item in read_items(path):
         try:
             record = parse_record(decode_item(item, {}))
@@ -206,7 +207,7 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def bad_line(where: str, problem: Exception) -> UserError:
-    """The message for a record that can't be used, with the Chinese half that the problem may have."""
+    """The message for a record that can't be used, in both languages."""
     chinese = problem.chinese if isinstance(problem, UserError) else "这条记录不可用"
     return UserError(f"{where}: {str(problem).rstrip('.')}. Fix or remove that line.", f"{chinese}，请修改或删除该行")
 

@@ -1,7 +1,7 @@
-"""Marks of other chat formats inside texts and turns, such as minimind's `<|im_start|>...<|im_end|>` and `<s>...</s>`.
+"""Marks of other chat formats inside texts, such as `<|im_start|>` and `<s>`: they are taken out.
 
-Our tokenizer knows none of them, so they would be learnt as text: 16 of 40 tokens of an exchange.
-They are borders between turns or documents, and become line ends.
+Our tokenizer knows none of them, so they would be learnt as text: 16 of 40 tokens of an exchange in
+minimind's format. They are borders between turns or documents, and become line ends.
 """
 
 import re
@@ -44,8 +44,8 @@ def without_foreign_marks(text: str) -> tuple[str, int]:
 
 
 def is_wrapped(text: str) -> bool:
-    """Whether a turn's text stands between marks: it begins with a mark and a role, or ends with a mark. Marks that
-    somebody talks about stay."""
+    """Whether a turn's text stands between marks: it begins with a mark and a role, or ends with a
+    mark. Marks that somebody talks about stay."""
     bare = text.strip()
     *_, last = [0, *(mark.end() for mark in _BORDER.finditer(bare))]
     ends_so = bare.endswith("</s>") and "<s>" not in bare[1:]  # else HTML's mark

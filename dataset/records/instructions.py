@@ -1,4 +1,4 @@
-"""A question and its answer in columns of their own: Alpaca and its relatives, SQuAD's answers, trl's completions."""
+"""Questions and answers in columns: Alpaca and its relatives, SQuAD, trl's completions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,8 @@ from dataset.records.turns import assistant_turn, read_turns, user_turn
 
 
 def question_and_answer(fields: Mapping[str, Any]) -> ChatRecord:
-    """`instruction` and `input` to `output`, and the same under other names, with an optional `history`."""
+    """`instruction` and `input` to `output`, and the same under other names, with an optional
+    `history`."""
     given = [fields[name] for name in ANSWERS if fields.get(name) is not None]
     answer = next((value for value in given if value != ""), given[0])
     if isinstance(answer, list) or any(isinstance(fields.get(name), list) for name in QUESTIONS):
@@ -62,7 +63,8 @@ def _prompt_and_completion(fields: Mapping[str, Any], answer: Any) -> ChatRecord
 
 
 def first_answer(answers: Any) -> Any:
-    """SQuAD's and CMRC's `answers`: `{"text": [...]}`, or a list of texts or of objects with a text; the first one."""
+    """SQuAD's and CMRC's `answers`: `{"text": [...]}`, or a list of texts or of objects with a
+    text; the first one."""
     if isinstance(answers, dict):
         answers = answers.get("text")
     first = answers[0] if isinstance(answers, list) and answers else answers

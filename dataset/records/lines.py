@@ -25,7 +25,8 @@ Item = bytes | dict[str, str] | BadItem
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which no key stands twice: the first value would be lost. Raises: BadRecord."""
+    """An object of JSON, in which no key stands twice: the first value would be lost. Raises:
+    BadRecord."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise BadRecord("a key twice in one JSON object")
@@ -33,7 +34,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
-"""NaN and Infinity, which are no JSON, become null: a column of somebody's scores is no reason to lose a record."""
+"""NaN and Infinity, which are no JSON, become null: a column of somebody's scores is no reason to
+lose a record."""
 _LENIENT = json.JSONDecoder(
     parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits), object_pairs_hook=_object
 )
@@ -48,7 +50,8 @@ def _whole_number(digits: str) -> int | str:
 
 
 def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
-    """The record in a line or row. `fill` maps placeholders such as `{{name}}` to what replaces them.
+    """The record in a line or row. `fill` maps placeholders such as `{{name}}` to what replaces
+    them.
 
     Raises: BadRecord.
     """

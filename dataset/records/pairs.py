@@ -53,7 +53,8 @@ def _sides_of(record: PreferenceRecord) -> dict[str, Any]:
 
 
 def swift_preference(fields: Mapping[str, Any], chosen: Record, rejected: Any) -> PreferenceRecord:
-    """ms-swift: a conversation with a good answer, and beside it a worse one, or a worse conversation.
+    """ms-swift: a conversation with a good answer, and beside it a worse one, or a worse
+    conversation.
 
     `fields`: without the worse one. `chosen`: the same, brought into shape.
     """
@@ -72,7 +73,8 @@ def swift_preference(fields: Mapping[str, Any], chosen: Record, rejected: Any) -
 
 
 def _prompt(fields: Mapping[str, Any]) -> list[Message]:
-    """The turns before the two answers, where they stand apart from them, without history and system text."""
+    """The turns before the two answers, where they stand apart from them, without history and
+    system text."""
     messages: list[Message] = []
     for name in (*CONVERSATIONS, *QUESTIONS):
         if isinstance(fields.get(name), list):

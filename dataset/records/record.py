@@ -1,4 +1,4 @@
-"""The three shapes of a record (raw text, a conversation, a preference pair), and the error of one that can't be used."""
+"""The three shapes of a record: text, conversation, preference pair; why one can't be used."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,8 @@ Message = dict[str, Any]
 
 
 class BadRecord(Exception):
-    """A record that can't be used. The message is a fixed phrase, by which such records are counted."""
+    """A record that can't be used. The message is a fixed phrase, by which such records are
+    counted."""
 
 
 class LeftOut(BadRecord):
@@ -41,7 +42,8 @@ class ChatRecord:
     """As in `TextRecord`."""
 
     def plain_text(self) -> str:
-        """What user and assistant say, a turn a line, without the turns that are not to be learnt."""
+        """What user and assistant say, a turn a line, without the turns that are not to be
+        learnt."""
         said = [m for m in self.messages if m["role"] in {"user", "assistant"} and m.get("loss") is not False]
         return "\n".join(m["content"] for m in said if m["content"])
 

@@ -1,11 +1,16 @@
-"""Which record shapes (Alpaca, ShareGPT, ...) can be read, brought to three: raw text, a conversation, a preference pair.
+"""Which record shapes (Alpaca, ShareGPT, ...) can be read, and how they become our three shapes.
 
-Accepted: `{"text"}`; `{"conversations": [{"role", "content"}]}` with system, tool and reasoning fields; ShareGPT
-(`from`/`value`); Alpaca (`instruction`/`input`/`output`) and its relatives; MOSS, Firefly, xtuner; preference pairs
-(`chosen`/`rejected`, lists or strings with a `prompt`; OpenAI, ms-swift); multiple choice (question, A to D, answer),
-in JSON lines or in CSV. A field that changes the meaning (history, system, context, a mark that an answer is bad)
-takes its place or the record is refused by the field's name; docs/formats.md has the table. A record keeps its own
-fields; what is brought into shape goes to `text`, `conversations`, or `chosen` and `rejected`.
+- `{"text"}`, a document
+- `{"conversations": [{"role", "content"}]}` with system, tool and reasoning fields
+- ShareGPT (`from`/`value`), MOSS, Firefly, xtuner
+- Alpaca (`instruction`/`input`/`output`) and its relatives
+- preference pairs: `chosen`/`rejected` as lists, or as strings with a `prompt`; OpenAI, ms-swift
+- multiple choice: question, A to D, answer; in JSON lines or in CSV
+
+Some fields change the meaning: history, system, context, a mark that an answer is bad. Such a field
+takes its place, or the record is refused by the field's name. docs/formats.md has the table. A
+record keeps its own fields. What is brought into shape goes to `text`, `conversations`, or `chosen`
+and `rejected`.
 """
 
 from collections.abc import Mapping
@@ -30,7 +35,8 @@ _WORSE = ("rejected_response", "rejected_messages")
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
-    """Bring one record into shape. Every field whose meaning is known takes its place: docs/formats.md lists them.
+    """Bring one record into shape. Every field whose meaning is known takes its place:
+    docs/formats.md lists them.
 
     Raises: BadRecord with the reason, LeftOut for what is marked as not to be learnt.
     """
@@ -82,7 +88,8 @@ def _text_name(fields: Mapping[str, Any]) -> str:
 
 
 def _why_unknown(fields: Mapping[str, Any]) -> str:
-    """The name of a known shape that is not read, with what to do, else the fields that there are."""
+    """The name of a known shape that is not read, with what to do, else the fields that there
+    are."""
     if "paragraphs" in fields or "qas" in fields:
         return "SQuAD's nested paragraphs: write one question, context and answer a line"
     for name, value in fields.items():

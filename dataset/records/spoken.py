@@ -1,4 +1,4 @@
-"""Turns that stand inside one text: `Human:` and `Assistant:` (BELLE, HH-RLHF), and MOSS's own ways."""
+"""Turns that stand inside one text: `Human:` and `Assistant:` (BELLE, HH-RLHF); MOSS."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ _MOSS_MARKS = re.compile(r"<\|\w+(?: \w+)?\|>:?|<eo\w>")
 
 
 def spoken_turns(text: str) -> list[Message]:
-    """The turns of a text that writes them as `Human:` and `Assistant:` (BELLE's multi-turn set, HH-RLHF), else none."""
+    """The turns of a text that writes them as `Human:` and `Assistant:` (BELLE's multi-turn set,
+    HH-RLHF), else none."""
     if not text.lstrip().startswith(("Human:", "Human：")):
         return []
     _, *pieces = _SPOKEN.split(text)

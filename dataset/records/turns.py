@@ -1,4 +1,4 @@
-"""The turns of a conversation, whatever they are called: roles, contents, tool calls, and whether a turn is learnt."""
+"""The turns of a conversation: roles under all their names, contents, tool calls, what counts."""
 
 import json
 from collections.abc import Mapping
@@ -98,7 +98,8 @@ def read_turns(turns: Any) -> list[Message]:
 
 
 def _pair_of(turn: Mapping[str, Any]) -> list[Message]:
-    """A question and its answer in one object (Firefly, ms-swift, xtuner); empty when it is none."""
+    """A question and its answer in one object (Firefly, ms-swift, xtuner); empty when it is
+    none."""
     for asked, answered in _PAIR_NAMES:
         if asked in turn and answered in turn:
             marks = {name: turn[name] for name in (*_TURN_SWITCHES, *_SPANS) if name in turn}
@@ -141,7 +142,8 @@ def read_turn(turn: Any) -> Message:
 
 
 def _is_learnt(turn: Mapping[str, Any]) -> bool:
-    """Whether no mark says that a turn is context alone. Raises: BadRecord for a mark that can't be honoured."""
+    """Whether no mark says that a turn is context alone. Raises: BadRecord for a mark that can't be
+    honoured."""
     learnt = True
     for name in _TURN_SWITCHES:
         value = turn.get(name)
@@ -158,7 +160,8 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
 
 
 def _joined_parts(content: Any) -> Any:
-    """The text of a list of text parts (OpenAI, ms-swift); anything else as it is. Raises: BadRecord for a picture."""
+    """The text of a list of text parts (OpenAI, ms-swift); anything else as it is. Raises:
+    BadRecord for a picture."""
     if isinstance(content, dict) and isinstance(content.get("parts"), list):  # an exported ChatGPT conversation
         content = content["parts"]
     elif isinstance(content, dict):

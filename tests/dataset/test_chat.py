@@ -24,7 +24,8 @@ def assistant(content: Any = "答", **extra: Any) -> dict[str, Any]:
 
 
 def shown(messages: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Each token as text with its mask; neighbouring tokens of a text joined when their masks agree."""
+    """Each token as text with its mask; neighbouring tokens of a text joined when their masks
+    agree."""
     ids, mask = tokenizer.render_conversation(messages)
     assert len(ids) == len(mask)
     spans: list[tuple[str, int]] = []
@@ -189,7 +190,7 @@ def test_a_conversation_that_is_answered_already_has_no_completion() -> None:
         tokenizer.render_for_completion([user(), assistant()])
 
 
-# --- one check for the mix, the export and the chat ---------------------------------------------------------------
+# --- one check for the mix, the export and the chat -----------------------------------------------
 
 THOUGHT = [assistant(None, reasoning_content="想"), assistant("", reasoning_content="想")]
 

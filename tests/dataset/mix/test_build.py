@@ -1,4 +1,5 @@
-"""The whole mix: one seed, one mix; its manifest; a full disk, a second mix, a source that changes."""
+"""The whole mix: one seed, one mix; its manifest; a full disk, a second mix, a source that
+changes."""
 
 import errno
 import json

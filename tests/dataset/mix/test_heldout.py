@@ -22,7 +22,8 @@ def varied(text: str, rng: random.Random) -> str:
 
 
 def near_duplicates(seed: int) -> dict[str, tuple[str, list[Record]]]:
-    """Each of 300 questions some ten times: in all categories and several files, in variants, with several answers."""
+    """Each of 300 questions some ten times: in all categories and several files, in variants, with
+    several answers."""
     rng = random.Random(seed)
     questions = [f"question {word} 第{n}个{word}是什么" for n in range(150) for word in ("Apple", "苹果")]
     files: dict[str, tuple[str, list[Record]]] = {

@@ -1,4 +1,5 @@
-"""Records of every odd shape: read, or refused by a reason; and what was read once is read again as the same."""
+"""Records of every odd shape: read, or refused by a reason; and what was read once is read again as
+the same."""
 
 import copy
 import json
@@ -63,7 +64,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def spoil(record: dict[str, Any], chance: random.Random) -> None:
-    """Change one part of a record: put something odd there, take it away, wrap it, add a field beside."""
+    """Change one part of a record: put something odd there, take it away, wrap it, add a field
+    beside."""
     *way, last = chance.choice(list(places(record)) or [("text",)])
     node: Any = record
     for key in way:
