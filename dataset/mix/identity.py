@@ -86,7 +86,7 @@ def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The model's name and its maker's; None where nobody can tell."""
+    """The model's name and its maker's; None where that is unclear."""
 
     name: str | None
     author: str | None

@@ -66,7 +66,7 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
         if path.is_dir() or not is_source(path):
             left_out[path.name] = "a folder" if path.is_dir() else "not .jsonl, .json or .csv (.gz, .xz)"
             continue
-        if not path.name.isprintable():  # line ends, and bytes that are no UTF-8
+        if not path.name.isprintable():  # line ends, and bytes that are not UTF-8
             raise UserError(
                 f"{display(source_dir)}/{path.name!r}: its name holds what is no text. Rename the file.",
                 "文件名不是可显示的文本（例如 GBK 编码）：请改名",

@@ -16,6 +16,7 @@ _BAD_ANSWER = ("label", "kto_tag")
 
 
 def chat_record(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecord:
+    """A record of these messages, without foreign marks. Raises: BadRecord, LeftOut."""
     _refuse_unlearnable(fields)
     messages, marks = without_marks(messages)
     messages = checked(messages)
@@ -46,8 +47,8 @@ def without_marks(messages: list[Message]) -> tuple[list[Message], int]:
 
 
 def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
-    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds what
-    is no text."""
+    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds
+    more than text."""
     for name in _BAD_ANSWER:
         value = fields.get(name)
         if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
@@ -79,6 +80,7 @@ def _begins_with(messages: list[Message], earlier: list[Message]) -> bool:
 
 
 def said(message: Message) -> tuple[str, str]:
+    """Role and text of a message, to compare two messages."""
     return message["role"], _bare(message["content"])
 
 
@@ -94,8 +96,7 @@ def holds(messages: list[Message], text: str) -> bool:
 
 
 def refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages: list[Message]) -> None:
-    """A question or passage beside a conversation that does not hold it: nobody can tell where it
-    belongs.
+    """A question or passage beside a conversation that does not hold it: its place is unclear.
 
     Raises: BadRecord with the field's name.
     """

@@ -119,7 +119,7 @@ _COMMON = re.compile(rb"[\xa1-\xa3\xb0-\xf7][\xa1-\xfe]")
 
 
 def is_chinese_gb18030(line: bytes) -> bool:
-    """Whether a line that is no UTF-8 is Chinese in GB18030."""
+    """Whether a line that is not UTF-8 is Chinese in GB18030."""
     return _decodes(line, "gb18030") and _looks_chinese(line)
 
 
@@ -211,7 +211,7 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
     """The values of a JSON array, or one after the other, with the lines on which they begin.
 
     `limit`: bytes of the largest value.
-    Raises: UserError where the text is no JSON: what follows could not be read.
+    Raises: UserError where the text is not JSON: what follows could not be read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, position, line, depth, ended = "", 0, 1, 0, False
@@ -320,7 +320,7 @@ def refuse_table(head: bytes, where: str) -> None:
 
 
 def why_no_json(text: str) -> str:
-    """What a line that is no JSON seems to be, for the reason of its rejection."""
+    """What a line that is not JSON seems to be, for the reason of its rejection."""
     start = text.lstrip()[:1]
     if re.match(r"\s*[{\[]\s*'", text):
         return "a Python dict (single quotes), not JSON: write it with json.dumps"

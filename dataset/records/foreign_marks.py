@@ -53,5 +53,5 @@ def is_wrapped(text: str) -> bool:
 
 
 def holds_turns(text: str) -> bool:
-    """Whether the text of a single turn goes on with other turns, marked as other formats do."""
+    """Whether the text of a single turn holds other turns, marked as other formats do."""
     return sum(bool(without_foreign_marks(piece)[0].strip()) for piece in _TURN.split(text)) > 1

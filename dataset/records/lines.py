@@ -34,7 +34,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
-"""NaN and Infinity, which are no JSON, become null: a column of somebody's scores is no reason to
+"""NaN and Infinity, which are not JSON, become null: a column of somebody's scores is no reason to
 lose a record."""
 _LENIENT = json.JSONDecoder(
     parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits), object_pairs_hook=_object
@@ -113,4 +113,5 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as it is written: a line of JSON in UTF-8, with its line end."""
     return _ENCODER.encode(record).encode("utf-8") + b"\n"

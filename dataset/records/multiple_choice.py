@@ -13,6 +13,7 @@ _OWN_LETTER = re.compile(r"^\s*[(（]?[A-H]\s*[)）.．、:：]\s*")
 
 
 def is_multiple_choice(fields: Mapping[str, Any]) -> bool:
+    """Whether a record has lettered options, each in a column or all in one."""
     return ("A" in fields and "B" in fields) or any(isinstance(fields.get(name), list | dict) for name in _CHOICES)
 
 

@@ -11,6 +11,7 @@ from dataset.records.turns import MEDIA, assistant_turn, read_turn, read_turns, 
 
 
 def preference_record(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> PreferenceRecord:
+    """A pair out of its two answers and what stands beside them. Raises: BadRecord, LeftOut."""
     for name in MEDIA:
         if fields.get(name):
             raise BadRecord(f"{name}: the record needs more than its text")

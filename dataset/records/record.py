@@ -26,9 +26,11 @@ class TextRecord:
     """Marks of other chat formats that became line ends."""
 
     def plain_text(self) -> str:
+        """The document."""
         return self.text
 
     def questions(self) -> list[str]:
+        """A document asks nothing."""
         return []
 
 

@@ -71,14 +71,17 @@ _SPANS = ("train_detail", "training_detail")
 
 
 def user_turn(content: Any) -> Message:
+    """A message of the user."""
     return {"role": "user", "content": content}
 
 
 def assistant_turn(content: Any) -> Message:
+    """A message of the assistant."""
     return {"role": "assistant", "content": content}
 
 
 def read_turns(turns: Any) -> list[Message]:
+    """A list of turns, whatever they are called, as messages. Raises: BadRecord."""
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a CSV file
         turns = _from_json(turns, "conversation is not a list")
     if not isinstance(turns, list):
