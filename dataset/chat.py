@@ -286,6 +286,10 @@ def _tools_fault(message: Message) -> Fault | None:
     return None
 
 
+_MAY_FOLLOW = {"user": {"", "system", "assistant"}, "assistant": {"user", "tool"}}
+"""Role -> the roles that a message before it may have in a conversation to learn from."""
+
+
 def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | None:
     """What is wrong with the place of a sound message; None when nothing is.
 
@@ -304,21 +308,12 @@ def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | Non
     if role == "tool" and before not in {"assistant", "tool"}:
         said = "a tool result must follow the assistant's call."
         return Fault("tool result without a call", said, "tool 消息应跟在助手的调用之后")
-    return _lesson_fault(message, before) if to_learn else None
-
-
-def _lesson_fault(message: Message, before: str) -> Fault | None:
-    """Why a message in its place is nothing to learn from, as `place_fault`."""
-    role, blank = message["role"], not (message.get("content") or "").strip()
-    allowed = _MAY_FOLLOW.get(role)
-    if allowed and before not in allowed:
+    if not to_learn or role not in _MAY_FOLLOW:
+        return None
+    if before not in _MAY_FOLLOW[role]:
         return Fault("roles do not alternate", "user and assistant must take turns.", "用户与助手应轮流发言")
-    if role == "user" and blank:
+    if (message["content"] or "").strip() or message.get("tool_calls"):
+        return None
+    if role == "user":
         return Fault("empty user turn", "the user says nothing.", "用户没有说话")
-    if role == "assistant" and blank and not message.get("tool_calls"):
-        return Fault("empty assistant answer", "the assistant says nothing.", "助手没有回答")
-    return None
-
-
-_MAY_FOLLOW = {"user": {"", "system", "assistant"}, "assistant": {"user", "tool"}}
-"""Role -> the roles that a message before it may have in a conversation to learn from."""
+    return Fault("empty assistant answer", "the assistant says nothing.", "助手没有回答")
