@@ -133,7 +133,7 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
 
 
 def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
-    """Print an answer as it comes, and return all of it. Ctrl-C ends the answer, not the program."""
+    """Print an answer as it comes; returns all of it. Ctrl-C ends the answer, not the program."""
     reply, stopped = Reply(model, tokenizer, prompt, sampling), False
     print("模型: ", end="", flush=True)
     try:

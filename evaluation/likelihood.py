@@ -1,4 +1,4 @@
-"""How likely a model finds held-out text: loss, perplexity, bits per byte, over model/likelihood.py.
+"""How likely a model finds held-out text: loss, perplexity, bits per byte.
 
 Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for
 text, in bits, over the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have

@@ -1,4 +1,4 @@
-"""A conversation as the model reads it: its turns, rendered, the oldest left out when they no longer fit."""
+"""A conversation as the model reads it: its turns as token ids, as many of the newest as fit."""
 
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
@@ -19,7 +19,7 @@ class Conversation:
         """Turns that were left out before the last question."""
 
     def ask(self, question: str) -> list[int]:
-        """The prompt for the next question; the oldest turns are left out where it would be too long."""
+        """The prompt for the next question, without the oldest turns where it would be too long."""
         self.messages.append({"role": "user", "content": question})
         self.dropped = 0 if self.completes else forget(self.tokenizer, self.messages, int(READ_SHARE * self.room))
         return prompt_ids(self.tokenizer, self.messages, self.completes)

@@ -54,9 +54,10 @@ def stop_ids(tokenizer: RustBPETokenizer) -> set[int]:
 def generate(
     model: MiniLLM, prompts: Sequence[Sequence[int]], stop_ids: set[int], sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Yield the next token of every prompt, (B,) on the CPU, until all have stopped or the limit is reached.
+    """Yield the next token of every prompt, (B,) on the CPU.
 
-    A prompt that has stopped yields its stop token again and again.
+    It ends when all prompts have stopped or the limit is reached. Until then a prompt that has
+    stopped yields its stop token again and again.
     """
     # Prompts are padded on the left, so that all of them end in the same column and the next token
     # of each goes into the next column. No token looks at the padding.

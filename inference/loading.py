@@ -1,4 +1,4 @@
-"""A path -> a model with its tokenizer, ready to answer; and which weights are meant where no path is given."""
+"""A path -> a model with its tokenizer; and which weights are meant where no path is given."""
 
 import contextlib
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def open_model(
 
     Args: tokenizer_dir: without it, the tokenizer that was trained beside the weights, else the one
     that ships. rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
-    Raises: UserError when a file is missing or damaged, or the tokenizer is not that of the weights.
+    Raises: UserError when a file is missing or damaged, or the tokenizer is another one.
     """
     tokenizer_dir = tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)

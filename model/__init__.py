@@ -1,1 +1,1 @@
-"""Tensors -> logits: the network, its weight files and devices; the tokenizer that ships lies here too."""
+"""Tensors -> logits: the network, its weight files, devices; the tokenizer that ships lies here."""

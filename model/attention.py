@@ -79,7 +79,8 @@ def plan(
     if device == "mps":
         return Plan(product_attention, bias)
     # A causal row needs no mask. But in float32, and in float16 on the GPUs that have no bfloat16,
-    # PyTorch's one kernel for groups holds all scores. With repeated keys there is one that doesn't.
+    # PyTorch's one kernel for groups holds all scores. With repeated keys there is one that does
+    # not.
     if whole_rows and (bias is not None or (device == "cuda" and compute_dtype(x) != torch.bfloat16)):
         return Plan(repeated_attention, bias)
     return Plan(grouped_attention, bias)
@@ -107,15 +108,19 @@ def _allowed(x: Tensor, document_ids: Tensor | None, mask: Tensor | None, cached
     T, device, start = x.shape[1], x.device, cached_tokens or 0
     if document_ids is not None:
         same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
-        return (same & torch.ones(T, T, dtype=torch.bool, device=device).tril())[:, None]
-    ours = device.type == "mps" or (device.type == "cpu" and cached_tokens is None)  # our products read a mask
+        return (same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril())[:, None]
+    # Our own products read a mask; of the other kernels each knows `causal` by itself.
+    ours = device.type == "mps" or (device.type == "cpu" and cached_tokens is None)
     if mask is None and (start > 0 or ours):
         return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
     return mask
 
 
 def _bias(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The same as numbers to add to the scores; PyTorch would make them of booleans in every block."""
+    """The same as numbers to add to the scores.
+
+    PyTorch takes booleans too, but would make these numbers of them again in every block.
+    """
     if allowed is None:
         return None
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
@@ -143,7 +148,8 @@ class _BlockedAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         kept = []
         for start, end in blocks(T):
-            # A block of queries meets the keys up to its own end: what lies beyond is never computed.
+            # A block of queries meets the keys up to its own end; what lies beyond is never
+            # computed.
             scores = torch.bmm(_grouped(scaled[:, :, start:end], K), keys[:, :end].mT)  # (B K, H/K S, E)
             scores = scores.view(B, H, end - start, end).add_(bias[:, :, start:end, :end])
             p = scores.softmax(dim=-1).view(B * K, -1, end)
@@ -211,7 +217,7 @@ def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 # --- documents packed in rows, on a GPU -----------------------------------------------------------
 
 SQUARE = 128
-"""Queries and keys of one square of scores, which FlexAttention computes or passes over as a whole."""
+"""Queries and keys of one square of scores, which FlexAttention computes or passes over whole."""
 
 KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
 """Without it rows of fewer than 128 tokens would take the kernel for decoding. Its tiles hold all

@@ -98,7 +98,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of `x` are computed in: the autocast dtype where one is active, else its own."""
+    """What products of `x` are computed in: autocast's dtype where it is active, else its own."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 

@@ -1,8 +1,8 @@
 """RMSNorm and RoPE for a CPU, whose time is that of reading and writing memory.
 
-Written as plain formulas each is a dozen operations, forward and backward, that pass over the whole tensor; here as few as
-do the job, with the backward pass written out: three times as fast alone, 5% of a training step (docs/lab_log.md). Same
-results to rounding.
+Written as plain formulas each is a dozen operations, forward and backward, and each of them passes
+over the whole tensor. Here as few as possible do the job, with the backward pass written out: three
+times as fast alone, 5% of a training step (docs/lab_log.md). The results are the same to rounding.
 
 Shapes: C size of the last dimension, B batch, H heads, T tokens, D head size.
 """
@@ -14,7 +14,11 @@ from torch import Tensor
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / rms(x) * w. With n = x / rms(x) and h = dL/dy * w: dL/dx = (h - n * mean(h * n)) / rms(x)."""
+    """y = x / rms(x) * w.
+
+    With n = x / rms(x) and h = dL/dy * w: dL/dx = (h - n * mean(h * n)) / rms(x), and dL/dw is the
+    sum of dL/dy * n over the rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -28,14 +32,19 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grad_outputs
         normalized, inverse, weight = ctx.saved_tensors
-        product = (grad * normalized).flatten(0, -2)  # (rows, C)
+        product = (grad * normalized).flatten(0, -2)  # (rows, C): read twice below
+        # mean(h * n) of each row is the row of `product` times w: one product of a matrix and a
+        # vector in place of two passes over the tensor.
         minus_mean = torch.mv(product, weight).div_(-len(weight)).view_as(inverse)
         grad_x = torch.addcmul(grad * weight, normalized, minus_mean).mul_(inverse)
         return grad_x, product.sum(dim=0), None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """x / rms(x) * weight over the last dimension, computed in float32: (..., C), (C,) -> (..., C) in `dtype`."""
+    """x / rms(x) * weight over the last dimension, computed in float32.
+
+    Args: x (..., C). weight (C,). Returns: (..., C) in `dtype`.
+    """
     out: Tensor = _RMSNorm.apply(x, weight, eps, dtype)
     return out
 
@@ -46,17 +55,20 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, torch.empty(x.shape, dtype=x.dtype, device=x.device))  # in the order of attention
+        # x lies in memory as the projection made it, (B, T, H, D). The result lies as attention
+        # reads it, (B, H, T, D), so that no copy in between is needed; backward it is the reverse.
+        return _rotated(x, cos, sin, torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grad_outputs
         cos, sin = ctx.saved_tensors
-        in_order = torch.empty_like(grad.transpose(1, 2), memory_format=torch.contiguous_format)  # of the projection
+        in_order = torch.empty_like(grad.transpose(1, 2), memory_format=torch.contiguous_format)  # (B, T, H, D)
         return _rotated(grad, cos, -sin, in_order.transpose(1, 2)), None, None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Write the turned pairs of x into `out`, each half of it in one operation and one rounding."""
     first, second = x.chunk(2, dim=-1)
     new_first, new_second = out.chunk(2, dim=-1)
     new_first.copy_(torch.addcmul(first * cos, second, sin, value=-1))  # in float32, rounded once
@@ -65,6 +77,9 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) of (B, H, T, D) by its angle; cos and sin broadcast to (B, 1, T, D/2)."""
+    """Turn each pair (x[i], x[i + D/2]) of (B, H, T, D) by its angle.
+
+    Args: cos, sin: broadcast to (B, 1, T, D/2). Returns: the shape and dtype of x.
+    """
     out: Tensor = _Rotate.apply(x, cos, sin)
     return out

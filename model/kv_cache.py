@@ -1,4 +1,4 @@
-"""The cache of generation: keys and values of the tokens read so far, so that each is computed once.
+"""The cache of generation: keys and values of the tokens so far, so that each is computed once.
 
 Shapes: B batch, K key/value heads, T new tokens, S tokens so far and new ones, D head size.
 """

@@ -1,7 +1,8 @@
 """The network, whole: Qwen3 (dense) and Qwen3-MoE, in the parameter names of transformers.
 
 Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads,
-D head size, I width of the SwiGLU, E experts, k experts a token, N tokens of all rows, V vocabulary.
+D head size, I width of the SwiGLU, E experts, k experts a token, N tokens of all rows,
+V vocabulary.
 Sources: Qwen3 technical report (arXiv:2505.09388); RMSNorm arXiv:1910.07467; RoPE arXiv:2104.09864;
 YaRN arXiv:2309.00071; grouped-query attention arXiv:2305.13245; SwiGLU arXiv:2002.05202;
 Mixtral-style routing arXiv:2401.04088.
@@ -32,7 +33,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape whose last dimension is `size` -> the same shape, in the dtype of the products."""
+        """Any shape that ends in `size` -> the same shape, in the dtype of the products to come."""
         if x.device.type == "cpu":
             return kernels.rms_norm(x, self.weight, self.eps, compute_dtype(x))
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
@@ -68,8 +69,8 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
 def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of RoPE for the given positions (..., T), each (..., T, D/2), in float32.
 
-    With YaRN they are larger by 0.1 ln(factor) + 1: that sharpens the attention over the longer context
-    (arXiv:2309.00071, eq. 22).
+    With YaRN they are larger by 0.1 ln(factor) + 1: that sharpens the attention over the longer
+    context (arXiv:2309.00071, eq. 22).
     """
     angles = positions[..., None].float() * rope_frequencies(config, positions.device)
     scale = 0.1 * math.log(config.rope_scaling_factor) + 1.0
@@ -163,8 +164,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     Blackwell), elsewhere one product a group, without Python.
     Args: x (rows, in). weight (E, out, in). ends (E,): where each group ends. Returns: (rows, out).
     """
-    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code for
-    # this one call.
+    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code
+    # for this one call.
     compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()
     return (GROUPED_MM if compilable else EAGER_GROUPED_MM)(x, weight.transpose(1, 2), offs=ends)
 
@@ -209,11 +210,11 @@ class MoE(nn.Module):
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, C) -> (B, T, C), and the balance loss of each row (B,): 1 when all experts are used alike.
+        """(B, T, C) -> (B, T, C), and the balance loss of each row (B,).
 
-        The loss is E * sum over experts of (share of the row's choices) * (mean probability), Switch
-        Transformer (arXiv:2101.03961, eq. 4). It is taken over the real tokens (B, T) of one row, so
-        that no split of a batch changes it.
+        The loss is E * sum over experts of (share of the row's choices) * (mean probability),
+        Switch Transformer (arXiv:2101.03961, eq. 4); 1 when all experts are used alike. It is taken
+        over the real tokens (B, T) of one row, so that no split of a batch changes it.
         """
         B, T, C = x.shape
         with torch.autocast(x.device.type, enabled=False):  # a rounding here would send a token to another expert
@@ -222,8 +223,8 @@ class MoE(nn.Module):
         if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1))
-        # The share of choices has no gradient; the mean probability has one, and lowers those experts
-        # that are chosen more often than others.
+        # The share of choices has no gradient; the mean probability has one, and it lowers those
+        # experts that are chosen more often than others.
         choices = F.one_hot(chosen, self.num_experts).sum(dim=2).float()  # (B, T, E)
         counted = torch.ones(B, T, 1, device=x.device) if real is None else real[..., None].float()
         num_tokens = counted.sum(dim=1).clamp(min=1)  # (B, 1)
@@ -286,16 +287,16 @@ class MiniLLM(nn.Module):
         """Keep of each block only its input, and compute the rest again in the backward pass: less
         memory, about a third more time, the same gradients."""
         self.tries_attention = False
-        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled always
-        do."""
+        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled
+        always do."""
         self.model = Backbone(self.config)
         self.initialize()
 
     def initialize(self) -> None:
         """Fresh weights from torch's global generator.
 
-        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321). The
-        other matrices are uniform with variance 1 / C.
+        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321).
+        The other matrices are uniform with variance 1 / C.
 
         The weight of the last norm starts at 38 / C. A logit is a sum of C products which all grow
         with AdamW's equal steps, so they are given that much less weight (the output multiplier of

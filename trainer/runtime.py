@@ -33,9 +33,10 @@ class Runtime:
 
     @classmethod
     def start(cls, device: str, dtype: str, *, deterministic: bool = False, group: Group | None = None) -> "Runtime":
-        """Choose device and dtype, and join the other processes: our own on a CPU (group), or torchrun's.
+        """Choose device and dtype, and join the other processes.
 
-        Args: deterministic: take only kernels that give the same bits each time, as those of a CPU do anyway.
+        Args: deterministic: take only kernels that give the same bits each time, as those of a CPU
+        do anyway. group: our own processes on a CPU; without it those of torchrun, if any.
         """
         chosen = choose_device(device)
         if deterministic:
@@ -62,7 +63,10 @@ class Runtime:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What dtype and threads are chosen by: a run that resumes where this is the same repeats them, else not."""
+        """What dtype and threads are chosen by.
+
+        A run that resumes where this is the same repeats them; elsewhere they are chosen again.
+        """
         return {
             "device": self.device.type,
             "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "",
@@ -95,13 +99,20 @@ class Runtime:
             return batch
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch; to a CUDA GPU without waiting for it. On MPS a copy that nobody waits for may read memory which has
-        been freed (PyTorch's issue 189690)."""
+        """Move a batch; to a CUDA GPU without waiting for it.
+
+        On MPS a copy that nobody waits for may read memory which has been freed (PyTorch's issue
+        189690).
+        """
         at_once = self.device.type == "cuda"
         return {name: tensor.to(self.device, non_blocking=at_once) for name, tensor in batch.items()}
 
     def fetched(self, numbers: Tensor) -> Callable[[], list[float]]:
-        """Send a few numbers (n,) to the host; what comes back waits for them, and for nothing asked for later."""
+        """Send a few numbers (n,) to the host.
+
+        Returns: a function that gives them. It waits until they are there, and for nothing that the
+        GPU was asked for later.
+        """
         if self.device.type != "cuda":
             return numbers.tolist
         host = self.pinned({"numbers": torch.empty(numbers.shape, dtype=numbers.dtype)})["numbers"]
@@ -124,8 +135,11 @@ class Runtime:
 
     @property
     def validates_compiled(self) -> bool:
-        """Whether a validation goes through compiled blocks too. Code without gradients has to be made anew, which on a CPU
-        its few batches are not worth; a GPU's attention needs its kernel."""
+        """Whether a validation goes through compiled blocks too.
+
+        Code without gradients has to be compiled anew. On a CPU that costs more than its few
+        batches save; a GPU's attention needs its kernel.
+        """
         return self.device.type != "cpu"
 
     def validating(self) -> AbstractContextManager[object]:
@@ -140,7 +154,10 @@ class Runtime:
         return value
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up the gradients of all processes, in one message: each has one of every weight that is trained."""
+        """Add up the gradients of all processes, in one message.
+
+        Each process has a gradient of every weight that is trained.
+        """
         if self.world_size == 1:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -187,7 +204,8 @@ def rng_states(runtime: Runtime) -> dict[str, Tensor]:
 
 def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
     """Put this process's generators back where `rng_states` saw them."""
-    # torch reads a state from the start of its memory, which for a row of several is another row's: hence the copies
+    # torch reads a state from where its tensor's memory begins, which for a row of several is
+    # another row's. Hence the copies.
     torch.set_rng_state(states["cpu"][runtime.rank].clone())
     if runtime.device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"][runtime.rank].clone(), runtime.device)
@@ -196,7 +214,10 @@ def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
 
 
 class ParentWatch:
-    """Notices that the pipeline which started this trainer is gone (`kill -9` leaves no other trace)."""
+    """Notices that the pipeline which started this trainer is gone.
+
+    `kill -9` leaves no other trace.
+    """
 
     def __init__(self) -> None:
         value = os.environ.get(PARENT_VARIABLE, "")

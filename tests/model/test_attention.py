@@ -1,8 +1,9 @@
-"""model/attention.py: the same values and gradients as PyTorch's own attention, for every shape and mask."""
+"""Attention: the right way is chosen, and each gives the values and gradients of PyTorch's own."""
 
 import importlib.util
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from model.attention import (
     document_attention,
     document_blocks,
     flex_works,
+    plan,
     product_attention,
     repeated_attention,
 )
@@ -41,7 +43,10 @@ def causal_bias(documents: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def packed(B: int, T: int, *, num_documents: int = 4, falling: bool = False) -> Tensor:
-    """(B, T) document numbers as packing makes them, the last third of the first row padding; or in no order at all."""
+    """(B, T) document numbers as packing makes them, or in no order at all.
+
+    The last third of the first row is padding.
+    """
     torch.manual_seed(T)
     documents = torch.randint(0, num_documents, (B, T))
     if not falling:
@@ -54,6 +59,56 @@ def inputs(B: int, H: int, K: int, T: int, D: int, dtype: torch.dtype) -> list[T
     torch.manual_seed(B * T)
     heads = [torch.randn(B, T, heads, D).to(dtype).transpose(1, 2) for heads in (H, K, K)]  # as the network makes them
     return [tensor.requires_grad_() for tensor in heads]
+
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "cached_tokens", "given", "way", "has_bias"),
+    [
+        ("cpu", FLOAT32, None, "", "blocked", True),
+        ("cpu", BFLOAT16, None, "mask", "blocked", True),
+        ("cpu", FLOAT32, None, "documents", "blocked", True),
+        ("cpu", FLOAT32, 0, "", "grouped", False),
+        ("cpu", FLOAT32, 3, "", "grouped", True),
+        ("cpu", FLOAT32, 3, "mask", "grouped", True),
+        ("mps", FLOAT32, None, "mask", "blocked", True),
+        ("mps", FLOAT32, None, "documents", "blocked", True),
+        ("mps", FLOAT32, 3, "mask", "product", True),
+        ("cuda", FLOAT32, None, "", "repeated", False),
+        ("cuda", BFLOAT16, None, "", "grouped", False),
+        ("cuda", BFLOAT16, None, "mask", "repeated", True),
+        ("cuda", BFLOAT16, None, "documents", "repeated", True),
+        ("cuda", BFLOAT16, None, "documents, flex works", "document", True),
+        ("cuda", FLOAT32, 0, "", "grouped", False),
+        ("cuda", BFLOAT16, 3, "mask", "grouped", True),
+    ],
+)
+def test_each_device_has_its_way_for_whole_rows_and_behind_a_cache(
+    device: str, dtype: torch.dtype, cached_tokens: int | None, given: str, way: str, has_bias: bool
+) -> None:
+    T = 4
+    x: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(2, T, 8))  # no GPU is needed to choose
+    chosen = plan(
+        x,
+        document_ids=packed(2, T) if "documents" in given else None,
+        mask=torch.ones(2, 1, T, T + (cached_tokens or 0), dtype=torch.bool) if given == "mask" else None,
+        cached_tokens=cached_tokens,
+        flex_works=lambda ids: given.endswith("works"),
+    )
+    assert chosen.way is getattr(attention, f"{way}_attention")
+    assert (chosen.pairs is not None) is has_bias
+    if isinstance(chosen.pairs, Tensor):
+        assert chosen.pairs.dtype == dtype and chosen.pairs.shape[2:] == (T, T + (cached_tokens or 0))
+
+
+def test_behind_a_cache_a_token_looks_at_all_before_it_and_at_none_after_it() -> None:
+    x = torch.zeros(1, 3, 8)
+    found = plan(x, document_ids=None, mask=None, cached_tokens=2, flex_works=lambda ids: False).pairs
+    assert isinstance(found, Tensor)
+    rows = [[0, 0, 0, -math.inf, -math.inf], [0, 0, 0, 0, -math.inf], [0, 0, 0, 0, 0]]
+    assert torch.equal(found[0, 0], torch.tensor(rows))
 
 
 @pytest.mark.parametrize("block", [3, 8, 128])
@@ -130,7 +185,7 @@ def test_blocks_cover_every_query_once() -> None:
         assert covered == list(range(num_tokens))
 
 
-# --- documents packed in rows ---------------------------------------------------------------------------------------
+# --- documents packed in rows ---------------------------------------------------------------------
 
 LENGTHS = [1, 40, SQUARE, SQUARE + 72, 4 * SQUARE]
 

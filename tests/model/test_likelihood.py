@@ -151,7 +151,10 @@ def test_autocast_around_the_backward_pass_alone_changes_nothing(loss: Loss) -> 
 
 
 class Watch(TorchDispatchMode):
-    """Notes the largest tensor of each dtype that a kernel gave back, and refuses kernels that make the host wait for a GPU."""
+    """Notes the largest tensor of each dtype that a kernel gave back.
+
+    It refuses kernels that make the host wait for a GPU.
+    """
 
     WAIT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "repeat_interleave")
 

@@ -47,7 +47,7 @@ def busy_model(config: ModelConfig) -> MiniLLM:
 
 
 class Operations(TorchDispatchMode):
-    """Notes what Python and its backward pass ask torch for: names, and shapes of the tensors given."""
+    """Notes what Python and its backward pass ask torch for: names, and shapes of the tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,10 @@ def test_rows_on_a_cpu_have_the_gradients_of_pytorchs_attention(
 
 
 def new_documents(step: int, rows: int = 2) -> tuple[Tensor, Tensor]:
-    """Tokens and document numbers of one step, (rows, 150), other ones each time; the first row ends in padding."""
+    """Tokens and document numbers of one step, (rows, 150), other ones each time.
+
+    The first row ends in padding.
+    """
     torch.manual_seed(step)
     document_ids = torch.randint(0, 4, (rows, 150)).sort(dim=1).values
     document_ids[0, 110 + step :] = -1
@@ -325,8 +328,9 @@ def test_yarn_stretches_pairs_between_32_turns_and_one_linearly() -> None:
     plain, stretched = (
         rope_frequencies(replace(config, rope_scaling_factor=factor), torch.device("cpu")) for factor in (1.0, 4.0)
     )
-    # In 2,048 tokens pair p turns 2048 / (2 pi 1e6**(p / 32)) times: 32 times at p = 5.4, once at p = 13.4. From the
-    # pair below the first to the one above the second the stretched share climbs by a ninth a pair.
+    # In 2,048 tokens pair p turns 2048 / (2 pi 1e6**(p / 32)) times: 32 times at p = 5.4, once at
+    # p = 13.4. From the pair below the first to the one above the second the stretched share climbs
+    # by a ninth a pair.
     share = torch.tensor([min(max((pair - 5) / 9, 0.0), 1.0) for pair in range(32)])
     assert_close(stretched / plain, 1 - share * 0.75)
 
