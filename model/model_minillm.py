@@ -81,7 +81,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by the angle of its token's position.
 
     The product of a query and a key that are turned so depends on the distance of their tokens
-    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864).
+    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864). The two numbers
+    of a pair stand half a head apart, as in transformers, so that weights mean the same there.
     Args: cos, sin: broadcast to (B, 1, T, D/2). Returns: the shape and dtype of x.
     """
     if x.device.type == "cpu":
