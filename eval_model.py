@@ -19,6 +19,7 @@ with contextlib.suppress(ImportError):  # Windows has none
 import torch
 
 from configs.cli import Parser, run
+from configs.flags import add_shared
 from configs.paths import display
 from configs.stage_table import continues_text
 from dataset.tokenizer import RustBPETokenizer
@@ -45,9 +46,9 @@ def build_parser() -> Parser:
         help="0 pretrain 预训练, 1 SFT 微调, 2 DPO 偏好对齐, 3 reasoning 推理 (the last stage trained 默认用最后训练的阶段)",
     )  # fmt: skip
     parser.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
-    parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")
+    add_shared(parser, "out_dir")
     parser.add_argument("--hidden_size", type=int, metavar="N", help="which size, if there are several 隐藏层宽度")
-    parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
+    add_shared(parser, "tokenizer_dir")
     parser.add_argument("--prompt", metavar="TEXT", help="ask once and print the answer 只问一次")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: always the likeliest token 采样温度 (%(default)s)"
@@ -69,7 +70,7 @@ def build_parser() -> Parser:
         help="YaRN: read F times as much text as the rows of the training held 上下文扩展倍数 (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="seed of the sampling 随机种子 (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
+    add_shared(parser, "device")
     return parser
 
 

@@ -38,9 +38,9 @@ from benchmarks.training.runs import tell
 from benchmarks.training.speed import Speed
 from configs.artifacts import read_json, write_json
 from configs.cli import Parser, run, split_words
-from configs.flags import parse_run
 from configs.paths import display
 from configs.schema import UserError
+from configs.train_run import parse_run
 
 PADDED = "{padded}"
 

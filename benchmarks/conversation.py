@@ -26,9 +26,8 @@ import torch
 from benchmarks.report import add_json_flag
 from configs.artifacts import write_json
 from configs.cli import Parser, run
-from configs.flags import env_path
 from configs.load import load_profile
-from configs.paths import DATA_DIR, ROOT, display
+from configs.paths import DATA_DIR, ROOT, display, env_path
 from configs.progress import progress_bar
 from configs.schema import UserError
 from configs.stage_table import continues_text

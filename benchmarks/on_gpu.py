@@ -38,8 +38,7 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.session import Part, Session, run_part
 from configs.artifacts import atomic_write, require_writable
 from configs.cli import Parser, add_switch, run
-from configs.flags import env_path
-from configs.paths import OUT_DIR, ROOT, display
+from configs.paths import OUT_DIR, ROOT, display, env_path
 from configs.schema import UserError
 
 DATA_FOLDER = ROOT / "data" / "on_gpu"

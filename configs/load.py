@@ -1,52 +1,91 @@
-"""YAML profiles and flags -> checked configs. Imports no torch, so that `run.sh` can ask what a stage depends on."""
+"""Profiles: what one describes, and how `configs/NAME.yaml` becomes checked settings.
 
-import dataclasses
+Imports no torch, so that `run.sh` can ask what a stage depends on.
+"""
+
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from configs.knobs import kind_of
 from configs.paths import CONFIG_DIR
-from configs.schema import MixConfig, Profile, UserError
+from configs.schema import EvalConfig, MixConfig, ModelConfig, TrainConfig, UserError
+from configs.stage_table import STAGE_TABLE
+
+DEFAULT_PROFILE = "default"
+
+
+def _settings_of_stages() -> dict[str, TrainConfig]:
+    return {stage: spec.settings() for stage, spec in STAGE_TABLE.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """One whole run: `configs/NAME.yaml`, where each stage of the table has a block of its own name."""
+
+    profile: str = DEFAULT_PROFILE
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    stages: Mapping[str, TrainConfig] = field(default_factory=_settings_of_stages)
+    """Stage -> its settings."""
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
 
 Config = TypeVar("Config")
 
 
+# --- values -> settings -----------------------------------------------------------------------------------------------
+
+
 def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
-    """A copy of `base` with `values` put in: types checked, unknown keys refused, nested configs merged.
+    """A copy of a settings object with `values` put in: types checked, unknown keys refused.
 
     Raises: UserError with `where` and the key.
     """
-    known = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}  # type: ignore[arg-type]
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}. Known: {', '.join(known)}.", "没有这个配置项：请用列出的名称"
-            )
-        current = known[key]
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key} must be a block of keys, not {value!r}.", "此处应是一组配置项")
-            changes[key] = from_mapping(current, value, f"{where}: {key}")
-        else:
-            changes[key] = _checked(value, current, f"{where}: {key}")
+    before = {one.name: getattr(base, one.name) for one in fields(base)}  # type: ignore[arg-type]
+    changes = merged(before, get_type_hints(type(base)), values, where)
     try:
-        return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+        return replace(base, **changes)  # type: ignore[type-var]
     except UserError as error:
         raise UserError(f"{where}: {error}", error.chinese) from None
 
 
-def _checked(value: Any, current: Any, where: str) -> Any:
-    wanted = bool if current is None else type(current)  # a switch that nobody has set yet
+def merged(
+    before: Mapping[str, Any], hints: Mapping[str, Any], values: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """`values`, each of the type that its hint asks for; a block of keys is put into the settings that were there before.
+
+    Raises: UserError with `where` and the key.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in before:
+            raise UserError(
+                f"{where}: unknown key {key!r}. Known: {', '.join(before)}.", "没有这个配置项：请用列出的名称"
+            )
+        if not is_dataclass(before[key]):
+            changes[key] = _checked(value, kind_of(hints[key]), f"{where}: {key}")
+        elif isinstance(value, Mapping):
+            changes[key] = from_mapping(before[key], value, f"{where}: {key}")
+        else:
+            raise UserError(f"{where}: {key} must be a block of keys, not {value!r}.", "此处应是一组配置项")
+    return changes
+
+
+def _checked(value: Any, wanted: type, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         hint = " (YAML reads 3e-4 as text: write 3.0e-4)" if wanted is float and isinstance(value, str) else ""
         raise UserError(f"{where} = {value!r}: must be of type {wanted.__name__}{hint}.", "值的类型不对")
     return value
+
+
+# --- files -> values --------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,11 +121,24 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem != "mixture")
 
 
-def load_profile(name: str) -> Profile:
-    """The profile `configs/NAME.yaml`, or the YAML file of that path; its mix starts from `mixture.yaml`."""
+def load_profile(name: str | None) -> Profile:
+    """The profile `configs/NAME.yaml`, or the YAML file of that path; None: the default one.
+
+    Its mix starts from `mixture.yaml`.
+    """
+    name = name or DEFAULT_PROFILE
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / f"{name}.yaml"
-    base = Profile(profile=path.stem, mix=load_mixture())
-    return from_mapping(base, read_yaml(path), str(path))
+    stages, mix = _settings_of_stages(), load_mixture()
+    blocks: dict[str, Any] = {
+        "profile": path.stem,
+        "model": ModelConfig(),
+        "mix": mix,
+        **stages,
+        "evaluate": EvalConfig(),
+    }
+    parts: dict[str, Any] = blocks | merged(blocks, {"profile": str}, read_yaml(path), str(path))
+    stages = {stage: parts.pop(stage) for stage in stages}
+    return Profile(stages=stages, **parts)
 
 
 def load_mixture() -> MixConfig:

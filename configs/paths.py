@@ -25,6 +25,18 @@ DANGER_PROMPTS = ROOT / "dataset" / "danger_prompts.jsonl"
 """What people type when a life is in danger, and harmless neighbours: the other exam."""
 
 
+def env_path(variable: str, default: Path) -> Path:
+    """A folder from the environment (`DATA_DIR`, `OUT_DIR`, `TF_DIR`), else the default."""
+    value = os.environ.get(variable)
+    return Path(value) if value else default
+
+
+def default_tokenizer_dir(out_dir: Path) -> Path:
+    """The tokenizer trained in this run where there is one (`OUT_DIR/tokenizer`), else the one that ships."""
+    trained = out_dir / "tokenizer"
+    return trained if (trained / "tokenizer.pkl").exists() else TOKENIZER_DIR
+
+
 def source_dir(data_dir: Path = DATA_DIR) -> Path:
     """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`; in a read-only checkout
     without that one, `chinese` in `data_dir`."""

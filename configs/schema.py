@@ -1,13 +1,15 @@
-"""Every knob of MiniLLM, as small frozen dataclasses, and the error that users see.
+"""Every setting of MiniLLM, as small frozen dataclasses, and the error that users see.
 
-A default lives here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
+A default and its help live here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
+What a single stage adds stands in `stage_settings.py`.
 """
 
 import math
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from configs.knobs import knob, knobs_of
 from configs.messages import both
 
 CHAT_CATEGORIES = ("general", "knowledge", "math", "identity")
@@ -39,7 +41,8 @@ class UserError(Exception):
         return both(" ".join(str(self).splitlines()), self.chinese)
 
 
-def _at_least(config: Any, bound: float, *names: str) -> None:
+def at_least(config: Any, bound: float, *names: str) -> None:
+    """Raises: UserError where one of these fields is below a bound, or no number."""
     for name in names:
         value = getattr(config, name)
         if not bound <= value < math.inf:  # false for nan too
@@ -57,50 +60,51 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.", "随机种子超出范围")
 
 
-def _one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        raise UserError(f"{name} = {getattr(config, name)!r}: must be one of {', '.join(choices)}.", "只能取其中之一")
+def _one_of_its_choices(config: Any, *names: str) -> None:
+    for name in names:
+        value, choices = getattr(config, name), knobs_of(type(config))[name].choices
+        if value not in choices:
+            raise UserError(f"{name} = {value!r}: must be one of {', '.join(choices)}.", "只能取其中之一")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Shape of a Qwen3 (dense) or Qwen3-MoE network; the names are those of transformers."""
 
-    vocab_size: int = 6400
+    vocab_size: int = knob(6400, "tokens in the vocabulary", "词表大小")
     """Rows of the embedding, special tokens included."""
-    hidden_size: int = 512
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 2
-    head_dim: int = 0
-    """Width of one head; 0: hidden_size / num_attention_heads."""
-    intermediate_size: int = 0
-    """Width of the SwiGLU; 0: 8/3 of hidden_size, rounded up to 64."""
-    max_position_embeddings: int = 32768
-    rope_theta: float = 1.0e6
-    rope_scaling_factor: float = 1.0
-    """YaRN (arXiv:2309.00071), at inference only: contexts this many times as long as the original; 1: plain RoPE."""
-    original_max_position_embeddings: int = 2048
-    """Longest row seen in training, from which YaRN stretches."""
-    rms_norm_eps: float = 1.0e-6
-    initializer_range: float = 0.02
-    """Standard deviation of the initial embedding."""
-    dropout: float = 0.0
-    """Share of the residual branch's outputs dropped while training."""
-    use_moe: bool = False
-    num_experts: int = 8
-    num_experts_per_tok: int = 2
-    moe_intermediate_size: int = 1088
-    router_aux_loss_coef: float = 0.01
-    """Weight of the load-balancing loss."""
+    hidden_size: int = knob(512, "width of the network", "隐藏层宽度")
+    num_hidden_layers: int = knob(8, "number of blocks", "层数")
+    num_attention_heads: int = knob(8, "query heads", "查询头数")
+    num_key_value_heads: int = knob(2, "key and value heads", "键值头数")
+    head_dim: int = knob(0, "width of one head; 0: hidden_size / num_attention_heads", "每个头的宽度", flag=False)
+    intermediate_size: int = knob(0, "width of the SwiGLU", "前馈层宽度")
+    """0: 8/3 of hidden_size, rounded up to 64."""
+    max_position_embeddings: int = knob(32768, "longest text in tokens", "最长文本", flag=False)
+    rope_theta: float = knob(1.0e6, "base of RoPE's wavelengths", "RoPE 的底数", flag=False)
+    rope_scaling_factor: float = knob(
+        1.0, "contexts so many times as long; 1: plain RoPE", "上下文扩展倍数", flag=False
+    )
+    """YaRN (arXiv:2309.00071), at inference only: contexts this many times as long as the original."""
+    original_max_position_embeddings: int = knob(2048, "longest row of the training in tokens", "训练行长", flag=False)
+    """From it YaRN stretches."""
+    rms_norm_eps: float = knob(1.0e-6, "added to the mean square in RMSNorm", "RMSNorm 的小常数", flag=False)
+    initializer_range: float = knob(0.02, "standard deviation of the first embedding", "初始词嵌入标准差", flag=False)
+    dropout: float = knob(0.0, "share of residual outputs dropped", "丢弃率", "P")
+    """While training only."""
+    use_moe: bool = knob(False, "mixture of experts", "混合专家模型")
+    num_experts: int = knob(8, "experts in a block", "专家数")
+    num_experts_per_tok: int = knob(2, "experts a token", "每个词元用的专家数")
+    moe_intermediate_size: int = knob(1088, "width of an expert", "专家宽度")
+    router_aux_loss_coef: float = knob(0.01, "weight of the load-balancing loss", "负载均衡损失的权重", flag=False)
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
         )
-        _at_least(self, 0, "head_dim", "intermediate_size", "moe_intermediate_size", "router_aux_loss_coef")
-        _at_least(self, 1, "max_position_embeddings", "rope_theta", "num_experts", "num_experts_per_tok")
-        _at_least(self, 0, "rms_norm_eps", "initializer_range")
+        at_least(self, 0, "head_dim", "intermediate_size", "moe_intermediate_size", "router_aux_loss_coef")
+        at_least(self, 1, "max_position_embeddings", "rope_theta", "num_experts", "num_experts_per_tok")
+        at_least(self, 0, "rms_norm_eps", "initializer_range")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout = {self.dropout}: must be in [0, 1).", "丢弃率应不小于 0 且小于 1")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -120,7 +124,7 @@ class ModelConfig:
                 "head_dim must be even, since RoPE turns pairs of numbers: change num_attention_heads.",
                 "每个头的宽度必须是偶数：请修改 num_attention_heads",
             )
-        _at_least(self, 1, "rope_scaling_factor", "original_max_position_embeddings")
+        at_least(self, 1, "rope_scaling_factor", "original_max_position_embeddings")
         if self.use_moe:
             if not 1 <= self.num_experts_per_tok <= self.num_experts:
                 raise UserError(
@@ -131,7 +135,7 @@ class ModelConfig:
                 if getattr(self, name) % 8 or getattr(self, name) < 8:
                     raise UserError(
                         f"{name} = {getattr(self, name)}: must be a multiple of 8 in a mixture of experts, "
-                        "whose grouped products read 16 bytes at one time.",
+                        "whose grouped products read 16 bytes at once.",
                         "混合专家模型中必须是 8 的倍数",
                     )
 
@@ -191,80 +195,69 @@ def preset(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training stage. A step is one optimizer update over batch_size * accumulation_steps * processes rows."""
+    """What all training stages use. What one stage adds is in `stage_settings.py`.
 
-    epochs: int = 1
-    max_steps: int = 0
-    """Stop after this many steps; 0: as many as the epochs need."""
-    tokens_per_step: int = 0
-    """Tokens of one step over all processes, where batch_size and accumulation_steps don't say it; 0: from the sizes of
-    model and data, by the rule in trainer/autoconfig.py."""
-    batch_size: int = 0
-    """Rows (pairs in DPO) in one micro-batch of one process; 0: as many as are fast and fit the free memory."""
-    accumulation_steps: int = 0
-    """Micro-batches in one step; 0: as many as its tokens need."""
-    cpu_processes: int = 1
-    """Processes that share a step's rows on a CPU, each with a core at least: for a small model faster than as many threads
-    (trainer/processes.py)."""
-    max_seq_len: int = 2048
-    """Tokens in one row."""
-    optimizer: str = "muon"
-    learning_rate: float = 0.0
-    """Peak learning rate; 0: from the width of the model and the stage, by the rule in trainer/autoconfig.py."""
-    embedding_lr_ratio: float = 0.0
-    """Rate of the embedding, which is the output matrix too, as a multiple of the other parameters'; 0: where it is
-    learnt from nothing, 20 with Muon and 60 with AdamW; 1 afterwards."""
-    schedule: str = "trapezoid"
+    A step is one optimizer update over batch_size * accumulation_steps * processes rows.
+    """
+
+    epochs: int = knob(1, "passes over the data", "轮数")
+    max_steps: int = knob(0, "stop after N steps; 0: by epochs", "最多步数")
+    tokens_per_step: int = knob(0, "tokens in a step; 0: by rule", "每步词元数，0 为自动")
+    """Over all processes, where batch_size and accumulation_steps don't say it. The rule takes the sizes of model and data."""
+    batch_size: int = knob(0, "rows in a micro-batch; 0: by memory", "微批大小（行），0 为自动")
+    """Of one process. 0: as many as are fast and fit the free memory."""
+    accumulation_steps: int = knob(0, "micro-batches in a step; 0: by rule", "梯度累积，0 为自动")
+    """0: as many as the tokens of a step need."""
+    cpu_processes: int = knob(1, "processes on a CPU, a core each at least", "CPU 上的进程数", changes_result=False)
+    """They share a step's rows: for a small model that is faster than as many threads (trainer/processes.py)."""
+    max_seq_len: int = knob(2048, "tokens in a row", "序列长度")
+    learning_rate: float = knob(0.0, "peak learning rate; 0: by rule", "峰值学习率，0 为自动", "LR")
+    """The rule takes the width of the model and the stage."""
+    optimizer: str = knob("muon", "muon or adamw", "优化器", choices=OPTIMIZERS)
+    schedule: str = knob("trapezoid", "learning rate over time", "学习率曲线", choices=SCHEDULES)
     """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
-    warmup_ratio: float = 0.03
-    """Share of the steps over which the rate climbs."""
-    warmdown_ratio: float = 0.5
-    """Share of the steps over which the trapezoid's rate falls."""
-    min_lr_ratio: float = 0.05
-    """Last learning rate as a share of the peak."""
-    weight_decay: float = 0.1
-    """Decoupled decay of the matrices; embeddings and norms have none."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient; 0: no clipping."""
-    beta: float = 0.1
-    """DPO: strength of the pull towards the reference model."""
-    sft_loss_weight: float = 0.0
-    """DPO: weight of the chosen answer's mean loss, which keeps what SFT taught (RPO, arXiv:2404.19733)."""
-    seed: int = 42
-    device: str = "auto"
-    dtype: str = "auto"
-    use_compile: bool | None = None
-    """Compile the blocks; None: where the run is long enough for it to pay."""
-    deterministic: bool = False
-    """On a GPU, take only kernels that give the same bits in each run, which may be slower. A CPU's always do."""
-    gradient_checkpointing: bool = False
-    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a third slower."""
-    num_workers: int = 0
-    """Worker processes that build tensors when a JSONL file is given; 0: one a core."""
-    eval_interval: int = 0
-    """Steps between validation losses; 0: five evaluations in the run."""
-    log_interval: int = 10
-    """Steps between lines of the metrics file."""
-    save_interval: int = 100
-    """Steps between saves of the resume state."""
-    use_wandb: bool = False
+    embedding_lr_ratio: float = knob(
+        0.0, "embedding's rate as a multiple of the others'; 0: by rule", "词嵌入学习率的倍数，0 为自动", "R"
+    )
+    """The embedding is the output matrix too. The rule: 20 with Muon and 60 with AdamW where it is trained from scratch,
+    else 1."""
+    warmup_ratio: float = knob(0.03, "share of steps to warm up", "预热比例", "P")
+    warmdown_ratio: float = knob(0.5, "share of steps to warm down", "衰减比例", "P")
+    """The steps over which the trapezoid's rate falls."""
+    min_lr_ratio: float = knob(0.05, "last rate as a share of the peak", "最终学习率占峰值的比例", "P")
+    weight_decay: float = knob(0.1, "decay of the matrices", "权重衰减", "W")
+    """Decoupled; embeddings and norms have none."""
+    grad_clip: float = knob(1.0, "largest gradient norm; 0: none", "梯度裁剪", "G")
+    seed: int = knob(42, "seed of all randomness", "随机种子")
+    device: str = knob("auto", f"{', '.join(DEVICES)} or cuda:N", "设备", changes_result=False)
+    dtype: str = knob("auto", "arithmetic of the products", "计算精度", choices=DTYPES)
+    use_compile: bool | None = knob(None, "torch.compile the step (default: in long runs)", "编译训练步")
+    """The blocks are compiled. None: where the run is long enough for it to pay."""
+    deterministic: bool = knob(False, "on a GPU: the same bits in each run, slower", "显卡上逐位可复现，较慢")
+    """A CPU's kernels always give the same bits."""
+    gradient_checkpointing: bool = knob(
+        False, "keep less and compute it again: less memory, slower", "重算激活以节省显存", changes_result=False
+    )
+    """Only the input of each block is kept for the backward pass: a third slower."""
+    num_workers: int = knob(0, "processes that tokenize; 0: one a core", "分词进程数", changes_result=False)
+    """Where a JSONL file is given in place of tensors."""
+    log_interval: int = knob(10, "steps between log lines", "日志间隔", changes_result=False)
+    save_interval: int = knob(100, "steps between saves", "保存间隔", changes_result=False)
+    eval_interval: int = knob(0, "steps between validations; 0: five", "验证间隔", changes_result=False)
+    use_wandb: bool = knob(False, "log to wandb or swanlab", "记录到 wandb 或 swanlab", changes_result=False)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "log_interval", "save_interval", "cpu_processes")
-        _at_least(self, 2, "max_seq_len")
-        _at_least(
+        at_least(self, 1, "epochs", "log_interval", "save_interval", "cpu_processes")
+        at_least(self, 2, "max_seq_len")
+        at_least(
             self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
-            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval", "sft_loss_weight",
+            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval",
         )  # fmt: skip
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
         check_seed(self.seed)
-        if not 0 < self.beta < math.inf:
-            raise UserError(f"beta = {self.beta}: must be above 0, and a number.", "必须是大于 0 的数")
-        _one_of(self, "optimizer", OPTIMIZERS)
-        _one_of(self, "schedule", SCHEDULES)
-        _one_of(self, "dtype", DTYPES)
+        _one_of_its_choices(self, "optimizer", "schedule", "dtype")
         if self.device not in DEVICES and not self.device.startswith("cuda:"):
             raise UserError(
                 f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.",
@@ -272,39 +265,31 @@ class TrainConfig:
             )
 
 
-RESULT_NEUTRAL = frozenset(
-    {"log_interval", "save_interval", "eval_interval", "num_workers", "use_wandb", "device", "gradient_checkpointing"}
-    | {"cpu_processes"}
-)
-"""Fields of TrainConfig that change what is printed or where it runs, but not what is learnt: they redo no stage."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixConfig:
     """What goes into the mixture. Targets count records."""
 
-    general: int = 460_000
-    knowledge: int = 100_000
-    math: int = 8_000
-    identity: int = 1_000
-    """Records of each identity file: the bundled one, or those of the user that take its place."""
-    preference: int = 60_000
-    corpus: int = 0
-    """Raw text records; 0: all of them."""
-    max_rounds: int = 8
-    """How often one record may be repeated to reach a target (identity follows its target)."""
-    heldout_share: float = 0.05
-    heldout_min: int = 50
-    heldout_max: int = 2_000
-    seed: int = 42
-    name: str = "MiniLLM"
+    general: int = knob(460_000, "general talk; 0: none", "通用对话，0 为不用")
+    knowledge: int = knob(100_000, "knowledge; 0: none", "知识，0 为不用")
+    math: int = knob(8_000, "math; 0: none", "数学，0 为不用")
+    identity: int = knob(1_000, "who the model is, of each file; 0: none", "自我认知，每个文件的条数，0 为不用")
+    """Of each identity file: the bundled one, or those of the user that take its place."""
+    preference: int = knob(60_000, "pairs of answers; 0: none", "偏好，0 为不用")
+    corpus: int = knob(0, "raw text; 0: all", "语料，0 为全部")
+    max_rounds: int = knob(8, "how often a record may be repeated", "单条最多重复次数")
+    """To reach a target. Identity records follow their target alone."""
+    heldout_share: float = knob(0.05, "share of keys never trained on", "留出比例", "P")
+    heldout_min: int = knob(50, "fewest held-out records of a category", "每类最少留出条数", flag=False)
+    heldout_max: int = knob(2_000, "most held-out records of a category", "每类最多留出条数", flag=False)
+    seed: int = knob(42, "seed of all randomness", "随机种子")
+    name: str = knob("MiniLLM", "what the model calls itself", "模型的名字", "TEXT")
     """Fills {{name}} in identity records."""
-    author: str = "MiniLLM团队"
+    author: str = knob("MiniLLM团队", "who made it", "作者", "TEXT")
     """Fills {{author}} in identity records."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, *CATEGORIES, "heldout_min", "heldout_max")
-        _at_least(self, 1, "max_rounds")
+        at_least(self, 0, *CATEGORIES, "heldout_min", "heldout_max")
+        at_least(self, 1, "max_rounds")
         check_seed(self.seed)
         if not 0.0 <= self.heldout_share < 1.0:
             raise UserError(f"heldout_share = {self.heldout_share}: must be in [0, 1).", "留出比例应不小于 0 且小于 1")
@@ -318,40 +303,12 @@ class MixConfig:
 class EvalConfig:
     """Evaluation after a stage, on the test half of the held-out records."""
 
-    max_samples: int = 0
-    """Largest number of records a category; 0: all of them."""
-    batch_size: int = 64
-    """Answers generated side by side."""
-    max_new_tokens: int = 128
-    seed: int = 42
+    max_samples: int = knob(0, "records a category; 0: all", "每类最多条数")
+    batch_size: int = knob(64, "answers side by side", "并行生成条数")
+    max_new_tokens: int = knob(128, "longest answer in tokens", "回答最长词元数", flag=False)
+    seed: int = knob(42, "seed of the choice of samples", "随机种子")
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "max_samples")
-        _at_least(self, 1, "batch_size", "max_new_tokens")
+        at_least(self, 0, "max_samples")
+        at_least(self, 1, "batch_size", "max_new_tokens")
         check_seed(self.seed)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Profile:
-    """One whole run: `configs/NAME.yaml`."""
-
-    profile: str = "default"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    mix: MixConfig = field(default_factory=MixConfig)
-    pretrain: TrainConfig = field(default_factory=TrainConfig)
-    sft: TrainConfig = field(default_factory=TrainConfig)
-    dpo: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvalConfig = field(default_factory=EvalConfig)
-
-    def stage(self, name: str) -> TrainConfig:
-        """The training settings of `pretrain`, `sft` or `dpo`."""
-        config: TrainConfig = getattr(self, name)
-        return config
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain data, nested ones included."""
-    return {
-        f.name: as_dict(value) if hasattr(value := getattr(config, f.name), "__dataclass_fields__") else value
-        for f in fields(config)
-    }

@@ -6,7 +6,8 @@ A new stage is a row here, its settings in `stage_settings.py` where it has any 
 import re
 from dataclasses import dataclass
 
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, TrainConfig
+from configs.stage_settings import DPOConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin: `sft_chinese.jsonl`, `sft_tokens/`. Several stages may share a kind."""
@@ -29,6 +30,8 @@ class StageSpec:
     lost. The profile `cpu` has rates of its own for SFT and DPO, found by experiment (docs/lab_log.md)."""
     recipe_version: int
     """See RECIPE_VERSION."""
+    settings: type[TrainConfig] = TrainConfig
+    """The class of its settings: that of all stages, or one of `stage_settings.py`."""
     arguments: str = ""
     """Environment variable with extra flags for its trainer; empty: `run.sh` does not run this stage."""
 
@@ -44,7 +47,7 @@ STAGE_TABLE = {
     ),
     "dpo": StageSpec(
         trainer="train_dpo.py", weights="rlhf", data="pairs", start="full_sft",
-        rate_share=0.02, recipe_version=1, arguments="DPO_ARGS",
+        rate_share=0.02, recipe_version=1, settings=DPOConfig, arguments="DPO_ARGS",
     ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""

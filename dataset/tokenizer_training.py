@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.cli import Parser
-from configs.flags import env_path
 from configs.messages import warn
-from configs.paths import OUT_DIR, display, find_dataset, heldout_beside
+from configs.paths import OUT_DIR, display, env_path, find_dataset, heldout_beside
 from configs.schema import ModelConfig, UserError
 from dataset.chat import SPECIAL_TOKENS
 from dataset.tokenizer import NAMED_PATTERNS, NUM_BYTES, SMALLEST_VOCABULARY, RustBPETokenizer

@@ -8,8 +8,7 @@ from typing import Any
 
 import regex
 
-from configs.flags import env_path
-from configs.paths import DATA_DIR, IDENTITY_SAMPLE, IDENTITY_SOURCE, sample_dir, source_dir
+from configs.paths import DATA_DIR, IDENTITY_SAMPLE, IDENTITY_SOURCE, env_path, sample_dir, source_dir
 from configs.progress import progress_bar
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, record_file

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from configs.flags import default_tokenizer_dir, env_path
-from configs.paths import OUT_DIR, display, find_dataset, latest_weights
+from configs.paths import OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, latest_weights
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM

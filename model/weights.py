@@ -7,7 +7,7 @@ what the weights were made.
 import os
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from configs.artifacts import atomic_write, sha256_file
 from configs.load import from_mapping
 from configs.paths import display, trainer_command
-from configs.schema import ModelConfig, UserError, as_dict
+from configs.schema import ModelConfig, UserError
 from model.model_minillm import MiniLLM
 
 MANIFEST_PARTS = {"stage": str, "profile": str, "tokenizer_sha256": str, "training_data": list, "settings": dict}
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, remedy: str, chinese: str = "请换一个文件"
 def save_weights(path: Path, model: MiniLLM, manifest: dict[str, Any]) -> None:
     """Write `{"model", "config", "manifest"}` in full precision, atomically."""
     state = {name: tensor.detach().to("cpu").clone() for name, tensor in model.state_dict().items()}
-    write_checkpoint(path, {"model": state, "config": as_dict(model.config), "manifest": manifest})
+    write_checkpoint(path, {"model": state, "config": asdict(model.config), "manifest": manifest})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:

@@ -13,7 +13,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,17 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.cli import Parser, run
-from configs.flags import env_path
+from configs.flags import add_knobs, add_shared, given_knobs
+from configs.knobs import knobs_of
 from configs.load import load_file_categories, load_profile
-from configs.paths import DATA_DIR, display, sample_dir, source_dir
+from configs.paths import DATA_DIR, display, env_path, sample_dir, source_dir
 from configs.schema import CATEGORIES, MixConfig
 from dataset.mix.build import build_mix
 from dataset.mix.drop_reasons import REJECTS_FILE, SOUND
 from dataset.mix.sources import find_sources
 
-_LABELS = {
-    "general": "general 通用对话",
-    "knowledge": "knowledge 知识",
-    "math": "math 数学",
-    "identity": "identity 自我认知",
-    "preference": "preference 偏好",
-    "corpus": "corpus 语料",
-}
+_TARGETS = {name: knob for name, knob in knobs_of(MixConfig).items() if name in CATEGORIES}
+_LABELS = {name: f"{name} {knob.chinese.partition('，')[0]}" for name, knob in _TARGETS.items()}
 _HEADER = ("category 类别", "asked 目标", "reached 实得", "distinct 不重复", "repeated 重复", "held out 留出")
 
 
@@ -50,33 +45,19 @@ def build_parser() -> argparse.ArgumentParser:
     paths.add_argument(
         "--output_dir", type=Path, metavar="DIR", help="what is made 输出目录 (DATA_DIR, data/processed)"
     )
-    paths.add_argument(
-        "--profile", default="default", metavar="NAME", help="configs/NAME.yaml, or a YAML file 配置 (default)"
+    add_shared(paths, "profile")
+    add_knobs(
+        parser.add_argument_group("targets in records, over the profile 各类目标条数，优先于配置"), MixConfig, *_TARGETS
     )
-    targets = parser.add_argument_group("targets in records, over the profile 各类目标条数，优先于配置")
-    for name, label in _LABELS.items():
-        chinese = label.split()[1]
-        zero = (
-            "0: all 全部"
-            if name == "corpus"
-            else "of each file 每个文件; 0: none 不用"
-            if name == "identity"
-            else "0: none 不用"
-        )
-        targets.add_argument(f"--{name}", type=int, metavar="N", help=f"{chinese} ({zero})")
-    more = parser.add_argument_group("how 方式")
-    more.add_argument("--max_rounds", type=int, metavar="N", help="how often a record may be repeated 单条最多重复次数")
-    more.add_argument("--heldout_share", type=float, metavar="P", help="share of keys never trained on 留出比例")
-    more.add_argument("--seed", type=int, metavar="N", help="seed of all randomness 随机种子")
-    more.add_argument("--name", metavar="TEXT", help="what the model calls itself 模型的名字")
-    more.add_argument("--author", metavar="TEXT", help="who made it 作者")
+    others = [name for name, knob in knobs_of(MixConfig).items() if knob.flag and name not in _TARGETS]
+    add_knobs(parser.add_argument_group("how 方式"), MixConfig, *others)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Sources -> mixed records, and a report of what became of them."""
     arguments = build_parser().parse_args(argv)
-    given = {f.name: value for f in fields(MixConfig) if (value := getattr(arguments, f.name, None)) is not None}
-    config = replace(load_profile(arguments.profile).mix, **given)
+    config = replace(load_profile(arguments.profile).mix, **given_knobs(arguments, MixConfig))
     output_dir = arguments.output_dir or env_path("DATA_DIR", DATA_DIR)
     folder = arguments.source_dir or source_dir(output_dir)
     if arguments.source_dir is None and not os.environ.get("SOURCE_DIR"):

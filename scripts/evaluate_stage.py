@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ if not __package__:
 
 from configs.artifacts import append_line, atomic_write, fingerprint, require_writable, sha256_file
 from configs.cli import Parser, run
-from configs.flags import default_tokenizer_dir, env_path
+from configs.flags import add_knobs, add_shared, given_knobs
 from configs.load import load_profile
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import (
@@ -29,12 +29,14 @@ from configs.paths import (
     FIRST_MINUTES,
     OUT_DIR,
     TF_DIR,
+    default_tokenizer_dir,
     display,
+    env_path,
     find_dataset,
     latest_weights,
     trainer_command,
 )
-from configs.schema import UserError, as_dict
+from configs.schema import EvalConfig, UserError
 from configs.stage_table import STAGE_TABLE, continues_text, heldout_file
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.baselines import training_examples
@@ -58,7 +60,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=STAGE_TABLE, help="what the checkpoint is 阶段")
-    parser.add_argument("--profile", default="default", metavar="NAME", help="configs/NAME.yaml 配置 (%(default)s)")
+    add_shared(parser, "profile")
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="DPO: the very weights it started from DPO 的起始权重"
@@ -86,12 +88,8 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="where the line goes 结果写入的文件 (tf_dir/eval_results.jsonl)",
     )
-    parser.add_argument("--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录")
-    parser.add_argument("--out_dir", type=Path, metavar="DIR", help="where the weights are 权重所在目录 (out)")
-    parser.add_argument("--max_samples", type=int, metavar="N", help="records a category; 0: all 每类最多条数")
-    parser.add_argument("--batch_size", type=int, metavar="N", help="answers side by side 并行生成条数")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps 设备 (%(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the choice of samples 随机种子")
+    add_shared(parser, "tokenizer_dir", "out_dir", "device")
+    add_knobs(parser, EvalConfig)
     parser.add_argument(
         "--show_wrong", type=int, default=0, metavar="N", help="print N wrong answers a metric 打印错误回答"
     )
@@ -109,8 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("reference", "sft_data_path"):
         if data != "pairs" and getattr(arguments, name) is not None:
             raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
-    flags = {name: getattr(arguments, name) for name in ("max_samples", "batch_size", "seed")}
-    settings = as_dict(replace(profile.evaluate, **{name: n for name, n in flags.items() if n is not None}))
+    settings = asdict(replace(profile.evaluate, **given_knobs(arguments, EvalConfig)))
     seed = settings.pop("seed")
     out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
     results = arguments.results_file or env_path("TF_DIR", TF_DIR) / "eval_results.jsonl"
@@ -238,10 +235,15 @@ def show(evaluation: Evaluation, metrics: Mapping[str, Metric], num_wrong: int) 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
     """Raises: UserError where weights don't say what an evaluation must know of them."""
     try:
-        hashed = [*manifest["training_data"], *([manifest["start"]] if STAGE_TABLE[stage].data == "pairs" else [])]
+        pairs = STAGE_TABLE[stage].data == "pairs"
+        hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
         named = [part[name] for part in hashed for name in ("path", "sha256")] + [manifest["profile"]]
         train = manifest["settings"]["train"]
-        if not all(isinstance(text, str) for text in named) or not train["max_seq_len"] > 0 < train["beta"]:
+        if (
+            not all(isinstance(text, str) for text in named)
+            or not train["max_seq_len"] > 0
+            or (pairs and not train["beta"] > 0)
+        ):
             raise TypeError("a part is of another type")
     except (KeyError, TypeError) as error:
         raise UserError(

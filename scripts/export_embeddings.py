@@ -18,9 +18,9 @@ if not __package__:
 import numpy as np
 
 from configs.cli import Parser, add_switch, run
-from configs.flags import default_tokenizer_dir, env_path
+from configs.flags import add_shared
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, display, find_dataset, heldout_beside
+from configs.paths import DATA_DIR, OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, heldout_beside
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, record_file, tensor_folder
 from dataset.chat import BOS
@@ -43,9 +43,7 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="its validation records become DIR/validation 验证集来源 (INPUT_heldout.jsonl)",
     )
-    parser.add_argument(
-        "--tokenizer_dir", type=Path, metavar="DIR", help="tokenizer folder 分词器目录 (OUT_DIR/tokenizer, model)"
-    )
+    add_shared(parser, "tokenizer_dir")
     parser.add_argument("--profile", metavar="NAME", help="take --max-length from configs/NAME.yaml 从配置读取长度")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens in a row 每行词元数 (2048)")
     parser.add_argument(
@@ -100,7 +98,7 @@ def resolve_job(arguments: Namespace) -> TensorJob:
         if not output.is_dir():
             raise  # else: tensors may be all that was kept
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(env_path("OUT_DIR", OUT_DIR))
-    train = load_profile(arguments.profile).stage(arguments.stage) if arguments.profile else TrainConfig()
+    train = load_profile(arguments.profile).stages[arguments.stage] if arguments.profile else TrainConfig()
     return TensorJob(
         data,
         source,

@@ -82,7 +82,7 @@ quick = settings(
 @quick
 @given(data=st.data())
 def test_a_trainer_starts_or_says_why_not(trained: TinyRun, tmp_path: Path, stage: str, data: st.DataObject) -> None:
-    from configs.flags import build_parser
+    from configs.train_run import build_parser
 
     start = {"pretrain": "none", "sft": str(trained.path("pretrain")), "dpo": str(trained.path("sft"))}[stage]
     out = ["--out_dir", str(tmp_path), "--tf_dir", str(tmp_path), "--from_weight", start]

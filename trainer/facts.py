@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint
-from configs.flags import TrainRun, run_settings
 from configs.paths import display, find_dataset, latest_weights
-from configs.schema import RESULT_NEUTRAL, ModelConfig, TrainConfig, UserError
+from configs.schema import ModelConfig, TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
+from configs.train_run import TrainRun, hashed_settings, run_settings
 from dataset.records.files import bare_name
 from dataset.tensors import Manifest, check_contents, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
@@ -86,7 +86,7 @@ def gather(run: TrainRun) -> Facts:
         print(f"starting from {display(start.path)}", file=sys.stderr, flush=True)
     shape = shape_of(run, tokenizer, start)
     require_memory(shape)
-    settings = run_settings(replace(run, model=shape), RESULT_NEUTRAL)
+    settings = run_settings(replace(run, model=shape))
     del settings["from_weight"]  # what counts is the content of the starting weights, not their name
     resolved = resolved_values(run.train, run.stage, shape, data, fresh=start is None)
     whole, family = fingerprints(run.stage, data, start, runtime.world_size, settings, resolved)
@@ -210,6 +210,7 @@ def fingerprints(
 ) -> tuple[str, str]:
     """What the result depends on, as one hash; and the same but for the length of the run."""
     inputs = [RECIPE_VERSION[stage], data["fingerprint"], start.sha256 if start else "", world_size]
+    settings = hashed_settings(settings)
     train = {name: value for name, value in settings["train"].items() if name not in LENGTH_SETTINGS}
     of_any_length = {name: value for name, value in resolved.items() if name != "tokens_per_step"}
     family = fingerprint([*inputs, settings | {"train": train}, of_any_length])

@@ -17,11 +17,11 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from configs.flags import TrainRun
 from configs.hardware import num_cores
 from configs.paths import ROOT
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
+from configs.train_run import TrainRun
 
 HELPER_VARIABLE = "MINILLM_HELPER"
 """Set for a helper: `PORT RANK WORLD_SIZE THREADS`."""

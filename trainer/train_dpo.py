@@ -19,7 +19,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.cli import run
-from configs.flags import parse_run
+from configs.stage_settings import DPOConfig
+from configs.train_run import parse_run
 from dataset.lm_dataset import DPODataset
 from trainer.facts import gather
 from trainer.objectives import Preference
@@ -36,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = begin(facts)
     pairs, heldout = DPODataset(facts.tensors_path), validation_rows(DPODataset, facts.tensors_path)
     parts = {"train": pairs} | ({"validation": heldout} if heldout is not None else {})
-    reference = reference_logps(
-        facts, training.runtime, parts
-    )  # the frozen model runs once over the data, not once a step
+    # The frozen model runs once over the data, not once a step.
+    reference = reference_logps(facts, training.runtime, parts)
+    settings = training.config
+    assert isinstance(settings, DPOConfig)
     return training.fit(
         WithReference(pairs, reference["train"]),
-        Preference(training.config.beta, training.config.sft_loss_weight),
+        Preference(settings.beta, settings.sft_loss_weight),
         WithReference(heldout, reference["validation"]) if heldout is not None else None,
     )
 

@@ -17,7 +17,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.cli import run
-from configs.flags import parse_run
+from configs.train_run import parse_run
 from dataset.lm_dataset import PretrainDataset
 from trainer.facts import gather
 from trainer.objectives import NextToken

@@ -58,7 +58,8 @@ class Recipe:
         """For the profile `default`, or `smoke`."""
         profile = load_profile("smoke" if tiny else "default")
         lengths = {
-            stage: TINY_ROW_TOKENS if tiny else profile.stage(stage).max_seq_len for stage in ("pretrain", "sft", "dpo")
+            stage: TINY_ROW_TOKENS if tiny else profile.stages[stage].max_seq_len
+            for stage in ("pretrain", "sft", "dpo")
         }
         return cls(profile=profile.profile, row_tokens=lengths, files=files or {}, max_tokens=max_tokens)
 

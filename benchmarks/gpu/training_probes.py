@@ -15,10 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training.speed import read_lines
-from configs.flags import parse_run
 from configs.paths import ROOT, latest_weights
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
+from configs.train_run import parse_run
 from model.weights import read_weights
 from trainer import train_dpo, train_full_sft, train_pretrain
 from trainer.loop import Outcome, Run

@@ -19,11 +19,11 @@ from benchmarks.training.corpus import IDS, OFFSETS, WINDOW_TOKENS, Corpus, CutD
 from benchmarks.training.products import Step, mean_keys
 from configs.artifacts import require_writable
 from configs.cli import Parser, add_switch, split_words
-from configs.flags import TrainRun, parse_run
 from configs.hardware import cpu_instructions, cpu_name
 from configs.paths import ROOT, TOKENIZER_DIR, display
 from configs.schema import ModelConfig, UserError, preset
 from configs.stage_table import weight_file
+from configs.train_run import TrainRun, parse_run
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from model.device import choose_device

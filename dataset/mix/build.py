@@ -18,7 +18,7 @@ import numpy as np
 from configs.artifacts import atomic_write, fingerprint, write_error, write_json
 from configs.paths import display
 from configs.progress import Progress, progress_bar
-from configs.schema import MixConfig, UserError, as_dict
+from configs.schema import MixConfig, UserError
 from dataset.mix.choice import Choice, choose
 from dataset.mix.drop_reasons import DUPLICATE, LEAK, NOT_SAMPLED, REJECTS_FILE
 from dataset.mix.identity import own_identity
@@ -94,7 +94,7 @@ def _manifest(
     scan: Scan, choice: Choice, sources: Sources, config: MixConfig, outputs: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What was made from what; docs/formats.md describes it."""
-    settings = as_dict(config)
+    settings = asdict(config)
     entries = [
         _source_entry(source, found, choice, span)
         for source, found, span in zip(sources.files, scan.of_source, scan.spans(), strict=True)

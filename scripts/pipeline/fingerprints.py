@@ -6,11 +6,11 @@ of what it reads. Imports torch only where the rules must be asked again.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint, write_json
-from configs.flags import run_settings
 from configs.load import load_file_categories
 from configs.paths import (
     DANGER_PROMPTS,
@@ -21,8 +21,8 @@ from configs.paths import (
     ROOT,
     source_dir,
 )
-from configs.schema import RESULT_NEUTRAL, as_dict
 from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES, continues_text, heldout_file
+from configs.train_run import hashed_settings, run_settings
 from dataset.samples.files import generator_files
 from scripts.pipeline.hashes import Hashes
 from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, found
@@ -46,7 +46,7 @@ def _made_from(pipeline: Pipeline, stage: str, hashes: Hashes) -> tuple[Any, Seq
     tokenizer = pipeline.tokenizer_dir / "tokenizer.pkl"
     match stage:
         case "mix":
-            return [as_dict(pipeline.profile.mix), load_file_categories()], _sources(pipeline, hashes)
+            return [asdict(pipeline.profile.mix), load_file_categories()], _sources(pipeline, hashes)
         case "tokenizer" if pipeline.train_tokenizer:
             texts = [*pipeline.texts(), *map(pipeline.heldout, STAGES)]
             return pipeline.profile.model.vocab_size, texts
@@ -63,7 +63,7 @@ def _made_from(pipeline: Pipeline, stage: str, hashes: Hashes) -> tuple[Any, Seq
 def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Path) -> tuple[Any, Sequence[Path]]:
     """The same of a stage that trains a model."""
     run, start = pipeline.runs[stage], pipeline.start(stage)
-    settings = run_settings(run, RESULT_NEUTRAL)
+    settings = hashed_settings(run_settings(run))
     if start is not None:
         del settings["from_weight"]  # what counts is the content of the weights, not their name
     by_rule = values_by_rule(pipeline, stage, hashes)
@@ -105,7 +105,7 @@ def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> st
         read.append(pipeline.data_dir / heldout_file("conversations"))
     if not continues_text(stage):
         read += [FIRST_MINUTES, DANGER_PROMPTS]
-    settings = [as_dict(profile.evaluate), profile.mix.name, profile.mix.author]
+    settings = [asdict(profile.evaluate), profile.mix.name, profile.mix.author]
     return fingerprint([settings, [hashes.sha256(path) for path in read]])
 
 
@@ -121,7 +121,7 @@ def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, 
     run, start = pipeline.runs[stage], pipeline.start(stage)
     manifest = run.data_path / "manifest.json"
     files = [*RULE_FILES, manifest, *([start] if start else [])]
-    asked = fingerprint([as_dict(run.train), as_dict(run.model), *map(hashes.sha256, files)])
+    asked = fingerprint([asdict(run.train), asdict(run.model), *map(hashes.sha256, files)])
     kept = pipeline.out_dir / "stages" / f"{stage}_rules.json"
     answer = _read(kept)
     if answer.get("asked") != asked:

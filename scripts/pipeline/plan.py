@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.cli import split_words
-from configs.flags import TrainRun, build_parser, default_tokenizer_dir, env_path, resolve_run
-from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, find_dataset
-from configs.schema import Profile, UserError
+from configs.load import Profile, load_profile
+from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, default_tokenizer_dir, env_path, find_dataset
+from configs.schema import UserError
 from configs.stage_table import (
     DATA_STEMS,
     STAGE_TABLE,
@@ -24,6 +23,7 @@ from configs.stage_table import (
     weight_file,
     weight_file_after,
 )
+from configs.train_run import TrainRun, build_parser, resolve_run
 
 PIPELINE = ("mix", "tokenizer", "export", *STAGES)
 """The stages that have a record, in the order in which they run; `env` is marked in the environment itself."""

@@ -1,130 +1,41 @@
-"""A trainer's flags: over the profile, in every spelling, never parsed and then ignored."""
-
-import os
-from pathlib import Path
+"""Flags are made from the fields of settings classes."""
 
 import pytest
 
-from configs.flags import parse_run, run_settings
-from configs.paths import latest_weights
-from configs.schema import RESULT_NEUTRAL, ModelConfig, UserError
-from configs.stage_table import weight_file
+from configs.cli import Parser
+from configs.flags import SHARED, add_knobs, add_shared, given_knobs
+from configs.knobs import knobs_of
+from configs.schema import EvalConfig, ModelConfig
+from configs.stage_settings import DPOConfig
 
 
-@pytest.fixture(autouse=True)
-def no_folders_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
-        monkeypatch.delenv(name, raising=False)
+def parser_of(settings: type, *names: str) -> Parser:
+    parser = Parser()
+    add_knobs(parser, settings, *names)
+    return parser
 
 
-def test_a_flag_beats_the_profile_and_the_profile_beats_the_schema() -> None:
-    run = parse_run("sft", "", ["--profile", "cpu", "--learning_rate", "0.5", "--hidden_size", "96"])
-    assert (run.train.learning_rate, run.train.max_seq_len, run.train.grad_clip) == (0.5, 256, 1.0)
-    assert run.model.hidden_size == 96
-    assert run.shape_flags == {"hidden_size": 96}
+@pytest.mark.parametrize("settings", [ModelConfig, EvalConfig, DPOConfig])
+def test_each_knob_has_a_flag_unless_it_says_that_it_has_none(settings: type) -> None:
+    dests = {action.dest for action in parser_of(settings)._actions} - {"help"}
+    assert dests == {name for name, knob in knobs_of(settings).items() if knob.flag}
 
 
-def test_a_preset_beats_the_profile_and_a_flag_beats_the_preset(tmp_path: Path) -> None:
-    profile = tmp_path / "wide.yaml"
-    profile.write_text("model: {hidden_size: 128, head_dim: 64, intermediate_size: 640}\n")
-    words = ["--profile", str(profile), "--preset", "minillm-moe-145m", "--num_experts", "4"]
-    run = parse_run("pretrain", "", words)
-    model = run.model
-    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads) == (640, 8, 8)
-    assert (model.use_moe, model.num_experts, model.moe_intermediate_size) == (True, 4, 1088)
-    assert run.shape_flags["hidden_size"] == 640  # what a later stage compares with the weights it starts from
-    assert weight_file("pretrain", model) == "pretrain_640_moe.pth"
-    narrow = parse_run("pretrain", "", ["--profile", str(profile), "--preset", "256x4"]).model
-    assert (narrow.head_dim, narrow.intermediate_size) == (32, 704)  # they follow from the width
-    with pytest.raises(UserError, match="minillm-104m"):
-        parse_run("pretrain", "", ["--preset", "huge"])
+def test_only_flags_that_were_given_count() -> None:
+    words = ["--seed", "3", "--beta", "0.5", "--no-use_wandb", "--schedule", "cosine", "--device", "cuda:1"]
+    assert given_knobs(parser_of(DPOConfig).parse_args(words), DPOConfig) == {
+        "seed": 3, "beta": 0.5, "use_wandb": False, "schedule": "cosine", "device": "cuda:1",
+    }  # fmt: skip
 
 
-def test_a_hyphen_is_an_underscore() -> None:
-    assert parse_run("sft", "", ["--max-seq-len=64"]).train.max_seq_len == 64
-    assert parse_run("sft", "", ["--save-dir", "a-b"]).out_dir == Path("a-b")
+def test_a_value_of_another_type_or_none_of_the_choices_is_wrong_usage() -> None:
+    for words in (["--seed", "x"], ["--schedule", "steps"], ["--use_wandb", "maybe"]):
+        with pytest.raises(SystemExit):
+            parser_of(DPOConfig).parse_args(words)
 
 
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        ([], False),
-        (["--use_moe"], True),
-        (["--use_moe", "1"], True),
-        (["--use_moe", "0"], False),
-        (["--no-use_moe"], False),
-    ],
-)
-def test_a_switch_takes_three_forms(words: list[str], value: bool) -> None:
-    assert parse_run("pretrain", "", words).model.use_moe is value
-
-
-@pytest.mark.parametrize("words", [["--use_moe", "maybe"], ["--hidden", "96"], ["--beta", "1"], ["--epochs", "x"]])
-def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse_run("pretrain", "", words)
-    assert stop.value.code == 2
-    assert "error:" in capsys.readouterr().err
-
-
-def test_folders_come_from_the_flag_else_the_environment_else_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUT_DIR", "elsewhere")
-    monkeypatch.setenv("DATA_DIR", "there")
-    assert parse_run("dpo", "", []).out_dir == Path("elsewhere")
-    assert parse_run("dpo", "", ["--out_dir", "here"]).out_dir == Path("here")
-    assert parse_run("dpo", "", []).data_path == Path("there/dpo_tokens")
-
-
-def test_each_stage_starts_from_the_one_before() -> None:
-    assert [parse_run(stage, "", []).from_weight for stage in ("pretrain", "sft", "dpo")] == [
-        "none",
-        "pretrain",
-        "full_sft",
-    ]
-
-
-def test_weights_are_named_after_stage_and_shape() -> None:
-    assert weight_file("dpo", ModelConfig(hidden_size=192, num_attention_heads=6)) == "rlhf_192.pth"
-    assert weight_file("sft", ModelConfig(hidden_size=640, use_moe=True)) == "full_sft_640_moe.pth"
-
-
-def test_the_newest_weights_are_taken_unless_a_shape_is_given(tmp_path: Path) -> None:
-    for age, name in enumerate(["full_sft_640_moe.pth", "full_sft_512.pth", "full_sft_192.pth", "pretrain_64.pth"]):
-        path = tmp_path / name
-        path.touch()
-        os.utime(path, (1000 - age, 1000 - age))
-    assert latest_weights("full_sft", tmp_path).name == "full_sft_640_moe.pth"
-    assert latest_weights("full_sft", tmp_path, use_moe=False).name == "full_sft_512.pth"
-    assert latest_weights("full_sft", tmp_path, hidden_size=192).name == "full_sft_192.pth"
-    with pytest.raises(UserError, match=r"rlhf_\*\.pth: no such weights"):
-        latest_weights("rlhf", tmp_path)
-
-
-def test_missing_weights_name_the_command_that_trains_them(tmp_path: Path) -> None:
-    (tmp_path / "smoke").mkdir()
-    for stem, command in (("pretrain", "train_pretrain"), ("full_sft", "train_full_sft"), ("rlhf", "train_dpo")):
-        with pytest.raises(UserError, match=rf"Train them: python trainer/{command}\.py .*run\.sh.*give a path\.$"):
-            latest_weights(stem, tmp_path)
-        (tmp_path / "smoke" / f"{stem}_64.pth").touch()
-        with pytest.raises(UserError, match=r"Those of a smoke test are in .*/smoke \(--out_dir\)\.$"):
-            latest_weights(stem, tmp_path)
-    with pytest.raises(UserError, match="This version has no program that trains reason weights"):
-        latest_weights("reason", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--learning_rate", "nan"], ["--learning_rate", "inf"], ["--grad_clip", "nan"], ["--weight_decay", "inf"],
-     ["--beta", "nan"], ["--beta", "inf"], ["--warmup_ratio", "nan"], ["--dropout", "nan"], ["--seed", "9" * 20],
-     ["--seed", "-1"], ["--embedding_lr_ratio", "nan"], ["--sft_loss_weight", "inf"]],
-)  # fmt: skip
-def test_what_is_no_number_or_out_of_range_is_refused_by_name(words: list[str]) -> None:
-    with pytest.raises(UserError, match=f"{words[0][2:]} = .*must be"):
-        parse_run("dpo", "", words)
-
-
-def test_what_is_only_printed_or_where_it_runs_is_no_part_of_the_result() -> None:
-    plain = run_settings(parse_run("sft", "", []), RESULT_NEUTRAL)
-    words = ["--log_interval", "3", "--num_workers", "2", "--device", "cpu", "--out_dir", "x", "--save_interval", "9"]
-    assert run_settings(parse_run("sft", "", words), RESULT_NEUTRAL) == plain
-    assert run_settings(parse_run("sft", "", ["--seed", "1"]), RESULT_NEUTRAL) != plain
+def test_the_flags_that_programs_share_have_one_form() -> None:
+    parser = Parser()
+    add_shared(parser, *SHARED)
+    arguments = parser.parse_args([])
+    assert vars(arguments) == dict.fromkeys(SHARED) | {"device": "auto"}

@@ -28,12 +28,12 @@ def test_the_default_profile_is_the_model_of_25_million_parameters() -> None:
 
 def test_a_profile_of_the_users_overrides_only_what_it_names(tmp_path: Path) -> None:
     mine = load_profile(profile_file(tmp_path, "sft:\n  epochs: 7\nmix:\n  math: 5\n"))
-    assert (mine.profile, mine.sft.epochs, mine.pretrain.epochs) == ("mine", 7, 1)
+    assert (mine.profile, mine.stages["sft"].epochs, mine.stages["pretrain"].epochs) == ("mine", 7, 1)
     assert (mine.mix.math, mine.mix.general) == (5, load_mixture().general)
 
 
 def test_a_whole_number_is_a_fraction_too(tmp_path: Path) -> None:
-    assert load_profile(profile_file(tmp_path, "dpo:\n  weight_decay: 1\n")).dpo.weight_decay == 1.0
+    assert load_profile(profile_file(tmp_path, "dpo:\n  weight_decay: 1\n")).stages["dpo"].weight_decay == 1.0
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,10 @@ def test_a_whole_number_is_a_fraction_too(tmp_path: Path) -> None:
         ("sft:\n  epochs: two\n", "mine.yaml: sft: epochs = 'two': must be of type int"),
         ("sft:\n  learning_rate: 3e-4\n", r"YAML reads 3e-4 as text: write 3\.0e-4"),
         ("sft:\n  epochs: true\n", "must be of type int"),
+        ("pretrain:\n  beta: 0.5\n", "mine.yaml: pretrain: unknown key 'beta'. Known: epochs"),
+        ("sft:\n  sft_loss_weight: 0.5\n", "mine.yaml: sft: unknown key 'sft_loss_weight'"),
+        ("stages: {}\n", "mine.yaml: unknown key 'stages'. Known: profile, model, mix, pretrain, sft, dpo, evaluate"),
+        ("profile: 3\n", "mine.yaml: profile = 3: must be of type str"),
         ("sft: 3\n", "sft must be a block of keys"),
         ("sft:\n  epochs: 0\n", "mine.yaml: sft: epochs = 0"),
         ("- a\n", "must hold `key: value` lines"),

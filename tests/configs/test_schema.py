@@ -1,10 +1,8 @@
 """Settings refuse what can't be, and fill in what follows from the rest."""
 
-import dataclasses
-
 import pytest
 
-from configs.schema import PRESETS, EvalConfig, MixConfig, ModelConfig, Profile, TrainConfig, UserError, as_dict, preset
+from configs.schema import PRESETS, EvalConfig, MixConfig, ModelConfig, TrainConfig, UserError, preset
 
 
 def test_widths_that_were_left_open_are_filled_in() -> None:
@@ -61,7 +59,6 @@ def test_an_unknown_preset_is_refused(name: str) -> None:
         {"epochs": 0},
         {"max_steps": -1},
         {"warmup_ratio": 1.5},
-        {"beta": 0.0},
         {"optimizer": "sgd"},
         {"dtype": "int8"},
         {"device": "tpu"},
@@ -86,9 +83,3 @@ def test_a_mix_that_can_not_be_is_refused(values: dict[str, float]) -> None:
 def test_an_evaluation_needs_room_for_an_answer() -> None:
     with pytest.raises(UserError, match="max_new_tokens"):
         EvalConfig(max_new_tokens=0)
-
-
-def test_a_config_becomes_plain_data_with_its_parts() -> None:
-    data = as_dict(Profile())
-    assert data["model"]["hidden_size"] == 512
-    assert set(data) == {field.name for field in dataclasses.fields(Profile)}

@@ -1,7 +1,8 @@
 import pytest
 
+from configs.load import Profile
 from configs.paths import ROOT
-from configs.schema import ModelConfig, Profile
+from configs.schema import ModelConfig
 from configs.stage_table import (
     DATA_STEMS,
     RECIPE_VERSION,
@@ -22,7 +23,7 @@ def test_each_row_names_what_there_is(stage: str) -> None:
     earlier = [other.weights for name, other in STAGE_TABLE.items() if name != stage]
     assert spec.start == "none" or spec.start in earlier
     assert RECIPE_VERSION[stage] == spec.recipe_version
-    assert Profile().stage(stage)
+    assert type(Profile().stages[stage]) is spec.settings
 
 
 def test_no_two_rows_write_the_same_weights() -> None:

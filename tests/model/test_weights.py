@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from configs.schema import UserError, as_dict
+from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from model.model_minillm import MiniLLM
 from model.weights import load_model, load_strict, read_weights, save_weights
@@ -133,7 +134,7 @@ def test_loading_is_strict_and_names_what_differs(trained: TinyRun, tmp_path: Pa
 def test_weights_that_do_not_fit_their_own_shape_are_refused(tiny: TinyRun) -> None:
     path = tiny.path("pretrain")
     _, config, _ = read_weights(path)
-    resave(path, config=as_dict(config) | {"num_hidden_layers": 2})
+    resave(path, config=asdict(config) | {"num_hidden_layers": 2})
     with pytest.raises(UserError, match="weights of another shape"):
         tiny.train("sft", "--seed", "9")
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.testing import assert_close
 
-from configs.flags import parse_run
 from configs.paths import ROOT
+from configs.train_run import parse_run
 from model.weights import read_weights
 from tests.tiny_run import TinyRun, same
 from trainer import processes

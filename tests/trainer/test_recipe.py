@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from configs.flags import parse_run
 from configs.paths import ROOT, latest_weights
 from configs.schema import UserError
 from configs.stage_table import RECIPE_VERSION
+from configs.train_run import parse_run
 from dataset.lm_dataset import PretrainDataset
 from model import device
 from model.weights import read_weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.flags import parse_run
+from configs.train_run import parse_run
 from dataset.lm_dataset import PretrainDataset
 from tests.tiny_run import (
     TinyRun,

@@ -14,8 +14,8 @@ from benchmarks.gpu.session import Session
 from benchmarks.on_gpu import run_parts
 from benchmarks.training.arms import add_flags, our_words
 from configs.cli import Parser
-from configs.flags import parse_run
 from configs.paths import ROOT
+from configs.train_run import parse_run
 from tests.benchmarks.gpu.conftest import MACHINE
 
 

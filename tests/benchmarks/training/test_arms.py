@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.training.arms import MIN_ROW_TOKENS, Bench, add_flags, our_words
 from configs.cli import Parser
-from configs.flags import parse_run
+from configs.train_run import parse_run
 
 
 def flags(*words: str) -> Namespace:

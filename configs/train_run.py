@@ -1,0 +1,123 @@
+"""One call of a trainer: its flags, and how flags, profile and schema become its settings. Imports no torch."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from configs.cli import Parser, add_switch
+from configs.flags import SHARED, add_knobs, add_shared, given_knobs
+from configs.knobs import knobs_of
+from configs.load import load_profile
+from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, default_tokenizer_dir, env_path
+from configs.schema import PRESETS, ModelConfig, TrainConfig, preset
+from configs.stage_table import STAGE_TABLE, tensor_folder
+
+LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
+"""Fields of TrainConfig whose flags stand in a group of their own."""
+HASHED_BEFORE = {stage: {"beta": 0.1, "sft_loss_weight": 0.0} for stage in ("pretrain", "sft")}
+"""Settings that a stage no longer has, with the values that they had there. They did nothing, but fingerprints covered
+them: hashed once more, they leave finished work finished."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRun:
+    """One call of a trainer: what to train, on what, from where, to where."""
+
+    stage: str
+    profile: str
+    model: ModelConfig
+    """Shape asked for; a stage that starts from weights takes theirs and refuses a contradicting flag."""
+    shape_flags: dict[str, Any]
+    """The shape as far as flags gave it."""
+    train: TrainConfig
+    data_path: Path
+    tokenizer_dir: Path
+    from_weight: str
+    """A path, a stage's weight name (`pretrain`, `full_sft`), or `none`."""
+    from_resume: bool
+    out_dir: Path
+    tf_dir: Path
+    words: tuple[str, ...] = ()
+    """The flags as they were given: a helper process of this run is given the same."""
+
+
+def build_parser(stage: str, description: str) -> Parser:
+    """The parser of one trainer: a flag for each of its knobs, and those that all programs share."""
+    parser, settings = Parser(description=description), STAGE_TABLE[stage].settings
+    paths = parser.add_argument_group("data and weights 数据与权重")
+    add_shared(paths, "profile")
+    paths.add_argument(
+        "--data_path", type=Path, metavar="PATH", help="token tensors or a JSONL file 张量目录或 JSONL 文件"
+    )
+    add_shared(paths, "tokenizer_dir")
+    paths.add_argument("--out_dir", "--save_dir", **SHARED["out_dir"])  # the second name is that of other projects
+    add_shared(paths, "tf_dir")
+    paths.add_argument(
+        "--from_weight", default=STAGE_TABLE[stage].start, metavar="NAME|PATH",
+        help="weights to start from, or none 起始权重 (%(default)s)",
+    )  # fmt: skip
+    add_switch(paths, "--from_resume", default=True, help="resume where the same run was interrupted 从中断处继续 (1)")
+    add_shape_flags(parser)
+    common = [name for name in knobs_of(TrainConfig) if name not in LOG_AND_SAVE]
+    add_knobs(parser.add_argument_group("training 训练 (default: the profile 默认取自配置)"), settings, *common)
+    if own := [name for name in knobs_of(settings) if name not in knobs_of(TrainConfig)]:
+        add_knobs(
+            parser.add_argument_group("this stage alone 仅此阶段 (default: the profile 默认取自配置)"), settings, *own
+        )
+    add_knobs(parser.add_argument_group("log and save 日志与保存"), settings, *LOG_AND_SAVE)
+    return parser
+
+
+def add_shape_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the model's shape."""
+    shape = parser.add_argument_group("model shape 模型结构 (default: the profile 默认取自配置)")
+    shape.add_argument(
+        "--preset", metavar="NAME", help=f"{', '.join(PRESETS)}, or WIDTHxDEPTH; flags change it further 预设结构"
+    )
+    add_knobs(shape, ModelConfig)
+
+
+def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
+    """Flags over profile over schema. Raises: UserError on a value out of range."""
+    profile = load_profile(arguments.profile)
+    shape, shape_flags = profile.model, {}
+    if arguments.preset is not None:
+        shape = replace(shape, head_dim=0, intermediate_size=0)  # widths that follow from those of the preset
+        shape_flags = preset(arguments.preset)
+    shape_flags |= given_knobs(arguments, ModelConfig)
+    out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
+    data_dir = env_path("DATA_DIR", DATA_DIR)
+    return TrainRun(
+        stage=stage,
+        profile=profile.profile,
+        model=replace(shape, **shape_flags).resolve(),
+        shape_flags=shape_flags,
+        train=replace(profile.stages[stage], **given_knobs(arguments, STAGE_TABLE[stage].settings)),
+        data_path=arguments.data_path or data_dir / tensor_folder(STAGE_TABLE[stage].data),
+        tokenizer_dir=arguments.tokenizer_dir or default_tokenizer_dir(out_dir),
+        from_weight=arguments.from_weight,
+        from_resume=arguments.from_resume,
+        out_dir=out_dir,
+        tf_dir=arguments.tf_dir or env_path("TF_DIR", TF_DIR),
+    )
+
+
+def parse_run(stage: str, description: str, argv: Sequence[str] | None = None) -> TrainRun:
+    """Parse a trainer's command line."""
+    words = tuple(sys.argv[1:] if argv is None else argv)
+    return replace(resolve_run(stage, build_parser(stage, description).parse_args(words)), words=words)
+
+
+def run_settings(run: TrainRun) -> dict[str, Any]:
+    """What a stage's result depends on, as plain data."""
+    knobs = knobs_of(type(run.train))
+    train = {name: value for name, value in asdict(run.train).items() if knobs[name].changes_result}
+    return {"stage": run.stage, "model": asdict(run.model), "train": train, "from_weight": run.from_weight}
+
+
+def hashed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What fingerprints cover of a stage's settings: all of them, and what they covered before."""
+    return settings | {"train": HASHED_BEFORE.get(settings["stage"], {}) | settings["train"]}

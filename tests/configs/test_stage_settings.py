@@ -1,0 +1,24 @@
+"""Settings that one stage alone has: other stages refuse them by name."""
+
+import pytest
+
+from configs.knobs import knobs_of
+from configs.schema import TrainConfig, UserError
+from configs.stage_settings import DPOConfig
+from configs.stage_table import STAGE_TABLE
+
+
+@pytest.mark.parametrize("values", [{"beta": 0.0}, {"beta": float("nan")}, {"sft_loss_weight": -1.0}, {"epochs": 0}])
+def test_a_setting_of_dpo_out_of_range_is_refused_by_name(values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        DPOConfig(**values)
+
+
+@pytest.mark.parametrize("name", ["beta", "sft_loss_weight"])
+def test_a_setting_of_one_stage_is_none_of_the_others(name: str) -> None:
+    assert [stage for stage, spec in STAGE_TABLE.items() if name in knobs_of(spec.settings)] == ["dpo"]
+
+
+@pytest.mark.parametrize("settings", {spec.settings for spec in STAGE_TABLE.values()})
+def test_a_stage_has_the_settings_of_all_and_its_own(settings: type[TrainConfig]) -> None:
+    assert set(knobs_of(TrainConfig)) <= set(knobs_of(settings))
