@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.paths import display
+from configs.paths import DANGER_PROMPTS, display, find_dataset
 from configs.schema import UserError
+from configs.stage_table import continues_text
 from dataset.records.keys import normalised_question
 from evaluation.answers import Said
 from evaluation.first_minutes import JudgedWhole
@@ -101,6 +102,14 @@ def load_danger_prompts(path: Path) -> list[DangerPrompt]:
             f"{display(path)}: no prompts. Fill it, or give --danger_prompts none.", "文件是空的：请补上内容，或用 none"
         )
     return list(prompts.values())
+
+
+def choose_danger_prompts(given: str, stage: str) -> list[DangerPrompt]:
+    """All prompts about a life in danger, after SFT and every later stage: whatever a model was
+    taught, people will write these to it. Raises: UserError."""
+    if given == "none" or continues_text(stage) or (not given and not DANGER_PROMPTS.exists()):
+        return []
+    return load_danger_prompts(find_dataset(Path(given)) if given else DANGER_PROMPTS)
 
 
 def _prompt_of(line: str) -> DangerPrompt:

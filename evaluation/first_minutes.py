@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from configs.paths import display
+from configs.messages import both
+from configs.paths import FIRST_MINUTES, display, find_dataset
 from configs.schema import UserError
+from configs.stage_table import continues_text
 from dataset.records.keys import normalised_question
 from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
 from evaluation.numbers import result_of
@@ -43,6 +45,8 @@ _FIELDS = {
     "number": str, "honest": bool, "exact": bool, "max_chars": int, "cluster": str,
 }  # fmt: skip
 _RULES = ("accept", "all", "forbid", "number", "honest")
+UNNAMED = "\ufffc"
+"""Stands in a prompt's rule for a name that nobody knows."""
 
 REPEATED_CLAUSE_CHARACTERS = 4
 REPEATS = 3
@@ -216,6 +220,40 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"number is {fields['number']!r}: not a number")
     if fields.get("max_chars", 1) < 1:
         raise ValueError("max_chars must be 1 or more")
+
+
+# --- the prompts to ask ---------------------------------------------------------------------------
+
+
+def choose_prompts(
+    given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool
+) -> tuple[list[Prompt], list[str]]:
+    """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core`
+    all; only what any model can be asked unless its general talk and its knowledge are the bundled
+    ones. With them a line about those left out, since nobody knows the name that they ask for.
+    Raises: UserError."""
+    if given == "none" or continues_text(stage) or (not given and not FIRST_MINUTES.exists()):
+        return [], []
+    filled = (names[0] or UNNAMED, names[1] or UNNAMED)
+    prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, filled)
+    chosen = [
+        prompt for prompt in prompts
+        if (prompt.is_core or prompt.half == half) and (everything or prompt.kind in KINDS_OF_ANY_MODEL)
+    ]  # fmt: skip
+    named = [prompt for prompt in chosen if not _asks_for_unknown_name(prompt)]
+    if len(named) == len(chosen):
+        return chosen, []
+    note = both(
+        f"{len(chosen) - len(named)} first prompts left out: your identity records tell no name to ask for. Pass --name and "
+        "--author to build_chinese_mix.py, or set them in configs/mixture.yaml",
+        "不知道模型叫什么，相关问题不评：请在 configs/mixture.yaml 中设置 name 和 author",
+    )
+    return named, [note]
+
+
+def _asks_for_unknown_name(prompt: Prompt) -> bool:
+    texts = (*prompt.turns, *prompt.accept, *prompt.all_of, *prompt.forbid)
+    return any(UNNAMED in text for text in texts)
 
 
 # --- answers --------------------------------------------------------------------------------------

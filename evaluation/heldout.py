@@ -150,6 +150,13 @@ def _sampled(records: Records, max_samples: int, seed: int) -> Records:
     return [record for kept in by_kind.values() for record in choose.sample(kept, min(max_samples, len(kept)))]
 
 
+def chats_beside(path: Path) -> Path | None:
+    """The held-out chats beside held-out pairs, to see what preference training did to the
+    answers."""
+    chats = path.with_name(path.name.replace("dpo", "sft"))
+    return chats if chats != path and chats.exists() else None
+
+
 def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: list[str]) -> dict[str, Metric]:
     """The metrics without accuracies that stand on fewer than `FEW_HELDOUT` held-out records; a
     note says which."""

@@ -1,13 +1,15 @@
-"""What a checkpoint learnt from: the keys of its training records, and the mixture as far as it still
-stands beside the held-out data."""
+"""What a checkpoint was trained on: the keys of its training records, the weights that it started from,
+and the mixture as far as it still stands beside the held-out data."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import atomic_write, fingerprint, read_json
+from configs.artifacts import atomic_write, fingerprint, read_json, sha256_file
+from configs.paths import display, find_dataset, trainer_command
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
 from dataset.mix.write import MANIFEST_FILE, OUTPUTS
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
@@ -81,6 +83,44 @@ def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
         return {text_key(str(record["text"]))}
     asked = [str(message["content"]) for message in messages if message["role"] == "user"] or [""]
     return {text_hash(normalised_question(turn)) for turn in (asked[0], asked[-1])}
+
+
+# --- the weights --------------------------------------------------------------------------------
+
+
+def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
+    """Raises: UserError where weights don't say what an evaluation must know of them."""
+    try:
+        pairs = STAGE_TABLE[stage].data == "pairs"
+        hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
+        named = [part[name] for part in hashed for name in ("path", "sha256")] + [manifest["profile"]]
+        train = manifest["settings"]["train"]
+        if (
+            not all(isinstance(text, str) for text in named)
+            or not train["max_seq_len"] > 0
+            or (pairs and not train["beta"] > 0)
+        ):
+            raise TypeError("a part is of another type")
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{display(path)}: its manifest doesn't say how it was trained ({error}). Give another --checkpoint, or "
+            f"train it again: {trainer_command(STAGE_TABLE[stage].weights)}.",
+            "权重缺少训练信息：请重新训练或换 --checkpoint",
+        ) from None
+
+
+def reference_path(given: Path | None, checkpoint: Path, manifest: dict[str, Any]) -> Path:
+    """The very weights that a DPO checkpoint started from: those that were given, else those beside
+    it. Against any others its margins mean nothing. Raises: UserError."""
+    start = manifest["start"]
+    path = find_dataset(given) if given else checkpoint.parent / start["path"]
+    if not path.exists() or sha256_file(path) != start["sha256"]:
+        raise UserError(
+            f"{display(path)}: not the weights that {display(checkpoint)} started from ({start['path']}, SHA-256 "
+            f"{start['sha256'][:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",
+            "不是 DPO 训练的起始权重：请用 --reference 指定，或重新训练",
+        )
+    return path
 
 
 # --- the mixture ----------------------------------------------------------------------------------

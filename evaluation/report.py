@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 from evaluation.intervals import Metric
-from evaluation.stage import Verdict
+from evaluation.stage import Sample, Verdict
 
 _NOT_SHARES = ("loss", "perplexity", "bits_per_byte", "reward_margin")
 _BEFORE = "_before"
@@ -178,4 +178,14 @@ def wrong_answers(verdicts: Sequence[Verdict], limit: int) -> list[str]:
         lines.append(f"    问: {' | '.join(verdict.turns)}")
         lines.append(f"    答: {verdict.answer.text}{'' if verdict.answer.ended else ' …'}")
         lines += [f"    对: {expected}"] if expected else []
+    return lines
+
+
+def sample_lines(samples: Sequence[Sample]) -> list[str]:
+    """A line each: what was asked, what was said, whether it is right."""
+    lines = []
+    for sample in samples:
+        answered = "续写" if sample.label == "开头" else "答"
+        text = " ".join(f"{sample.label}: {sample.given}  {answered}: {sample.answer.text}".split("\n"))
+        lines.append(f"  {text}{'' if sample.answer.ended else ' …'} {sample.mark}".rstrip())
     return lines

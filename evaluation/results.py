@@ -1,13 +1,16 @@
 """The results file, a JSON line an evaluation, as tables and plots read it."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.messages import SMOKE_PROFILE
-from configs.paths import display
+from configs.paths import display, trainer_command
 from configs.schema import UserError
+from configs.stage_table import STAGE_TABLE
+from evaluation.intervals import Metric
 
 MAX_LINE = 1 << 20
 """Bytes of a first line that are looked at; a line of ours is far shorter."""
@@ -49,4 +52,20 @@ def require_ours(path: Path, key: str, flag: str) -> None:
         raise UserError(
             f"{flag} {display(path)}: holds something else already. Give another file, or remove that one.",
             "文件里已有其他内容：请换一个文件名",
+        )
+
+
+def is_recorded(results: Path, run_id: str, stage: str) -> bool:
+    """Whether this run's line of this stage stands in the results file."""
+    lines = read_results(results, smoke=True)
+    return any(line.get("run_id") == run_id and line.get("stage") == stage for line in lines)
+
+
+def require_numbers(path: Path, stage: str, metrics: Mapping[str, Metric]) -> None:
+    """Raises: UserError where a score is NaN or infinite."""
+    if broken := [name for name, m in metrics.items() if not all(map(math.isfinite, (m.value, m.low, m.high)))]:
+        raise UserError(
+            f"{display(path)}: {', '.join(broken)} can't be told in numbers: the weights are damaged. Train them again: "
+            f"{trainer_command(STAGE_TABLE[stage].weights)}.",
+            "得分不是有限的数：权重已损坏，请重新训练",
         )

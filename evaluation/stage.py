@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.messages import both
 from configs.schema import CATEGORIES
@@ -59,6 +59,17 @@ class Verdict:
         }
 
 
+class Sample(NamedTuple):
+    """One of the few answers that are shown."""
+
+    label: str
+    """`问` of a question, `开头` of a text to continue."""
+    given: str
+    answer: Answer
+    mark: str
+    """Whether it is right, and else what was expected; empty where nothing measures it."""
+
+
 class Evaluation:
     """Takes the metrics of one model, and remembers its answers."""
 
@@ -76,9 +87,8 @@ class Evaluation:
         self.baselines = Baselines(self.examples)
         self.sizes = token_bytes(tokenizer)
         self.verdicts: list[Verdict] = []
-        self.samples: list[tuple[str, str, Answer, str]] = []
-        """Label and text of what was given, the answer, and whether it is right, of a few to
-        show."""
+        self.samples: list[Sample] = []
+        """A few to show."""
         self.notes: list[str] = []
         """What was left out, and why."""
 
@@ -285,7 +295,7 @@ class Evaluation:
     def _remember_texts(self, openings: list[str]) -> None:
         prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
         said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
-        self.samples = [("开头", opening, one, "") for opening, one in zip(openings, said, strict=True)]
+        self.samples = [Sample("开头", opening, one, "") for opening, one in zip(openings, said, strict=True)]
 
     def _remember_answers(self) -> None:
         """One answer of each of three categories, right or wrong as it comes."""
@@ -294,7 +304,7 @@ class Evaluation:
             if verdict.category not in seen and len(seen) < SHOWN:
                 seen.add(verdict.category)
                 mark = f"✗ ({verdict.expected[0]})" if verdict.broken else "✓" if verdict.scored else ""
-                self.samples.append(("问", verdict.turns[-1], verdict.answer, mark))
+                self.samples.append(Sample("问", verdict.turns[-1], verdict.answer, mark))
 
 
 def _turns(messages: Messages) -> tuple[str, ...]:

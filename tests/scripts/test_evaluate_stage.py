@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs.artifacts import sha256_file
 from configs.paths import ROOT, TOKENIZER_DIR
@@ -229,8 +231,9 @@ def test_a_reference_that_dpo_did_not_start_from_is_refused(trained: TinyRun, ti
 def test_below_the_tables_of_a_smoke_test_a_line_says_that_its_scores_mean_nothing(
     trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
 ) -> None:
-    model, manifest = evaluate_stage.load_model(trained.path("pretrain"))
-    monkeypatch.setattr(evaluate_stage, "load_model", lambda *_, **__: (model, manifest | {"profile": profile}))
+    opened = evaluate_stage.open_model(trained.path("pretrain"), device=torch.device("cpu"))
+    other = replace(opened, manifest=opened.manifest | {"profile": profile})
+    monkeypatch.setattr(evaluate_stage, "open_model", lambda *_, **__: other)
     assert evaluate(trained, tmp_path / "results.jsonl", "pretrain") == 0
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["profile"] == profile
