@@ -7,8 +7,9 @@ from types import TracebackType
 
 from configs.messages import both
 
-# OpenMP's threads spin while they wait. As soon as another program wants a core, the spinning thread holds up the one
-# that works: on two busy cores training ran at a sixth of its speed. Read when torch is loaded, hence set here.
+# OpenMP's threads spin while they wait. As soon as another program wants a core, the spinning
+# thread holds up the one that works: on two busy cores training ran at a sixth of its speed. Read
+# when torch is loaded, hence set here.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PACKAGES = ("numpy", "tiktoken", "torch", "tqdm", "yaml")
@@ -16,7 +17,8 @@ PACKAGES = ("numpy", "tiktoken", "torch", "tqdm", "yaml")
 
 
 def _tell_of_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Under a Python without our requirements, say which Python has them: one line in place of a traceback."""
+    """Under a Python without our requirements, say which Python has them: one line in place of a
+    traceback."""
     if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
         sys.__excepthook__(kind, error, trace)
         return

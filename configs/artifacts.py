@@ -1,4 +1,4 @@
-"""Artefacts on disk: written whole or not at all, with fingerprints and a manifest of what they were made from."""
+"""Artefacts on disk: written whole or not at all, with fingerprints and manifests."""
 
 import errno
 import hashlib
@@ -25,13 +25,14 @@ def sha256_file(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-like value; equal values have equal fingerprints whatever the order of their keys."""
+    """SHA-256 of a JSON-like value; the order of its keys does not matter."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut (a no-op where folders can't be opened, as on Windows)."""
+    """Make a rename in this folder survive a power cut (a no-op where folders can't be opened, as
+    on Windows)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -48,7 +49,7 @@ def _sync_folder(folder: Path) -> None:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` and move it there once it is whole and on the disk.
 
-    Text is UTF-8 with `\\n` line ends. After an error the temporary file is gone and `path` is as it was.
+    Text is UTF-8 with `\\n` line ends. After an error `path` is as it was.
     Raises: UserError when the folder can't be written or the disk is full.
     """
     text = "b" not in mode
@@ -88,7 +89,7 @@ def write_error(path: Path, error: OSError) -> UserError:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder, and find out now instead of after hours of work that no file can be made in it.
+    """Make a folder, and find out now, not after hours of work, that it can't be written.
 
     Raises: UserError.
     """
@@ -123,7 +124,9 @@ def read_json(path: Path, remedy: str, chinese: str = "") -> Any:
 def append_line(path: Path, value: Any) -> None:
     """Append one JSON line in a single write, so that no reader and no kill ever sees half a line.
 
-    What a full disk took of a line is removed again. Raises: UserError when the file can't be written.
+    What a full disk took of a line is removed again.
+
+    Raises: UserError when the file can't be written.
     """
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     try:

@@ -1,4 +1,4 @@
-"""What every entry point shares: flags as users know them, one line an error, the exit codes of a good command."""
+"""What every entry point shares: how flags are spelt, one line an error, the exit codes."""
 
 import argparse
 import contextlib
@@ -32,7 +32,7 @@ def parse_switch(text: str) -> bool:
 
 
 def split_words(name: str, text: str) -> tuple[str, ...]:
-    """The words of a flag or variable that holds more flags, quoted as in a shell, but never run by one.
+    """The words of a flag or variable that holds more flags, quoted as in a shell.
 
     Raises: UserError where a quote stays open.
     """
@@ -45,7 +45,8 @@ def split_words(name: str, text: str) -> tuple[str, ...]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser in which `--batch-size` and `--batch_size` are one flag, and abbreviations are refused."""
+    """An argument parser in which `--batch-size` and `--batch_size` are one flag, and abbreviations
+    are refused."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -65,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         super().error(both(message, "参数有误，用法见 --help"))
 
     def _with_texts(self, given: Sequence[str]) -> list[str]:
-        """The arguments; a flag's text that begins with a hyphen, such as `--prompt "-5+3=?"`, is joined to the flag."""
+        """The arguments; a flag's text that begins with a hyphen, such as `--prompt "-5+3=?"`, is
+        joined to the flag."""
         words: list[str] = []
         for argument in given:
             before = self._option_string_actions.get(words[-1]) if words else None
@@ -115,7 +117,8 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run an entry point's `main` and leave with 0, 1 (one line on stderr), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run an entry point's `main` and leave with 0, 1 (one line on stderr), 2 (usage), 130 (Ctrl-C)
+    or 143 (SIGTERM)."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     prepare_streams()
     try:
@@ -157,8 +160,8 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def prepare_streams() -> None:
-    """Let no stream end a program: a character that the terminal's encoding lacks is shown as `?`, bytes that are no text
-    are read as U+FFFD, and a stream that is closed is empty."""
+    """Let no stream end a program: a character that the terminal's encoding lacks is shown as `?`,
+    bytes that are no text are read as U+FFFD, and a stream that is closed is empty."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -182,10 +185,11 @@ def _say(line: str) -> None:
 
 
 def _fail(line: str) -> int:
-    """Show why a program ends. Of the processes that torchrun started, which mostly fail alike, the first one speaks.
+    """Show why a program ends. Of the processes that torchrun started, which mostly fail alike, the
+    first one speaks.
 
-    Their error files lie beside each other in a folder of this attempt. The line is written there too, so that torchrun
-    shows it at the end of its report.
+    Their error files lie beside each other in a folder of this attempt. The line is written there
+    too, so that torchrun shows it at the end of its report.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file is None:

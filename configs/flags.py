@@ -1,4 +1,4 @@
-"""Flags and their help, made from the fields of settings classes; and the flags that several programs share."""
+"""Flags and their help, made from the fields of settings; and flags that programs share."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "tf_dir": {"type": Path, "metavar": "DIR", "help": "where metrics go 指标输出目录 (TF_DIR, tf_dir)"},
     "device": {"default": "auto", "metavar": "NAME", "help": f"{knobs_of(TrainConfig)['device'].help} (auto)"},
 }  # fmt: skip
-"""Flags that several programs have, as arguments of `add_argument`. Of those without a default None means: not given."""
+"""Flags that several programs have, as arguments of `add_argument`. Of those without a default None
+means: not given."""
 
 
 def add_shared(parser: Any, *names: str) -> None:

@@ -1,7 +1,7 @@
 """What the CPU can do and how much of the machine is ours, read without torch.
 
-A container may use less than the machine has: its control group (cgroup, version 1 or 2) limits the CPU time and the
-memory of all its processes together, and the kernel ends one that asks for more.
+A container may use less than the machine has: its control group (cgroup, version 1 or 2) limits the
+CPU time and the memory of all its processes together, and the kernel ends one that asks for more.
 """
 
 import math
@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-"""Instructions with which a CPU multiplies bfloat16 matrices; without them it takes a hundred times as long."""
+"""Instructions that multiply bfloat16 matrices; without them it takes a hundred times as long."""
 NOTED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction set flags as Linux names them; on other systems an empty set, which means: assume nothing."""
+    """Instruction set flags as Linux names them; on other systems none, so nothing is assumed."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -65,7 +65,7 @@ def cpu_instructions() -> list[str]:
 def num_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: those it may run on, or fewer by a container's quota.
 
-    A quota of 1.5 cores counts as 2, one of 1.4 as 1: threads beyond it wait for each other most of the time.
+    A quota of 1.5 cores counts as 2, one of 1.4 as 1: more threads would mostly wait.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(cores, _cpu_quota(root)) + 0.5))
@@ -95,7 +95,7 @@ def memory(root: Path = Path("/")) -> Memory | None:
     return Memory(total, free)
 
 
-# --- the limits of a container ----------------------------------------------------------------------------------------
+# --- the limits of a container --------------------------------------------------------------------
 
 
 def _cpu_quota(root: Path) -> float:
@@ -113,8 +113,8 @@ def _cpu_quota(root: Path) -> float:
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Of each control group above us that has a limit: the limit, and what it uses but for files kept from the disk,
-    which the kernel drops first."""
+    """Of each control group above us that has a limit: the limit, and what it uses but for files
+    kept from the disk, which the kernel drops first."""
     for kind, limit, usage, cached in (
         ("", "memory.max", "memory.current", "inactive_file"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -127,10 +127,11 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, the innermost first; all their limits count.
+    """Folders of our control groups, the innermost first; all their limits count.
 
-    In a container the kernel may name the path that the host knows, while the container sees its own group as the root
-    of the tree: folders that are not there are left out. Args: controller: such as `cpu`; empty: those of version 2.
+    In a container the kernel may name the path that the host knows, while the container sees its
+    own group as the root of the tree: folders that are not there are left out. Args: controller:
+    such as `cpu`; empty: those of version 2.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")

@@ -1,4 +1,6 @@
-"""One knob of a settings class: its default, its help in two languages, its unit; flags and YAML are read from it.
+"""One knob of the settings: its default, its help in two languages, its unit.
+
+Flags and the types that YAML must have are read from it.
 
 grad_clip: float = knob(1.0, "largest gradient norm; 0: none", "梯度裁剪", "G")
 """
@@ -38,7 +40,8 @@ def knob(
     default: Value, english: str, chinese: str, unit: str = "", *,
     choices: tuple[str, ...] = (), flag: bool = True, changes_result: bool = True,
 ) -> Value:  # fmt: skip
-    """The default of a field, with what programs know of it. Args: as the fields of Knob; unit: by the kind if empty."""
+    """The default of a field, with what programs know of it. Args: as the fields of Knob; unit: by
+    the kind if empty."""
     notes = {"english": english, "chinese": chinese, "unit": unit, "choices": choices, "flag": flag}
     return field(default=default, metadata=notes | {"changes_result": changes_result})
 

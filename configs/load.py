@@ -25,7 +25,7 @@ def _settings_of_stages() -> dict[str, TrainConfig]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """One whole run: `configs/NAME.yaml`, where each stage of the table has a block of its own name."""
+    """One whole run: `configs/NAME.yaml`, where each stage of the table has a block."""
 
     profile: str = DEFAULT_PROFILE
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -38,7 +38,7 @@ class Profile:
 Config = TypeVar("Config")
 
 
-# --- values -> settings -----------------------------------------------------------------------------------------------
+# --- values -> settings ---------------------------------------------------------------------------
 
 
 def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
@@ -57,7 +57,8 @@ def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
 def merged(
     before: Mapping[str, Any], hints: Mapping[str, Any], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """`values`, each of the type that its hint asks for; a block of keys is put into the settings that were there before.
+    """`values`, each of the type that its hint asks for; a block of keys is put into the settings
+    that were there before.
 
     Raises: UserError with `where` and the key.
     """
@@ -85,7 +86,7 @@ def _checked(value: Any, wanted: type, where: str) -> Any:
     return value
 
 
-# --- files -> values --------------------------------------------------------------------------------------------------
+# --- files -> values ------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,14 +143,14 @@ def load_profile(name: str | None) -> Profile:
 
 
 def load_mixture() -> MixConfig:
-    """Targets and names of `configs/mixture.yaml`, whose `files` block belongs to `dataset/mix/sources.py`."""
+    """Targets and names of `configs/mixture.yaml`, without its `files` block."""
     path = CONFIG_DIR / "mixture.yaml"
     values = {key: value for key, value in read_yaml(path).items() if key != "files"}
     return from_mapping(MixConfig(), values, str(path))
 
 
 def load_file_categories() -> dict[str, str]:
-    """File name patterns of `configs/mixture.yaml` and their categories, in the order of the file."""
+    """File name patterns of `configs/mixture.yaml` and their categories, in its order."""
     path = CONFIG_DIR / "mixture.yaml"
     files = read_yaml(path).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):

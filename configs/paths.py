@@ -15,7 +15,7 @@ OUT_DIR = ROOT / "out"
 TF_DIR = ROOT / "tf_dir"
 TOKENIZER_DIR = ROOT / "model"
 IDENTITY_SOURCE = "identity_conversations.jsonl"
-"""The user's identity file in SOURCE_DIR; the mix creates it from IDENTITY_SAMPLE when it is missing."""
+"""The user's identity file in SOURCE_DIR; where it is missing, the mix writes IDENTITY_SAMPLE."""
 IDENTITY_MARK = ".identity_conversations.sha256"
 """Beside it: its hash as the mix wrote it, which tells whether somebody has edited it since."""
 IDENTITY_SAMPLE = ROOT / "dataset" / "identity_cn_sample.jsonl"
@@ -32,21 +32,22 @@ def env_path(variable: str, default: Path) -> Path:
 
 
 def default_tokenizer_dir(out_dir: Path) -> Path:
-    """The tokenizer trained in this run where there is one (`OUT_DIR/tokenizer`), else the one that ships."""
+    """The tokenizer that was trained in `OUT_DIR/tokenizer`, else the one that ships."""
     trained = out_dir / "tokenizer"
     return trained if (trained / "tokenizer.pkl").exists() else TOKENIZER_DIR
 
 
 def source_dir(data_dir: Path = DATA_DIR) -> Path:
-    """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`; in a read-only checkout
-    without that one, `chinese` in `data_dir`."""
+    """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`; in a
+    read-only checkout without that one, `chinese` in `data_dir`."""
     if given := os.environ.get("SOURCE_DIR"):
         return Path(given)
     return SOURCE_DIR if SOURCE_DIR.is_dir() or _is_writable(SOURCE_DIR) else data_dir / "chinese"
 
 
 def sample_dir(data_dir: Path = DATA_DIR) -> Path:
-    """Where the bundled samples are made: `data/samples`; in a read-only checkout `samples` in `data_dir`."""
+    """Where the bundled samples are made: `data/samples`; in a read-only checkout `samples` in
+    `data_dir`."""
     return SAMPLE_DIR if _is_writable(SAMPLE_DIR) else data_dir / "samples"
 
 
@@ -56,7 +57,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def find_dataset(path: Path) -> Path:
-    """The data file or folder that a user named: as given, else in `dataset/`, the sources' folder or the root.
+    """A user's data file or folder: as given, else in `dataset/`, the sources' folder or the root.
 
     Raises: UserError naming every place that was looked at.
     """
@@ -100,14 +101,15 @@ IN_ORDER = "(bash scripts/run.sh does all in order)"
 
 
 def trainer_command(weights: str) -> str:
-    """The command that trains weights of this file name, or whose names begin so; empty where this version has none."""
+    """The command that trains weights of this file name, or whose names begin so; empty where this
+    version has none."""
     trainer = trainer_of(weights)
     return f"python trainer/{trainer} {IN_ORDER}" if trainer else ""
 
 
 def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
-    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before a change
-    (`stem_192.previous.pth`) are taken only where somebody names them.
+    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before
+    a change (`stem_192.previous.pth`) are taken only where somebody names them.
 
     Raises: UserError when there is none.
     """
@@ -136,7 +138,7 @@ def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, 
 
 
 def display(path: Path) -> str:
-    """The path as a reader knows it: relative to where they stand when it lies below, else absolute."""
+    """The path as a reader knows it: relative where it lies below them, else absolute."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

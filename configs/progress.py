@@ -12,7 +12,7 @@ SHARES_SHOWN = 5
 SECONDS_BETWEEN_LINES = 5.0
 """Work that is quicker than this writes no plain line at all."""
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
-"""Fits 80 columns with a loss and a speed behind it; tqdm's own spends 20 on the rate and on marks."""
+"""Fits 80 columns with a loss and a speed behind it; tqdm's own bar leaves no room."""
 WIDE = 110
 """Columns from which a bar has room for more figures."""
 
@@ -30,8 +30,8 @@ def progress_bar(
 ) -> "Progress":
     """A bar on a terminal, plain lines elsewhere; both on stderr unless `file` is given.
 
-    Args: total: what there is to do, in `unit`. unit_scale: show 1.2M for 1,200,000. leave: keep the bar when it is full
-    (plain lines: write any at all). disable: show nothing.
+    Args: total: what there is to do, in `unit`. unit_scale: show 1.2M for 1,200,000. leave: keep
+    the bar when it is full (plain lines: write any at all). disable: show nothing.
     """
     file = file or sys.stderr
     if disable or not file.isatty():

@@ -1,7 +1,7 @@
 """Every setting of MiniLLM, as small frozen dataclasses, and the error that users see.
 
-A default and its help live here and nowhere else. `configs/*.yaml` overrides it for a whole run, a flag overrides both.
-What a single stage adds stands in `stage_settings.py`.
+A default and its help live here and nowhere else. `configs/*.yaml` overrides it for a whole run, a
+flag overrides both. What a single stage adds stands in `stage_settings.py`.
 """
 
 import math
@@ -21,7 +21,7 @@ SCHEDULES = ("trapezoid", "cosine", "constant")
 LARGEST_SEED = 2**62
 """Processes add their rank to it, and torch takes 64 bits."""
 LARGEST_COUNT = 2**31 - 1
-"""No count, size or length is larger; beyond 64 bits torch and NumPy would fail in their own words."""
+"""No count, size or length is larger: torch and NumPy would fail in their own words."""
 
 
 class UserError(Exception):
@@ -85,7 +85,7 @@ class ModelConfig:
     rope_scaling_factor: float = knob(
         1.0, "contexts so many times as long; 1: plain RoPE", "上下文扩展倍数", flag=False
     )
-    """YaRN (arXiv:2309.00071), at inference only: contexts this many times as long as the original."""
+    """YaRN (arXiv:2309.00071), at inference only."""
     original_max_position_embeddings: int = knob(2048, "longest row of the training in tokens", "训练行长", flag=False)
     """From it YaRN stretches."""
     rms_norm_eps: float = knob(1.0e-6, "added to the mean square in RMSNorm", "RMSNorm 的小常数", flag=False)
@@ -141,7 +141,7 @@ class ModelConfig:
 
     @property
     def norm_topk_prob(self) -> bool:
-        """Whether the weights of a token's experts are made to sum to one; a single one would always be 1."""
+        """Whether the weights of a token's experts sum to one; a single one would always be 1."""
         return self.num_experts_per_tok > 1
 
     def resolve(self) -> "ModelConfig":
@@ -171,7 +171,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Fields of ModelConfig by name, or by width x depth, such as `256x4`: dense, heads of 32 below width 512.
+    """Fields of ModelConfig by name, or by width x depth, such as `256x4`.
+
+    The latter is dense, with heads of 32 below width 512.
 
     Raises: UserError on anything else.
     """
@@ -203,24 +205,26 @@ class TrainConfig:
     epochs: int = knob(1, "passes over the data", "轮数")
     max_steps: int = knob(0, "stop after N steps; 0: by epochs", "最多步数")
     tokens_per_step: int = knob(0, "tokens in a step; 0: by rule", "每步词元数，0 为自动")
-    """Over all processes, where batch_size and accumulation_steps don't say it. The rule takes the sizes of model and data."""
+    """Over all processes, where batch_size and accumulation_steps don't say it. The rule takes the
+    sizes of model and data."""
     batch_size: int = knob(0, "rows in a micro-batch; 0: by memory", "微批大小（行），0 为自动")
     """Of one process. 0: as many as are fast and fit the free memory."""
     accumulation_steps: int = knob(0, "micro-batches in a step; 0: by rule", "梯度累积，0 为自动")
     """0: as many as the tokens of a step need."""
     cpu_processes: int = knob(1, "processes on a CPU, a core each at least", "CPU 上的进程数", changes_result=False)
-    """They share a step's rows: for a small model that is faster than as many threads (trainer/processes.py)."""
+    """They share a step's rows: for a small model that is faster than as many threads
+    (trainer/processes.py)."""
     max_seq_len: int = knob(2048, "tokens in a row", "序列长度")
     learning_rate: float = knob(0.0, "peak learning rate; 0: by rule", "峰值学习率，0 为自动", "LR")
     """The rule takes the width of the model and the stage."""
     optimizer: str = knob("muon", "muon or adamw", "优化器", choices=OPTIMIZERS)
     schedule: str = knob("trapezoid", "learning rate over time", "学习率曲线", choices=SCHEDULES)
-    """trapezoid: warm-up, constant, linear warm-down; cosine: warm-up, cosine; constant: warm-up, constant."""
+    """All begin with the warm-up; the trapezoid is constant, then falls in a line."""
     embedding_lr_ratio: float = knob(
         0.0, "embedding's rate as a multiple of the others'; 0: by rule", "词嵌入学习率的倍数，0 为自动", "R"
     )
-    """The embedding is the output matrix too. The rule: 20 with Muon and 60 with AdamW where it is trained from scratch,
-    else 1."""
+    """The embedding is the output matrix too. The rule: 20 with Muon and 60 with AdamW where it is
+    trained from scratch, else 1."""
     warmup_ratio: float = knob(0.03, "share of steps to warm up", "预热比例", "P")
     warmdown_ratio: float = knob(0.5, "share of steps to warm down", "衰减比例", "P")
     """The steps over which the trapezoid's rate falls."""

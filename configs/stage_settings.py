@@ -1,6 +1,7 @@
 """What a stage adds to the settings of all stages. A knob exists only where it does something.
 
-A class here goes into the stage's row of `stage_table.py`; its flags, their help and its block of a profile follow from it.
+A class here goes into the stage's row of `stage_table.py`; its flags, their help and its block of a
+profile follow from it.
 """
 
 import math

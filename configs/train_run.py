@@ -1,4 +1,6 @@
-"""One call of a trainer: its flags, and how flags, profile and schema become its settings. Imports no torch."""
+"""One call of a trainer: its flags, and how flags and profile become its settings.
+
+Imports no torch."""
 
 import argparse
 import sys
@@ -18,8 +20,8 @@ from configs.stage_table import STAGE_TABLE, tensor_folder
 LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
 """Fields of TrainConfig whose flags stand in a group of their own."""
 HASHED_BEFORE = {stage: {"beta": 0.1, "sft_loss_weight": 0.0} for stage in ("pretrain", "sft")}
-"""Settings that a stage no longer has, with the values that they had there. They did nothing, but fingerprints covered
-them: hashed once more, they leave finished work finished."""
+"""Settings that a stage no longer has, with the values that they had there. They did nothing, but
+fingerprints covered them: hashed once more, they leave finished work finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +31,8 @@ class TrainRun:
     stage: str
     profile: str
     model: ModelConfig
-    """Shape asked for; a stage that starts from weights takes theirs and refuses a contradicting flag."""
+    """Shape asked for; a stage that starts from weights takes theirs, which no flag may
+    contradict."""
     shape_flags: dict[str, Any]
     """The shape as far as flags gave it."""
     train: TrainConfig
@@ -45,7 +48,7 @@ class TrainRun:
 
 
 def build_parser(stage: str, description: str) -> Parser:
-    """The parser of one trainer: a flag for each of its knobs, and those that all programs share."""
+    """The parser of one trainer: a flag for each of its knobs, and those that programs share."""
     parser, settings = Parser(description=description), STAGE_TABLE[stage].settings
     paths = parser.add_argument_group("data and weights 数据与权重")
     add_shared(paths, "profile")

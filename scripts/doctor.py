@@ -1,4 +1,5 @@
-"""Look at this machine before a training: Python, torch, GPU, CPU, memory, disk, what is missing. 训练前检查环境。
+"""Look at this machine before a training: Python, torch, GPU, CPU, memory, disk, what is missing.
+训练前检查环境。
 
     python scripts/doctor.py
     python scripts/doctor.py --hardware
@@ -67,7 +68,7 @@ def output_of(*command: str, timeout_seconds: float = 10.0) -> str:
 
 
 def find_gpus() -> Gpus:
-    """The NVIDIA GPUs: from nvidia-smi, else from their device files (driver there, tool missing or broken)."""
+    """The NVIDIA GPUs: from nvidia-smi, else from their device files."""
     tool = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
     listed = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", output_of(tool, "-L"), flags=re.MULTILINE)
     names = tuple(listed) or ("NVIDIA GPU",) * len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# --- what was asked for -----------------------------------------------------------------------------------------------
+# --- what was asked for ---------------------------------------------------------------------------
 
 
 def build_parser() -> Parser:
@@ -175,7 +175,7 @@ def build_parser() -> Parser:
 
 
 def request_of(arguments: Namespace) -> Request:
-    """The flags, resolved. Raises: UserError where one belongs to another stage or is out of range."""
+    """The flags, resolved. Raises: UserError where one is of another stage or out of range."""
     stage, profile = arguments.stage, load_profile(arguments.profile)
     data = STAGE_TABLE[stage].data
     for name in ("reference", "sft_data_path"):
@@ -198,18 +198,19 @@ def request_of(arguments: Namespace) -> Request:
 
 
 def require_places(request: Request) -> None:
-    """Raises: UserError where the results can't be written, or would go into a file of another kind."""
+    """Raises: UserError where results can't be written, or a file holds something else."""
     require_writable(request.results_file.parent)
     require_ours(request.results_file, "metrics", "--results_file")
     if request.answers_file:
         require_ours(request.answers_file, "metric", "--answers_file")
 
 
-# --- what is judged, and on what --------------------------------------------------------------------------------------
+# --- what is judged, and on what ------------------------------------------------------------------
 
 
 def open_checkpoint(request: Request) -> OpenModel:
-    """The weights, with the tokenizer that belongs to them. Raises: UserError where they are of another stage."""
+    """The weights, with the tokenizer that belongs to them. Raises: UserError where they are of
+    another stage."""
     stage, given = request.stage, request.checkpoint
     path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
     seed_everything(request.settings.seed)
@@ -224,7 +225,8 @@ def open_checkpoint(request: Request) -> OpenModel:
 
 
 def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
-    """The records and prompts that the weights have not been trained on. Raises: UserError where there are none."""
+    """The records and prompts that the weights have not been trained on. Raises: UserError where
+    there are none."""
     stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest["training_data"]
     with_texts = request.data == "documents"
     examples = training_examples(sources, seed, with_texts=with_texts)
@@ -252,7 +254,7 @@ def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evalua
     return evaluation
 
 
-# --- the metrics ------------------------------------------------------------------------------------------------------
+# --- the metrics ----------------------------------------------------------------------------------
 
 
 def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: Evaluation) -> dict[str, Metric]:
@@ -280,7 +282,8 @@ def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: E
 def heldout_metrics(
     request: Request, checkpoint: OpenModel, records: Sequence[dict[str, Any]], evaluation: Evaluation
 ) -> dict[str, Metric]:
-    """The metrics on records of the stage's own kind. Raises: UserError where DPO's reference is not there."""
+    """The metrics on records of the stage's own kind. Raises: UserError where DPO's reference is
+    not there."""
     reference = start_of(request, checkpoint) if request.data == "pairs" else None
     if not records:
         return {}
@@ -295,7 +298,7 @@ def start_of(request: Request, checkpoint: OpenModel) -> MiniLLM:
     return load_model(path, device=request.device)[0].eval()
 
 
-# --- what is kept and shown -------------------------------------------------------------------------------------------
+# --- what is kept and shown -----------------------------------------------------------------------
 
 
 def result_line(
@@ -332,7 +335,7 @@ def result_line(
 def show(
     request: Request, checkpoint: OpenModel, exam: Exam, evaluation: Evaluation, metrics: Mapping[str, Metric]
 ) -> None:
-    """Print the tables, the notes, three answers, and as many wrong ones a metric as were asked for."""
+    """Print tables, notes, three answers, and as many wrong ones a metric as were asked for."""
     split = exam.heldout.split
     print(f"{request.stage}: {display(exam.heldout.path)}, split {split} ({HALVES.get(split, 'all records')})")
     notes = [*evaluation.notes, *([SMOKE_NOTE] if checkpoint.manifest["profile"] == SMOKE_PROFILE else [])]

@@ -1,1 +1,1 @@
-"""What `run.sh` asks: what a run consists of, which stages are done, and with which commands the others run."""
+"""What `run.sh` asks: what a run consists of, what is done, which commands are left."""

@@ -1,4 +1,5 @@
-"""What `run.sh` asks about its stages: which are done, and with which commands the others run. 查询流水线各阶段的状态。
+"""What `run.sh` asks about its stages: which are done, and with which commands the others run.
+查询流水线各阶段的状态。
 
 python scripts/pipeline/ask.py --profile cpu begin pretrain
 python scripts/pipeline/ask.py --profile cpu command pretrain train

@@ -1,8 +1,8 @@
-"""What is done: the state of each stage, what follows from it, and the records in `OUT_DIR/stages/`.
+"""What is done: the state of each stage, what follows from it, and its record.
 
-A stage is done when its fingerprint (`fingerprints.py`) is that of its last run, its outputs are still those that the run
-wrote, and its evaluation stands in the results file. Weights are never removed here: the trainer replaces them once the
-new ones are complete.
+A stage is done when its fingerprint (`fingerprints.py`) is that of its last run, its outputs are
+still those that the run wrote, and its evaluation stands in the results file. Weights are never
+removed here: the trainer replaces them once the new ones are complete.
 """
 
 import json
@@ -27,7 +27,7 @@ from scripts.pipeline.plan import PIPELINE, Pipeline
 
 
 class State(Enum):
-    """What has become of a stage, as its record and its files tell. The first that holds is its state."""
+    """What has become of a stage, by its record and its files: the first that holds."""
 
     NEW = "never started"
     REDO = "the user asked to do it again"
@@ -41,7 +41,7 @@ class State(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What is noted of a stage, in `OUT_DIR/stages/STAGE.json`. Files of earlier versions may lack a field."""
+    """What `OUT_DIR/stages/STAGE.json` notes. Files of earlier versions may lack a field."""
 
     status: str
     """`running`, `done` or `redo`."""
@@ -55,7 +55,8 @@ class Record:
     seconds: int = 0
     """How long it took."""
     replaces: dict[str, Any] | None = None
-    """Of a training stage that starts over: the `weights` that it replaces (size and time; null: none) and `since_ns`."""
+    """Of a training stage that starts over: the `weights` that it replaces (size and time; null:
+    none) and `since_ns`."""
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
@@ -78,7 +79,7 @@ class StageBook:
         """What the result of a stage depends on."""
         return stage_fingerprint(self.pipeline, stage, self.hashes)
 
-    # --- before a stage -------------------------------------------------------------------------------------------
+    # --- before a stage ---------------------------------------------------------------------------
 
     def state(self, stage: str) -> State:
         """What has become of a stage. Raises: UserError where its record is torn."""
@@ -98,7 +99,8 @@ class StageBook:
         return State.DONE if self._is_judged(stage, record.run_id) else State.NOT_JUDGED
 
     def begin(self, stage: str) -> bool:
-        """Decide about a stage: False when it is done, else True, with the way cleared for it to start or to resume."""
+        """Decide about a stage: False when it is done, else True, with the way cleared for it to
+        start or to resume."""
         state, record = self.state(stage), self._record(stage)
         run_id = record.run_id if record else ""
         replaces = record.replaces if record else None
@@ -125,12 +127,13 @@ class StageBook:
         return True
 
     def _clear_tensors(self, stage: str, record: Record | None) -> None:
-        """Remove the tensors that the export wrote: it takes whole ones for its own work. The other stages write anew."""
+        """Remove the tensors that the export wrote: it takes whole ones for its own work. The other
+        stages write anew."""
         if stage == "export" and record is not None:
             _remove(self.hashes.locate(label) for label in record.outputs)
 
     def _clear_tokenizer(self, stage: str) -> None:
-        """Where none is trained any more, rename the one that was, so that later stages do not find it."""
+        """Where none is trained any more, rename the old one, so that no stage finds it."""
         trained = self.pipeline.out_dir / "tokenizer"
         if stage != "tokenizer" or self.pipeline.train_tokenizer or not trained.is_dir():
             return
@@ -147,12 +150,14 @@ class StageBook:
         for folder in folders.get(stage, [out, *(out / "checkpoints" / stage).glob("*/")]):
             _remove(path for path in folder.glob(".*.tmp") if path.is_file())
 
-    # --- weights that are made again ------------------------------------------------------------------------------
+    # --- weights that are made again --------------------------------------------------------------
 
     def must_start_over(self, stage: str) -> bool:
-        """Whether a trainer must not take the weights that are there for its own: they are damaged, or to be made again.
+        """Whether a trainer must not take the weights that are there for its own: they are damaged,
+        or to be made again.
 
-        They stay until the new ones replace them. Until then the trainer resumes from a state that it has saved since.
+        They stay until the new ones replace them. Until then the trainer resumes from a state that
+        it has saved since.
         """
         record = self._record(stage)
         replaces = record.replaces if record else None
@@ -162,7 +167,8 @@ class StageBook:
         return all(state.stat().st_mtime_ns < replaces["since_ns"] for state in states)
 
     def _to_be_replaced(self, stage: str) -> dict[str, Any] | None:
-        """The weights (none: null) that a training stage which starts over has to replace, and since when."""
+        """The weights (none: null) that a training stage which starts over has to replace, and
+        since when."""
         return {"weights": self._stamp(stage), "since_ns": time.time_ns()} if stage in STAGES else None
 
     def _stamp(self, stage: str) -> list[int] | None:
@@ -173,7 +179,7 @@ class StageBook:
             return None
         return [status.st_size, status.st_mtime_ns]
 
-    # --- after a stage --------------------------------------------------------------------------------------------
+    # --- after a stage ----------------------------------------------------------------------------
 
     def finish(self, stage: str, seconds: int) -> None:
         """Mark a stage as done. Raises: UserError when an output is missing."""
@@ -194,16 +200,17 @@ class StageBook:
         self._write(stage, done)
 
     def redo_from(self, stage: str) -> None:
-        """Let a stage and all that follow start over under a new run id, however often this is interrupted."""
+        """Let a stage and all that follow start over under a new run id, however often this is
+        interrupted."""
         self._write_run([])
         for later in PIPELINE[PIPELINE.index(stage) :]:
             record = self._record(later)
             self._write(later, Record(status="redo", outputs=record.outputs if record else {}))
 
-    # --- what was written, and what was judged --------------------------------------------------------------------
+    # --- what was written, and what was judged ----------------------------------------------------
 
     def _outputs_are_whole(self, record: Record) -> bool:
-        """Whether each output is there with the content it was recorded with (sizes first: most damage shows there)."""
+        """Whether each output has the content that was recorded; most damage shows in the size."""
         files = {self.hashes.locate(label): content for label, content in record.outputs.items()}
         return all(path.is_file() and path.stat().st_size == was["size"] for path, was in files.items()) and all(
             self.hashes.sha256(path) == was["sha256"] for path, was in files.items()
@@ -213,7 +220,8 @@ class StageBook:
         return evaluation_fingerprint(self.pipeline, stage, self.hashes)
 
     def _is_judged(self, stage: str, run_id: str) -> bool:
-        """Whether the evaluation's line stands in the results file; a stage without an evaluation needs none."""
+        """Whether the evaluation's line stands in the results file; a stage without an evaluation
+        needs none."""
         if stage not in STAGES:
             return True
         try:
@@ -222,14 +230,15 @@ class StageBook:
             return False
         return any(_line_is_of(line, run_id, stage) for line in lines)
 
-    # --- records --------------------------------------------------------------------------------------------------
+    # --- records ----------------------------------------------------------------------------------
 
     def run_id(self, stage: str) -> str:
         """The run that a stage was last started in."""
         return self._begun(stage).run_id
 
     def _join_run(self, stage: str) -> str:
-        """The id under which a stage starts. A run holds each stage once, in order: what comes again gets a new run."""
+        """The id under which a stage starts. A run holds each stage once, in order: what comes
+        again gets a new run."""
         run = read_notes(self.folder / "run.json")
         if not run or any(PIPELINE.index(other) >= PIPELINE.index(stage) for other in run["stages"]):
             run = self._write_run([stage])

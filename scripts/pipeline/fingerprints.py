@@ -1,7 +1,7 @@
-"""What makes a stage up to date: what its result depends on, as one hash, and the files that it must have written.
+"""What makes a stage up to date: what its result depends on, as one hash; its outputs.
 
-A stage's fingerprint covers the version of its recipe, its settings, the values that are chosen by rule, and the content
-of what it reads. Imports torch only where the rules must be asked again.
+A stage's fingerprint covers the version of its recipe, its settings, the values that are chosen by
+rule, and the content of what it reads. Imports torch only where the rules must be asked again.
 """
 
 import json
@@ -28,14 +28,15 @@ from scripts.pipeline.hashes import Hashes
 from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, found
 
 RULE_FILES = tuple(ROOT / "trainer" / name for name in ("autoconfig.py", "flops.py", "optim.py"))
-"""Where the rules are. While these files and the inputs are the same, torch is not loaded to ask the rules again."""
+"""Where the rules are. While these files and the inputs are the same, torch is not loaded to ask
+the rules again."""
 
 
-# --- what a stage is made from ----------------------------------------------------------------------------------------
+# --- what a stage is made from --------------------------------------------------------------------
 
 
 def stage_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
-    """What the result of a stage depends on: its recipe, its settings, and the content of what it reads."""
+    """What a stage's result depends on: recipe, settings, and the content of what it reads."""
     settings, inputs = _made_from(pipeline, stage, hashes)
     contents = [[path.name, hashes.sha256(path)] for path in inputs]
     return fingerprint([stage, RECIPE_VERSION[stage], settings, contents])
@@ -72,13 +73,14 @@ def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Pat
 
 
 def _arrays(data_path: Path) -> list[Path]:
-    """The files whose content a trainer learns from: a folder's arrays, or the text file that was given instead."""
+    """The files whose content a trainer learns from: a folder's arrays, or the text file that was
+    given instead."""
     path = found(data_path)
     return sorted(path.rglob("*.npy")) if path.is_dir() else [path]
 
 
 def _sources(pipeline: Pipeline, hashes: Hashes) -> list[Path]:
-    """What the mix reads: the bundled tables that stand in for missing files, and the user's files."""
+    """What the mix reads: the user's files, and the bundled tables that stand in for them."""
     bundled = [*(ROOT / "dataset").glob("*.jsonl"), *generator_files()]
     folder = source_dir(pipeline.data_dir)
     users = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
@@ -97,7 +99,7 @@ def _is_unedited(identity: Path, hashes: Hashes) -> bool:
 
 
 def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
-    """What the evaluation of a stage depends on apart from its weights; empty where a stage has none."""
+    """What a stage's evaluation depends on apart from its weights; empty where it has none."""
     if stage not in STAGES:
         return ""
     profile, read = pipeline.profile, [pipeline.heldout(stage)]
@@ -109,14 +111,15 @@ def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> st
     return fingerprint([settings, [hashes.sha256(path) for path in read]])
 
 
-# --- what the trainer's rules choose ----------------------------------------------------------------------------------
+# --- what the trainer's rules choose --------------------------------------------------------------
 
 
 def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, Any]:
-    """What the rules of a stage's trainer give for the settings that are left open; the last answer is kept.
+    """What the trainer's rules give for settings that are left open; the last answer is kept.
 
-    It is part of the stage's fingerprint, so that a changed rule is noticed. The hash of the files only tells whether the
-    answer kept still holds: where it does not, the rules are asked again, and mostly give the same.
+    It is part of the stage's fingerprint, so that a changed rule is noticed. The hash of the files
+    only tells whether the answer kept still holds: where it does not, the rules are asked again,
+    and mostly give the same.
     """
     run, start = pipeline.runs[stage], pipeline.start(stage)
     manifest = run.data_path / "manifest.json"
@@ -142,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# --- what a stage writes ----------------------------------------------------------------------------------------------
+# --- what a stage writes --------------------------------------------------------------------------
 
 
 def outputs_of(pipeline: Pipeline, stage: str) -> list[Path]:
@@ -159,6 +162,6 @@ def outputs_of(pipeline: Pipeline, stage: str) -> list[Path]:
 
 
 def _files(folder: Path, required: str) -> list[Path]:
-    """The files of a folder but for hidden notes, `required` among them even where it is missing."""
+    """The files of a folder but for hidden ones; `required` also where it is missing."""
     there = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return sorted({folder / required, *there})

@@ -12,7 +12,8 @@ class Hashes:
     """The hashes that one run knows, kept in a file for the next call."""
 
     def __init__(self, path: Path, bases: Mapping[str, Path]) -> None:
-        """Args: path: where the hashes are kept. bases: name -> folder, so that a moved folder stays known."""
+        """Args: path: where the hashes are kept. bases: name -> folder, so that a moved folder
+        stays known."""
         self._path, self._bases = path, bases
         self._known: dict[str, dict[str, Any]] = read_notes(path)
         self._changed = False
@@ -57,7 +58,8 @@ class Hashes:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """A JSON object of `OUT_DIR/stages/`; an empty one where the file is missing. Raises: UserError where it is torn."""
+    """A JSON object of `OUT_DIR/stages/`; an empty one where the file is missing. Raises: UserError
+    where it is torn."""
     if not path.exists():
         return {}
     remedy, chinese = "Delete it, then rerun: the stage is looked at afresh.", "阶段记录损坏：请删除，然后重新运行"

@@ -1,10 +1,11 @@
-"""Lock a folder that the shell has opened, waiting while another run holds it. 锁定目录，同一目录同时只运行一个任务。
+"""Lock a folder that the shell has opened, waiting while another run holds it.
+锁定目录，同一目录同时只运行一个任务。
 
     exec 9<out && python scripts/pipeline/lock.py 9 out
 
-The lock belongs to the open descriptor, not to this process: it is held until the shell and every child that inherited
-the descriptor have ended. So a trainer whose shell was killed keeps the folder until its state is saved.
-Runs before anything is installed: standard library only.
+The lock belongs to the open descriptor, not to this process: it is held until the shell and every
+child that inherited the descriptor have ended. So a trainer whose shell was killed keeps the folder
+until its state is saved. Runs before anything is installed: standard library only.
 """
 
 import argparse

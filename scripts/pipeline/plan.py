@@ -26,7 +26,8 @@ from configs.stage_table import (
 from configs.train_run import TrainRun, build_parser, resolve_run
 
 PIPELINE = ("mix", "tokenizer", "export", *STAGES)
-"""The stages that have a record, in the order in which they run; `env` is marked in the environment itself."""
+"""The stages that have a record, in the order in which they run; `env` is marked in the environment
+itself."""
 OWN_FLAGS = {
     "profile": "bash scripts/run.sh --profile",
     "out_dir": "OUT_DIR",
@@ -43,7 +44,8 @@ MIX_OUTPUTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
-    """One call of `run.sh`: its profile, its folders, and the user's flags of the three trainers."""
+    """One call of `run.sh`: its profile, its folders, and the user's flags of the three
+    trainers."""
 
     profile_name: str
     profile: Profile
@@ -51,7 +53,8 @@ class Pipeline:
     out_dir: Path
     tf_dir: Path
     train_tokenizer: bool
-    """Whether the tokenizer is trained here (`ENABLE_RUSTBPE=1`); else the one that ships is taken."""
+    """Whether the tokenizer is trained here (`ENABLE_RUSTBPE=1`); else the one that ships is
+    taken."""
     num_gpus: int
     """Processes asked for; 0: one a GPU that is found."""
     gpus_found: int
@@ -76,7 +79,8 @@ class Pipeline:
         return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
 
     def start(self, stage: str) -> Path | None:
-        """The weights that a trainer starts from; None where it starts from none or finds them by itself."""
+        """The weights that a trainer starts from; None where it starts from none or finds them by
+        itself."""
         name = self.runs[stage].from_weight
         if name == "none":
             return None
@@ -92,24 +96,27 @@ class Pipeline:
         return self.out_dir / (name or weight_file(stage, self.runs[stage].model))
 
     def processes(self, stage: str) -> int:
-        """How many processes train a stage: as many as the user asks for, else one a GPU unless it runs elsewhere."""
+        """How many processes train a stage: as many as the user asks for, else one a GPU unless it
+        runs elsewhere."""
         on_all_gpus = self.runs[stage].train.device in {"auto", "cuda"}
         return self.num_gpus or (max(1, self.gpus_found) if on_all_gpus else 1)
 
 
 def found(path: Path) -> Path:
-    """The file or folder that a trainer will take for this name; the name itself while there is none."""
+    """The file or folder that a trainer will take for this name; the name itself while there is
+    none."""
     try:
         return find_dataset(path)
     except UserError:
         return path  # not there yet, or wrong: the trainer tells
 
 
-# --- as the user asked for it -----------------------------------------------------------------------------------------
+# --- as the user asked for it ---------------------------------------------------------------------
 
 
 def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
-    """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that can't be."""
+    """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that
+    can't be."""
     profile = load_profile(profile_name)
     extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in STAGES}
     return Pipeline(
@@ -152,7 +159,8 @@ def _count(variable: str) -> int:
 
 
 def _resolve(stage: str, profile_name: str, words: Iterable[str]) -> TrainRun:
-    """A trainer's settings under the user's extra flags; wrong ones are reported under the variable's name."""
+    """A trainer's settings under the user's extra flags; wrong ones are reported under the
+    variable's name."""
     variable = STAGE_TABLE[stage].arguments
     parser = build_parser(stage, f"Flags that {variable} may hold.")
     parser.prog, parser.usage = variable, f'{variable}="--flag value ..." bash scripts/run.sh'
@@ -173,7 +181,7 @@ def _resolve(stage: str, profile_name: str, words: Iterable[str]) -> TrainRun:
         raise UserError(f"profile {profile_name}, {variable}: {error}", error.chinese) from None
 
 
-# --- the commands, as arguments of the environment's Python -----------------------------------------------------------
+# --- the commands, as arguments of the environment's Python ---------------------------------------
 
 
 def mix_command(pipeline: Pipeline) -> list[str]:

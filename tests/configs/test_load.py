@@ -1,4 +1,5 @@
-"""YAML becomes settings: types are checked, unknown keys refused, and a message names the file and the key."""
+"""YAML becomes settings: types are checked, unknown keys refused, and a message names the file and
+the key."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""What a run consists of: which weights a stage starts from and writes, and the commands of its steps."""
+"""What a run consists of: which weights a stage starts from and writes, and the commands of its
+steps."""
 
 import pytest
 
