@@ -6,7 +6,6 @@ sampled or repeated (choice.py). The second pass writes (write.py). Memory is so
 plus one bucket of the shuffle, however large the files are.
 """
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -57,13 +56,11 @@ def output_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if take_lock(file.fileno()) is Lock.TAKEN:
                 raise UserError(
                     f"{display(folder)}: another mix is writing there. Wait for it, or give --output_dir.",
                     "另一个混合任务正在写入：请等它结束，或用 --output_dir",
-                ) from None
+                )
             yield
     except OSError as error:
         raise write_error(folder, error) from error

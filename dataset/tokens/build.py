@@ -5,7 +5,6 @@ flat. The folder is built under another name and moved when it is whole. So a fo
 complete, whatever was killed.
 """
 
-import fcntl
 import os
 import shutil
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint, sha256_file, write_error, write_json
+from configs.locks import Lock, take_lock
 from configs.messages import warn
 from configs.paths import display, heldout_beside
 from configs.schema import LARGEST_COUNT, UserError
@@ -320,14 +320,10 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
     """Hold the lock of a folder. Raises: UserError when another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = folder.exists() and folder.stat().st_ino == os.fstat(descriptor).st_ino  # else: just moved away
-        except BlockingIOError:
-            mine = False
-        except OSError:
-            mine = True  # a file system without locks: two at once are the user's to avoid
-        if not mine:
+        lock = take_lock(descriptor)
+        # A folder that is no longer the one that we opened was just finished by another process.
+        replaced = lock is Lock.OURS and (not folder.exists() or folder.stat().st_ino != os.fstat(descriptor).st_ino)
+        if lock is Lock.TAKEN or replaced:
             raise UserError(
                 f"{display(output)}: another process is making it. Wait until it ends, then rerun.",
                 "另一个进程正在生成：请等它结束后再运行",

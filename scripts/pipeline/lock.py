@@ -9,9 +9,14 @@ until its state is saved. Runs before anything is installed: standard library on
 """
 
 import argparse
-import fcntl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from configs.locks import Lock, take_lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def lock(descriptor: int, name: str) -> None:
     """Lock the open file behind a descriptor; while it is taken, say so and wait."""
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"{name}: another run is using it; waiting until it ends (另一个任务正在使用，等待其结束) ...",
-                flush=True,
-            )
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        print(f"{name}: can't be locked ({error.strerror}); make sure that no other run uses it", file=sys.stderr)
+    got = take_lock(descriptor)
+    if got is Lock.TAKEN:
+        print(
+            f"{name}: another run is using it; waiting until it ends (另一个任务正在使用，等待其结束) ...", flush=True
+        )
+        got = take_lock(descriptor, wait=True)
+    if got is Lock.UNKNOWN:
+        print(f"{name}: can't be locked here; make sure that no other run uses it", file=sys.stderr)
 
 
 if __name__ == "__main__":

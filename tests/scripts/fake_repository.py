@@ -190,6 +190,7 @@ class FakeRepository:
         for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py"):
             self.write(f"trainer/{name}", TRAINER)
         self.write("trainer/facts.py", "def ask_rules(*_):\n    return {}\n")
+        self.write("dataset/samples/files.py", "def generator_files():\n    return []\n")
         self.write("model/tokenizer.pkl", "tokenizer")
         self.write("dataset/identity_cn_sample.jsonl", "{}\n")
         self.interpreter = self.executable("interpreter", INTERPRETER.format(python=sys.executable))
