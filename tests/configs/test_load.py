@@ -7,6 +7,7 @@ import pytest
 
 from configs.load import load_file_categories, load_mixture, load_profile, profile_names
 from configs.schema import CATEGORIES, UserError
+from configs.stage_table import STAGE_TABLE
 
 
 def profile_file(folder: Path, text: str) -> str:
@@ -46,7 +47,10 @@ def test_a_whole_number_is_a_fraction_too(tmp_path: Path) -> None:
         ("sft:\n  epochs: true\n", "must be of type int"),
         ("pretrain:\n  beta: 0.5\n", "mine.yaml: pretrain: unknown key 'beta'. Known: epochs"),
         ("sft:\n  sft_loss_weight: 0.5\n", "mine.yaml: sft: unknown key 'sft_loss_weight'"),
-        ("stages: {}\n", "mine.yaml: unknown key 'stages'. Known: profile, model, mix, pretrain, sft, dpo, evaluate"),
+        (
+            "stages: {}\n",
+            f"mine.yaml: unknown key 'stages'. Known: profile, model, mix, {', '.join(STAGE_TABLE)}, evaluate",
+        ),
         ("profile: 3\n", "mine.yaml: profile = 3: must be of type str"),
         ("sft: 3\n", "sft must be a block of keys"),
         ("sft:\n  epochs: 0\n", "mine.yaml: sft: epochs = 0"),
