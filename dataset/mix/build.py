@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs.artifacts import atomic_write, fingerprint, write_error, write_json
+from configs.locks import Lock, take_lock
 from configs.paths import display
 from configs.progress import Progress, progress_bar
 from configs.schema import MixConfig, UserError
