@@ -1,14 +1,15 @@
 """One knob of the settings: its default, its help in two languages, its unit.
 
-Flags and the types that YAML must have are read from it.
+    grad_clip: float = knob(1.0, "largest gradient norm; 0: none", "梯度裁剪", "G")
 
-grad_clip: float = knob(1.0, "largest gradient norm; 0: none", "梯度裁剪", "G")
+Flags, their help and the types of YAML's values are read from such a field.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
+UNITS = {int: "N", str: "NAME"}
+"""Kind -> what stands for its value in `--help` where a knob names no unit."""
 Value = TypeVar("Value")
 
 
@@ -40,26 +41,23 @@ def knob(
     default: Value, english: str, chinese: str, unit: str = "", *,
     choices: tuple[str, ...] = (), flag: bool = True, changes_result: bool = True,
 ) -> Value:  # fmt: skip
-    """The default of a field, with what programs know of it. Args: as the fields of Knob; unit: by
-    the kind if empty."""
+    """The default of a field, with what programs know of it.
+
+    Args: as the fields of Knob. unit: without it, what the kind suggests, such as N.
+    """
     notes = {"english": english, "chinese": chinese, "unit": unit, "choices": choices, "flag": flag}
     return field(default=default, metadata=notes | {"changes_result": changes_result})
 
 
 def knobs_of(settings: type) -> dict[str, Knob]:
     """The knobs of a settings class by name, in the order of its fields."""
-    hints = get_type_hints(settings)
-    return {one.name: _read(one.name, hints[one.name], dict(one.metadata)) for one in _fields_with_notes(settings)}
-
-
-def _fields_with_notes(settings: type) -> Iterator[Any]:
-    return (one for one in fields(settings) if one.metadata)
-
-
-def _read(name: str, hint: Any, notes: dict[str, Any]) -> Knob:
-    kind = kind_of(hint)
-    notes["unit"] = notes["unit"] or {int: "N", str: "NAME"}.get(kind, "X")
-    return Knob(name=name, kind=kind, **notes)
+    knobs, hints = {}, get_type_hints(settings)
+    for one in fields(settings):
+        if one.metadata:  # else a plain field, which no knob is
+            kind, notes = kind_of(hints[one.name]), dict(one.metadata)
+            notes["unit"] = notes["unit"] or UNITS.get(kind, "X")
+            knobs[one.name] = Knob(name=one.name, kind=kind, **notes)
+    return knobs
 
 
 def kind_of(hint: Any) -> type:

@@ -1,6 +1,7 @@
 """One call of a trainer: its flags, and how flags and profile become its settings.
 
-Imports no torch."""
+Imports no torch.
+"""
 
 import argparse
 import sys
@@ -20,8 +21,8 @@ from configs.stage_table import STAGE_TABLE, tensor_folder
 LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
 """Fields of TrainConfig whose flags stand in a group of their own."""
 HASHED_BEFORE = {stage: {"beta": 0.1, "sft_loss_weight": 0.0} for stage in ("pretrain", "sft")}
-"""Settings that a stage no longer has, with the values that they had there. They did nothing, but
-fingerprints covered them: hashed once more, they leave finished work finished."""
+"""Settings that were once fields of every stage, with the values that they had where they did
+nothing. Fingerprints covered them: as long as they still do, finished work stays finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
