@@ -209,8 +209,10 @@ def require_places(request: Request) -> None:
 
 
 def open_checkpoint(request: Request) -> OpenModel:
-    """The weights, with the tokenizer that belongs to them. Raises: UserError where they are of
-    another stage."""
+    """The weights, with the tokenizer that belongs to them.
+
+    Raises: UserError where they are of another stage.
+    """
     stage, given = request.stage, request.checkpoint
     path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
     seed_everything(request.settings.seed)
@@ -225,8 +227,10 @@ def open_checkpoint(request: Request) -> OpenModel:
 
 
 def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
-    """The records and prompts that the weights have not been trained on. Raises: UserError where
-    there are none."""
+    """The records and prompts that the weights have not been trained on.
+
+    Raises: UserError where there are none.
+    """
     stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest["training_data"]
     with_texts = request.data == "documents"
     examples = training_examples(sources, seed, with_texts=with_texts)
@@ -237,8 +241,9 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     names = names_of(mixture, (request.profile.mix.name, request.profile.mix.author))
     prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
     danger = choose_danger_prompts(request.danger_prompts, stage)
-    chats_path = request.sft_data_path or chats_beside(heldout.path) if request.data == "pairs" else None
-    chats = read_heldout(chats_path, "sft", trained, request.settings.max_samples, seed) if chats_path else None
+    chats = None
+    if request.data == "pairs" and (path := request.sft_data_path or chats_beside(heldout.path)):
+        chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
     return Exam(
         heldout=heldout, chats=chats, prompts=prompts, unnamed=unnamed, danger=danger, names=names, examples=examples,
     )  # fmt: skip
@@ -282,14 +287,20 @@ def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: E
 def heldout_metrics(
     request: Request, checkpoint: OpenModel, records: Sequence[dict[str, Any]], evaluation: Evaluation
 ) -> dict[str, Metric]:
-    """The metrics on records of the stage's own kind. Raises: UserError where DPO's reference is
-    not there."""
-    reference = start_of(request, checkpoint) if request.data == "pairs" else None
-    if not records:
-        return {}
-    if reference is not None:
-        return evaluation.of_pairs(records, reference, checkpoint.manifest["settings"]["train"]["beta"])
-    return evaluation.of_texts(records) if request.data == "documents" else evaluation.of_chats(records)
+    """The metrics on records of the stage's own kind; none without records.
+
+    Raises: UserError where the reference of pairs is not there.
+    """
+    match request.data:
+        case "documents":
+            return evaluation.of_texts(records) if records else {}
+        case "conversations":
+            return evaluation.of_chats(records) if records else {}
+        case "pairs":
+            reference, beta = start_of(request, checkpoint), checkpoint.manifest["settings"]["train"]["beta"]
+            return evaluation.of_pairs(records, reference, beta) if records else {}
+        case other:
+            raise AssertionError(f"no metrics for data of the kind {other}")
 
 
 def start_of(request: Request, checkpoint: OpenModel) -> MiniLLM:
