@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.artifacts import fingerprint
 from configs.paths import latest_weights
 from configs.schema import ModelConfig, UserError
 from configs.stage_table import weight_file
@@ -138,3 +139,16 @@ def test_fingerprints_of_stages_that_once_had_settings_of_dpo_cover_them_still()
     settings = run_settings(parse_run("dpo", "", ["--beta", "0.5"]))
     assert hashed_settings(settings) == settings
     assert settings["train"]["beta"] == 0.5
+
+
+FINGERPRINTS = {"pretrain": "fa59c4ab77f0892d", "sft": "ee2c16cb5b39e074", "dpo": "59086189c41d4cc4"}
+"""Of the defaults alone. Where one changes, everybody's finished work is done again: a new knob must
+leave it as it is, or it is meant."""
+
+
+@pytest.mark.parametrize("stage", FINGERPRINTS)
+def test_what_earlier_versions_trained_with_the_defaults_is_still_done(stage: str, tmp_path: Path) -> None:
+    profile = tmp_path / "plain.yaml"
+    profile.write_text("profile: plain\n")
+    settings = run_settings(parse_run(stage, "", ["--profile", str(profile)]))
+    assert fingerprint(hashed_settings(settings))[:16] == FINGERPRINTS[stage]
