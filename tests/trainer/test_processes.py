@@ -123,7 +123,7 @@ def test_a_helper_that_dies_ends_the_run_with_one_message(tiny: TinyRun) -> None
     process = start(tiny, "--epochs", "100000", "--max_steps", "0", "--save_interval", "100000")
     os.kill(helper_of(process, tiny), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 1, said
     assert "error: a helper process ended in the middle of the run" in said
     assert "--cpu_processes 1" in said
     assert "Traceback" not in said
