@@ -50,7 +50,7 @@ from model.model_minillm import MiniLLM
 FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
 TRAINED, HELDOUT = "sft_chinese.jsonl", "sft_chinese_heldout.jsonl"
 POSITIONS = 4
-"""Parts of a conversation that are counted apart."""
+"""Parts of a conversation that are counted separately."""
 ALL_THAT_FITS = -1
 """Stands for the number of turns that chat keeps."""
 
@@ -74,7 +74,7 @@ class Asked:
 
     conversation: int
     place: int
-    """From 0 on."""
+    """Counted from 0."""
     question: Known
     alone: Answer
     within: Answer

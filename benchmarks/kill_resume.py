@@ -1,13 +1,13 @@
-"""Whether a pipeline that is killed again and again ends as one that nobody disturbs.
+"""Whether a pipeline that is killed again and again ends in the same way as an undisturbed one.
 
     python benchmarks/kill_resume.py --work_dir /path/with/space
     python benchmarks/kill_resume.py --work_dir /path/with/space --profile configs/cpu.yaml \\
         --seed 7 --json kills.json
 
-There are three runs: one that nobody disturbs, one that is killed and started again each time, and
-one that is killed while its settings change. The kills are `kill -9` at random moments (of a seed):
-in the mix, in the export, after and during saves of each trainer, in an evaluation, between the
-evaluation's line and the mark that its stage is done, and of `run.sh` alone.
+There are three runs: one that is left undisturbed, one that is killed and started again each time,
+and one that is killed while its settings change. The kills are `kill -9` at random moments (of a
+seed): in the mix, in the export, after and during saves of each trainer, in an evaluation, between
+the evaluation's line and the mark that its stage is done, and of `run.sh` alone.
 
 The settings that change: pretraining is begun as a shorter run and made longer, and SFT is begun at
 another rate. Once everything is done, that rate is tried again and given up. At every kill the

@@ -5,10 +5,10 @@
     bash benchmarks/on_gpu.sh --device cpu --tiny --out gpu_report
     bash benchmarks/on_gpu.sh --prepare --text pretrain.jsonl.xz
 
-Five parts in order of worth; the first four take the eight minutes. Each check in them is a process
-of its own with a time limit. Results go to DIR/results.json as they come, with a traceback where
-something fails. DIR/report.md shows them in tables, DIR/PART.log holds all that was printed. Send
-the folder to report back.
+Five parts, the most important first; the first four take the eight minutes. Each check in them is a
+process of its own with a time limit. Results go to DIR/results.json as they come, with a traceback
+where something fails. DIR/report.md shows them in tables, DIR/PART.log holds all that was printed.
+Send the folder to report back.
 结果随时写入 DIR/results.json，表格在 DIR/report.md，全部输出在 DIR/PART.log；反馈时请附上该目录。
 
 Needs torch, transformers, pytest, tiktoken, numpy, pyyaml and tqdm, and no network. The tokens to
@@ -42,12 +42,12 @@ from configs.paths import OUT_DIR, ROOT, display, env_path
 from configs.schema import UserError
 
 DATA_FOLDER = ROOT / "data" / "on_gpu"
-"""Ours: it is made anew by --prepare."""
+"""Made by --prepare, and replaced by the next --prepare."""
 PROBE_SECONDS = 180.0
 """For the first look at the machine, which may have to read torch from a slow disk."""
 FIGURES_SHOWN = 12
 HIDDEN = {"check", "status", "seconds", "error", "traceback", "notes"}
-"""Keys of a row that are no figures."""
+"""Keys of a row that are not figures."""
 
 
 def build_parser() -> Parser:
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_parts(parts: Sequence[Part], session: Session) -> int:
-    """Run parts one after the other, whatever became of those before.
+    """Run parts one after the other, even if earlier ones failed.
 
     Returns: how many have a failure.
     """
@@ -209,7 +209,7 @@ def look_at_machine() -> Row:
 
 
 def command_line(argv: Sequence[str] | None) -> str:
-    """As a person would type it."""
+    """The command as a person would type it."""
     return shlex.join(["bash", "benchmarks/on_gpu.sh", *(sys.argv[1:] if argv is None else argv)])
 
 

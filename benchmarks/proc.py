@@ -1,4 +1,4 @@
-"""Reads /proc, where Linux tells of processes: memory, children, and who is in a session."""
+"""Reads /proc, where Linux describes processes: memory, children, and who is in a session."""
 
 from contextlib import suppress
 from pathlib import Path

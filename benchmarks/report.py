@@ -26,7 +26,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """From the target on; what could not be measured meets none."""
+        """Whether the target is reached. A figure that could not be measured reaches none."""
         return self.reached >= self.wanted
 
     def __str__(self) -> str:

@@ -1,11 +1,12 @@
-"""Show that a change of structure changed no number: run the pipeline of two checkouts and compare what came out.
+"""Show that a change of structure changed no number: compare the pipelines of two checkouts.
 
 python benchmarks/same_numbers.py run --checkout . --out /tmp/before
 python benchmarks/same_numbers.py compare /tmp/before /tmp/after
 
-Compared to the last bit: each tensor of the weights, all losses and validation losses, the metrics of each result line,
-the records of the mix and the arrays of the tensors; of the profiles `smoke` and `cpu` (30 steps a stage), with the
-tokenizer that ships and with one trained here. Fingerprints, times and ids may differ.
+Compared to the last bit: each tensor of the weights, all losses and validation losses, the metrics
+of each result line, the records of the mix and the arrays of the tensors; of the profiles `smoke`
+and `cpu` (30 steps a stage), with the tokenizer that ships and with one trained here. Fingerprints,
+times and ids may differ.
 """
 
 import hashlib

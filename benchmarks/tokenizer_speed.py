@@ -4,15 +4,16 @@
         --json FILE
 
 All arms have the same text, machine and threads. Training compares ours, the package `rustbpe` of
-PyPI and Hugging Face `tokenizers` (the same split pattern, ByteLevel). Beside ours with runs of Han
-capped at 8 it also measures SentencePiece (BPE at its defaults, but for what
-`tokenizer/trainers.py` says). Ranks must be those of PyPI's package, byte for byte. Encoding: all
-texts with one tokenizer; ids must be the same.
+PyPI and Hugging Face `tokenizers` (the same split pattern, ByteLevel). SentencePiece (BPE at its
+defaults, except for what `tokenizer/trainers.py` says) is compared with ours with runs of Han
+capped at 8. Ranks must be those of PyPI's package, byte for byte. Encoding: all texts with one
+tokenizer; ids must be the same.
 
 Each measurement is a fresh process, and the arms take turns. The time is that of the call alone:
-the texts are in memory before, as a list whose UTF-8 is ready, so the list adds nothing to anyone's
-memory. Only SentencePiece reads its text in that time, from a prepared file of one paragraph a
-line. Memory is the peak of the resident set less what was resident just before the call.
+the texts are in memory before, as a list whose UTF-8 is ready, so the list adds nothing to the
+memory of any arm. Only SentencePiece reads its text in that time, from a prepared file of one
+paragraph a line. Memory is the peak of the resident set less what was resident just before the
+call.
 
 Needs the crate (maturin develop --release), `tokenizers`, Linux, and an otherwise idle machine.
 PyPI's package has the name of our crate. So it gets, with sentencepiece, an environment of its own

@@ -6,14 +6,15 @@
 
 A real token is a label other than -100. The time is the wall clock's between two lines of a run's
 own metrics: loader, optimizer, saves and logging are in it. What comes before (imports,
-compilation) is told apart. The bound is the rate at which the arm's own matrix products run alone
-(benchmarks/training/products.py says which), in the better of float32 and bfloat16. They are
-replayed before, between and after the arms. MFU: (6 N + 12 L d T) operations a real token, N with
-the output matrix once, over the machine's peak.
+compilation) is reported separately. The bound is the rate at which the arm's own matrix products
+run alone (benchmarks/training/products.py says which), in the better of float32 and bfloat16. They
+are replayed before, between and after the arms. MFU: (6 N + 12 L d T) operations a real token, N
+with the output matrix once, over the machine's peak.
 
-The baseline (benchmarks/training/baseline.py) has the faster of its batch sizes. It is held against
-a plain loop around transformers (benchmarks/training/plain_loop.py) in an environment that nobody
-has tuned, so that nothing of ours slows it down. Needs an otherwise idle machine.
+The baseline (benchmarks/training/baseline.py) has the faster of its batch sizes. Its speed is
+compared with a plain loop around transformers (benchmarks/training/plain_loop.py) in an environment
+without our settings, which shows that nothing of ours slows it down. Needs an otherwise idle
+machine.
 """
 
 import json
@@ -89,7 +90,7 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
         facts = bench.corpus.tensor_facts()
         padded = 1 - facts["num_tokens"] / (facts["rows"] * facts["max_length"])
         results.append(figures("minillm", speeds, padded) | {"row_tokens": facts["max_length"]})
-        kept()  # should the other arm not come to its end
+        kept()  # in case the other arm fails
     if "baseline" in bench.args.arms:
         by_batch = {
             size: [baseline_speed(bench, seed, size, seconds) for seed in bench.args.seeds]

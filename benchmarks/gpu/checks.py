@@ -20,10 +20,10 @@ from typing import IO, Any
 from configs.paths import ROOT
 
 DUMP_SECONDS = 3.0
-"""What a process that is out of time gets for writing where it stands."""
+"""Seconds that a process which is out of time has for writing where it stands."""
 ERROR_CHARACTERS, TRACEBACK_LINES, NOTES = 300, 60, 5
 NOTICE = re.compile(r"torch\.compile failed|FlexAttention cannot be used|step skipped|^warning:")
-"""Lines of our programs that tell of something which did not stop them."""
+"""Lines in which our programs report a problem that did not stop them."""
 OK, FAILED, TIMED_OUT, NOT_RUN = "ok", "failed", "timed out", "not run"
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a command left."""
+    """What a command left when it ended."""
 
     out: str
     err: str = ""
@@ -123,7 +123,7 @@ class Running:
         self.process.wait()
 
     def text(self, name: str) -> str:
-        """What it wrote to out or err; of a progress bar the last state alone."""
+        """What it wrote to out or err; of a progress bar only the last state."""
         written = self.files[name].read_text(encoding="utf-8", errors="replace")
         return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in written.split("\n"))
 

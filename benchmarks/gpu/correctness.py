@@ -88,7 +88,7 @@ def steps(session: Session) -> None:
 def memory_checks(session: Session, free: Row) -> list[Check]:
     """The same run with less memory than it took.
 
-    A micro-batch that the trainer chose must be halved, one that was asked for be refused.
+    A micro-batch that the trainer chose must be halved. One that a flag asked for must be refused.
     """
     names = ("out of memory, halved", "out of memory, refused")
     peak = free.get("peak_memory_gb")

@@ -33,7 +33,7 @@ from dataset.tokens.build import TensorJob, build_tensors
 MANIFEST = "prepared.json"
 FORMAT = 1
 MAX_TOKENS = 8_000_000
-"""Of the text. With conversations and pairs, all stays below the 64 MiB that may travel."""
+"""Tokens of the text. With conversations and pairs the folder stays below 64 MiB."""
 MOST_RECORDS = {"sft": 4_000, "dpo": 1_500}
 HELDOUT_DOCUMENTS = 60
 TINY_ROW_TOKENS = 512
@@ -130,7 +130,7 @@ def tensors(folder: Path, stage: str, row_tokens: int) -> Path:
 
 
 def prepared(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """What a folder holds, where it is just what is needed here; else None, and a line says why."""
+    """What a folder holds if it is exactly what is needed here; else None, and a line says why."""
     if not (folder / MANIFEST).exists():
         return None
     found: dict[str, Any] = read_json(folder / MANIFEST, "Delete the folder, and make it again with --prepare.")

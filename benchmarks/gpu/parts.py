@@ -1,4 +1,4 @@
-"""The five parts of `on_gpu.py`, in order of worth: the first four take eight minutes."""
+"""The five parts of `on_gpu.py`, the most important first; the first four take eight minutes."""
 
 from benchmarks.gpu.correctness import STEPS, TESTS
 from benchmarks.gpu.pipeline import PIPELINE

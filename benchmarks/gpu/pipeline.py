@@ -1,4 +1,4 @@
-"""The part `pipeline` of `on_gpu.py`: the whole run on the bundled data, and a talk with it.
+"""The part `pipeline` of `on_gpu.py`: the whole run on the bundled data, and a talk with the model.
 
 With --tiny the shapes are those of the profile `smoke`, so that a CPU can walk through all of it.
 """
@@ -24,7 +24,7 @@ TALKS = (
     ("法国的首都是哪里？", "一年有几个月？", "17+25等于多少？", "小明有8个苹果，吃了3个，还剩几个？"),
     ("今天心情不太好。", "给我讲一个小故事。", "你喜欢什么颜色？", "谢谢你，再见！"),
 )
-"""Three conversations of four turns: what somebody types who tries a model."""
+"""Three conversations of four turns, such as people type when they try a model."""
 
 
 def pipeline(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""What `on_gpu.py` measures from inside a process: a verb's last line is a JSON object.
+"""What `on_gpu.py` measures from inside a process; each command prints a JSON object last.
 
     python benchmarks/gpu/probes.py machine
     python benchmarks/gpu/probes.py attention --head_dim 96

@@ -16,7 +16,7 @@ from configs.paths import ROOT
 SHAPE_TOKENS = 16_384
 """Tokens of a step of the larger models, of which several at once fit a large card."""
 SPEED_TOKENS = 262_144
-"""Tokens of a step where speed counts: so many that all else a step costs is little."""
+"""Tokens of a step whose speed is measured: so many that the fixed cost of a step hardly counts."""
 
 
 # --- 4: speed -------------------------------------------------------------------------------------

@@ -145,9 +145,10 @@ def where_time_goes(profiler: profile, seconds: float, steps: int) -> dict[str, 
 
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
-    """Whether a deterministic run that is killed after a save and resumed ends as one undisturbed.
+    """Whether a deterministic run that is killed after a save and resumed ends in the same bits.
 
-    Each is a process of its own. Raises: UserError where one fails, or ends before it is killed.
+    It is compared with an undisturbed run. Each is a process of its own. Raises: UserError where
+    one fails, or ends before it is killed.
     """
     base = parse_run(args.stage, "", args.flags).out_dir
     more = ["--deterministic", "--max_steps", str(RESUMED_STEPS), "--save_interval", str(SAVED_EACH)]

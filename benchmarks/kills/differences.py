@@ -35,7 +35,7 @@ def weight_differences(reference: Folders, killed: Folders) -> list[str]:
 
 
 def manifest_differences(reference: Folders, killed: Folders) -> list[str]:
-    """Manifests of the mix and of the tensors that say anything else, paths aside."""
+    """Manifests of the mix and of the tensors that differ in anything but paths."""
     problems = []
     for name in ("mix_manifest.json", *(f"{stage}_tokens/manifest.json" for stage in STAGES)):
         ours, theirs = (

@@ -1,4 +1,4 @@
-"""The run that nobody disturbs: what the others must end like, and how long its steps take."""
+"""The undisturbed run: what the others must end like, and how long its steps take."""
 
 import re
 import time

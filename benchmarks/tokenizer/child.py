@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizer/child.py TASK RESULT
 
-So no memory and no threads that another arm left can change it. Reads a task as `processes.py`
-writes it (JSON), and writes what it found. It also runs in the environment of PyPI's package, which
-has neither tiktoken nor numpy: so nothing is imported before an arm needs it.
+So memory and threads of another arm cannot change it. Reads a task as `processes.py` writes it
+(JSON), and writes what it found. It also runs in the environment of PyPI's package, which has
+neither tiktoken nor numpy: so nothing is imported before an arm needs it.
 """
 
 import ctypes
@@ -36,8 +36,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 def hold_utf8(texts: Sequence[str]) -> None:
     """Make Python keep the UTF-8 of each text beside it.
 
-    Rust asks a string for it, and it then stays for as long as the string. Asked for now, it costs
-    no trainer time and counts in nobody's memory.
+    Rust asks each string for its UTF-8, which then stays as long as the string. Asked for now, it
+    costs no trainer any time and counts in the memory of none.
     """
     as_utf8 = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
     as_utf8.argtypes, as_utf8.restype = [ctypes.py_object, ctypes.c_void_p], ctypes.c_void_p

@@ -89,7 +89,8 @@ def encoding_table(results: Sequence[Result]) -> Iterator[str]:
 
 
 def sure_ratio(others: Sequence[float | None], ours: Sequence[float | None]) -> float:
-    """The smaller of the ratios of medians and of minima: noise on either side flatters nobody."""
+    """The smaller of the ratios of medians and of minima: so noise does not make ours look
+    better."""
     return least(ratio(middle(others), middle(ours)), ratio(lowest(others), lowest(ours)))
 
 
@@ -101,7 +102,7 @@ def least(*ratios: float) -> float:
 def ratio(other: float | None, ours: float | None) -> float:
     """How many times as much the other needs.
 
-    nan where one of them is unknown, or ours is nothing.
+    nan where one of them is unknown, or ours is 0.
     """
     return other / ours if other is not None and ours else math.nan
 

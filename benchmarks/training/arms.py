@@ -36,7 +36,7 @@ ENDLESS = 10**6
 MIN_ROW_TOKENS = 512
 """Length of our rows where the profile's are shorter than the windows scored.
 
-A model never learns places beyond its rows.
+A model learns nothing about positions beyond its rows.
 """
 LOOKED_AT_ROWS = 256
 """Rows from which the mean length of documents is taken."""

@@ -1,4 +1,4 @@
-"""The arm that ours is held against: pretraining as tutorials do it, as well as they could.
+"""The arm that ours is compared with: pretraining as tutorials do it, at its best.
 
     python benchmarks/training/baseline.py --corpus DIR --model 256x4 --seconds 60 --out weights.pt
 
@@ -36,8 +36,7 @@ WARMUP_SHARE = 0.05
 SAVE_SECONDS = 1.0
 """Seconds of a budget that are kept back for writing the weights and leaving."""
 LOG_STEPS = {"cpu": 1, "cuda": 10}
-"""Steps between two looks at the loss. A GPU must be waited for at each look, a CPU need not.
-"""
+"""Steps between two looks at the loss. Each look waits for a GPU, but not for a CPU."""
 
 
 def shape_of(model: str, vocab_size: int) -> ModelConfig:

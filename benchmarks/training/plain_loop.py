@@ -1,10 +1,10 @@
-"""The loop that a tutorial around transformers shows, to hold the baseline's speed against.
+"""The loop that a tutorial of transformers shows, to compare the baseline's speed with.
 
     python benchmarks/training/plain_loop.py '{"config": {...}, "ids": FILE, "offsets": FILE,
         "pad_id": 1, "window": 340, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu",
         "dtype": "float32", "seconds": 60}'
 
-Uses nothing of ours. Prints, as JSON, the tokens it learnt a second from its fourth step on.
+Uses nothing of ours. Prints, as JSON, the targets a second from its fourth step on.
 """
 
 import json

@@ -1,10 +1,10 @@
 """How fast this machine does a training step's matrix products alone.
 
 Counted: in each block the products of attention and SwiGLU with their weights, at the end that of
-the supervised tokens with the output matrix, each forward and twice backward; and attention's two
-products forward and four backward, over the pairs of query and key that the mask lets through. Not
-counted: norms, RoPE, softmax, activations, the loss, the optimizer with its Newton-Schulz products,
-memory being allocated. So no training step is faster.
+the targets with the output matrix, each forward and twice backward; and attention's two products
+forward and four backward, over the pairs of query and key that the mask lets through. Not counted:
+norms, RoPE, softmax, activations, the loss, the optimizer with its Newton-Schulz products, memory
+being allocated. So no training step is faster.
 
 Shapes: M tokens of a micro-batch, C hidden size, H query heads, K key/value heads, D head size, I
 width of the SwiGLU, V vocabulary, P pieces of n tokens, S keys.
@@ -37,7 +37,7 @@ class Step:
     tokens: int
     """M; padding is computed too."""
     target_share: float
-    """Share of them that is supervised, and so meets the output matrix."""
+    """Share of them that are targets, and so are multiplied with the output matrix."""
     mean_keys: float
     """Keys that a query looks at, itself included."""
 
@@ -52,8 +52,7 @@ class Plan:
     fused: bool = True
     """Whether queries, keys and values are one product, and gate and up another."""
     flash: bool = False
-    """Whether PyTorch's attention stands for attention's products; it computes its softmax as well.
-    """
+    """Whether PyTorch's attention stands for attention's products. It also computes the softmax."""
 
     def __str__(self) -> str:
         joined = "joined" if self.fused else "single"

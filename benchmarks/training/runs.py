@@ -34,7 +34,7 @@ class Run:
     seconds: float
     """From the start of the process to its end."""
     tokens: int
-    """Real tokens learnt."""
+    """Targets that it was trained on."""
     heldout_bpb: float
     bytes_scored: int
     steps: int
