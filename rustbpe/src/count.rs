@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Texts are cut into parts of about this size, where their pattern allows, so that one huge text
 /// is work for all threads.
 const PART_BYTES: usize = 64 << 10;
-/// So much text is counted at once, unless there is less.
+/// This much text is counted at once, unless there is less.
 const BATCH_BYTES: usize = 8 << 20;
 /// A part above this size is counted on its own, piece by piece.
 const LARGE_PART_BYTES: usize = 4 << 20;
@@ -194,13 +194,13 @@ fn hash_piece(piece: &str) -> u32 {
     (hash ^ (hash >> 32)) as u32
 }
 
-/// The high bits choose the shard, so that all of a hash still tells the pieces of one shard apart.
+/// The high bits choose the shard, so that the other bits still tell the pieces of one shard apart.
 fn shard_of(hash: u32, num_shards: usize) -> usize {
     ((u64::from(hash) * num_shards as u64) >> 32) as usize
 }
 
-/// A table looks at the highest and lowest bits of 64; the multiplication gives all of them
-/// something of the 32.
+/// A hash table looks at the highest and the lowest of 64 bits. The multiplication spreads the 32
+/// bits of the hash over all of them.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -3,9 +3,10 @@
 //! BPE merges the pair of neighbours with the lowest rank, the leftmost first, until no pair makes
 //! a token. Its result is the only sequence of tokens for the piece in which every two neighbours
 //! *fit*: merging the bytes of the two gives just these two again. So nothing has to be merged
-//! here. The encoder takes the longest token that fits the one before it, and goes a token back
-//! where none does. What stands before a place is unique too, so a place from which it had to go
-//! back need not be tried again. Time grows with the length of a piece, memory by a bit a byte.
+//! here. The encoder takes the longest token that fits the one before it, and goes back one token
+//! where none does. The tokens before a place are also unique, so a place from which it had to go
+//! back need not be tried again. Time grows with the length of a piece, memory by one bit for each
+//! byte.
 
 use crate::error::{Error, Result};
 use crate::split::Splitter;
@@ -16,9 +17,9 @@ use rustc_hash::FxHashMap;
 
 /// No token.
 const NONE: u32 = u32::MAX;
-/// A text is encoded in parts of about so many bytes, in parallel, where its pattern allows.
+/// A text is encoded in parts of about this many bytes, in parallel, where its pattern allows.
 const PART_BYTES: usize = 1 << 20;
-/// So many steps are taken inside a piece between two looks at whether to stop.
+/// Steps inside a piece between two checks of whether to stop.
 const STEPS_PER_CHECK: usize = 1 << 12;
 
 /// Encodes text with the tokens that a list of merges makes.
@@ -34,8 +35,8 @@ pub struct Encoder {
     merged: FxHashMap<u64, u32>,
     /// The longest other token that each token begins with; NONE for a single byte.
     shorter: Vec<u32>,
-    /// The tokens of two bytes and more in the order of their bytes, each with what tells most of
-    /// them apart: the eight bytes after the first two, as a number.
+    /// The tokens of two bytes and more in the order of their bytes, each with the eight bytes
+    /// after the first two as a number, which tells most of them apart.
     sorted: Vec<(u64, u32)>,
     /// Where in `sorted` the tokens begin whose first two bytes are `first` and `second`: at `256 *
     /// first + second`.
@@ -46,7 +47,7 @@ impl Encoder {
     /// An encoder for merges as training gives them: merge `i` makes the token `256 + i` of two
     /// tokens before it.
     ///
-    /// Refused are a pair that comes twice, and one of tokens that do not exist yet.
+    /// A pair that comes twice is refused, and so is a pair of tokens that do not exist yet.
     pub fn new(merges: Vec<Pair>) -> Result<Self> {
         let mut merged = FxHashMap::default();
         for (id, &(left, right)) in (NUM_BYTES as u32..).zip(&merges) {
@@ -186,9 +187,9 @@ impl Encoder {
 
     /// Whether merging the bytes of `left` and `right` gives these two tokens.
     ///
-    /// The merges are undone from the last to the first, beside the border of the two alone: had at
-    /// any time the tokens there made one that comes earlier than what they became instead, it
-    /// would span the border now.
+    /// The merges beside the border of the two are undone, from the last to the first. If at any
+    /// time the tokens at the border made a token that comes earlier than what they became instead,
+    /// that token would span the border now.
     fn fit(&self, mut left: u32, mut right: u32) -> bool {
         let mut earliest = NONE;
         loop {
@@ -202,7 +203,7 @@ impl Encoder {
                 earliest = left;
                 left = self.merges[left as usize - NUM_BYTES].1;
             } else {
-                // Of two equal pairs the left one, which spans the border, is merged first.
+                // Of two equal pairs the left one is merged first, and that one spans the border.
                 earliest = right + 1;
                 right = self.merges[right as usize - NUM_BYTES].0;
             }

@@ -13,7 +13,7 @@ pub enum Error {
     EmptyInput,
     /// The vocabulary must hold the 256 bytes, and its ids must fit 32 bits.
     VocabSize(i128),
-    /// The split pattern is no regular expression.
+    /// The split pattern is not a regular expression.
     Pattern {
         /// The beginning of the pattern.
         pattern: String,
@@ -38,8 +38,8 @@ pub enum Error {
     PieceTooLong(usize),
     /// An id that the vocabulary does not have.
     UnknownToken(u32),
-    /// A merge that training can't have learnt: of tokens that come after it, or of a pair that is
-    /// merged before.
+    /// A merge that no training gives: of tokens that come after it, or of a pair that is already
+    /// merged.
     Merge {
         /// The left token.
         left: u32,

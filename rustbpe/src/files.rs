@@ -7,15 +7,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// So much is read at a time.
+/// Bytes of one read.
 const READ_BYTES: u64 = 8 << 20;
 
 /// Count the pieces of the UTF-8 file at `path`; returns the number of bytes skipped because they
-/// are no UTF-8.
+/// are not UTF-8.
 ///
-/// What stands before and after such bytes are two texts. For a named pattern the result is
-/// otherwise that of the whole text. For any other one, each line that begins with visible text
-/// begins a new text, so that memory does not grow with the file.
+/// What stands before such bytes and what stands after them are two texts. Apart from that, the
+/// result for a named pattern is that of the whole text. For any other pattern, each line that
+/// begins with visible text begins a new text, so that memory does not grow with the file.
 pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result<u64> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read_error)?;
@@ -50,7 +50,7 @@ pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result
             ends.push(text.len());
         } else {
             let start = ends.last().copied().unwrap_or(0);
-            // Behind the last character that was there before, a cut may be possible now.
+            // After the last character that was there before, a cut may be possible now.
             let from = (searched - start).saturating_sub(1);
             ends.extend(pieces.splitter().last_cut(&text[start..], from).map(|cut| start + cut));
         }
@@ -65,7 +65,7 @@ pub fn count_file(pieces: &mut PieceCounter, path: &Path, stop: &Stop) -> Result
     }
 }
 
-/// Whether more bytes may make `bytes`, which are no UTF-8, a character.
+/// Whether more bytes may make `bytes`, which are not UTF-8, a character.
 fn is_start_of_character(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

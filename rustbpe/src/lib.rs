@@ -1,14 +1,14 @@
-//! Byte-level byte-pair encoding: training on a stream of text, and encoding with what was learnt.
+//! Byte-level byte-pair encoding: training on a stream of text, and encoding with the merges.
 //!
 //! Text is cut into pieces by a pattern ([`split`]), equal pieces are counted ([`count`]), the most
 //! frequent pair of neighbouring tokens is merged again and again ([`train`]), and the merges give
 //! an [`encode::Encoder`]. `py` is the Python interface, compiled with the feature `python`;
 //! nothing else here knows of Python.
 //!
-//! **Ties.** Of several pairs with the same count the lowest is merged, pairs being compared as
-//! `(left id, right id)`. With it the result depends on the multiset of pieces alone: not on the
-//! order of the input, not on how it is cut into texts and buffers, and not on the number of
-//! threads.
+//! **Ties.** If several pairs have the same count, the lowest is merged; pairs are compared as
+//! `(left id, right id)`. So the result depends only on which pieces there are and how often. It
+//! does not depend on the order of the input, on how it is cut into texts and buffers, or on the
+//! number of threads.
 
 pub mod count;
 pub mod encode;

@@ -25,7 +25,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A buffer of texts is handed on when it has this many bytes, even if it has fewer texts than
-/// asked for; and not before it has the lower number of bytes, since to hand on takes time.
+/// asked for. It is not handed on before it has the lower number of bytes, because handing on takes
+/// time.
 const MAX_BUFFER_BYTES: usize = 16 << 20;
 const MIN_BUFFER_BYTES: usize = 64 << 10;
 /// Less text than this, for a named pattern, is encoded by the calling thread: it takes a
@@ -60,8 +61,8 @@ impl From<Error> for PyErr {
 struct Tokenizer {
     splitter: Arc<Splitter>,
     encoder: Arc<Encoder>,
-    /// The ids as Python's numbers. Lists of ids share them: to make new ones for each takes about
-    /// as long as to encode.
+    /// The ids as Python's numbers. Lists of ids share them: making new ones for each list takes
+    /// about as long as encoding.
     numbers: Vec<Py<PyInt>>,
 }
 
@@ -96,7 +97,8 @@ impl Tokenizer {
     /// threads. A text too small for the vocabulary gives a smaller one, and a warning. Half of a
     /// surrogate pair counts as U+FFFD.
     ///
-    /// 在字符串迭代器上训练。max_han_run 只在训练时限制连续汉字的长度；计数相同时先合并编号较小的一对。
+    /// 在字符串迭代器上训练。max_han_run 只在训练时限制连续汉字的长度；
+    /// 计数相同时先合并编号较小的一对。
     #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, *, max_han_run=None, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn train_from_iterator(
@@ -250,8 +252,7 @@ impl Tokenizer {
         if reached < vocab_size {
             warn(py, &format!("the text has no more pairs to merge: {reached} tokens instead of {vocab_size}"))?;
         }
-        // After an error of any kind, a warning that counts as one included, the tokenizer is as it
-        // was.
+        // After any error (also a warning that Python turned into one) the tokenizer is as it was.
         self.numbers = numbers(py, &encoder)?;
         (self.splitter, self.encoder) = (splitter, Arc::new(encoder));
         Ok(())
@@ -294,7 +295,7 @@ fn count_texts(py: Python<'_>, mut pieces: PieceCounter, texts: Vec<String>) -> 
     })
 }
 
-/// Work on other threads. Without one who waits for it, it stops soon.
+/// Work on other threads. If nobody waits for it, it stops soon.
 struct Job<T> {
     result: Receiver<Result<T>>,
     stop: Arc<Stop>,
@@ -308,7 +309,7 @@ impl<T: Send + 'static> Job<T> {
         let (sender, result) = sync_channel(1);
         let asked = Arc::clone(&stop);
         let run = move || {
-            // Nobody may be there to take the result.
+            // Perhaps nobody waits for the result any more.
             let _ = sender.send(pool.install(|| work(&asked)));
         };
         let thread = std::thread::Builder::new().name("rustbpe".to_owned()).spawn(run)?;
@@ -316,7 +317,7 @@ impl<T: Send + 'static> Job<T> {
     }
 
     /// Wait for the result. Ctrl-C ends the waiting at once, and so does an error of `poll`, which
-    /// is called now and then; the work follows.
+    /// is called now and then. The work ends soon after.
     fn wait(mut self, py: Python<'_>, poll: impl Fn(Python<'_>) -> PyResult<()>) -> PyResult<T> {
         loop {
             let result = &mut self.result;
@@ -345,8 +346,8 @@ impl<T> Drop for Job<T> {
 /// it gets new ones.
 fn pool(_: Python<'_>) -> PyResult<Arc<ThreadPool>> {
     static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
-    // Python forks with its lock held, and this mutex is only held together with that one: so it is
-    // free in a child.
+    // Python forks while it holds its own lock, and this mutex is only held together with that
+    // lock. So the mutex is free in a child.
     let mut of_process = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let process = std::process::id();
     if let Some((owner, pool)) = &*of_process
@@ -357,7 +358,7 @@ fn pool(_: Python<'_>) -> PyResult<Arc<ThreadPool>> {
     let pool = ThreadPoolBuilder::new().build().map_err(|error| PyOSError::new_err(error.to_string()))?;
     let pool = Arc::new(pool);
     if let Some((_, of_parent)) = of_process.replace((process, Arc::clone(&pool))) {
-        std::mem::forget(of_parent); // its threads are not there to be ended
+        std::mem::forget(of_parent); // its threads do not exist here, so they can't be ended
     }
     Ok(pool)
 }
@@ -366,11 +367,10 @@ fn numbers(py: Python<'_>, encoder: &Encoder) -> PyResult<Vec<Py<PyInt>>> {
     (0..encoder.vocab_size()).map(|id| Ok(id.into_pyobject(py)?.unbind())).collect()
 }
 
-/// A copy of a text as UTF-8. Half of a surrogate pair, which is no character, becomes U+FFFD, and
-/// two that belong together become theirs.
+/// A copy of a text as UTF-8. Half of a surrogate pair, which is not a character, becomes U+FFFD.
+/// Two halves that belong together become their character.
 fn to_utf8(text: &Bound<'_, PyString>) -> PyResult<String> {
-    // Python would keep the UTF-8 of a text for which it is asked without a copy as long as the
-    // text.
+    // Asked without a copy, Python would keep the UTF-8 of a text as long as the text itself.
     let utf8 = match text.encode_utf8() {
         Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
             let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;

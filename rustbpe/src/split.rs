@@ -1,9 +1,9 @@
 //! Cutting text into pieces. No token ever spans two pieces.
 //!
-//! The three named patterns differ in nothing but how many digits make a piece, so one hand-written
+//! The three named patterns differ only in how many digits make a piece. So one hand-written
 //! splitter serves them all: one pass, no backtracking. Any other pattern goes through
-//! `fancy_regex`. Whatever a pattern leaves out becomes a piece of its own: the pieces of a text,
-//! joined, are the text.
+//! `fancy_regex`. What a pattern leaves out becomes a separate piece: the pieces of a text, joined,
+//! are the text.
 
 use crate::error::{Error, Result};
 use fancy_regex::{Regex, RegexBuilder};
@@ -21,12 +21,12 @@ pub const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How many steps a pattern of the user's may take from one place before it is given up: about half
-/// a second's.
+/// a second.
 const BACKTRACK_LIMIT: usize = 10_000_000;
-/// How many instructions a pattern of the user's may have: one that calls itself would have them
-/// without end.
+/// How many instructions a pattern of the user's may have: one that calls itself would have no end
+/// of them.
 const MAX_INSTRUCTIONS: usize = 1_000_000;
-/// So much of a pattern or text is shown in an error.
+/// Characters of a pattern or text that are shown in an error.
 const SHOWN_CHARS: usize = 60;
 
 /// Cuts text into pieces, as its pattern says.
@@ -123,8 +123,8 @@ impl Splitter {
         parts_at(text, num_bytes, is_letter_end)
     }
 
-    /// Whether the pattern is one of the named ones, so that time grows with the length of a text
-    /// and no faster.
+    /// Whether the pattern is one of the named ones. Then time grows in proportion to the length of
+    /// a text.
     pub fn is_named(&self) -> bool {
         matches!(self.engine, Engine::Named { .. })
     }
@@ -167,8 +167,8 @@ fn excerpt(text: &str) -> String {
 /// Whether a text may be cut between two characters.
 type CutRule = fn(char, char) -> bool;
 
-/// Whether a named pattern ends a piece there, whatever stands around it: after a letter, only
-/// letters continue a piece.
+/// Whether a named pattern ends a piece there, whatever stands before and after: after a letter,
+/// only letters continue a piece.
 fn is_letter_end(before: char, after: char) -> bool {
     CLASSES.of(before) == CharClass::Letter && CLASSES.of(after) != CharClass::Letter
 }
@@ -278,7 +278,7 @@ fn contraction_len(rest: &str) -> Option<usize> {
     let mut chars = rest.chars();
     let first = chars.next()?;
     match first.to_ascii_lowercase() {
-        // The long s is a lower-case form of s, the only letter here with one outside ASCII.
+        // The long s is a lower-case form of s. No other letter here has such a form outside ASCII.
         's' | 't' | 'm' | 'd' | '\u{17f}' => Some(first.len_utf8()),
         'r' | 'v' if chars.next()?.eq_ignore_ascii_case(&'e') => Some(2),
         'l' if chars.next()?.eq_ignore_ascii_case(&'l') => Some(2),

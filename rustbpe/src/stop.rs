@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A request to stop: whoever waits for the work sets it, and the work looks at it every few
+/// A request to stop. The one who waits for the work sets it, and the work checks it every few
 /// milliseconds.
 #[derive(Debug, Default)]
 pub struct Stop(AtomicBool);

@@ -2,8 +2,9 @@
 //!
 //! This is byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), on bytes. The plain
 //! algorithm counts all pairs of neighbouring tokens, merges the most frequent one everywhere, and
-//! starts again: each merge costs a walk over the whole text. Here a merge costs time in proportion
-//! to the places where its pair stands. The parts, in the order in which one should read them:
+//! starts again: each merge costs a walk over the whole text. Here the time of a merge is
+//! proportional to the number of places where its pair stands. The parts, in the order in which one
+//! should read them:
 //!
 //! - `shard`: the tokens of all pieces, in flat arrays, and one merge in them;
 //! - `index`: where the frequent pairs stand;

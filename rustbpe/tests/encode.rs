@@ -1,4 +1,4 @@
-//! Encoding equals the obvious way to do it, and decoding gives the text back.
+//! Encoding equals the slow and simple way, and decoding gives the text back.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 

@@ -1,4 +1,4 @@
-//! Training equals a slow, obvious trainer, for any order, any batches and any number of threads.
+//! Training equals a slow and simple trainer, for any order, any batches and any number of threads.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 

@@ -1,16 +1,16 @@
 //! Counting all pairs of the packed tokens, and indexing the places of those that are frequent.
 //!
-//! Both ways give the same. The table is quicker, but has a row and a column for each token: it is
-//! used while there are few. Later the places are sorted by their left token, so that one row at a
-//! time is enough.
+//! There are two ways, with the same result. The table is faster, but has a row and a column for
+//! each token: it is used while there are few tokens. Later the places are sorted by their left
+//! token, so that one row at a time is enough.
 
 use super::shard::Shard;
 use super::tally::{Tally, WeightCursor};
 use super::{Pair, SEPARATOR};
 use rayon::prelude::*;
 
-/// Pairs are counted in a table of all possible pairs, one a shard, while the tables together have
-/// no more entries.
+/// Pairs are counted in tables of all possible pairs, one for each shard, while all tables together
+/// have at most this many entries.
 const MAX_TABLE_ENTRIES: usize = 1 << 24;
 /// No list, in a table of lists.
 const NO_LIST: u32 = u32::MAX;
@@ -110,7 +110,7 @@ impl Shard {
         let is_pair = |pair: &[u32]| pair[0] != SEPARATOR && pair[1] != SEPARATOR;
         let mut ends = vec![0_u32; num_tokens];
         self.slots.windows(2).filter(|pair| is_pair(pair)).for_each(|pair| ends[pair[0] as usize] += 1);
-        // From sizes to starts. Writing moves each start on, to its group's end.
+        // Turn sizes into starts. Writing then moves each start to the end of its group.
         let mut total = 0;
         for end in &mut ends {
             total += std::mem::replace(end, total);

@@ -63,8 +63,8 @@ impl Merger {
         let in_parallel = num_places >= PARALLEL_PLACES;
         for_each_shard(shards, in_parallel, |shard| shard.merge(pair, new, spans));
 
-        // What stood beside the pair is now beside the new token: the old pairs are fewer, the new
-        // ones are born.
+        // What stood beside the pair is now beside the new token: the old pairs become rarer, new
+        // pairs appear.
         let (mut lefts, mut rights) = (FxHashMap::<u32, u64>::default(), FxHashMap::<u32, u64>::default());
         let mut doubled = 0;
         for shard in shards.iter_mut() {
@@ -83,8 +83,8 @@ impl Merger {
             }
             rights.insert(new, doubled);
         }
-        // A pair that is too rare at its birth never gets more frequent: it needs no place in the
-        // index.
+        // A pair that is too rare when it appears never gets more frequent: it needs no place in
+        // the index.
         lefts.retain(|_, count| *count >= queue.threshold());
         rights.retain(|_, count| *count >= queue.threshold());
         lefts.iter().for_each(|(&left, &count)| queue.insert((left, new), count));

@@ -1,10 +1,10 @@
 //! How frequent the indexed pairs are, and which of them comes next.
 //!
-//! All places of a pair come into being at one moment, when the later of its two tokens does, and
-//! only disappear after it. So a pair that is rare at its birth stays rare, and only pairs that
-//! reach a threshold need to be known. When no pair reaches it any more, the threshold is lowered
-//! and all pairs are counted anew: memory stays small, and most pairs, which never get merged, are
-//! never indexed.
+//! All places of a pair appear at one moment, when the later of its two tokens does. After that
+//! they only disappear. So a pair that is rare at first stays rare, and only pairs that reach a
+//! threshold need to be known. When no pair reaches it any more, the threshold is lowered and all
+//! pairs are counted anew: memory stays small, and most pairs, which never get merged, are never
+//! indexed.
 
 use super::Pair;
 use rustc_hash::FxHashMap;
@@ -14,16 +14,16 @@ use std::collections::BinaryHeap;
 /// Before the first index: pairs are indexed as if the threshold so far had been one such part of
 /// all pairs.
 const FIRST_THRESHOLD_SHARE: u64 = 32;
-/// Each index lowers the threshold by this factor, or by up to the other one where that is likely
-/// to be the last time.
+/// Each index lowers the threshold by this factor, or by up to the other one if that is likely to
+/// be the last time.
 const THRESHOLD_STEP: u64 = 16;
 const LAST_THRESHOLD_STEP: u64 = 64;
 
 /// The counts of the indexed pairs, the highest first.
 pub(super) struct PairQueue {
     counts: FxHashMap<Pair, u64>,
-    /// Indexed pairs by count, highest first, of equal ones the lowest pair; a count may be out of
-    /// date, then it is too high.
+    /// Indexed pairs by count, highest first, of equal ones the lowest pair. A count may be out of
+    /// date; then it is too high.
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
     /// Pairs with a lower count are not in the index.
     threshold: u64,
@@ -50,8 +50,8 @@ impl PairQueue {
     pub(super) fn choose(&mut self, mut found: Vec<(Pair, u64)>, num_merges: usize) -> Vec<Pair> {
         let lowest = self.lowest_next_threshold();
         found.retain(|&(_, count)| count >= lowest);
-        // Some pairs get rarer than the threshold before their turn comes, others are born: twice
-        // as many as there are merges left will do.
+        // Some pairs get rarer than the threshold before their turn comes, and new pairs appear.
+        // Twice as many pairs as there are merges left are enough.
         let enough = 2 * num_merges;
         self.threshold = if found.len() > enough {
             found.select_nth_unstable_by_key(enough, |&(_, count)| Reverse(count)).1.1
@@ -69,8 +69,8 @@ impl PairQueue {
     /// Take the pair to merge next; None where no pair reaches the threshold. `forget` is called
     /// for each pair that has become rarer than it.
     ///
-    /// A count that falls is not looked up in the heap, which would take long. It is set right when
-    /// its pair comes to the top: since counts only fall, nothing below can be more frequent than
+    /// A count that falls is not looked up in the heap, which would take long. It is corrected when
+    /// its pair comes to the top: because counts only fall, no pair below can be more frequent than
     /// the heap says. O(log pairs) a look.
     pub(super) fn pop(&mut self, mut forget: impl FnMut(Pair)) -> Option<Pair> {
         while let Some((count, Reverse(pair))) = self.heap.pop() {

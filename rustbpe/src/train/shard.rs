@@ -22,8 +22,8 @@ const MAX_SHARD_SLOTS: usize = u32::MAX as usize;
 pub(super) struct Shard {
     /// Tokens, with a separator before the first piece and after each.
     pub(super) slots: Vec<u32>,
-    /// How often the pieces occur: up to the first slot of the entry this often, then up to the
-    /// next one's, and so on.
+    /// How often the pieces occur, as (end, count): pieces from the end of the entry before up to
+    /// slot `end` occur `count` times each.
     pub(super) weights: Vec<(u32, u64)>,
     /// The places (first slots) of the indexed pairs, ascending.
     pub(super) index: FxHashMap<Pair, Vec<u32>>,
@@ -120,7 +120,7 @@ impl Shard {
         self.merged = Vec::new();
     }
 
-    /// At most at so many places an indexed pair stands.
+    /// An upper bound for the number of places of an indexed pair.
     pub(super) fn num_places(&self, pair: Pair) -> usize {
         self.index.get(&pair).map_or(0, Vec::len)
     }

@@ -1,7 +1,7 @@
 //! Sums by token, and the weights of places.
 
-/// Sums by token: an array, and a list of its entries that are not zero. So emptying it takes
-/// no walk over all.
+/// Sums by token: an array, and a list of its entries that are not zero. So emptying it needs no
+/// pass over all entries.
 pub(super) struct Tally {
     sums: Vec<u64>,
     tokens: Vec<u32>,
@@ -32,8 +32,8 @@ impl Tally {
     }
 }
 
-/// Finds the weights of ascending places, each by a search in what the last one left: O(log
-/// weights) where the weight changes, O(1) where it stays.
+/// Finds the weights of ascending places. Each search begins where the last one ended: O(log
+/// weights) where the weight changes, O(1) where it stays the same.
 pub(super) struct WeightCursor<'w> {
     weights: &'w [(u32, u64)],
 }

@@ -1,4 +1,5 @@
-//! The obvious way to split, train and encode: tests and fuzz targets compare the fast one with it.
+//! The slow and simple way to split, train and encode. Tests and fuzz targets compare the fast one
+//! with it.
 
 #![allow(dead_code, reason = "nobody needs all of it")]
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
