@@ -1,4 +1,5 @@
-"""The documents: narrow lines, README.md and README.zh-CN.md say the same, and named files exist."""
+"""The documents: narrow lines, README.md and README.zh-CN.md say the same, and named files
+exist."""
 
 import re
 import subprocess
@@ -83,7 +84,7 @@ def test_prose_has_at_most_100_columns(name: str) -> None:
         assert width(line) <= COLUMNS or has_link_that_is_too_long(line), f"{name}:{number}: {width(line)} columns"
 
 
-# --- both READMEs -----------------------------------------------------------------------------------------------------
+# --- both READMEs --------------------------------------------------------------------------------
 
 
 class Section(NamedTuple):
@@ -144,7 +145,7 @@ def test_both_readmes_have_the_same_sections_commands_tables_names_and_figures()
         assert ours == theirs, f"section {number} of the READMEs, counted from 0"
 
 
-# --- files that documents name ----------------------------------------------------------------------------------------
+# --- files that documents name --------------------------------------------------------------------
 
 
 def named_files(text: str) -> set[str]:
@@ -171,7 +172,10 @@ def is_excused(word: str) -> bool:
 
 
 def exists(word: str) -> bool:
-    """Whether a path is in the tree, from its root or as the end of a longer path. `*` stands for anything."""
+    """Whether a path is in the tree, from its root or as the end of a longer path.
+
+    `*` stands for anything.
+    """
     word = word.rstrip("/")
     return any(fnmatch(place, word) or fnmatch(place, f"*/{word}") for place in (*FILES, *FOLDERS))
 
