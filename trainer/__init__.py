@@ -1,1 +1,1 @@
-"""Logits -> better weights: recipes around one loop, losses, optimizers, checkpoints."""
+"""Logits to better weights: a page for each stage, one loop, losses, optimizers, resume states."""

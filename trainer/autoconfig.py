@@ -1,7 +1,11 @@
-"""What a run chooses for itself where neither profile nor flag says it: the size of a step, the learning rate, the
-micro-batch and whether to compile. Chosen once, before the first step, and kept with the resume state.
+"""What a run settles where a setting is left open: step, learning rate, micro-batch, compiler.
 
-Symbols: B tokens of a step, D tokens of the whole run, M what a step costs besides, in tokens, C hidden size.
+Some values follow from rules and are the same on every machine (`resolved_values`). Others depend
+on the machine (micro-batch, compiler). All are settled once, before the first step, and kept with
+the resume state.
+
+Symbols: B tokens of a step, D tokens of the whole run, C hidden size. M: what a step costs in
+addition to its tokens, given as the number of tokens that cost as much.
 """
 
 import math
@@ -19,42 +23,46 @@ from trainer.flops import newton_schulz_flops, training_flops
 from trainer.runtime import Runtime
 
 CHOSEN = ("batch_size", "accumulation_steps", "learning_rate", "embedding_lr_ratio", "use_compile")
-"""Fields of TrainConfig that are chosen here, and stored so that a resumed run repeats them."""
+"""Fields of TrainConfig that are settled here, and saved so that a resumed run repeats them."""
 
 STEP_TOKENS_SCALE = 60.0
-"""B^2 / (M sqrt(D)) at the best step found by experiment (docs/lab_log.md)."""
+"""B^2 / (M sqrt(D)) where the step was best in experiments (docs/lab_log.md, 2026-11-21)."""
 UPDATE_TOKENS = 100
-"""What a step costs besides its tokens and Muon's products: a pass over all weights and moments, in tokens of training."""
+"""The part of M without Muon's products: reading and writing all weights and moments, in tokens."""
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 1024, 1 << 20
+"""Limits of a step's size, in tokens."""
 LEARNING_RATE, LEARNING_RATE_WIDTH = 1.0e-2, 192
 """Muon's best peak rate, and the hidden size at which it was found (docs/lab_log.md)."""
 ADAMW_SHARE = 0.1
 """AdamW's best rate as a share of Muon's."""
 FRESH_EMBEDDING_RATIO = {"muon": 20.0, "adamw": 60.0}
-"""Of the embedding's rate to the others' while it is learnt from nothing: better than 5, 10 and 40 over 340 steps at 192 x 4,
-than 5 over 2,500, than 5 and 10 over 73 at 512 x 8; with AdamW for all better than 5, 20 and 200 over 678 steps
-(docs/lab_log.md)."""
+"""Rate of the embedding, as a multiple of the rate of the others, while a model is trained from
+scratch (docs/lab_log.md, 2026-11-21 and 2026-11-22)."""
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-"""Tokens of a micro-batch beyond which a step gets no faster. On a CPU the weights are read once for so many tokens, and
-what a block leaves for the next one is still near; the figures of cuda and mps are not measured."""
+"""Tokens of a micro-batch beyond which a step gets no faster. On a CPU, reading the weights costs
+little beside so many tokens, and what one block writes is still in a cache when the next block
+reads it. The figures of cuda and mps are not measured."""
 MEMORY_SHARE = 0.7
-"""Of the free memory, what a micro-batch may take by the estimate below."""
+"""Share of the free memory that weights, moments and a micro-batch may take, by our estimate."""
 COMPILE_FLOPS = {"cpu": 2e14, "cuda": 2e16}
-"""Operations of a run from which compiling pays. A CPU: it costs 15 to 45 seconds and saves up to 10% (docs/lab_log.md);
-a GPU: assumed, not measured."""
+"""Operations of a run from which on compiling saves more time than it costs. CPU: by experiment
+(docs/lab_log.md). GPU: assumed, not measured."""
 
 
-# --- the size of a step and the rate ----------------------------------------------------------------------------------
+# --- the size of a step and the rate --------------------------------------------------------------
 
 
 def step_tokens(shape: ModelConfig, run_tokens: float, optimizer: str) -> int:
     """Tokens of one step, a power of two: B = sqrt(scale * M * sqrt(D)).
 
-    To reach a loss takes S (1 + K / B) steps, K being the critical size (arXiv:1812.06162, eq. 2.7), which grows about
-    as sqrt(D) (arXiv:2505.13738). A step costs as much as B + M tokens do. The product of both is least at
-    B = sqrt(K M): with Muon, whose products make M large, steps are larger than with AdamW.
+    A loss is reached after S (1 + K / B) steps, where K is the critical size of a step
+    (arXiv:1812.06162, eq. 2.7). K grows about as sqrt(D) (arXiv:2505.13738). One step costs as much
+    as B + M tokens. So the whole run costs S (B + M + K + K M / B), which is least at
+    B = sqrt(K M). Muon's products make M large, so its steps are larger than AdamW's.
+    Args: run_tokens: D. optimizer: `muon` or `adamw`.
     """
+    # M: Muon's products in tokens of training, and the pass over weights and moments.
     products = newton_schulz_flops(hidden_matrices(shape)) if optimizer == "muon" else 0
     other_tokens = products / training_flops(shape, 0) + UPDATE_TOKENS
     best = math.sqrt(STEP_TOKENS_SCALE * other_tokens * math.sqrt(run_tokens))
@@ -62,7 +70,7 @@ def step_tokens(shape: ModelConfig, run_tokens: float, optimizer: str) -> int:
 
 
 def hidden_matrices(shape: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the matrices that Muon turns."""
+    """Rows and columns of each matrix that Muon updates, in all blocks."""
     C, D = shape.hidden_size, shape.head_dim
     heads, kv_heads = shape.num_attention_heads * D, shape.num_key_value_heads * D
     block = [(heads, C), (kv_heads, C), (kv_heads, C), (C, heads)]
@@ -74,10 +82,11 @@ def hidden_matrices(shape: ModelConfig) -> list[tuple[int, int]]:
 
 
 def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
-    """Peak learning rate: a width's best falls as 1 / sqrt(C).
+    """Peak learning rate, to two digits: it falls as 1 / sqrt(C).
 
-    Muon's update has the spectral norm 0.2 lr sqrt(C), and it is that which must not grow with the width
-    (arXiv:2310.17813).
+    Muon's update has the spectral norm 0.2 lr sqrt(C) (for a square matrix). That norm should be
+    the same at every width (arXiv:2310.17813). Later stages take a share of the rate: they must not
+    lose what earlier ones taught.
     """
     rate = LEARNING_RATE * math.sqrt(LEARNING_RATE_WIDTH / shape.hidden_size) * STAGE_TABLE[stage].rate_share
     return float(f"{rate * (ADAMW_SHARE if optimizer == 'adamw' else 1.0):.2g}")
@@ -86,12 +95,16 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
 def resolved_values(
     config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any] | None, *, fresh: bool
 ) -> dict[str, float]:
-    """What the rules give for what is left open, as fields of TrainConfig; what is given stays as it is.
+    """Learning rate, ratio of the embedding's rate, size of a step: by the rules where left open.
 
-    They are the same on every machine and belong into a stage's fingerprint. What a machine's memory, compiler or
-    instructions decide is not among them: finished weights that are copied elsewhere are not trained again.
-    Args: data: the manifest of the stage's tensors; None: not known yet, which leaves the size of a step open.
+    These values are the same on every machine, and are part of a stage's fingerprint. What depends
+    on the machine (its memory, its compiler) is not among them. So finished weights that are copied
+    to another machine are not trained again there.
+    Args: data: the manifest of the stage's tensors. None: not known yet, and the size of a step
+    stays open. fresh: whether the run starts from random weights.
+    Returns: values of the fields learning_rate, embedding_lr_ratio and tokens_per_step.
     """
+    # Only an embedding of random numbers needs the higher rate.
     rate = config.learning_rate or learning_rate(shape, stage, config.optimizer)
     ratio = config.embedding_lr_ratio or (FRESH_EMBEDDING_RATIO[config.optimizer] if fresh else 1.0)
     tokens = config.tokens_per_step
@@ -100,14 +113,19 @@ def resolved_values(
     return {"learning_rate": rate, "embedding_lr_ratio": ratio, "tokens_per_step": tokens}
 
 
-# --- the micro-batch --------------------------------------------------------------------------------------------------
+# --- the micro-batch ------------------------------------------------------------------------------
 
 
 def row_bytes(shape: ModelConfig, row_tokens: int, *, keeps_scores: bool, checkpointing: bool) -> int:
-    """What a row's forward pass keeps for the backward pass, in bytes, about: 45 kB a token and block at 512 x 8 on a CPU.
+    """About how many bytes a row's forward pass keeps for the backward pass.
 
-    Args: keeps_scores: whether attention keeps its probabilities, as that on a CPU does.
+    At 512 x 8 it is 45 kB for each token and block, without the attention's probabilities.
+    Args: keeps_scores: whether attention keeps its probabilities, as it does on a CPU.
+    checkpointing: whether a block keeps only its input and computes the rest again.
     """
+    # Bytes of a token in one block: vectors of the width of the model, vectors of the width of the
+    # SwiGLU, and the probabilities of each head. With checkpointing, one block at a time has them,
+    # and the others keep only their input, a float32 vector. Embedding and loss add 40 C.
     width = shape.moe_intermediate_size * shape.num_experts_per_tok if shape.use_moe else shape.intermediate_size
     block = 60 * shape.hidden_size + 10 * width + (2 * shape.num_attention_heads * row_tokens if keeps_scores else 0)
     kept = 4 * shape.hidden_size * shape.num_hidden_layers + block if checkpointing else block * shape.num_hidden_layers
@@ -115,7 +133,7 @@ def row_bytes(shape: ModelConfig, row_tokens: int, *, keeps_scores: bool, checkp
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on the device; None where nobody says."""
+    """Bytes that are free on the device; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     ours = memory()
@@ -123,13 +141,16 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def num_weights(shape: ModelConfig) -> int:
-    """Numbers in the embedding and the matrices."""
+    """How many numbers the embedding and the matrices hold; norms are too small to count."""
     block = sum(map(math.prod, hidden_matrices(replace(shape, num_hidden_layers=1))))
     return shape.vocab_size * shape.hidden_size + block * shape.num_hidden_layers
 
 
 def require_memory(shape: ModelConfig) -> None:
-    """Raises: UserError where the weights alone, in float32, are more than all memory of this machine."""
+    """Refuse a model that this machine can't hold, before anybody tries to build it.
+
+    Raises: UserError where the weights alone, in float32, take more than all memory.
+    """
     ours, needed = memory(), 4 * num_weights(shape)
     if ours is not None and needed > ours.total:
         raise UserError(
@@ -140,7 +161,10 @@ def require_memory(shape: ModelConfig) -> None:
 
 
 def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, checkpointing: bool) -> int:
-    """Rows of a micro-batch beyond which nothing is gained, or that just fit the free memory; at least 1."""
+    """The largest useful number of rows in a micro-batch, at least 1.
+
+    It is MICRO_TOKENS, or fewer where the free memory holds fewer.
+    """
     most = max(1, MICRO_TOKENS[device.type] // row_tokens)
     if (free := free_memory(device)) is not None:
         training = 16 * num_weights(shape)  # weight, gradient and two moments in float32
@@ -150,9 +174,11 @@ def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, c
 
 
 def split_rows(rows: int, most: int) -> tuple[int, int]:
-    """Rows of a micro-batch, `most` at most, and how many of these make a step of `rows`.
+    """Split a step of `rows` rows into micro-batches of `most` rows at most.
 
-    Equal parts where there are some of at least half of `most`; else, as with 41 rows of which 10 fit, a few rows more.
+    Returns: rows of a micro-batch, and how many micro-batches make a step. Their product is `rows`
+    where a divisor of it is at least half of `most`. Else the step grows by a few rows: 41 rows, of
+    which 10 fit, become 5 x 9, since 41 x 1 would be slow.
     """
     most = min(most, rows)
     size = max(part for part in range(1, most + 1) if rows % part == 0)
@@ -161,16 +187,18 @@ def split_rows(rows: int, most: int) -> tuple[int, int]:
     return size, math.ceil(rows / size)
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- all of it ------------------------------------------------------------------------------------
 
 
 def fill_in(
     config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any], runtime: Runtime, *, fresh: bool
 ) -> TrainConfig:
-    """A copy of `config` in which nothing is left to choose.
+    """A copy of `config` in which nothing is left open.
 
-    Args: data: the manifest of the stage's tensors. fresh: whether the weights are random yet. Raises: UserError where
-    tokens_per_step, batch_size and accumulation_steps contradict each other or leave no way to tell.
+    Args: data: the manifest of the stage's tensors. fresh: whether the run starts from random
+    weights.
+    Raises: UserError where tokens_per_step, batch_size and accumulation_steps contradict each
+    other, or where accumulation_steps is given without a batch_size.
     """
     rows, row_tokens = data["rows"], row_length(data)
     if config.tokens_per_step and config.batch_size and config.accumulation_steps:
@@ -183,20 +211,20 @@ def fill_in(
     config = replace(config, learning_rate=resolved["learning_rate"], embedding_lr_ratio=resolved["embedding_lr_ratio"])
     if not (config.batch_size and config.accumulation_steps):
         config = _fill_in_batch(config, shape, round(resolved["tokens_per_step"]), row_tokens, runtime)
+    # Compiling takes a fixed time and saves a share of the run, so it pays in a long run.
     if config.use_compile is None:
         steps = config.max_steps or math.inf
         trained = min(config.epochs * rows, steps * config.batch_size * config.accumulation_steps * runtime.world_size)
         flops = trained * row_tokens * training_flops(shape, row_tokens)
         least = COMPILE_FLOPS.get(runtime.device.type, math.inf)
-        one_length = (
-            data_kind(data) != "pairs"
-        )  # a batch of pairs is as long as its longest, and each length is compiled anew
+        # A batch of pairs is as long as its longest one, and each length would be compiled anew.
+        one_length = data_kind(data) != "pairs"
         config = replace(config, use_compile=one_length and flops >= least)
     return config
 
 
 def row_length(data: dict[str, Any]) -> int:
-    """Tokens of a row; of a pair the mean of both sides together."""
+    """Tokens of a row. For pairs: of both sides together, on average."""
     if data_kind(data) == "pairs":
         return max(1, round(data["num_tokens"] / max(1, data["rows"])))
     return int(data["max_length"])
@@ -205,7 +233,10 @@ def row_length(data: dict[str, Any]) -> int:
 def _fill_in_batch(
     config: TrainConfig, shape: ModelConfig, tokens: int, row_tokens: int, runtime: Runtime
 ) -> TrainConfig:
-    """The rows of a step of so many tokens, as micro-batches."""
+    """Settle batch_size and accumulation_steps for a step of `tokens` tokens in all processes.
+
+    Raises: UserError where accumulation_steps is given without a batch_size.
+    """
     if config.accumulation_steps and not config.batch_size:
         raise UserError(
             f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone.",
@@ -215,12 +246,18 @@ def _fill_in_batch(
     if config.batch_size:
         return replace(config, accumulation_steps=math.ceil(each / config.batch_size))
     most = fitting_rows(shape, row_tokens, runtime.device, checkpointing=config.gradient_checkpointing)
+    # All processes take the same size: that of the one with the least memory.
     size, parts = split_rows(each, runtime.least_over_ranks(most))
     return replace(config, batch_size=size, accumulation_steps=parts)
 
 
 def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: int) -> int:
-    """By the rule; where max_steps ends the run sooner, its tokens depend on the step, so both are found together."""
+    """Tokens of a step by the rule.
+
+    Where max_steps ends the run before its epochs, the tokens of the run depend on the size of a
+    step, and that size on the tokens of the run. The loop starts with all epochs, and makes the
+    step smaller until both agree.
+    """
     tokens = step_tokens(shape, config.epochs * epoch_tokens, config.optimizer)
     while config.max_steps and config.max_steps * tokens < config.epochs * epoch_tokens:
         fewer = step_tokens(shape, config.max_steps * tokens, config.optimizer)
@@ -230,11 +267,11 @@ def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: i
     return tokens
 
 
-# --- what a resumed run repeats ---------------------------------------------------------------------------------------
+# --- what a resumed run repeats -------------------------------------------------------------------
 
 
 def chosen_values(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """What was chosen, as plain data: a run that resumes on such a machine repeats it, so that its arithmetic is the same."""
+    """What a resumed run repeats so that its arithmetic is the same, as plain data."""
     return {
         "device": runtime.device.type,
         "machine": runtime.machine,
@@ -246,5 +283,5 @@ def chosen_values(config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
 
 
 def with_chosen(config: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
-    """The same settings with what an interrupted run had chosen."""
+    """The same settings, with what an interrupted run had settled in the fields of CHOSEN."""
     return replace(config, **{name: chosen[name] for name in CHOSEN})

@@ -1,4 +1,4 @@
-"""What a trainer knows before its first step: the data, the starting weights, the shape, and the hash of all of it."""
+"""What a trainer knows before its first step: data, starting weights, shape, fingerprint."""
 
 import os
 import sys
@@ -23,17 +23,24 @@ from trainer.resume import ResumeState
 from trainer.runtime import Runtime
 
 LENGTH_SETTINGS = ("epochs", "max_steps")
-"""What may be raised while a run is stopped, before its warm-down has begun: it resumes as a longer run."""
+"""Settings that give a run its length. A run that is stopped before its warm-down may resume with
+larger ones, as a longer run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """The weights that a run starts from, as they are now: hours later, at the end, the file may be another one."""
+    """The weights that a run starts from.
+
+    All of this is read before the first step. When the run ends, hours later, the file may have
+    been replaced.
+    """
 
     path: Path
     sha256: str
+    """Hash of the file's content."""
     shape: ModelConfig
     manifest: dict[str, Any]
+    """What these weights are made from; see `weights_manifest` in trainer/recipe.py."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,24 +48,30 @@ class Facts:
     """All that is settled before the first step."""
 
     run: TrainRun
+    """The call: its flags over the profile."""
     group: Group | None
-    """The processes of this run on a CPU; None where this one works alone, or under torchrun."""
+    """The processes that this run started on a CPU. None: one process alone, or torchrun's."""
     runtime: Runtime
+    """Device, dtype, and this process's place among the others."""
     config: TrainConfig
-    """The settings as they were given, in which this process's share of a step may be all that is left."""
+    """The settings as given, but `accumulation_steps` is the share of this process. What is left
+    open (0) stays so: trainer/recipe.py fills it in."""
     tokenizer: RustBPETokenizer
     tensors_path: Path
+    """Folder of the token tensors."""
     data: Manifest
+    """What the tensors say of themselves: rows, tokens, length, kind, fingerprint."""
     start: Start | None
     """None: random weights."""
     shape: ModelConfig
     settings: dict[str, Any]
-    """What the result depends on, as plain data."""
+    """The settings that change the result, as plain data."""
     resolved: dict[str, float]
-    """What the rules give for the settings that were left open."""
+    """What the rules give where a setting is left open: the same on every machine."""
     fingerprint: str
-    """Hash of settings, rules, data and start: weights of the same fingerprint need not be trained again."""
+    """Hash of all that the result depends on. Weights with this fingerprint are the result."""
     state: ResumeState
+    """Where the resume state of this run lies; perhaps there is none yet."""
 
     @property
     def weights_path(self) -> Path:
@@ -72,42 +85,63 @@ class Facts:
 
 
 def gather(run: TrainRun) -> Facts:
-    """Join the other processes, make the tensors where a JSONL file was given, and settle the rest.
+    """Join the other processes, find or make what the run needs, and check that it fits together.
 
     Raises: UserError where data, tokenizer, starting weights and flags do not belong together.
     """
+    # The processes come first: they must all be there when one makes tensors for the others.
     group = start_group(run, choose_device(run.train.device))
     runtime = Runtime.start(run.train.device, run.train.dtype, deterministic=run.train.deterministic, group=group)
+    # The data. Tensors hold ids of one tokenizer, so the tokenizer is read before them.
     tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
     tensors_path = find_or_make_tensors(run, tokenizer, runtime)
     data = checked_manifest(tensors_path, run, tokenizer, runtime)
+    # The start, and the shape, which comes with it.
     start = find_start(run)
     if start is not None and runtime.is_main and not _is_path(run.from_weight):
         print(f"starting from {display(start.path)}", file=sys.stderr, flush=True)
     shape = shape_of(run, tokenizer, start)
     require_memory(shape)
+    # What the result depends on, and its hash.
     settings = run_settings(replace(run, model=shape))
-    del settings["from_weight"]  # what counts is the content of the starting weights, not their name
+    del settings["from_weight"]  # the content of the starting weights counts, not their name
     resolved = resolved_values(run.train, run.stage, shape, data, fresh=start is None)
     whole, family = fingerprints(run.stage, data, start, runtime.world_size, settings, resolved)
     return Facts(
-        run=run, group=group, runtime=runtime, config=share_of_step(run.train, group), tokenizer=tokenizer,
-        tensors_path=tensors_path, data=data, start=start, shape=shape, settings=settings, resolved=resolved,
-        fingerprint=whole, state=ResumeState(run.out_dir / "checkpoints" / run.stage, whole, family),
-    )  # fmt: skip
+        run=run,
+        group=group,
+        runtime=runtime,
+        config=share_of_step(run.train, group),
+        tokenizer=tokenizer,
+        tensors_path=tensors_path,
+        data=data,
+        start=start,
+        shape=shape,
+        settings=settings,
+        resolved=resolved,
+        fingerprint=whole,
+        state=ResumeState(run.out_dir / "checkpoints" / run.stage, whole, family),
+    )
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Runtime) -> Path:
-    """The tensors of the data path; a JSONL file is turned into tensors beside it first, which may take minutes."""
+    """The folder of tensors that `--data_path` means.
+
+    A JSONL file is turned into tensors beside it first, which may take minutes; later runs use
+    them again.
+    Raises: UserError where there are no such data.
+    """
     path, data = run.data_path, STAGE_TABLE[run.stage].data
+    # A JSONL whose tensors exist may have been deleted, so it is not looked for.
     if path.suffix != ".jsonl" or not tensors_beside(path, data).is_dir():
-        path = find_dataset(path)  # a JSONL whose tensors exist may be gone
+        path = find_dataset(path)
     if path.is_dir():
         return path
     output, train = tensors_beside(path, data), run.train
+    # One process writes, the others wait. Where the tensors are up to date, nothing is written.
     if runtime.is_main:
         ensure_tensors(data, path, output, tokenizer, max_length=train.max_seq_len, num_workers=train.num_workers)
     runtime.barrier()
@@ -115,16 +149,20 @@ def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Ru
 
 
 def tensors_beside(records: Path, data: str) -> Path:
-    """The tensor folder of a record file that was given in place of one."""
+    """Where the tensors of a JSONL file lie: `my_chats.jsonl` -> `my_chats_sft_tokens/`."""
     return records.with_name(f"{Path(bare_name(records)).stem}_{tensor_folder(data)}")
 
 
 def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, runtime: Runtime) -> Manifest:
-    """What the tensors say of themselves. Raises: UserError where they are altered, or don't fit this run."""
+    """The manifest of the tensors, after all checks.
+
+    Raises: UserError where the tensors were altered, or where their kind of data, tokenizer or
+    length does not fit this run.
+    """
     manifest, where = read_manifest(path), display(path)
     data = STAGE_TABLE[run.stage].data
     export = f"python scripts/export_embeddings.py {DATA_STEMS[data]}"
-    if runtime.is_main:
+    if runtime.is_main:  # it reads every byte, so one process does it for all
         check_contents(path, manifest)
     runtime.barrier()
     require_kind(path, manifest, data)
@@ -143,11 +181,16 @@ def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, run
     return manifest
 
 
-# --- start and shape --------------------------------------------------------------------------------------------------
+# --- start and shape ------------------------------------------------------------------------------
 
 
 def find_start(run: TrainRun) -> Start | None:
-    """The weights that `--from_weight` names: a path, or a stage's name in the output folder; None for `none`."""
+    """The weights that `--from_weight` names; None for `none`.
+
+    The name is a path, or how weight files begin (`full_sft`). Then the newest file that fits the
+    flags of the shape is taken.
+    Raises: UserError where there is no such file, or it is damaged.
+    """
     name = run.from_weight
     if name == "none":
         return None
@@ -166,10 +209,16 @@ def _is_path(name: str) -> bool:
 
 
 def shape_of(run: TrainRun, tokenizer: RustBPETokenizer, start: Start | None) -> ModelConfig:
-    """The model's shape: that of the starting weights, which no flag may contradict, else the one asked for."""
+    """The model's shape: that of the starting weights, else the one asked for.
+
+    Raises: UserError where a flag contradicts the starting weights, or asks for fewer tokens than
+    the tokenizer has.
+    """
     if start is None:
+        # The vocabulary is that of the tokenizer, and positions go as far as the longest row.
         longest, size = run.train.max_seq_len, _vocab_size(run, tokenizer)
         return replace(run.model, vocab_size=size, original_max_position_embeddings=longest).resolve()
+    # Dropout has no weights, so it is the one part of a shape that a flag may change.
     for key, value in run.shape_flags.items():
         if key != "dropout" and getattr(start.shape, key) != value:
             raise UserError(
@@ -181,6 +230,7 @@ def shape_of(run: TrainRun, tokenizer: RustBPETokenizer, start: Start | None) ->
 
 
 def _vocab_size(run: TrainRun, tokenizer: RustBPETokenizer) -> int:
+    """Rows of the embedding: one for each token, or more where `--vocab_size` asks for more."""
     flag, size = run.shape_flags.get("vocab_size"), tokenizer.get_vocab_size()
     if flag is not None and flag < size:
         raise UserError(
@@ -190,11 +240,16 @@ def _vocab_size(run: TrainRun, tokenizer: RustBPETokenizer) -> int:
     return flag or size
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def share_of_step(config: TrainConfig, group: Group | None) -> TrainConfig:
-    """The settings of one process of a group: where a step's micro-batches are given, each takes some of them."""
+    """The settings of one process of a group that this run started on a CPU.
+
+    `accumulation_steps` is that of the whole run, and the processes divide a step's micro-batches
+    among themselves. So a step has the same rows, however many processes there are. (Under torchrun
+    there is no group: each process takes `accumulation_steps`, as users of torchrun expect.)
+    """
     if group is None or not config.accumulation_steps:
         return config
     return replace(config, accumulation_steps=config.accumulation_steps // group.world_size)
@@ -208,9 +263,14 @@ def fingerprints(
     settings: dict[str, Any],
     resolved: dict[str, float],
 ) -> tuple[str, str]:
-    """What the result depends on, as one hash; and the same but for the length of the run."""
+    """Two hashes: of all that the result depends on, and of the same without the run's length.
+
+    The second is the family: a stopped run may resume as a longer one of its family.
+    """
+    # The number of processes counts: each has a dropout of its own, and sums are rounded otherwise.
     inputs = [RECIPE_VERSION[stage], data["fingerprint"], start.sha256 if start else "", world_size]
     settings = hashed_settings(settings)
+    # The rule for the size of a step looks at the length of the run, so its value is left out too.
     train = {name: value for name, value in settings["train"].items() if name not in LENGTH_SETTINGS}
     of_any_length = {name: value for name, value in resolved.items() if name != "tokens_per_step"}
     family = fingerprint([*inputs, settings | {"train": train}, of_any_length])
@@ -218,7 +278,12 @@ def fingerprints(
 
 
 def ask_rules(run: TrainRun, start: Path | None, data: Manifest | None) -> dict[str, float]:
-    """What a stage's rules give, before it is started. Args: start: its weights. data: its tensors' manifest."""
+    """What the rules give for a stage that has not started. `run.sh` needs it for fingerprints.
+
+    Args: start: the weights that it will start from; they may not exist yet. data: the manifest of
+    its tensors; None: not known yet.
+    Raises: UserError where the model is larger than all memory.
+    """
     shape = read_weights(start)[1] if start is not None and start.exists() else run.model
     require_memory(shape)
     return resolved_values(run.train, run.stage, shape, data, fresh=start is None and run.from_weight == "none")

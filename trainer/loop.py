@@ -24,39 +24,43 @@ from trainer.resume import ResumeState, fitting
 from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
-"""Steps in a row without a finite loss or gradient after which a run gives up; one as short as this, after all but one."""
+"""Steps in a row without a finite loss or gradient after which a run gives up. A run of so few
+steps gives up after all but one of them."""
 MAX_OVERFLOWS = 21
-"""The same for steps whose loss is finite and whose gradients are too large for float16. Each halves the loss scale, and
-some of them at the start are no fault: this many lead from 65,536, where it begins, to 1/32, where it can't be the cause."""
+"""Steps in a row whose gradients are too large for float16, though the loss is finite, after which
+a run gives up. Each such step halves the loss scale. A few of them at the start are normal. The
+scale begins at 65,536, and 21 halvings bring it to 1/32: then the scale can't be the cause."""
 
 
 class Rows(Protocol):
-    """A data set with random access: `dataset/lm_dataset.py`."""
+    """A data set with random access, such as those of `dataset/lm_dataset.py`."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many rows (or pairs) there are."""
+        ...
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The rows of these numbers as tensors."""
+        """The rows with these numbers (B,), as tensors."""
         ...
 
     def largest(self, count: int) -> np.ndarray:
-        """Numbers of rows that need as much memory as any others, (count,)."""
+        """Numbers of `count` rows that need as much memory as any others, (count,)."""
         ...
 
 
 class Objective(Protocol):
-    """What a recipe minimises."""
+    """What a recipe minimises. `trainer/objectives.py` has them all."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of a micro-batch, summed over its targets."""
+        """Loss of a micro-batch in nats, summed over its targets (or pairs), ()."""
         ...
 
     def num_targets(self, batch: Batch) -> int:
-        """Supervised tokens, or pairs, of a micro-batch in the host's memory."""
+        """Targets (or pairs) of a micro-batch, which still lies in the host's memory."""
         ...
 
     def num_tokens(self, batch: Batch) -> int:
-        """Tokens that are not padding, for the speed shown."""
+        """Tokens of a micro-batch that are not padding, for the speed shown."""
         ...
 
 
@@ -65,15 +69,17 @@ class TrainingStopped(Exception):
 
 
 class TrainingDiverged(UserError):
-    """Too many steps in a row had no finite loss."""
+    """Too many steps in a row could not be taken: no finite loss, or gradients beyond float16."""
 
 
 @dataclass
 class StopSignal:
-    """Raised by a signal handler; the loop looks at it between two steps."""
+    """Set by a signal handler; the loop looks at it between two steps."""
 
     exit_code: int = 0
+    """What the process will exit with; 0: no signal came."""
     reason: str = ""
+    """Name of the signal, such as `SIGTERM`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +87,24 @@ class StepBatches:
     """What one process reads in a step."""
 
     micro: list[Batch]
+    """The micro-batches."""
     counts: Tensor
-    """Supervised tokens (or pairs) and tokens that are not padding, of all micro-batches: (2,)."""
+    """Targets (or pairs), and tokens that are not padding, of all these micro-batches: (2,)."""
 
 
 def steps_of_run(config: TrainConfig, num_rows: int, world_size: int) -> int:
-    """Steps that the epochs need, `max_steps` at most."""
+    """Steps that the epochs need, at least 1, and `max_steps` at most where it is not 0."""
     rows_per_step = config.batch_size * config.accumulation_steps * world_size
     by_epochs = max(1, math.ceil(config.epochs * num_rows / rows_per_step))
     return min(by_epochs, config.max_steps) if config.max_steps else by_epochs
 
 
 class BatchStream:
-    """The micro-batches of each step. Which rows a step takes depends on the step and the seed alone."""
+    """The micro-batches of each step.
+
+    Which rows a step takes depends on the step and the seed alone, so a resumed run reads on
+    without a saved position.
+    """
 
     def __init__(self, rows: Rows, objective: Objective, config: TrainConfig, runtime: Runtime) -> None:
         self.rows, self.objective, self.config, self.runtime = rows, objective, config, runtime
@@ -104,11 +115,15 @@ class BatchStream:
         return steps_of_run(self.config, len(self.rows), self.runtime.world_size)
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Rows of all processes in a step: (rows_per_step,)."""
+        """Numbers of the rows that all processes together take in a step, (rows_per_step,)."""
         return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
     def read(self, step: int) -> StepBatches:
-        """The micro-batches of this process in a step, in the host's memory, counted there."""
+        """The micro-batches of this process in a step, in the host's memory.
+
+        Targets and tokens are counted here, so that no GPU has to be asked for them.
+        """
+        # Every world_size-th row is ours, so that the processes together take each row once.
         mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
         parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
         micro = [self.rows.batch(part) for part in parts]
@@ -117,7 +132,10 @@ class BatchStream:
         return StepBatches([self.runtime.pinned(batch) for batch in micro], self.runtime.pinned(counts)["counts"])
 
     def steps(self, first: int, end: int) -> Iterator[StepBatches]:
-        """The batches of each step, on the device; while one step is computed, a thread reads the next."""
+        """The batches of each step, on the device.
+
+        While one step is computed, a thread reads the rows of the next one.
+        """
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
             coming = reader.submit(self.read, first)
             for step in range(first, end):
@@ -135,14 +153,16 @@ def train(
     objective: Objective,
     run: "Run",
 ) -> None:
-    """One optimizer update a step over `accumulation_steps` micro-batches.
+    """One optimizer update a step, over `accumulation_steps` micro-batches.
 
-    Losses are summed and divided once by the targets of the whole step (all processes), so that 1 x 8 and 8 x 1
-    accumulation agree, and 1 and N processes. Nothing in a step waits for a GPU: what it found out is
-    read later. (But float16's loss scaling waits once a step, and experts on a GPU without a grouped kernel wait in each
-    product.)
-    Raises: TrainingStopped when asked to end (the state is saved), TrainingDiverged after five steps without a
-    finite loss, or 21 whose gradients float16 can't hold.
+    Losses are summed, and divided by the targets of the whole step in all processes. So 1 x 8 and
+    8 x 1 accumulation agree, and 1 and N processes.
+    The host does not wait for a GPU within a step: what the step found out is read later. There are
+    two exceptions. Loss scaling in float16 waits once a step. Experts on a GPU without a grouped
+    kernel wait in each product.
+    Raises: TrainingStopped when asked to end; the state is saved. TrainingDiverged after
+    MAX_SKIPPED_STEPS steps in a row without a finite loss, or MAX_OVERFLOWS whose gradients float16
+    can't hold.
     """
     runtime = run.runtime
     optimizer = build_optimizer(model, config, run.newton_schulz_dtype)
@@ -151,29 +171,40 @@ def train(
     for step, batches in enumerate(stream.steps(first_step, run.num_steps), start=first_step):
         lr = lr_at(step, run.num_steps, config)
         set_lr(optimizer, lr)
-        counts = runtime.sum_over_ranks(batches.counts)
+        # Each micro-batch divides by the targets of the whole step. So its gradient is a part of
+        # the gradient of the step's mean loss, and the parts simply add up in `.grad`.
+        counts = runtime.sum_over_ranks(batches.counts)  # (2,): targets, tokens
         total = torch.zeros((), device=runtime.device)  # nats per target
         for batch in batches.micro:
             with runtime.autocast():
                 loss = objective.loss_sum(model, batch) / counts[0]
             run.scaler.scale(loss).backward()
             total += loss.detach()
+        # Until here a process has the gradient of its own rows. The norm is that of the whole step,
+        # and is taken without float16's loss scale.
         runtime.sum_gradients(model)
         run.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, config.grad_clip)
         total = runtime.sum_over_ranks(total)
+        # The update. One NaN would spoil all weights for good, so a step that has one is left out.
         finite = run.is_finite(total, grad_norm)
-        loss_scale = run.scaler.scale(torch.ones_like(total))
+        loss_scale = run.scaler.scale(torch.ones_like(total))  # of this step: `update` may change it
         run.scaler.step(optimizer, taken=finite)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        # Summed over all processes, so that all of them stop after the same step.
         asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
+        # All numbers travel to the host at once, and nobody waits for them here.
         found = Found(finite.float(), total, grad_norm, counts[0], counts[1], asked_to_stop, loss_scale)
         run.after_step(Outcome(step + 1, lr, runtime.fetched(torch.stack(found))), model, optimizer, stream)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients down to `max_norm` (0: leave them); returns the norm before."""
+    """Scale all gradients by one factor, so that their norm is `max_norm` at most.
+
+    Args: max_norm: 0 leaves them as they are.
+    Returns: the norm before, () on the device.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm > 0:
@@ -182,33 +213,34 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 class Found(NamedTuple):
-    """What a step found out: numbers () on the device, and once they are read, plain ones."""
+    """What a step found out: tensors () on the device, and plain numbers once they are read."""
 
     finite: Any
     """1 where the step was taken, else 0."""
     loss: Any
-    """Nats a target."""
+    """Nats per target (or pair)."""
     grad_norm: Any
-    """Before it was clipped."""
+    """Norm of the gradients before clipping."""
     targets: Any
-    """Of all processes."""
+    """Targets (or pairs) of all processes."""
     tokens: Any
-    """That are not padding, of all processes."""
+    """Tokens of all processes that are not padding."""
     asked_to_stop: Any
-    """How many processes were asked to: all read the same number after the same step."""
+    """How many processes were asked to stop: the same number in each process."""
     loss_scale: Any
-    """Of float16; elsewhere 1."""
+    """Loss scale of float16; 1 in other dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A step whose numbers are perhaps not computed yet."""
+    """A step whose numbers may not be computed yet."""
 
     step: int
-    """Steps finished with it."""
+    """Number of the step; 1 is the first."""
     lr: float
+    """Its learning rate."""
     fetch: Callable[[], list[float]]
-    """Waits for the step; returns the numbers of Found."""
+    """Waits for the step and returns the numbers of Found."""
 
     def read(self) -> Found:
         """What the step found out; waits for it."""
@@ -231,25 +263,31 @@ class Run:
         stop: StopSignal,
         token_cost: float = 0.0,
     ) -> None:
-        """`token_cost`: a token's operations as a share of what the machine can do in a second; 0: nobody knows."""
+        """Args: resume: the state to continue from; None: a fresh run. metrics: None in all
+        processes but the main one. token_cost: operations that train a token, as a share of what
+        the machine can do in a second; 0: unknown."""
         self.config, self.runtime, self.num_steps = config, runtime, num_steps
         self.state, self.resume, self.metrics, self.validate, self.stop = state, resume, metrics, validate, stop
         self.token_cost = token_cost
+        # float16 has no numbers below 6e-8, so small gradients would become 0. The scaler
+        # multiplies the loss by a large number, and divides the gradients by it before the update.
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.newton_schulz_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.parent = ParentWatch()
-        self.unread: list[Outcome] = []
-        self.skipped = self.overflows = 0
+        self.unread: list[Outcome] = []  # steps that were started and whose numbers nobody has read
+        self.skipped = self.overflows = 0  # in a row, up to now
         self.skips_allowed = max(1, min(MAX_SKIPPED_STEPS, num_steps - 1))
-        self.tokens = self.targets = 0.0
+        self.tokens = self.targets = 0.0  # of all steps since the first
+        # The speed shown is that since the last line of metrics: `clock` is the time of that line.
         self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
         self.eval_steps = set(eval_steps(num_steps, config.eval_interval))
         self.last_validation: dict[str, float] = {}
 
     def restore(self, model: nn.Module, optimizer: MuonAdamW) -> int:
-        """Put everything back where the saved state was; returns the step to go on with.
+        """Put model, optimizer, loss scale and random generators back as they were saved.
 
+        Returns: how many steps are done; 0 in a fresh run.
         Raises: UserError naming the state where a part of it does not fit.
         """
         if self.resume is None:
@@ -268,14 +306,17 @@ class Run:
 
     def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """Whether the step can be taken, () boolean."""
-        # float16: the scaler itself skips a step whose gradients overflowed, and halves the scale
-        return torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(grad_norm)
+        if self.scaler.is_enabled():  # it skips a step whose gradients overflowed by itself, and halves the scale
+            return torch.isfinite(loss)
+        return torch.isfinite(loss) & torch.isfinite(grad_norm)
 
     def after_step(self, outcome: Outcome, model: nn.Module, optimizer: MuonAdamW, stream: BatchStream) -> None:
-        """Read what steps found, log, evaluate and save, each when due.
+        """Read what steps found out, log, evaluate and save, each when it is due.
 
-        A GPU may still be at work on this step, so what the step before found is read now; before anything that needs
-        to be exact, all is read. Raises: TrainingStopped, TrainingDiverged.
+        A GPU may still compute this step. So only the steps before are read now, and the GPU never
+        runs out of work. Before an evaluation, a save and the end, this step is read too: what is
+        written must be exact.
+        Raises: TrainingStopped, TrainingDiverged.
         """
         step, last = outcome.step, outcome.step == self.num_steps
         evaluating = step in self.eval_steps and self.validate is not None
@@ -291,9 +332,10 @@ class Run:
             raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
 
     def read_steps(self, stream: BatchStream, *, leave: int) -> bool:
-        """Report the steps that were not read yet, but for the last `leave`; none is left where one was asked to stop.
+        """Report the steps that were not read yet, except the last `leave`.
 
-        Returns: whether one was.
+        Where one of them was asked to stop, none is left: the state is saved next.
+        Returns: whether one was asked to stop.
         """
         stopping = False
         while len(self.unread) > (0 if stopping else leave):
@@ -301,12 +343,13 @@ class Run:
         return stopping
 
     def is_asked_to_stop(self) -> bool:
-        """Whether a signal came, or nobody waits for this process any more."""
+        """Whether a signal came, or the pipeline that started this trainer is gone."""
         return self.stop.exit_code != 0 or self.parent.is_gone()
 
     def report(self, outcome: Outcome, stream: BatchStream) -> bool:
-        """Log a step, or say which rows kept it from being taken; returns whether a process was asked to stop.
+        """Log a step; say so where it was not taken.
 
+        Returns: whether a process was asked to stop.
         Raises: TrainingDiverged after too many steps in a row that could not be taken.
         """
         found = outcome.read()
@@ -314,7 +357,7 @@ class Run:
         self.targets += found.targets
         if not found.finite:
             self.tell_of_skipped(outcome.step, found, stream)
-        elif not math.isfinite(found.grad_norm):  # float16 alone comes here: elsewhere such a step is not finite
+        elif not math.isfinite(found.grad_norm):  # only in float16: see `is_finite`
             self.tell_of_overflow(outcome.step, found.loss_scale)
         else:
             self.skipped = self.overflows = 0
@@ -331,8 +374,9 @@ class Run:
             figures["val"] = f"{self.last_validation['validation_loss']:.3f}"
         figures["tok/s"] = f"{speed:,.0f}"
         if is_wide():
-            figures |= {"lr": f"{outcome.lr:.1e}"}
-            figures |= {"mfu": f"{speed * self.token_cost:.0%}"} if self.token_cost else {}
+            figures["lr"] = f"{outcome.lr:.1e}"
+            if self.token_cost:
+                figures["mfu"] = f"{speed * self.token_cost:.0%}"
         metrics.progress(**figures)
         if outcome.step % self.config.log_interval == 0 or outcome.step == self.num_steps:
             values = {
@@ -349,8 +393,10 @@ class Run:
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
     def tell_of_skipped(self, step: int, found: Found, stream: BatchStream) -> None:
-        """Name the rows of a step that was not taken. Raises: TrainingDiverged after five such steps in a row, or
-        in a shorter run where at most one step was taken."""
+        """Say which rows a step had that was not taken.
+
+        Raises: TrainingDiverged after `skips_allowed` such steps in a row.
+        """
         self.skipped += 1
         rows = ", ".join(str(row) for row in sorted(stream.row_numbers(step - 1)))
         what = f"loss {found.loss:.4g}, gradient norm {found.grad_norm:.4g}"
@@ -365,7 +411,10 @@ class Run:
             )
 
     def tell_of_overflow(self, step: int, loss_scale: float) -> None:
-        """Say that a step's gradients did not fit float16. Raises: TrainingDiverged after 21 such steps in a row."""
+        """Say that a step's gradients did not fit float16.
+
+        Raises: TrainingDiverged after MAX_OVERFLOWS such steps in a row.
+        """
         self.overflows += 1
         self.say(
             f"step {step}: gradients too large for float16 at loss scale {loss_scale:g}: step skipped, the scale is halved"
@@ -378,7 +427,7 @@ class Run:
             )
 
     def evaluate(self, step: int, model: nn.Module) -> None:
-        """Take the validation loss, outside the time that speeds are made of."""
+        """Take and log the validation loss."""
         assert self.validate is not None
         started = time.perf_counter()
         self.last_validation = self.validate(model)
@@ -386,12 +435,15 @@ class Run:
             self.metrics.log(step, self.last_validation)
             shown = ", ".join(f"{key} {value:.4f}" for key, value in self.last_validation.items())
             self.metrics.say(f"step {step}/{self.num_steps}: {shown}")
-        self.clock += time.perf_counter() - started
+        self.clock += time.perf_counter() - started  # the speed shown is that of training alone
 
     def save(self, step: int, model: nn.Module, optimizer: MuonAdamW) -> None:
-        """Write the resume state. Raises: UserError where the weights are no numbers any more."""
+        """Write the resume state, and wait until it is written.
+
+        Raises: UserError where a weight is NaN or infinite.
+        """
         require_finite(model, self.state.path, f"after step {step}")
-        rng = rng_states(self.runtime)  # asks all processes, so it stands before the main one's part
+        rng = rng_states(self.runtime)  # all processes take part, so it stands outside the `if`
         if self.runtime.is_main:
             removed = self.state.save(
                 {
@@ -419,7 +471,11 @@ class Run:
 
 
 def eval_steps(num_steps: int, interval: int) -> Iterator[int]:
-    """Steps after which the validation loss is taken: every `interval`, or five times evenly; always after the last."""
+    """Steps after which the validation loss is taken.
+
+    Args: interval: every so many steps; 0: five times, evenly spread.
+    Yields: numbers of steps, always the last one too.
+    """
     if interval:
         yield from range(interval, num_steps, interval)
     else:

@@ -1,4 +1,4 @@
-"""What a run tells: the progress bar, a JSONL of metrics always, TensorBoard and wandb or swanlab where wanted."""
+"""What a run reports: a progress bar, metrics as JSONL, TensorBoard, wandb or swanlab."""
 
 import json
 import math
@@ -15,27 +15,29 @@ from configs.progress import progress_bar
 from configs.schema import UserError
 
 REASON_CHARS = 300
-"""So much of another program's error is shown."""
+"""Characters of another program's error that are shown."""
 
 
 class Listener(Protocol):
-    """A program that keeps metrics besides our own file."""
+    """A program that also keeps the metrics, such as TensorBoard or wandb."""
 
     name: str
+    """How a warning names it."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record values of a step."""
         ...
 
     def finish(self, failed: bool) -> None:
-        """Write what is left and end the run."""
+        """Write what is left and end the run. `failed`: an exception ended the training."""
         ...
 
 
 class Metrics:
-    """Writes the metrics of one stage. Lines behind the step that a run resumes from are dropped first.
+    """Writes the metrics of one run: `TF_DIR/metrics/STAGE_FINGERPRINT.jsonl`, and the listeners.
 
-    Our own file must be written. A listener that fails is named once, and training goes on.
+    A resumed run computes some steps again, so their lines are dropped first. An error while our
+    own file is written ends the run. A listener that fails is named once, and training continues.
     Raises: UserError when a tracker that was asked for can't start.
     """
 
@@ -50,6 +52,7 @@ class Metrics:
         use_wandb: bool,
         settings: dict[str, Any],
     ) -> None:
+        # The tracker starts before anything is written: where it fails, the old metrics stay.
         name = f"{stage}_{fingerprint[:8]}"
         self.path = tf_dir / "metrics" / f"{name}.jsonl"
         tracker = _tracker(tf_dir, name, settings) if use_wandb else None
@@ -65,11 +68,12 @@ class Metrics:
             self._warn(TensorBoard.name, error)
         if tracker is not None:
             self.listeners.append(tracker)
+            # Each start is a new run of the tracker, so it is told the earlier steps too.
             for line in kept:
                 self._guard(tracker, tracker.log, int(line.pop("step")), line)
 
     def _keep_until(self, step: int) -> list[dict[str, float]]:
-        """Drop the lines behind a step; returns the others."""
+        """Drop the lines of later steps from the file. Returns: the others."""
         kept = []
         if step and self.path.exists():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -78,18 +82,21 @@ class Metrics:
                     if values["step"] <= step:
                         kept.append(values)
                 except ValueError:
-                    break  # torn by a power cut: what follows is written again
+                    break  # torn by a power cut: what follows is computed and written again
         with atomic_write(self.path) as file:
             file.writelines(json.dumps(values) + "\n" for values in kept)
         return kept
 
     def progress(self, **shown: str) -> None:
-        """One more step is done."""
+        """Move the bar by one step, with these figures beside it."""
         self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in shown.items()))
         self.bar.update(1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the finite values of a step everywhere; JSON knows no others."""
+        """Record the values of a step in our file and in all listeners.
+
+        Values that are not finite are left out: JSON has no NaN.
+        """
         values = {key: value for key, value in values.items() if math.isfinite(value)}
         append_line(self.path, {"step": step, **values})
         for listener in self.listeners:
@@ -100,23 +107,25 @@ class Metrics:
         self.bar.say(text)
 
     def close_bar(self) -> None:
-        """Leave the bar, so that the next line stands below it."""
+        """End the bar, so that the next line stands below it."""
         self.bar.close()
 
     def close(self) -> None:
-        """Flush and end; within the handling of an exception the run counts as failed."""
+        """End the bar and the listeners; while an exception is handled, the run has failed."""
         failed = sys.exc_info()[0] is not None
         self.bar.close()
         for listener in self.listeners:
             self._guard(listener, listener.finish, failed)
 
     def _guard(self, listener: Listener, call: Callable[..., None], *arguments: Any) -> None:
+        """Call a listener. Whatever it raises becomes a warning."""
         try:
             call(*arguments)
         except Exception as error:
             self._warn(listener.name, error)
 
     def _warn(self, name: str, error: Exception) -> None:
+        """Name a listener that failed, once in a run."""
         if name not in self.failing:
             self.failing.add(name)
             self.say(
@@ -128,45 +137,49 @@ class Metrics:
 
 
 def _reason(error: BaseException) -> str:
-    """One line about an error of another program, whose message may have many."""
+    """One short line about an error of another program, whose message may have many lines."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:REASON_CHARS] if text else type(error).__name__
 
 
 class TensorBoard:
-    """Event files that `tensorboard --logdir tf_dir/tensorboard` shows. Raises: ImportError where it is not installed."""
+    """Event files that `tensorboard --logdir tf_dir/tensorboard` shows.
+
+    Raises: ImportError where it is not installed.
+    """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted run wrote from this step on is hidden: it is written again.
+        # TensorBoard hides what an interrupted run wrote from this step on. It is written again.
         self.writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record values of a step."""
         for key, value in values.items():
             self.writer.add_scalar(key, value, step)
-        self.writer.flush()  # a killed run's state may be newer than what it would leave in a buffer
+        self.writer.flush()  # a killed run loses its buffer, and may resume after these steps
 
     def finish(self, failed: bool) -> None:
-        """Close the file; there is no place for how the run ended."""
+        """Close the file. TensorBoard does not record how a run ended."""
         self.writer.close()
 
 
-# --- trackers ---------------------------------------------------------------------------------------------------------
+# --- trackers -------------------------------------------------------------------------------------
 
 
-# Each start is a run of its own, named and grouped like the others of the same training, and is first told what the
-# metrics file says of the steps before. So the last one is whole, whatever an earlier one lost when it was killed, and
-# none of its steps is behind another: trackers refuse those.
+# Each start of a training is a new run in the tracker. All of them have the same name and group. A
+# new one first gets the earlier steps from our metrics file. So the last run is complete, even if a
+# killed one lost something. Its steps are also in order: trackers refuse a step that goes back.
 
 
 class Wandb:
-    """A run of Weights & Biases, which reads WANDB_MODE, WANDB_PROJECT, WANDB_DIR and more of that kind.
+    """A run of Weights & Biases, set up by variables such as WANDB_MODE and WANDB_PROJECT.
 
-    Its own step counts the calls; ours is a value among the others, and the axis that they are drawn over.
+    Its own step counts the calls of `log`. Our step is one of the values, and the axis that the
+    others are drawn over.
     """
 
     name = "wandb"
@@ -196,7 +209,7 @@ class Wandb:
 
 
 class SwanLab:
-    """An experiment of SwanLab, which reads SWANLAB_MODE, SWANLAB_LOG_DIR and more of that kind."""
+    """An experiment of SwanLab. It reads SWANLAB_MODE, SWANLAB_LOG_DIR and similar variables."""
 
     name = "swanlab"
     login = "swanlab login"
@@ -226,13 +239,18 @@ class SwanLab:
 
 
 def _tracker(tf_dir: Path, name: str, settings: dict[str, Any]) -> Listener:
-    """A started run of wandb where it is installed, else of swanlab."""
+    """A started run of wandb where it is installed, else of swanlab.
+
+    Raises: UserError where neither is installed, or the one that is can't start.
+    """
     kinds: tuple[type[Wandb] | type[SwanLab], ...] = (Wandb, SwanLab)
     for kind in kinds:
         try:
             with _no_questions():
                 return kind(tf_dir, name, settings)
         except ModuleNotFoundError as error:
+            # Where the package itself is missing, the next one is tried. Where it is there and a
+            # package that it needs is missing, the user should know.
             if error.name != kind.name:
                 raise _not_started(kind.name, kind.login, kind.offline, error) from error
         except UserError:
@@ -256,7 +274,11 @@ def _not_started(name: str, login: str, offline: str, error: Exception) -> UserE
 
 @contextmanager
 def _no_questions() -> Iterator[None]:
-    """Without a standard input a tracker fails where it would ask for a key, and no pipeline waits at night for one."""
+    """Give a tracker an empty standard input.
+
+    Where it would ask for a key it fails at once. Otherwise a pipeline could wait all night for
+    somebody to type one.
+    """
     stdin = sys.stdin
     with Path(os.devnull).open(encoding="utf-8") as nothing:
         sys.stdin = nothing
@@ -267,5 +289,6 @@ def _no_questions() -> Iterator[None]:
 
 
 def _folder(path: Path) -> str:
+    """The path of a folder, which is made where it is missing."""
     path.mkdir(parents=True, exist_ok=True)
     return str(path)

@@ -1,6 +1,6 @@
 """What the recipes minimise, over the batches of `dataset/lm_dataset.py`.
 
-Shapes: B rows or pairs, T tokens.
+Shapes: B rows or pairs, T tokens of a row, N targets of the batch, C hidden size, V vocabulary.
 """
 
 import torch
@@ -14,22 +14,29 @@ from trainer.losses import PairLogps, dpo_loss
 
 
 class NextToken:
-    """Cross-entropy of the supervised tokens: pretraining and SFT."""
+    """Cross-entropy of the targets, for pretraining and SFT. The labels say what is a target."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Nats, summed over the targets; a MoE's balance loss is weighted by the targets of its row."""
+        """Nats, summed over the targets, (). In training, a MoE's balance loss is added."""
         assert isinstance(model, MiniLLM)
+        # (B, T, C), and of a MoE (B,)
         hidden, balance = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
         loss = lm_loss_sum(hidden, model.output_weight, batch["labels"], batch["target_places"])
         if balance is not None and model.training:
+            # The loop divides the sum by the targets of the whole step. A row's balance loss is
+            # multiplied by its targets, so that it stays a mean over targets too, and splits of a
+            # step agree.
             targets_of_row = (batch["labels"] != IGNORE).sum(dim=1)  # (B,)
             loss = loss + model.config.router_aux_loss_coef * (balance * targets_of_row).sum()
         return loss
 
     @torch.no_grad()
     def text_sums(self, model: nn.Module, batch: Batch, sizes: Tensor) -> Tensor:
-        """For bits per byte (evaluation/likelihood.py): nats of all targets, nats of those that stand
-        for text, and the bytes of these, (3,). `sizes` (V,): bytes of each token."""
+        """What bits per byte are made of (evaluation/likelihood.py).
+
+        Args: sizes (V,): bytes of text that each token stands for; 0 for a special token.
+        Returns: nats of all targets, nats of those that stand for text, bytes of these: (3,).
+        """
         assert isinstance(model, MiniLLM)
         hidden, _ = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
         nats = target_nats(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (N,)
@@ -37,7 +44,7 @@ class NextToken:
         return torch.stack([nats.sum(), (nats * (bytes_of_target > 0)).sum(), bytes_of_target.sum().to(nats.dtype)])
 
     def num_targets(self, batch: Batch) -> int:
-        """Supervised tokens."""
+        """Targets."""
         return len(batch["target_places"])
 
     def num_tokens(self, batch: Batch) -> int:
@@ -46,20 +53,29 @@ class NextToken:
 
 
 class Preference:
-    """DPO, with the chosen answer's own loss added where wanted: (2B, T), chosen rows first."""
+    """DPO: the chosen answer of a pair shall gain on the rejected one.
+
+    A batch has 2B rows of T tokens: the B chosen sides, then the B rejected ones.
+    """
 
     def __init__(self, beta: float, sft_loss_weight: float) -> None:
+        """Args: beta: how strongly the reference holds the model back. sft_loss_weight: the chosen
+        answer's own loss, in nats per target, counts this much; 0: not at all."""
         self.beta, self.sft_loss_weight = beta, sft_loss_weight
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Nats, summed over the pairs."""
+        """Nats, summed over the pairs, ()."""
         assert isinstance(model, MiniLLM)
-        hidden, _ = model.hidden_states(batch["input_ids"])  # padding stands at the end, where nothing looks at it
+        # Padding stands at the end of a row, where no token looks at it: no mask is needed.
+        hidden, _ = model.hidden_states(batch["input_ids"])  # (2B, T, C)
         logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (2B,)
         chosen, rejected = logps.chunk(2)
         reference = PairLogps(batch["reference_chosen"], batch["reference_rejected"])
         loss = dpo_loss(PairLogps(chosen, rejected), reference, beta=self.beta)  # (B,)
         if self.sft_loss_weight and model.training:
+            # DPO alone is content where both answers become unlikely, the rejected one more so. The
+            # mean negative log-likelihood of the chosen answer's targets keeps it likely (RPO,
+            # arXiv:2404.19733, eq. 1). A validation shows DPO's loss alone.
             lengths = (batch["labels"][: len(chosen)] != IGNORE).sum(dim=1)  # (B,)
             loss = loss - self.sft_loss_weight * chosen / lengths
         return loss.sum()
@@ -70,5 +86,6 @@ class Preference:
 
     def num_tokens(self, batch: Batch) -> int:
         """Tokens before the padding of each row."""
+        # labels[t] is the token at t + 1. So a row whose last target stands at t has t + 2 tokens.
         places = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
         return int(((batch["labels"] != IGNORE) * (places + 2)).amax(dim=1).sum())

@@ -1,8 +1,11 @@
-"""More processes for a run on a CPU: each core works on rows of its own, out of its own cache.
+"""More processes for a run on a CPU: each core works on rows of its own, in its own cache.
 
-Threads that share one micro-batch hand each other's halves of every tensor around: at 192 x 4, two processes of one
-thread train 1.4 times as fast as one process of two threads (docs/lab_log.md). The processes started here are helpers.
-They run the same program on other rows, as under torchrun, and end with the process that started them.
+Threads that share a micro-batch read parts of a tensor that another core has just written, and
+those come slowly from its cache. So two processes with one thread each are faster than one process
+with two threads (docs/lab_log.md).
+
+The process that the user started is the leader. The processes that it starts are helpers. They run
+the same program on other rows, as under torchrun, and they end with the leader.
 """
 
 import os
@@ -24,30 +27,31 @@ from configs.stage_table import STAGE_TABLE
 from configs.train_run import TrainRun
 
 HELPER_VARIABLE = "MINILLM_HELPER"
-"""Set for a helper: `PORT RANK WORLD_SIZE THREADS`."""
+"""Environment variable of a helper: `PORT RANK WORLD_SIZE THREADS`."""
 START_SECONDS = 120.0
-"""How long a helper may take to load its libraries."""
+"""How many seconds a helper may take to load its libraries."""
 LAST_LINES = 5
-"""Of a helper's messages, what is shown where it failed."""
+"""How many of a failed helper's last lines are shown."""
 
 
 class Group:
-    """This process's place among those of one run on a CPU, and the helpers that it started, if any."""
+    """This process's place among those of one run on a CPU, and the helpers if it is the leader."""
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        """Args: store: torch's TCPStore, through which the processes find each other."""
         self.store, self.rank, self.world_size = store, rank, world_size
         self.helpers: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
     def join(self, timeout: timedelta) -> None:
-        """Make the process group."""
+        """Make torch's process group, through this computer's own (loopback) network interface."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.world_size, timeout=timeout)
 
     def failure(self) -> str | None:
-        """What a helper that failed has said last; None while none has."""
+        """The last lines of a helper that failed; None where none has failed."""
         for helper, messages in self.helpers:
             try:
-                code = helper.wait(timeout=1.0)  # the broken connection is seen a moment before the end
+                code = helper.wait(timeout=1.0)  # its connection breaks a moment before it has ended
             except subprocess.TimeoutExpired:
                 continue
             if code:
@@ -58,18 +62,24 @@ class Group:
 
 
 def num_processes(run: TrainRun, device: torch.device) -> int:
-    """How many processes this run takes: those of the settings, as far as there are cores and its steps can be divided."""
-    if device.type != "cpu" or "WORLD_SIZE" in os.environ:  # torchrun has made its own
+    """How many processes this run takes, its leader included.
+
+    `cpu_processes` of the settings, or fewer: there must be a core for each, and the micro-batches
+    of a step must be divisible by their number.
+    """
+    if device.type != "cpu" or "WORLD_SIZE" in os.environ:  # torchrun has started its own processes
         return 1
     wanted = min(run.train.cpu_processes, num_cores())
-    # Where it is given, a step keeps its rows: each process takes some of its parts.
+    # A step that is given keeps its rows, so each process must get equally many micro-batches. One
+    # that is left open (0) can be divided by any number.
     parts = run.train.accumulation_steps
     return max(n for n in range(1, wanted + 1) if parts % n == 0)
 
 
 def start_group(run: TrainRun, device: torch.device) -> Group | None:
-    """The group that this process joins as a helper, or leads; None where it works alone.
+    """Join the group as a helper, or start helpers and lead them.
 
+    Returns: None where this process works alone.
     Raises: UserError where a helper can't be started.
     """
     if HELPER_VARIABLE in os.environ:
@@ -77,6 +87,7 @@ def start_group(run: TrainRun, device: torch.device) -> Group | None:
     world_size = num_processes(run, device)
     if world_size == 1:
         return None
+    # The processes share the threads that one process would have had.
     threads = max(1, torch.get_num_threads() // world_size)
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -88,19 +99,28 @@ def start_group(run: TrainRun, device: torch.device) -> Group | None:
             "OMP_NUM_THREADS": str(threads),
         }
         messages = tempfile.TemporaryFile()  # noqa: SIM115
-        # Its standard input is a pipe of ours: it reads the end of it when we are gone. In a session of its own no Ctrl-C
-        # reaches it, so that all stop after one and the same step, when we say so.
+        # A helper's standard input is a pipe from us. When we are gone it reads the end of it, and
+        # ends too. It has a session of its own, so Ctrl-C reaches only us. We tell the helpers to
+        # stop, and all of us stop after the same step.
         helper = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages, env=environment,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         group.helpers.append((helper, messages))
     _await_helpers(group)
     return group
 
 
 def _await_helpers(group: Group) -> None:
-    """Wait until all have loaded their libraries: whoever fails before would let the others wait for hours."""
+    """Wait until all helpers have loaded their libraries.
+
+    If one failed later, while the process group is made, the others would wait for it for hours.
+    Raises: UserError where one ended, or took longer than START_SECONDS.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not group.store.check([f"helper {rank}" for rank in range(1, group.world_size)]):
         if any(helper.poll() is not None for helper, _ in group.helpers) or time.monotonic() > deadline:
@@ -113,6 +133,7 @@ def _await_helpers(group: Group) -> None:
 
 
 def _join_as_helper() -> Group:
+    """Connect to the leader, and end when it ends."""
     port, rank, world_size, threads = map(int, os.environ[HELPER_VARIABLE].split())
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_leader, daemon=True).start()
@@ -122,5 +143,6 @@ def _join_as_helper() -> Group:
 
 
 def _end_with_leader() -> None:
+    """End this process as soon as its standard input ends: then the leader is gone."""
     sys.stdin.buffer.read()
     os._exit(1)

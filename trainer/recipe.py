@@ -1,4 +1,8 @@
-"""The frame of every supervised recipe: begin or resume, train, write the weights with their manifest."""
+"""The frame of every supervised recipe: begin or resume, train, write the weights.
+
+A page such as `train_full_sft.py` calls, in this order: `gather` (trainer/facts.py), `is_done`,
+`begin`, and `Training.fit`.
+"""
 
 import signal
 import time
@@ -40,14 +44,15 @@ from trainer.validation import Validator, validator
 
 
 def is_done(facts: Facts) -> bool:
-    """Whether there is nothing to train; then a line says why.
+    """Whether there is nothing to train.
 
-    That is so when the weights of exactly these settings, data and start are written. A resume state that is newer than
-    they are says that they are being trained once more.
+    That is so when the weights are written and have the fingerprint of this run. Then a line says
+    so, what is left of a resume state is removed, and the process leaves its group.
     """
     path, state = facts.weights_path, facts.state.path
     if not facts.run.from_resume or not path.exists():
         return False
+    # A state newer than the weights: somebody trains them again, and was interrupted.
     if state.exists() and state.stat().st_mtime_ns > path.stat().st_mtime_ns:
         return False
     try:
@@ -67,36 +72,51 @@ def is_done(facts: Facts) -> bool:
 
 @dataclass
 class Training:
-    """One training, from what is settled before it to the weights that it writes."""
+    """One training: the model at its first step, and all that `fit` needs to train it."""
 
     facts: Facts
     config: TrainConfig
-    """The settings with nothing left to choose."""
+    """The settings with nothing left open."""
     runtime: Runtime
+    """As in the facts; a resumed run has the dtype that it began with."""
     model: MiniLLM
     resume: dict[str, Any] | None
-    """The state of the interrupted run that is resumed; None once it is restored, and in a fresh one."""
+    """The resume state to continue from. None: a fresh run, or the state is already restored."""
     stop: StopSignal = field(default_factory=StopSignal)
 
     def fit(self, rows: Rows, objective: Objective, validation: Rows | None) -> int:
-        """Train, write the weights, and return the exit code."""
+        """Train and write the weights.
+
+        Args: rows: the training data. validation: the held-out data of the validation loss.
+        Returns: the exit code of the program: 0, or that of the signal which stopped the run.
+        Raises: UserError, TrainingDiverged among them.
+        """
         facts = self.facts
+        # First the rehearsal: it may change the micro-batch, on which the number of steps depends.
         self._rehearse(rows, objective, validation)
         stream = BatchStream(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         facts.say(description(self, stream, num_steps))
         metrics = self._open_metrics(num_steps)
         run = Run(
-            self.config, self.runtime, num_steps=num_steps, state=facts.state, resume=self.resume, metrics=metrics,
-            validate=self._validator(objective, validation), stop=self.stop, token_cost=token_cost(facts, self.runtime),
-        )  # fmt: skip
-        self.resume = None  # so that no second copy of everything stays in memory
+            self.config,
+            self.runtime,
+            num_steps=num_steps,
+            state=facts.state,
+            resume=self.resume,
+            metrics=metrics,
+            validate=self._validator(objective, validation),
+            stop=self.stop,
+            token_cost=token_cost(facts, self.runtime),
+        )
+        self.resume = None  # the Run has it now; it is freed as soon as it is restored
         watch_signals(self.stop)
-        # Dropout differs between processes. Seeded here, it depends on nothing that was drawn on the way.
+        # Each process needs a dropout of its own. It is seeded here, just before the first step, so
+        # that nothing that was drawn before can change it.
         seed_everything(self.config.seed + self.runtime.rank)
         started, kept = time.perf_counter(), None
         try:
-            with telling_of_helpers(facts):
+            with explaining_helper_failure(facts):
                 train(self.config, self.model, stream, objective, run)
                 require_finite(self.model, facts.weights_path, f"after step {num_steps} of stage {facts.run.stage}")
                 kept = self._write_weights()  # before a tracker's last upload, which may take long
@@ -113,24 +133,34 @@ class Training:
         return 0
 
     def _rehearse(self, rows: Rows, objective: Objective, validation: Rows | None) -> None:
+        """Try a step, and keep the settings with which it works."""
         if needs_rehearsal(self.config, self.runtime):
             step = TrialStep(self.model, rows, objective, validation, self.runtime, self.config)
             self.config = rehearse(
-                self.config, self.model, step, self.runtime,
-                free_to_choose=not self.facts.run.train.batch_size, resuming=self.resume is not None,
-            )  # fmt: skip
+                self.config,
+                self.model,
+                step,
+                self.runtime,
+                free_to_choose=not self.facts.run.train.batch_size,
+                resuming=self.resume is not None,
+            )
 
     def _open_metrics(self, num_steps: int) -> Metrics | None:
-        """Where the main process logs, and a line about the step that a resumed run stands at."""
+        """What the main process logs with; None in the others. Says where a resumed run stands."""
         facts, first_step = self.facts, self.resume["step"] if self.resume else 0
         if self.resume:
             facts.say(f"resuming after step {first_step} of {num_steps} ({display(self.resume['path'])})")
         if not self.runtime.is_main:
             return None
         return Metrics(
-            facts.run.tf_dir, facts.run.stage, facts.fingerprint, num_steps=num_steps, first_step=first_step,
-            use_wandb=self.config.use_wandb, settings=facts.settings,
-        )  # fmt: skip
+            facts.run.tf_dir,
+            facts.run.stage,
+            facts.fingerprint,
+            num_steps=num_steps,
+            first_step=first_step,
+            use_wandb=self.config.use_wandb,
+            settings=facts.settings,
+        )
 
     def _validator(self, objective: Objective, rows: Rows | None) -> Validator | None:
         if rows is None or len(rows) == 0:
@@ -139,7 +169,10 @@ class Training:
         return validator(objective, rows, self.facts.tokenizer, self.runtime, batch_size=self.config.batch_size)
 
     def _write_weights(self) -> Path | None:
-        """Put the weights in their place. Returns: where those of other settings are kept; None where there were none."""
+        """Write the weights with their manifest, and remove the resume state.
+
+        Returns: where older weights of other settings are kept; None where there were none.
+        """
         if not self.runtime.is_main:
             return None
         kept = keep_previous(self.facts.weights_path, self.facts.fingerprint)
@@ -148,27 +181,31 @@ class Training:
         return kept
 
     def _tell_of_stop(self, error: TrainingStopped, metrics: Metrics | None) -> int:
-        """Say how to resume; returns the exit code."""
+        """Say how to resume. Returns: the exit code."""
         if metrics is not None:
             metrics.close_bar()
+        # With --from_resume 0 the same command would start from the first step once more.
         again = "the same command" if self.facts.run.from_resume else "the same command without --from_resume 0"
         self.facts.say(f"stopped ({error}); the state is saved, {again} resumes from here")
         return self.stop.exit_code or 143
 
 
-# --- how it begins ----------------------------------------------------------------------------------------------------
+# --- how it begins --------------------------------------------------------------------------------
 
 
 def begin(facts: Facts) -> Training:
-    """The model to train, on the device: fresh, from the stage before, or as the interrupted run left it.
+    """Find a resume state, settle what is left open, and build the model on its device.
 
-    Raises: UserError where a folder can't be written, or a resume state or the starting weights are damaged.
+    The model is random, or has the starting weights. What a resume state holds is put into it
+    later, by the loop (`Run.restore`).
+    Raises: UserError where a folder can't be written, or a resume state or the starting weights are
+    damaged.
     """
     for folder in (facts.run.out_dir, facts.run.tf_dir):
         require_writable(folder)
-    seed_everything(facts.config.seed)
-    resume = state_to_take(facts) if facts.run.from_resume else None
-    config, runtime = settings_of(resume, facts) if resume is not None else settings_afresh(facts)
+    seed_everything(facts.config.seed)  # the random weights below are drawn from it
+    resume = find_state(facts) if facts.run.from_resume else None
+    config, runtime = resumed_settings(resume, facts) if resume is not None else fresh_settings(facts)
     model = MiniLLM(facts.shape)
     if facts.start is not None and resume is None:
         state, _, manifest = read_weights(facts.start.path)
@@ -181,10 +218,13 @@ def begin(facts: Facts) -> Training:
     return Training(facts, config, runtime, model, resume)
 
 
-def state_to_take(facts: Facts) -> dict[str, Any] | None:
-    """The state of this very run; else that of a shorter one, stopped before its warm-down; None where there is none.
+def find_state(facts: Facts) -> dict[str, Any] | None:
+    """The resume state to continue from; None where there is none.
 
-    Up to there both runs are the same but for their warm-up.
+    It is that of this very run, else that of a shorter run which stopped before its warm-down. Up
+    to there the longer run would have done the same, except for the length of its warm-up. A state
+    that can't be taken is named with the reason.
+    Raises: UserError where the state of this very run is damaged.
     """
     state = facts.state.load()
     if state is not None:
@@ -203,18 +243,22 @@ def state_to_take(facts: Facts) -> dict[str, Any] | None:
     return None
 
 
-def settings_afresh(facts: Facts) -> tuple[TrainConfig, Runtime]:
-    """The settings of a run that starts from its first step, nothing left to choose; a line says what that replaces."""
+def fresh_settings(facts: Facts) -> tuple[TrainConfig, Runtime]:
+    """The settings of a run that starts from its first step, with nothing left open.
+
+    A line says which older work this run will replace.
+    """
     tell_what_starts_anew(facts)
     config = fill_in(facts.config, facts.run.stage, facts.shape, facts.data, facts.runtime, fresh=facts.start is None)
     return config, facts.runtime
 
 
-def settings_of(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig, Runtime]:
-    """What the interrupted run had chosen, so that the arithmetic is the same bit by bit.
+def resumed_settings(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig, Runtime]:
+    """What the interrupted run had chosen, so that the numbers are the same to the last bit.
 
-    On another machine it can't be: bfloat16 may be very slow there, and so many threads too. There both are chosen
-    again, while a step keeps its rows. Raises: UserError where the state does not fit this run.
+    On another machine bfloat16, or so many threads, may be very slow. There dtype and threads are
+    chosen again, a line says so, and the numbers differ by rounding. A step keeps its rows.
+    Raises: UserError where the state does not fit this run.
     """
     chosen, runtime = resume["choices"], facts.runtime
     with fitting(resume["path"]):
@@ -222,6 +266,7 @@ def settings_of(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig, Runt
         if chosen["machine"] == runtime.machine:
             torch.set_num_threads(chosen["threads"])
             return config, replace(runtime, dtype=DTYPES[chosen["dtype"]])
+        # Another machine that happens to choose the same needs no warning.
         now = chosen_values(config, runtime)
         if any(chosen[name] != now[name] for name in ("device", "dtype", "threads")):
             facts.say(
@@ -236,12 +281,13 @@ def settings_of(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig, Runt
 
 
 def _machine(chosen: dict[str, Any]) -> str:
+    """A few words about a machine, such as `cpu, float32, 4 threads`."""
     machine = chosen["machine"]
     return f"{machine['gpu'] or machine['device']}, {chosen['dtype']}, {chosen['threads']} threads"
 
 
 def tell_what_starts_anew(facts: Facts) -> None:
-    """Say before the first step which work of other settings is there, and what becomes of it."""
+    """Say, before the first step, which work of other settings is there and what happens to it."""
     path = facts.weights_path
     try:
         _, _, manifest = read_weights(path)
@@ -265,7 +311,10 @@ DIFFERENCES = {
 
 
 def differences(manifest: dict[str, Any], facts: Facts) -> str:
-    """How the weights of a manifest were made otherwise than this run would make them, in a few words."""
+    """In a few words, what differs between the run that made these weights and this run.
+
+    Args: manifest: that of the weights.
+    """
     now = weights_manifest(facts, facts.config, facts.runtime)
     found = []
     for part in ("model", "train"):
@@ -279,12 +328,13 @@ def differences(manifest: dict[str, Any], facts: Facts) -> str:
     return ", ".join(found[:3]) + (" ..." if len(found) > 3 else "") or "other rules or another number of processes"
 
 
-# --- what is said and written -----------------------------------------------------------------------------------------
+# --- what is said and written ---------------------------------------------------------------------
 
 
 def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """What the weights are made of."""
+    """What the weights are made from, as plain data; it is kept in their file (docs/formats.md)."""
     start, stage = facts.start, facts.run.stage
+    # All data that the weights have seen, that of earlier stages too: an evaluation refuses it.
     inherited: list[dict[str, Any]] = start.manifest.get("training_data", []) if start else []
     return {
         "format": 1,
@@ -299,7 +349,7 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dic
         "training_data": [*inherited, facts.data["source"]],
         "start": {"path": start.path.name, "sha256": start.sha256} if start else None,
         "choices": chosen_values(config, runtime),
-        "torch": str(torch.__version__),  # a TorchVersion is no plain data
+        "torch": str(torch.__version__),  # itself it is an object, which a safe load would refuse
     }
 
 
@@ -319,18 +369,22 @@ def description(training: Training, stream: BatchStream, num_steps: int) -> str:
 
 
 def token_cost(facts: Facts, runtime: Runtime) -> float:
-    """A token's operations as a share of what all devices can do in a second; 0 where nobody knows that."""
+    """Operations that train a token, as a share of what all devices can do in a second; 0 where
+    that is unknown."""
     peak = known_peak(runtime.device, runtime.dtype)
     if peak is None:
         return 0.0
     return training_flops(facts.shape, row_length(facts.data)) / (peak * runtime.world_size)
 
 
-# --- how it ends early ------------------------------------------------------------------------------------------------
+# --- how it ends early ----------------------------------------------------------------------------
 
 
 def watch_signals(stop: StopSignal) -> None:
-    """Ctrl-C, SIGTERM and a closed terminal end the run after the step at hand; a second Ctrl-C ends it at once."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the run after the current step.
+
+    A second Ctrl-C ends it at once, without a save.
+    """
 
     def handler(signum: int, frame: object) -> None:
         if stop.exit_code and signum == signal.SIGINT:
@@ -339,9 +393,9 @@ def watch_signals(stop: StopSignal) -> None:
         stop.reason = signal.Signals(signum).name
 
     def hung_up(signum: int, frame: object) -> None:
-        signal.signal(signum, signal.SIG_IGN)  # the shell may send another one, which must not break off the save
+        signal.signal(signum, signal.SIG_IGN)  # the shell may send a second one, which must not stop the save
         handler(signum, frame)
-        silence_terminal()  # where nobody can read any more, a line would fail before the state is saved
+        silence_terminal()  # a line to a terminal that is gone would fail before the state is saved
 
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
@@ -350,8 +404,11 @@ def watch_signals(stop: StopSignal) -> None:
 
 
 @contextmanager
-def telling_of_helpers(facts: Facts) -> Iterator[None]:
-    """Where a helper process ends in the middle, say so in place of the broken connection. Raises: UserError."""
+def explaining_helper_failure(facts: Facts) -> Iterator[None]:
+    """Where a helper process failed, tell why, in place of torch's error of a broken connection.
+
+    Raises: UserError with the last words of the helper.
+    """
     try:
         yield
     except RuntimeError as error:

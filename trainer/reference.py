@@ -1,4 +1,7 @@
-"""The frozen reference model of DPO: the log-probabilities that it gives both answers of each pair, computed once."""
+"""The frozen reference model of DPO: its log-probabilities of both answers, computed once.
+
+Shapes: B pairs of a batch, N pairs of a data set.
+"""
 
 from collections.abc import Mapping
 from zipfile import BadZipFile
@@ -21,23 +24,25 @@ from trainer.runtime import Runtime
 REFERENCE_BATCH = 32
 """Pairs that the reference model reads at once."""
 SIDES = ("chosen", "rejected")
+"""The two answers of a pair, as fields of PairLogps."""
 
 
 class WithReference:
     """Pairs together with the log-probabilities that the reference model gives them."""
 
     def __init__(self, pairs: Rows, reference: PairLogps) -> None:
+        """Args: reference: of all pairs, in their order, each (N,)."""
         self.pairs, self.reference = pairs, reference
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def largest(self, count: int) -> np.ndarray:
-        """Numbers of the longest pairs, (count,)."""
+        """Numbers of the longest pairs (count,)."""
         return self.pairs.largest(count)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The pairs of these numbers; adds reference_chosen and reference_rejected (B,)."""
+        """The pairs with these numbers, and their reference_chosen and reference_rejected (B,)."""
         numbers = torch.from_numpy(np.ascontiguousarray(indices))
         return self.pairs.batch(indices) | {
             "reference_chosen": self.reference.chosen[numbers],
@@ -46,7 +51,7 @@ class WithReference:
 
 
 def load_reference(facts: Facts, runtime: Runtime) -> MiniLLM:
-    """The starting weights, frozen. Raises: UserError when the stage starts from none."""
+    """The starting weights as a frozen model. Raises: UserError when the stage has none."""
     if facts.start is None:
         raise UserError(
             "--from_weight none: this stage needs weights to start from. Name them, such as full_sft.",
@@ -58,7 +63,11 @@ def load_reference(facts: Facts, runtime: Runtime) -> MiniLLM:
 
 @torch.no_grad()
 def pair_logps(model: MiniLLM, pairs: Rows, runtime: Runtime, label: str) -> PairLogps:
-    """Log-probabilities of all pairs in their order, under the run's dtype; on the CPU, float32 (N,)."""
+    """Log-probabilities of all pairs in their order, computed in the run's dtype.
+
+    Args: label: what the progress bar calls these pairs.
+    Returns: float32 on the CPU, each (N,).
+    """
     chosen, rejected = [], []
     with progress_bar(len(pairs), desc=f"reference {label}", unit="pairs", disable=not runtime.is_main) as bar:
         for start in range(0, len(pairs), REFERENCE_BATCH):
@@ -75,11 +84,15 @@ def pair_logps(model: MiniLLM, pairs: Rows, runtime: Runtime, label: str) -> Pai
 
 
 def reference_logps(facts: Facts, runtime: Runtime, parts: Mapping[str, Rows]) -> dict[str, PairLogps]:
-    """The frozen reference's log-probabilities of each part, computed once and kept beside the resume state.
+    """The reference's log-probabilities of each part of the data.
 
-    Raises: UserError when a file kept from before is damaged.
+    They are computed once and kept beside the resume state, so that a resumed run need not compute
+    them again. They are removed with it when the weights are written.
+    Args: parts: name of a part, such as `train` -> its pairs.
+    Raises: UserError when the file kept from before is damaged.
     """
     path = facts.state.folder / f"reference_{facts.fingerprint[:16]}.npz"
+    # The main process computes and writes; all processes read.
     if not path.exists() and runtime.is_main:
         model = load_reference(facts, runtime)
         found = {name: pair_logps(model, rows, runtime, name) for name, rows in parts.items()}

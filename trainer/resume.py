@@ -1,4 +1,4 @@
-"""The resume state of a run on disk: written atomically, checked when read, resumed exactly."""
+"""The resume state of a run on disk: where it lies, how it is written, how it is checked."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,38 +12,42 @@ from model.weights import read_checkpoint, write_checkpoint
 from trainer.autoconfig import CHOSEN
 
 STATE_FILE = "state.pt"
+"""Name of the file in a run's folder."""
 STATE_PARTS = {
     "fingerprint": str, "family": str, "step": int, "num_steps": int, "model": dict, "optimizer": dict, "scaler": dict,
     "rng": dict, "tokens": float, "targets": float, "skipped": int, "overflows": int, "choices": dict,
 }  # fmt: skip
-"""What a resume state holds, with the types."""
+"""What a resume state holds, and of which type."""
 CHOICE_PARTS = ("device", "machine", "dtype", "threads", "world_size", *CHOSEN)
+"""What `choices` of a resume state holds: see `chosen_values` in trainer/autoconfig.py."""
 KEPT_STATES = 2
-"""Resume states kept of a stage: that of these settings, and the newest one of others."""
+"""How many resume states of a stage are kept: the one of this run, and the newest of the others."""
 
 
 def saved_states(stage_folder: Path) -> list[Path]:
-    """The resume states of a stage, `STAGE/FINGERPRINT/state.pt`, the newest first."""
+    """Paths of a stage's resume states, `STAGE/FINGERPRINT/state.pt`, the newest first."""
     return sorted(stage_folder.glob(f"*/{STATE_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 class ResumeState:
     """The resume state of one run, in `OUT_DIR/checkpoints/STAGE/FINGERPRINT/`.
 
-    One file, replaced at every save. The states of other settings lie in folders beside it; of all
-    folders of the stage the newest two are kept.
+    It is one file, which every save replaces as a whole: a kill while it is written leaves the one
+    before. States of other settings lie in folders beside it. Of all these folders the newest
+    KEPT_STATES are kept.
     """
 
     def __init__(self, stage_folder: Path, fingerprint: str, family: str = "") -> None:
-        """Args: family: the fingerprint but for the length of the run."""
+        """Args: family: the fingerprint without the length of the run (trainer/facts.py)."""
         self.stage_folder, self.fingerprint, self.family = stage_folder, fingerprint, family
         self.folder = stage_folder / fingerprint[:16]
         self.path = self.folder / STATE_FILE
 
     def save(self, state: dict[str, Any]) -> list[Path]:
-        """Replace the state atomically.
+        """Replace the state as a whole.
 
-        Returns: older folders of other settings, which were removed.
+        Args: state: all of STATE_PARTS but fingerprint and family, which are added here.
+        Returns: the older folders of other settings that were removed.
         """
         write_checkpoint(self.path, {"fingerprint": self.fingerprint, "family": self.family, **state})
         others = [path for path in self.stage_folder.iterdir() if path.is_dir() and path != self.folder]
@@ -68,28 +72,32 @@ class ResumeState:
         return state
 
     def others(self) -> Iterator[dict[str, Any]]:
-        """The states of runs that differ from this one in their length alone, the newest first."""
+        """States of runs that differ from this one only in their length, the newest first.
+
+        Damaged ones are passed over.
+        """
         for path in saved_states(self.stage_folder):
             try:
                 state = read_state(path) if path != self.path else {}
             except UserError:
-                continue  # nobody asked for that one
+                continue  # the user did not ask for that one
             if state and self.family and state["family"] == self.family:
                 yield state
 
     def clear(self) -> None:
-        """Remove the state once the stage's weights are written; those of other settings stay."""
+        """Remove the state: the weights are written. States of other settings stay."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.stage_folder.is_dir() and not any(self.stage_folder.iterdir()):
             self.stage_folder.rmdir()
 
 
 def _newest_change(folder: Path) -> int:
-    """When anything in a folder was last written, in ns."""
+    """When anything in a folder was last written, in nanoseconds."""
     return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
 
 
 def _remedy(path: Path) -> str:
+    """What to do about a state that can't be used."""
     return f"Delete {display(path.parent)} to train this stage from its start."
 
 
@@ -98,7 +106,7 @@ START_AGAIN = "请删除该文件夹，从头训练此阶段"
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A resume state and, added to it, its `path`.
+    """A resume state, with its `path` added.
 
     Raises: UserError when it is damaged, or a part is missing or of another type.
     """
@@ -117,9 +125,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Wraps the lines that put parts of a resume state back: what does not fit is told in one line.
+    """Wrap the lines that put parts of a resume state back.
 
-    Raises: UserError.
+    Raises: UserError, one line, in place of the errors that a part which does not fit causes.
     """
     try:
         yield

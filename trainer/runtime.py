@@ -18,8 +18,8 @@ from trainer.processes import Group
 PARENT_VARIABLE = "MINILLM_PARENT_PID"
 """Set by `run.sh` to its own process id: a trainer whose pipeline is gone saves and ends."""
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for one that tokenizes the data or computes a reference for all. By
-itself NCCL gives up after 10 minutes."""
+"""How long processes wait while one of them tokenizes the data or computes a reference for all.
+NCCL alone would give up after 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,26 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
+    """That of products; weights are float32."""
     rank: int = 0
+    """Number of this process; 0 is the main one."""
     world_size: int = 1
+    """How many processes train together."""
 
     @classmethod
     def start(cls, device: str, dtype: str, *, deterministic: bool = False, group: Group | None = None) -> "Runtime":
         """Choose device and dtype, and join the other processes.
 
-        Args: deterministic: take only kernels that give the same bits each time, as those of a CPU
-        do anyway. group: our own processes on a CPU; without it those of torchrun, if any.
+        Args: device, dtype: as the flags name them; `auto` chooses. deterministic: use only kernels
+        that give the same bits each time; those of a CPU always do. group: the processes that this
+        run started on a CPU. None: those of torchrun, or this process alone.
+        Raises: UserError where the device is not there.
         """
         chosen = choose_device(device)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU's first product is made
             torch.use_deterministic_algorithms(True)
-            # by itself fills new tensors, a guard against bugs which costs time
+            # It also fills new tensors. That guards against bugs, and costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -63,9 +68,10 @@ class Runtime:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What dtype and threads are chosen by.
+        """What dtype and number of threads are chosen by.
 
-        A run that resumes where this is the same repeats them; elsewhere they are chosen again.
+        A run that resumes where all of this is the same repeats its choice. Elsewhere it chooses
+        again.
         """
         return {
             "device": self.device.type,
@@ -76,12 +82,12 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this is the one process that prints and writes."""
         return self.rank == 0
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether a step may still be computed after it was asked for, as on a GPU."""
+        """Whether calls return before their work is done, as on a GPU."""
         return self.device.type != "cpu"
 
     def close(self) -> None:
@@ -90,33 +96,36 @@ class Runtime:
             dist.destroy_process_group()
 
     def pinned(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch that the GPU can fetch while it works; elsewhere the batch itself."""
+        """A copy of the batch in memory that a GPU can read by itself, while it and the CPU work.
+
+        Without a CUDA GPU it is the batch itself.
+        """
         if self.device.type != "cuda":
             return batch
         try:
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
-        except RuntimeError:  # WSL2 allows little pinned memory, and from other memory the GPU can be served too
+        except RuntimeError:  # WSL2 allows little pinned memory; from other memory a copy is only slower
             return batch
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch; to a CUDA GPU without waiting for it.
+        """Move a batch to the device; to a CUDA GPU without waiting for the copy.
 
-        On MPS a copy that nobody waits for may read memory which has been freed (PyTorch's issue
-        189690).
+        On MPS such a copy may read memory that has been freed meanwhile (PyTorch's issue 189690).
         """
         at_once = self.device.type == "cuda"
         return {name: tensor.to(self.device, non_blocking=at_once) for name, tensor in batch.items()}
 
     def fetched(self, numbers: Tensor) -> Callable[[], list[float]]:
-        """Send a few numbers (n,) to the host.
+        """Send a few numbers (n,) to the host, without waiting for them.
 
-        Returns: a function that gives them. It waits until they are there, and for nothing that the
-        GPU was asked for later.
+        Returns: a function that waits until they are there, and gives them. It does not wait for
+        work that the GPU was given later.
         """
         if self.device.type != "cuda":
             return numbers.tolist
         host = self.pinned({"numbers": torch.empty(numbers.shape, dtype=numbers.dtype)})["numbers"]
         host.copy_(numbers, non_blocking=True)
+        # An event marks this place in the GPU's queue, so that `read` can wait for just this.
         arrived = torch.cuda.Event()
         arrived.record()
 
@@ -128,7 +137,7 @@ class Runtime:
         return read
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Products in `dtype`, everything delicate in float32."""
+        """Within, products are computed in `dtype`, and what needs precision in float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -137,26 +146,26 @@ class Runtime:
     def validates_compiled(self) -> bool:
         """Whether a validation goes through compiled blocks too.
 
-        Code without gradients has to be compiled anew. On a CPU that costs more than its few
-        batches save; a GPU's attention needs its kernel.
+        Code without gradients must be compiled a second time. On a CPU that costs more than the few
+        batches of a validation save. On a GPU the attention needs its compiled kernel.
         """
         return self.device.type != "cpu"
 
     def validating(self) -> AbstractContextManager[object]:
-        """Compiled blocks run as they are written, where a validation does not go through them."""
+        """Within, compiled blocks run without the compiler, if `validates_compiled` is false."""
         return nullcontext() if self.validates_compiled else torch.compiler.set_stance("force_eager")
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
+        """The sum of a tensor over all processes, in each of them."""
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up the gradients of all processes, in one message.
+        """Put the sum over all processes in place of each gradient, with one message for all.
 
-        Each process has a gradient of every weight that is trained.
+        Every process must have a gradient of every weight that is trained.
         """
         if self.world_size == 1:
             return
@@ -168,7 +177,7 @@ class Runtime:
             gradient.copy_(part.view_as(gradient))
 
     def least_over_ranks(self, number: int) -> int:
-        """The least of the processes' numbers."""
+        """The smallest number that a process has, in each of them."""
         if self.world_size == 1:
             return number
         least = torch.tensor(number, device=self.device)
@@ -176,7 +185,7 @@ class Runtime:
         return int(least.item())
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is up in at least one process."""
+        """Whether the flag is true in at least one process."""
         if self.world_size == 1:
             return flag
         return bool(self.sum_over_ranks(torch.tensor(float(flag), device=self.device)).item() > 0)
@@ -188,12 +197,13 @@ class Runtime:
 
 
 def rng_states(runtime: Runtime) -> dict[str, Tensor]:
-    """State of torch's generators in every process, each (processes, bytes)."""
+    """State of torch's random generators in every process, each uint8 (processes, bytes)."""
     states = {"cpu": torch.get_rng_state()}
     if runtime.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(runtime.device)
     elif runtime.device.type == "mps":
         states["mps"] = torch.mps.get_rng_state()
+    # Each process puts its state into its own row, zeros elsewhere. The sum has all of them.
     gathered = {}
     for name, state in states.items():
         rows = torch.zeros(runtime.world_size, len(state), dtype=torch.uint8, device=runtime.device)
@@ -203,9 +213,9 @@ def rng_states(runtime: Runtime) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
-    """Put this process's generators back where `rng_states` saw them."""
-    # torch reads a state from where its tensor's memory begins, which for a row of several is
-    # another row's. Hence the copies.
+    """Put this process's random generators back to what `rng_states` has saved."""
+    # torch reads a state from the start of a tensor's memory. For a row of a larger tensor that is
+    # the start of the first row, so each row is copied.
     torch.set_rng_state(states["cpu"][runtime.rank].clone())
     if runtime.device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"][runtime.rank].clone(), runtime.device)
@@ -216,22 +226,22 @@ def set_rng_states(states: dict[str, Tensor], runtime: Runtime) -> None:
 class ParentWatch:
     """Notices that the pipeline which started this trainer is gone.
 
-    `kill -9` leaves no other trace.
+    After `kill -9` of the pipeline nothing else tells the trainer.
     """
 
     def __init__(self) -> None:
         value = os.environ.get(PARENT_VARIABLE, "")
         self.pid = int(value) if value.isdigit() else None
-        self.direct = self.pid == os.getppid()  # false below torchrun, whose process lies between
+        self.direct = self.pid == os.getppid()  # false under torchrun, whose process stands between us
 
     def is_gone(self) -> bool:
-        """Whether the pipeline was there and is no more."""
+        """Whether there was a pipeline, and it has ended."""
         if self.pid is None:
             return False
         if self.direct:
-            return os.getppid() != self.pid
+            return os.getppid() != self.pid  # a process whose parent ended gets another one
         try:
-            os.kill(self.pid, 0)
+            os.kill(self.pid, 0)  # signal 0 does nothing but check that the process is there
         except ProcessLookupError:
             return True
         except PermissionError:

@@ -1,6 +1,7 @@
-"""torchrun as run.sh starts it: a trainer's error line stays the last one, and its exit code is kept. 多进程启动训练器。
+"""torchrun as run.sh starts it: a trainer's error line stays the last, its exit code is kept.
+多进程启动训练器。
 
-python trainer/torchrun.py --standalone --nproc_per_node 2 trainer/train_pretrain.py --profile default
+python trainer/torchrun.py --standalone --nproc_per_node 2 trainer/train_pretrain.py
 """
 
 import logging
@@ -21,19 +22,23 @@ from configs.schema import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the processes; returns the exit code of the first that failed.
+    """Start the processes and wait for them.
 
-    torchrun itself would add forty lines about its own insides below a trainer's one, and always end with 1.
+    torchrun itself would print forty lines about its own code below a trainer's one line, and would
+    always exit with 1.
+    Returns: the exit code of the first process that failed by itself; 0 where none did.
+    Raises: UserError where a process was killed.
     """
-    logging.disable(logging.ERROR)  # of this process alone: which child ended, which are ended for it
+    logging.disable(logging.ERROR)  # only torchrun's own lines: which process ended, which it ended then
     try:
         launcher.run(launcher.parse_args(list(sys.argv[1:] if argv is None else argv)))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        own = [code for code in codes.values() if code > 0]  # the others were ended for it
+        # A negative code is that of a signal. Once one process fails, torchrun ends the others.
+        own = [code for code in codes.values() if code > 0]
         if own:
             return own[0]
-        rank, code = min(codes.items(), key=lambda failed: failed[1] == -signal.SIGTERM)  # which torchrun itself sends
+        rank, code = min(codes.items(), key=lambda failed: failed[1] == -signal.SIGTERM)  # that is what torchrun sends
         raise UserError(
             f"process {rank} was killed (signal {-code}), often for lack of memory. Free some, then rerun the same command; it "
             "resumes at the last save.",

@@ -1,13 +1,15 @@
-"""DPO: prefer the better of two answers, measured against the model that SFT left. 偏好对齐：相对 SFT 模型偏向更好的回答。
+"""DPO: prefer the better of two answers, measured against the model that SFT left.
+偏好对齐：相对 SFT 模型偏向更好的回答。
 
 python trainer/train_dpo.py --profile cpu
 python trainer/train_dpo.py --data_path my_pairs.jsonl --from_weight full_sft --beta 0.1
 
-Minimised: -log sigmoid(beta x (margin of the model - margin of the reference)) of each pair, where a margin is the
-log-probability of the chosen answer less that of the rejected one (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); to it
-`--sft_loss_weight` adds the chosen answer's own loss, which keeps what SFT taught (RPO, arXiv:2404.19733).
+Minimised: -log sigmoid(beta x (margin of the model - margin of the reference)) of each pair, where
+a margin is the log-probability of the chosen answer less that of the rejected one (Rafailov et al.
+2023, arXiv:2305.18290, eq. 7). `--sft_loss_weight` adds the chosen answer's own loss, which keeps
+what SFT taught (RPO, arXiv:2404.19733).
 Data: pairs of conversations that differ in the last answer.
-Start: the weights of SFT; the same, frozen, are the reference.
+Start: the weights of SFT. The same weights, frozen, are the reference.
 Settings: `dpo` of the profile.
 """
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = begin(facts)
     pairs, heldout = DPODataset(facts.tensors_path), validation_rows(DPODataset, facts.tensors_path)
     parts = {"train": pairs} | ({"validation": heldout} if heldout is not None else {})
-    # The frozen model runs once over the data, not once a step.
+    # The reference never changes, so it runs once over the data instead of once in each step.
     reference = reference_logps(facts, training.runtime, parts)
     settings = training.config
     assert isinstance(settings, DPOConfig)

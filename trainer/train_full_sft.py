@@ -1,10 +1,12 @@
-"""SFT: learn to answer, every assistant turn supervised and nothing else. 指令微调：只监督助手的每一轮回答。
+"""SFT: learn to answer, every assistant turn supervised and nothing else.
+指令微调：只监督助手的每一轮回答。
 
 python trainer/train_full_sft.py --profile cpu
 python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretrain
 
-Minimised: cross-entropy of the assistant's tokens, the end of each turn included, given all before them (Ouyang et al.
-2022, arXiv:2203.02155, section 3.5). What the user says is read and not learnt.
+Minimised: cross-entropy of the assistant's tokens, the end of each turn included, given all tokens
+before them (Ouyang et al. 2022, arXiv:2203.02155, section 3.5). What the user says is read, but is
+no target.
 Data: conversations, packed in rows like documents.
 Start: the pretrained weights.
 Settings: `sft` of the profile.

@@ -3,10 +3,12 @@
 python trainer/train_pretrain.py --profile cpu
 python trainer/train_pretrain.py --data_path my_text.jsonl --epochs 2 --hidden_size 512
 
-Minimised: cross-entropy of every token of a document, given those before it (Radford et al. 2018, eq. 1).
-Data: documents, packed end to end in rows; no token looks across the border of two documents.
+Minimised: cross-entropy of every token of a document, given the tokens before it (Radford et al.
+2018, eq. 1).
+Data: documents, packed end to end in rows. No token looks across the border of two documents.
 Start: random weights.
-Settings: `pretrain` of the profile; sizes and rates that nobody gave follow the rules in trainer/autoconfig.py.
+Settings: `pretrain` of the profile. Sizes and rates that are left open follow the rules in
+trainer/autoconfig.py.
 """
 
 import sys

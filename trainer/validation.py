@@ -1,4 +1,4 @@
-"""The validation loss: over some rows of the held-out half, the same ones each time."""
+"""The validation loss: over the same few rows of the held-out data each time."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,28 @@ from trainer.objectives import NextToken
 from trainer.runtime import Runtime
 
 VALIDATION_ROWS = 128
-"""Rows, evenly spread over the validation data, that a validation loss is taken over."""
+"""Rows that a validation loss is taken over, evenly spread over the validation data."""
 
 RowsType = TypeVar("RowsType", bound=Rows)
 Validator = Callable[[nn.Module], dict[str, float]]
+"""Model -> name and value of each figure."""
 
 
 def validation_rows(kind: Callable[[Path], RowsType], tensors: Path) -> RowsType | None:
-    """The validation tensors inside a tensor folder, when there are any."""
+    """The validation tensors inside a tensor folder; None where there are none.
+
+    Args: kind: the class of the data set, such as SFTDataset.
+    """
     folder = tensors / "validation"
     return kind(folder) if folder.is_dir() else None
 
 
 def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.ndarray]:
-    """Numbers of the rows in each batch of this process, `size` at most: VALIDATION_ROWS in all, evenly spread.
+    """Numbers of the rows in each batch of this process: VALIDATION_ROWS in all processes.
 
-    A GPU compiles a kernel for each size that it meets, so there the batches are equal, at the price of a few rows.
+    A GPU's compiler makes a kernel for each size of a batch. So there all batches are equally
+    large, and a few rows are left out.
+    Args: size: rows of a batch at most.
     """
     count, world = min(VALIDATION_ROWS, num_rows), runtime.world_size
     if runtime.validates_compiled and count >= world:
@@ -46,14 +52,18 @@ def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.nd
 def validator(
     objective: Objective, rows: Rows, tokenizer: RustBPETokenizer, runtime: Runtime, *, batch_size: int
 ) -> Validator:
-    """A function that gives a model's validation loss, and bits per byte where a target is a token."""
+    """A function that gives a model's validation loss, and bits per byte where targets are tokens.
+
+    Its figures: `validation_loss` in nats per target (or pair), `validation_bits_per_byte`.
+    """
     batches = validation_batches(len(rows), batch_size, runtime)
     sizes = token_bytes(tokenizer).to(runtime.device)
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
         model.eval()
-        sums = torch.zeros(4, device=runtime.device)  # loss, targets; nats and bytes of the text among them
+        # Sums over all batches: loss, targets, and of the targets that stand for text: nats, bytes.
+        sums = torch.zeros(4, device=runtime.device)
         with runtime.validating():
             for numbers in batches:
                 batch = rows.batch(numbers)
