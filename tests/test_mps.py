@@ -1,4 +1,4 @@
-"""The pipeline on Apple's GPU, as far as a machine without one can show it: with the stand-in of `tests/mps.py`."""
+"""The pipeline on Apple's GPU, tested on any machine with the stand-in of `tests/mps.py`."""
 
 import json
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from tests.tiny_run import DENSE, MOE, TinyRun, killed_in_step, lively, same
 from trainer.autoconfig import MICRO_TOKENS
 from trainer.runtime import Runtime, rng_states, set_rng_states
 
-# --- the stand-in itself ----------------------------------------------------------------------------------------------
+# --- the stand-in itself --------------------------------------------------------------------------
 
 
 def old_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """As evaluation once took them."""
+    """As evaluation once computed them: with float64 on the device."""
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none").double().cpu()
 
 
@@ -79,14 +79,26 @@ def test_a_mark_follows_views_results_gradients_and_modules_until_the_tensor_is_
     assert x.device.type == "cpu"
 
 
-# --- the product on it ------------------------------------------------------------------------------------------------
+# --- the product on it ----------------------------------------------------------------------------
 
 
 def answer(run: TinyRun, *words: str) -> int:
-    return eval_model.main([
-        "--weight", str(run.path("dpo")), "--tokenizer_dir", str(TOKENIZER_DIR), "--prompt", "1+1=?", "--device", "mps",
-        "--max_new_tokens", "4", *words,
-    ])  # fmt: skip
+    """Ask the model a question on MPS. Returns: the exit code of eval_model.py."""
+    flags = [
+        "--weight", str(run.path("dpo")), "--tokenizer_dir", str(TOKENIZER_DIR), "--prompt", "1+1=?",
+        "--device", "mps", "--max_new_tokens", "4",
+    ]  # fmt: skip
+    return eval_model.main([*flags, *words])
+
+
+def evaluate(run: TinyRun, stage: str, results: Path) -> int:
+    """Evaluate a stage on MPS. Returns: the exit code of evaluate_stage.py."""
+    flags = [
+        "--stage", stage, "--profile", "smoke", "--device", "mps", "--tokenizer_dir", str(TOKENIZER_DIR),
+        "--checkpoint", str(run.path(stage)), "--data_path", str(run.data / f"{stage}_heldout.jsonl"),
+        "--results_file", str(results), "--first_minutes", "none", "--danger_prompts", "none",
+    ]  # fmt: skip
+    return evaluate_stage.main(flags)
 
 
 def test_pretraining_sft_dpo_evaluation_and_chat_run_there(
@@ -96,11 +108,7 @@ def test_pretraining_sft_dpo_evaluation_and_chat_run_there(
     with mps() as device:
         for stage in ("pretrain", "sft", "dpo"):
             assert run.train(stage, "--device", "mps") == 0
-            assert evaluate_stage.main([
-                "--stage", stage, "--profile", "smoke", "--device", "mps", "--tokenizer_dir", str(TOKENIZER_DIR),
-                "--checkpoint", str(run.path(stage)), "--data_path", str(run.data / f"{stage}_heldout.jsonl"),
-                "--results_file", str(results), "--first_minutes", "none", "--danger_prompts", "none",
-            ]) == 0  # fmt: skip
+            assert evaluate(run, stage, results) == 0
         assert answer(run) == 0
         assert answer(run, "--temperature", "0.8", "--top_k", "20", "--top_p", "0.9") == 0
         assert {"_softmax_backward_data", "embedding_dense_backward", "scatter", "bmm"} <= device.operations
@@ -123,6 +131,7 @@ def test_a_model_computes_there_what_it_computes_on_the_cpu(shape: object) -> No
     sampling = Sampling(max_new_tokens=12, temperature=0.9, top_p=0.9)
 
     def found(place: str) -> tuple[Tensor, list[tuple[float, float]], list[list[int]], dict[str, Tensor]]:
+        """Logits, nats of rows, generated tokens and gradients, computed on a device."""
         moved = lively(MiniLLM(shape)).to(place)  # type: ignore[arg-type]
         moved.load_state_dict(model.state_dict())
         logits = moved(ids.to(place), document_ids=documents.to(place))
@@ -142,7 +151,7 @@ def test_a_model_computes_there_what_it_computes_on_the_cpu(shape: object) -> No
         torch.testing.assert_close(there[3][name], gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_dropout_goes_on_there_where_it_was() -> None:
+def test_dropout_resumes_there_exactly() -> None:
     with mps():
         assert choose_device("auto").type == "mps"
         runtime = Runtime.start("mps", "auto")

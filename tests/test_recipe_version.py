@@ -1,5 +1,7 @@
-"""A recipe whose results change has a raised version: small inputs go through each stage and are compared with what came
-out before. Where a change is meant, raise the stage's version in configs/stage_table.py and record the new results:
+"""A recipe whose results change has a raised version.
+
+Small inputs go through each stage, and the results are compared with what came out before. Where a
+change is meant, raise the stage's version in configs/stage_table.py and record the new results:
 
     python -m tests.test_recipe_version
 """
@@ -34,7 +36,8 @@ from trainer.runtime import Runtime
 KEPT = Path(__file__).with_name("recipe_results.json")
 """Stage -> `version` of its recipe and the `results` that came out of it."""
 TOLERANCE = 1e-4
-"""Relative. The same arithmetic on other CPUs differs by less than a tenth of that in three steps of float32."""
+"""Largest relative difference of a loss. In three steps of float32, the same arithmetic on other
+CPUs differs by less than a tenth of it."""
 
 SHAPE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -50,14 +53,18 @@ MOE = ["--use_moe", "--num_experts=4", "--num_experts_per_tok=2", "--moe_interme
 
 
 def bytes_tokenizer(folder: Path) -> RustBPETokenizer:
-    """A token a byte, so that no other tokenizer changes the results."""
+    """A tokenizer with a token for each byte, so that no change of the shipped one matters here."""
     tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
     tokenizer.save(folder)
     return tokenizer
 
 
 def first_losses(stage: str, folder: Path) -> dict[str, Any]:
-    """The losses of three steps: of pretraining from random weights, dense and MoE, of the others from given ones."""
+    """The losses of three steps.
+
+    Pretraining starts from random weights: dense, MoE, and dense with AdamW. Other stages start
+    from weights that are made here, so that pretraining does not matter to them.
+    """
     write_records(folder / "data")
     tokenizer = bytes_tokenizer(folder / "tokenizer")
     run = TinyRun(folder / "data", folder / "out")
@@ -80,7 +87,10 @@ def first_losses(stage: str, folder: Path) -> dict[str, Any]:
 
 
 def chosen_values(stage: str) -> dict[str, Any]:
-    """What the rules choose for data of many sizes on CPUs with 0.5 to 12 GB of memory, counted."""
+    """How often the rules choose each value, over data of many sizes.
+
+    With the data grows the free memory of the CPU, from 0.5 to 12 GB.
+    """
     found: dict[str, Any] = {}
     runtime = Runtime(torch.device("cpu"), torch.float32)
     for name in ("192x4", "minillm-26m", "minillm-moe-145m"):
@@ -109,7 +119,7 @@ def training_results(stage: str) -> Callable[[Path], dict[str, Any]]:
 
 
 def mix_results(folder: Path) -> dict[str, Any]:
-    """Which records go where, without the bundled samples, which are an input and may change."""
+    """Which records go where. The bundled samples are left out: they are input, and may change."""
     sources, out = folder / "sources", folder / "out"
     sources.mkdir(parents=True)
     for name in ("general", "knowledge", "math", "identity_conversations"):
@@ -131,7 +141,7 @@ def mix_results(folder: Path) -> dict[str, Any]:
 
 
 def tokenizer_results(folder: Path) -> dict[str, Any]:
-    """The tokenizer that the crate learns from a few lines."""
+    """Hash of the tokenizer that the crate trains on a few lines."""
     pytest.importorskip("rustbpe.rustbpe", reason="the crate is not built")
     from scripts import train_rustbpe_tokenizer
 
@@ -144,7 +154,7 @@ def tokenizer_results(folder: Path) -> dict[str, Any]:
 
 
 def export_results(folder: Path) -> dict[str, Any]:
-    """The arrays of each stage."""
+    """Hashes of the arrays of each stage."""
     write_records(folder)
     tokenizer, found = bytes_tokenizer(folder / "tokenizer"), {}
     for stage in STAGES:
@@ -163,13 +173,15 @@ RESULTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def changed(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of the results that differ by more than rounding."""
-    return [
-        f"{name}: {kept.get(name)} before, {found.get(name)} now"
-        for name in kept.keys() | found.keys()
-        if (pytest.approx(kept[name], rel=TOLERANCE) if "losses" in name and name in kept else kept.get(name))
-        != found.get(name)
-    ]
+    """What differs by more than rounding, a line for each result."""
+    lines = []
+    for name in kept.keys() | found.keys():
+        wanted = kept.get(name)
+        if "losses" in name and name in kept:  # the others are counts and hashes, which are exact
+            wanted = pytest.approx(wanted, rel=TOLERANCE)
+        if wanted != found.get(name):
+            lines.append(f"{name}: {kept.get(name)} before, {found.get(name)} now")
+    return lines
 
 
 @pytest.mark.parametrize("stage", PIPELINE)

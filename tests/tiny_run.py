@@ -25,23 +25,36 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "sft": train_full_sft.main,
     "dpo": train_dpo.main,
 }
+"""Stage -> its trainer, called with flags in this process."""
 WEIGHTS = {"pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth"}
+"""Stage -> its weight file."""
 SHAPE = [
     "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--num_key_value_heads=1",
     "--intermediate_size=32",
 ]  # fmt: skip
+"""Flags of the shape."""
 LOOP = [
     "--profile=smoke", "--max_seq_len=32", "--batch_size=2", "--accumulation_steps=2", "--max_steps=6",
     "--save_interval=2", "--num_workers=1", "--log_interval=1",
 ]  # fmt: skip
+"""Flags of the training: six steps, a resume state after every second one."""
 
 DENSE = ModelConfig(
     vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
 ).resolve()
+"""Shape of a small dense model, whose tokens need no tokenizer."""
 MOE = ModelConfig(
-    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
-).resolve()  # fmt: skip
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    use_moe=True,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+).resolve()
+"""The same shape as a mixture of experts."""
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:
@@ -55,11 +68,10 @@ def sum_record(a: int, b: int, **fields: str) -> dict[str, Any]:
 
 
 def pair_record(a: int, b: int, **fields: str) -> dict[str, Any]:
-    """A sum, right and wrong."""
+    """A sum as a pair: the right answer is chosen, a wrong one rejected."""
     question = f"{a}+{b}等于多少？"
-    return {
-        "chosen": chat(question, f"{a + b}。"), "rejected": chat(question, f"不知道，也许{a + b + 1}吧。"), **fields
-    }  # fmt: skip
+    right, wrong = chat(question, f"{a + b}。"), chat(question, f"不知道，也许{a + b + 1}吧。")
+    return {"chosen": right, "rejected": wrong, **fields}
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -69,7 +81,10 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def write_records(folder: Path) -> None:
-    """`STAGE.jsonl` and `STAGE_heldout.jsonl` of the three stages, half of the held-out records for validation."""
+    """Write `STAGE.jsonl` and `STAGE_heldout.jsonl` of the three stages.
+
+    Half of the held-out records are for validation.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     halves = [{"split": "validation"}, {"split": "test"}]
     texts = [
@@ -84,12 +99,15 @@ def write_records(folder: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for `kill -9`: nothing catches it, and nothing is saved on the way out."""
+    """Stands for `kill -9`: no code catches it, and nothing is saved."""
 
 
 @contextmanager
 def killed_in_step(number: int) -> Iterator[None]:
-    """Let the trainer inside die when it has computed this step (1 is the first), before it logs or saves it."""
+    """Let the trainer inside die in this step (1 is the first).
+
+    The step is computed by then, and neither logged nor saved.
+    """
     after_step = Run.after_step
 
     def dying(self: Run, outcome: Outcome, *arguments: Any) -> None:
@@ -107,7 +125,7 @@ def killed_in_step(number: int) -> Iterator[None]:
 
 @contextmanager
 def kept_signal_handlers() -> Iterator[None]:
-    """Entry points set handlers, which must not outlive a test."""
+    """Put the signal handlers back afterwards: entry points set some, which must not stay."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
@@ -123,14 +141,14 @@ class TinyRun:
         self.data, self.out, self.tf_dir = data, out, out / "tf"
 
     def flags(self, stage: str, *words: str) -> list[str]:
-        """A trainer's command line; a flag given in `words` comes last, so it counts."""
+        """A trainer's command line. `words` come last, so they replace flags of the same name."""
         return [
             *LOOP, *(SHAPE if stage == "pretrain" else ()), "--data_path", str(self.data / f"{stage}.jsonl"),
             "--tokenizer_dir", str(TOKENIZER_DIR), "--out_dir", str(self.out), "--tf_dir", str(self.tf_dir), *words,
         ]  # fmt: skip
 
     def train(self, stage: str, *words: str) -> int:
-        """Run a trainer; its signal handlers do not outlive it."""
+        """Run a trainer. Returns: its exit code."""
         with kept_signal_handlers():
             return TRAINERS[stage](self.flags(stage, *words))
 
@@ -159,12 +177,12 @@ class TinyRun:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two sets of weights agree in every bit."""
+    """Whether two sets of weights are equal to the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def lively(model: MiniLLM, seed: int = 1) -> MiniLLM:
-    """Weights far from their careful start, so that every part of the network matters."""
+    """Add noise to the weights, so that every part of the network matters: some start at zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

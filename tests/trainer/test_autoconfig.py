@@ -1,4 +1,4 @@
-"""What a run chooses for itself: by rule, within memory, kept on resume; and what it does where a choice fails."""
+"""What a run settles for itself: by rule, within the memory, and kept when it resumes."""
 
 import math
 from dataclasses import replace
@@ -42,7 +42,7 @@ TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, n
 
 
 def tensors(rows: int, max_length: int = 512, data: str = "documents") -> dict[str, Any]:
-    """A manifest, as far as choices read it."""
+    """The parts of a tensors' manifest that the rules read."""
     return {"data": data, "rows": rows, "max_length": max_length, "num_tokens": rows * max_length}
 
 
@@ -81,15 +81,13 @@ def test_everything_left_open_is_filled_in_and_everything_given_stays() -> None:
     )
     adamw = fill_in(TrainConfig(optimizer="adamw"), "pretrain", SMALL, tensors(8000), CPU, fresh=True)
     assert adamw.embedding_lr_ratio == FRESH_EMBEDDING_RATIO["adamw"]
-    given = TrainConfig(
-        batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True
-    )  # fmt: skip
+    given = TrainConfig(batch_size=3, accumulation_steps=5, learning_rate=0.1, embedding_lr_ratio=2.0, use_compile=True)
     assert fill_in(given, "pretrain", SMALL, tensors(8000), CPU, fresh=True) == given
     assert with_chosen(TrainConfig(), {name: getattr(filled, name) for name in CHOSEN}) == filled
 
 
 def test_a_step_has_the_same_rows_however_many_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runtime, "least_over_ranks", lambda self, most: min(most, 3))  # one has less memory
+    monkeypatch.setattr(Runtime, "least_over_ranks", lambda self, most: min(most, 3))  # another process has less memory
     for world_size in (1, 2, 4):
         filled = fill_in(
             TrainConfig(tokens_per_step=16384),
@@ -183,18 +181,22 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
         tiny.train("pretrain", *open_flags)
     state = read_checkpoint(tiny.states("pretrain")[0], "")
     assert (state["choices"]["batch_size"], state["choices"]["accumulation_steps"]) == (4, 1)
-    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 0)  # by now memory would allow a single row
+    monkeypatch.setattr(autoconfig, "free_memory", lambda device: 0)  # now the memory would allow only one row
     assert tiny.train("pretrain", *open_flags) == 0
     assert same(tiny.weights("pretrain"), unbroken)
     assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
 
 
 def moved(tiny: TinyRun, **there: Any) -> None:
-    """Change a state as if it had been saved where device, dtype, threads or a part of `machine` are these."""
+    """Change a state as if it had been saved on another machine.
+
+    Args: there: what is different there: device, dtype, threads, or a part of `machine`.
+    """
     path = tiny.states("pretrain")[0]
     state = read_checkpoint(path, "")
     chosen = state["choices"]
     for name, value in there.items():
+        # `dtype` of the machine is what `auto` would choose; only the run's own is changed.
         for part in (chosen, chosen["machine"]):
             if name in part and (part, name) != (chosen["machine"], "dtype"):
                 part[name] = value
@@ -245,7 +247,7 @@ def test_a_machine_that_chooses_the_same_resumes_without_a_word(
     assert "resuming after step 2 of 6" in said and "another machine" not in said
 
 
-def test_a_like_machine_repeats_the_threads_that_a_run_began_with(
+def test_the_same_machine_repeats_the_threads_that_a_run_began_with(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with killed_in_step(4):
@@ -253,7 +255,7 @@ def test_a_like_machine_repeats_the_threads_that_a_run_began_with(
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # else they are lowered to the cores
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # otherwise the threads would be lowered to the number of cores
     assert tiny.train("pretrain", "--seed", "4") == 0
     assert asked == [1]
 
@@ -285,7 +287,7 @@ def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert max(losses) < 1.1 * losses[0] and losses[-1] < 0.98 * losses[0]  # 37 at its worst with a last norm from 1
+    assert max(losses) < 1.1 * losses[0] and losses[-1] < 0.98 * losses[0]  # 37 at worst if the last norm starts at 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Utilisation: what is counted, and against which peak."""
+"""Model FLOPs utilisation: which operations are counted, and what the peak is."""
 
 import pytest
 import torch
@@ -47,11 +47,19 @@ def test_muons_operations_are_those_of_its_products() -> None:
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [
-        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989.4), ("NVIDIA H100 NVL", 835),
-        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100-PCIE-40GB", 312), ("NVIDIA A10", 125), ("NVIDIA L40S", 362),
-        ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 3090", 71),
     ],
-)  # fmt: skip
+)
 def test_a_gpus_peak_is_found_by_its_name(name: str, tflops: float) -> None:
     assert listed_peak(name) == pytest.approx(tflops * 1e12)
 
@@ -64,10 +72,14 @@ def test_a_gpu_that_only_resembles_a_listed_one_has_no_peak(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", "NVIDIA A100-40C", "GRID A100D-10C",
-        "NVIDIA H100X", "NVIDIA A100X",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+        "NVIDIA A100-40C",
+        "GRID A100D-10C",
+        "NVIDIA H100X",
+        "NVIDIA A100X",
     ],
-)  # fmt: skip
+)
 def test_a_slice_of_a_listed_gpu_has_no_peak(name: str) -> None:
     assert listed_peak(name) is None
 

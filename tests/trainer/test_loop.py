@@ -1,4 +1,4 @@
-"""The loop: splits of a step agree, a stopped run ends as an unbroken one, rows that break the arithmetic are named."""
+"""The loop: splits of a step agree, a killed run ends as an unbroken one, bad rows are named."""
 
 from typing import Any
 
@@ -20,7 +20,8 @@ from trainer.runtime import Runtime
 
 STAGES = ("pretrain", "sft", "dpo")
 SMALL_STEPS = ("--embedding_lr_ratio", "1")
-"""AdamW makes whole steps of gradients that are nothing but rounding; with these the weights stay comparable."""
+"""Flags for tests that compare weights. AdamW makes full-size steps even of gradients that are only
+rounding, so the embedding must not have a higher rate."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -84,7 +85,7 @@ def test_dropout_and_the_seed_reach_the_weights(tiny: TinyRun) -> None:
 
 
 def break_rows(numbers: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the loss of these rows, and of those alone, not a number."""
+    """Make the loss of these rows NaN, and of no others."""
     batch, loss_sum = PretrainDataset.batch, NextToken.loss_sum
 
     def marked(data: PretrainDataset, indices: np.ndarray) -> Batch:
@@ -123,7 +124,7 @@ def test_all_rows_of_a_skipped_step_are_printed(
     assert len(said.split("Its rows: ")[1].split(", ")) == 60
 
 
-def test_five_such_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_skipped_steps_in_a_row_are_an_error(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     break_rows(set(range(1000)), monkeypatch)
     before = tiny.weights("pretrain")
     with pytest.raises(UserError, match=r"5 steps in a row of 6 without a finite loss .* Lower --learning_rate"):
@@ -218,13 +219,16 @@ def test_a_second_epoch_of_a_jsonl_tokenizes_nothing_again(tiny: TinyRun) -> Non
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the ways of a device that nobody waits for: outcomes read one step later, steps left out by multiplication."""
+    """Go the ways of an asynchronous device, on the CPU.
+
+    Outcomes are read one step later, and a step is left out by multiplying its changes by 0.
+    """
     monkeypatch.setattr(Runtime, "is_asynchronous", True)
     monkeypatch.setattr(optim, "on_host", lambda tensor: False)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_device_that_nobody_waits_for_learns_and_tells_the_same(
+def test_an_asynchronous_device_learns_and_logs_the_same(
     tiny: TinyRun, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     words = ["--seed", "3", "--optimizer", optimizer, "--eval_interval", "4", *SMALL_STEPS]
@@ -243,7 +247,7 @@ def test_a_device_that_nobody_waits_for_learns_and_tells_the_same(
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
+def test_an_asynchronous_device_resumes_exactly_and_gives_up_as_soon(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tiny.train("sft", "--seed", "7") == 0
@@ -259,7 +263,7 @@ def test_a_device_that_nobody_waits_for_resumes_exactly_and_gives_up_as_soon(
 
 
 def overflow_in(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the embedding's gradient infinite in the first backward passes, while every loss stays finite."""
+    """Make the embedding's gradient infinite in the first `passes` backward passes; no loss is."""
     loss_sum, left = NextToken.loss_sum, [passes]
 
     def infinite(gradient: torch.Tensor) -> torch.Tensor:
@@ -276,7 +280,7 @@ def overflow_in(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("where", ["cpu", "gpu"])
-def test_gradients_too_large_for_float16_are_told_and_the_run_goes_on(
+def test_gradients_too_large_for_float16_are_reported_and_the_run_continues(
     tiny: TinyRun,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -311,7 +315,7 @@ def test_gradients_that_never_fit_float16_end_the_run_with_the_cause(
         tiny.train("pretrain", *words)
 
 
-def test_a_run_that_goes_on_in_float16_after_another_dtype_starts_with_a_fresh_loss_scale(tiny: TinyRun) -> None:
+def test_a_run_that_resumes_in_float16_after_another_dtype_starts_with_a_fresh_loss_scale(tiny: TinyRun) -> None:
     with killed_in_step(4):
         tiny.train("pretrain", "--seed", "4")
     path = tiny.states("pretrain")[0]
@@ -395,7 +399,7 @@ def test_whole_steps_wait_for_nothing_on_cuda(tiny: TinyRun, monkeypatch: pytest
 @pytest.mark.parametrize(("largest", "after"), [(1.0, 1.0), (5.0, 5.0), (20.0, 13.0), (0.0, 13.0)])
 def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(largest: float, after: float) -> None:
     model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))])
-    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third takes no part
+    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third has no gradient
     assert_close(clip_gradients(model, largest), torch.tensor(13.0))
     parts = torch.cat([model[0].grad, model[1].grad])
     assert_close(parts, torch.tensor([3.0, 4.0, 12.0]) * after / 13, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The metrics file: one line a step that is logged, each step once, whatever was interrupted. And who listens."""
+"""The metrics file has each logged step once, even after interruptions; and what listeners get."""
 
 import io
 import json
@@ -17,9 +17,7 @@ from trainer.metrics import Metrics, TensorBoard
 
 def metrics(folder: Path, first_step: int = 0) -> Metrics:
     """The metrics of a run of ten steps."""
-    return Metrics(
-        folder, "sft", "abcdef0123", num_steps=10, first_step=first_step, use_wandb=False, settings={}
-    )  # fmt: skip
+    return Metrics(folder, "sft", "abcdef0123", num_steps=10, first_step=first_step, use_wandb=False, settings={})
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -28,7 +26,7 @@ def steps_in(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_lines_behind_the_step_that_a_run_resumes_from_are_dropped(tmp_path: Path) -> None:
+def test_lines_after_the_step_that_a_run_resumes_from_are_dropped(tmp_path: Path) -> None:
     run = metrics(tmp_path)
     for step in range(1, 6):
         run.log(step, {"loss": 1.0})
@@ -67,11 +65,11 @@ def test_a_value_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     assert json.loads(line) == {"step": 1, "loss": 1.0}
 
 
-# --- listeners, which need not be installed ---------------------------------------------------------------------------
+# --- listeners, which need not be installed -------------------------------------------------------
 
 
 class Recorder:
-    """Stands for wandb or swanlab: a module whose `init` gives a run that remembers what it was told."""
+    """Stands for wandb or swanlab, and for the run that its `init` gives: it keeps what it gets."""
 
     def __init__(self) -> None:
         self.started: dict[str, Any] = {}
@@ -103,7 +101,7 @@ class Recorder:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str) -> Recorder:
-    """A recorder as the one tracker that is installed."""
+    """A recorder in place of the tracker of this name; the other one is not installed."""
     tracker = Recorder()
     for module in ("wandb", "swanlab"):
         monkeypatch.setitem(sys.modules, module, cast(ModuleType, tracker if module == name else None))
@@ -117,7 +115,7 @@ def tracked(folder: Path, first_step: int = 0) -> Metrics:
     """The metrics of a run of ten steps that a tracker follows."""
     return Metrics(
         folder, "sft", "abcdef0123", num_steps=10, first_step=first_step, use_wandb=True, settings={"beta": 2}
-    )  # fmt: skip
+    )
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +137,7 @@ def test_a_tracker_gets_the_settings_and_every_step_and_an_end(
     assert tracker.started["project"] == "MiniLLM"
     assert tracker.started["name"] == tracker.started["group"] == "sft_abcdef01"
     assert tracker.started["config"] == {"beta": 2}
-    assert tracker.logged == [
-        {"step": 1, "loss": 3.0}, {"step": 1, "validation_loss": 4.0}, {"step": 2, "loss": 2.0}
-    ]  # fmt: skip
+    assert tracker.logged == [{"step": 1, "loss": 3.0}, {"step": 1, "validation_loss": 4.0}, {"step": 2, "loss": 2.0}]
     assert tracker.ended == [{"exit_code": 0} if name == "wandb" else {}]
 
 
@@ -157,7 +153,7 @@ def test_what_a_tracker_writes_lies_in_tf_dir_or_where_its_own_variable_says(
     assert tracker.started[key] == "elsewhere"
 
 
-def test_wandb_draws_over_our_steps_since_its_own_may_not_go_back(
+def test_wandb_draws_over_our_steps_because_its_own_may_not_go_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = only(monkeypatch, "wandb")
@@ -232,7 +228,7 @@ def test_no_tracker_can_ask_a_question(tmp_path: Path, monkeypatch: pytest.Monke
     assert sys.stdin is keyboard
 
 
-def test_a_tracker_that_fails_on_the_way_is_named_once_and_training_goes_on(
+def test_a_tracker_that_fails_during_the_run_is_named_once_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = only(monkeypatch, "wandb")

@@ -17,13 +17,20 @@ from tests.tiny_run import lively
 from trainer.objectives import NextToken, Preference
 
 SHAPE = ModelConfig(
-    vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
     intermediate_size=32,
-)  # fmt: skip
+)
 
 
 def random_rows() -> dict[str, torch.Tensor]:
-    """Three rows, each of two documents and two tokens of padding; each document's first token is no target."""
+    """Three rows of ten tokens: two documents of four, and two tokens of padding.
+
+    The first token of a document is no target.
+    """
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, 40, (3, 10), generator=generator)
     documents = torch.tensor([[0] * 4 + [1] * 4 + [-1] * 2]).expand(3, -1)
@@ -110,7 +117,7 @@ def test_the_host_waits_for_no_gpu_in_a_step(
     model = lively(MiniLLM(config)).cuda().train()
     batch = {name: tensor.cuda() for name, tensor in rows().items()}
     mode = torch.cuda.get_sync_debug_mode()
-    for first in (True, False):  # libraries set themselves up in the first step
+    for first in (True, False):  # in the first step libraries set themselves up, and may wait
         torch.cuda.set_sync_debug_mode("default" if first else "error")
         try:
             with torch.autocast("cuda", torch.bfloat16):

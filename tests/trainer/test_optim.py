@@ -14,7 +14,7 @@ from trainer.optim import MuonAdamW, build_optimizer, decay_has_begun, lr_at, or
 
 
 def random_gradients(parameters: list[nn.Parameter], steps: int) -> list[list[torch.Tensor]]:
-    """The same gradients for two optimizers."""
+    """Random gradients of each parameter, for so many steps; always the same ones."""
     generator = torch.Generator().manual_seed(3)
     return [[torch.randn(p.shape, generator=generator) for p in parameters] for _ in range(steps)]
 
@@ -92,10 +92,17 @@ def test_stacked_experts_are_updated_as_single_matrices() -> None:
 def test_embeddings_norms_and_routers_are_adamws_without_decay() -> None:
     model = MiniLLM(
         ModelConfig(
-            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-            use_moe=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=24,
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            use_moe=True,
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=24,
         )
-    )  # fmt: skip
+    )
     optimizer = build_optimizer(model, TrainConfig(weight_decay=0.3, embedding_lr_ratio=4.0), torch.float32)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     muon, embedding, rest = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""Processes that a run on a CPU starts for itself."""
+"""The processes that a run on a CPU starts: how many, and that they end with their leader."""
 
 import os
 import signal
@@ -22,11 +22,11 @@ from trainer.processes import Group, num_processes
 
 CPU = torch.device("cpu")
 TWO = ("--cpu_processes", "2", "--accumulation_steps", "4")
-"""Two processes; each of the tiny runs has four parts in a step."""
+"""Flags for two processes. A step has four micro-batches, two for each process."""
 
 
 def start(tiny: TinyRun, *words: str) -> subprocess.Popen[str]:
-    """A trainer of its own, as a user starts it, without the metrics of earlier runs."""
+    """Start a trainer as a user does. The metrics of earlier runs are deleted first."""
     for file in (tiny.tf_dir / "metrics").glob("pretrain_*"):
         file.unlink()
     command = [sys.executable, str(ROOT / "trainer/train_pretrain.py"), *tiny.flags("pretrain", *TWO, *words)]
@@ -35,7 +35,7 @@ def start(tiny: TinyRun, *words: str) -> subprocess.Popen[str]:
 
 
 def helper_of(process: subprocess.Popen[str], tiny: TinyRun) -> int:
-    """Process id of the one helper, once the run has logged its first step."""
+    """Wait until the run has logged its first step. Returns: the process id of its one helper."""
     while process.poll() is None and not any(
         file.stat().st_size for file in (tiny.tf_dir / "metrics").glob("pretrain_*.jsonl")
     ):
@@ -46,8 +46,8 @@ def helper_of(process: subprocess.Popen[str], tiny: TinyRun) -> int:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process runs still, or was not yet waited for."""
-    try:
+    """Whether a process still runs."""
+    try:  # a zombie (Z) has ended, and only waits until its parent asks how
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""A trainer's whole call: flags, data, what is done already, and the ways it is started and stopped."""
+"""A whole call of a trainer: what is done already, its data, and how it starts and stops."""
 
 import os
 import re
@@ -45,7 +45,7 @@ STAGES = ("pretrain", "sft", "dpo")
 FILES = {"pretrain": "train_pretrain", "sft": "train_full_sft", "dpo": "train_dpo"}
 
 
-# --- done, or to be done again --------------------------------------------------------------------------------------
+# --- done, or to be done again --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -142,7 +142,7 @@ def test_the_starting_weights_may_be_replaced_or_go_while_a_stage_trains(
     assert tiny.manifest("sft") == before
 
 
-# --- what a change costs --------------------------------------------------------------------------------------------
+# --- what a change costs --------------------------------------------------------------------------
 
 
 def test_finished_weights_stay_until_those_of_other_settings_are_complete_and_then_beside(
@@ -162,7 +162,7 @@ def test_finished_weights_stay_until_those_of_other_settings_are_complete_and_th
     assert kept.read_bytes() == before != tiny.path("sft").read_bytes()
     assert f"the weights of before are {kept}" in capsys.readouterr().err
     assert latest_weights("full_sft", tiny.out) == tiny.path("sft")
-    assert tiny.train("dpo", "--from_weight", str(kept)) == 0  # still what DPO started from
+    assert tiny.train("dpo", "--from_weight", str(kept)) == 0  # these are the weights that DPO started from
 
 
 def test_the_same_run_once_more_keeps_nothing_beside(tiny: TinyRun) -> None:
@@ -332,11 +332,11 @@ def test_finished_weights_that_are_copied_to_another_machine_are_not_trained_aga
     assert tiny.path("pretrain").stat().st_mtime_ns == written
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def altered(path: Path) -> None:
-    """Overwrite a few bytes in the midst of a file, and put its time back."""
+    """Overwrite a few bytes in the middle of a file, and put its time back."""
     times = path.stat()
     with path.open("r+b") as file:
         file.seek(times.st_size // 2)
@@ -389,7 +389,7 @@ def test_dpo_needs_weights_to_start_from(tiny: TinyRun) -> None:
         tiny.train("dpo", *SHAPE, "--from_weight", "none")
 
 
-def test_sft_may_start_from_nothing(tiny: TinyRun) -> None:
+def test_sft_may_start_from_random_weights(tiny: TinyRun) -> None:
     assert tiny.train("sft", *SHAPE, "--from_weight", "none") == 0
     assert tiny.manifest("sft")["start"] is None
 
@@ -403,7 +403,7 @@ def test_a_mixture_of_experts_trains_and_its_weights_say_so(tiny: TinyRun) -> No
     assert (tiny.out / "full_sft_16_moe.pth").exists()
 
 
-# --- how it is started ----------------------------------------------------------------------------------------------
+# --- how it is started ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -436,7 +436,7 @@ def test_hyphens_and_the_forms_of_a_switch_reach_the_trainer(tiny: TinyRun) -> N
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Our environment, with one thread and no hint where the repository is."""
+    """Our environment variables, with one thread and without PYTHONPATH."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return kept | {"OMP_NUM_THREADS": "1"} | changes
 
@@ -453,9 +453,13 @@ def test_a_trainer_runs_from_the_root_from_its_folder_and_as_a_module(
     tiny: TinyRun, stage: str, place: str, words: list[str]
 ) -> None:
     shown = subprocess.run(
-        [sys.executable, *words, *tiny.flags(stage)], cwd=ROOT / place, env=environment(),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *words, *tiny.flags(stage)],
+        cwd=ROOT / place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr
     assert "is already the result" in shown.stderr
 
@@ -463,15 +467,19 @@ def test_a_trainer_runs_from_the_root_from_its_folder_and_as_a_module(
 def test_an_error_is_one_line_and_exit_code_1(tiny: TinyRun) -> None:
     flags = tiny.flags("sft", "--from_weight", "missing")
     shown = subprocess.run(
-        [sys.executable, "trainer/train_full_sft.py", *flags], cwd=ROOT, env=environment(),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "trainer/train_full_sft.py", *flags],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == 1
     assert shown.stderr.startswith("error: ")
     assert shown.stderr.count("\n") == 1
 
 
-# --- how it is stopped ----------------------------------------------------------------------------------------------
+# --- how it is stopped ----------------------------------------------------------------------------
 
 
 def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_ends_the_same(tiny: TinyRun) -> None:
@@ -481,8 +489,11 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_ends_the_same(tiny
         file.unlink()
     process = subprocess.Popen(
         [sys.executable, "trainer/train_pretrain.py", *tiny.flags("pretrain", *words)],
-        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not any(file.stat().st_size for file in metrics.glob("*.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -523,11 +534,11 @@ def test_a_trainer_whose_pipeline_is_gone_saves_and_ends(tiny: TinyRun, monkeypa
     assert same(tiny.weights("sft"), unbroken)
 
 
-# --- several processes ----------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
 def torchrun(script: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in two processes, as a user does."""
+    """Run a script in two processes with torch's own launcher, as a user does."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [*launcher, str(script), *words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
@@ -544,7 +555,7 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(tiny: T
     assert_close(tiny.metric("pretrain", "validation_loss"), validation, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: TinyRun, tmp_path: Path) -> None:
+def test_two_processes_that_were_killed_resume_with_the_dropout_of_each(tiny: TinyRun, tmp_path: Path) -> None:
     script = tmp_path / "killed_resumed_and_unbroken.py"
     script.write_text(
         "import sys\n"
@@ -566,12 +577,16 @@ def test_two_processes_that_were_killed_go_on_with_the_dropout_of_each(tiny: Tin
 
 
 @pytest.mark.parametrize("launcher", [["-m", "torch.distributed.run"], ["trainer/torchrun.py"]])
-def test_a_users_mistake_in_two_processes_is_told_once_and_last(tiny: TinyRun, launcher: list[str]) -> None:
+def test_a_users_mistake_in_two_processes_is_reported_once_and_last(tiny: TinyRun, launcher: list[str]) -> None:
     words = [*launcher, "--standalone", "--nproc_per_node", "2", "trainer/train_pretrain.py"]
     shown = subprocess.run(
-        [sys.executable, *words, *tiny.flags("pretrain", "--dropout", "7")], cwd=ROOT, env=environment(),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *words, *tiny.flags("pretrain", "--dropout", "7")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     line = "error: dropout = 7.0: must be in [0, 1). | 丢弃率应不小于 0 且小于 1"
     assert shown.returncode == 1
     if launcher == ["trainer/torchrun.py"]:
@@ -592,9 +607,13 @@ def test_the_launcher_ends_as_the_process_that_failed(tmp_path: Path, end: str, 
     script = tmp_path / "script.py"
     script.write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{end}\n")
     shown = subprocess.run(
-        [sys.executable, "trainer/torchrun.py", "--standalone", "--nproc_per_node", "2", str(script)], cwd=ROOT,
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "trainer/torchrun.py", "--standalone", "--nproc_per_node", "2", str(script)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == code
     assert words in shown.stderr
     assert shown.stderr.count("\n") == bool(words)

@@ -1,4 +1,4 @@
-"""Each pair keeps the log-probabilities that the frozen model gives it."""
+"""Each pair keeps its own log-probabilities of the frozen model, which are computed once."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a rehearsal finds out is acted on before the first step counts."""
+"""What a rehearsal finds out changes the settings before the first step."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, n
 
 
 class CompilerError(RuntimeError):
-    """As PyTorch's compiler wraps what it meets."""
+    """Wraps another error, as PyTorch's compiler does."""
 
     def __init__(self, inner_exception: Exception) -> None:
         super().__init__(str(inner_exception))
@@ -30,7 +30,7 @@ class CompilerError(RuntimeError):
 
 
 class Steps:
-    """A rehearsal's micro-batches: too many rows don't fit, and compiled ones fail where asked."""
+    """Stands for the trial step: more than `most_rows` don't fit, compiled ones fail if asked."""
 
     def __init__(self, most_rows: int, *, compiler_breaks: bool = False, attention_breaks: bool = False) -> None:
         self.most_rows, self.compiler_breaks, self.attention_breaks = most_rows, compiler_breaks, attention_breaks
@@ -61,7 +61,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_stays(compiled: 
 def test_a_resumed_run_whose_micro_batch_no_longer_fits_keeps_the_rows_of_a_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for resuming, sizes in ((False, (4, 3)), (True, (1, 11))):  # a row more would be a row that comes again too early
+    for resuming, sizes in (
+        (False, (4, 3)),
+        (True, (1, 11)),
+    ):  # with a row more in a step, later steps would have other rows
         steps = Steps(4)
         config = TrainConfig(batch_size=11, accumulation_steps=1, use_compile=False)
         found = rehearse(config, steps.model, steps, CPU, free_to_choose=True, resuming=resuming)
@@ -112,7 +115,7 @@ def test_a_fault_that_is_not_the_compilers_is_raised() -> None:
         rehearse(config, MiniLLM(TINY), broken, CPU, free_to_choose=True)
 
 
-def test_a_run_resumed_where_less_memory_is_takes_smaller_micro_batches_of_the_same_steps(
+def test_a_run_resumed_with_less_memory_takes_smaller_micro_batches_of_the_same_steps(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(MiniLLM, "compile_blocks", lambda self, wanted=True: None)

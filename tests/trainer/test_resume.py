@@ -1,4 +1,4 @@
-"""The resume state: each run finds its own, and one that does not fit is told in one line."""
+"""The resume state: each run finds its own, and one line says why a state does not fit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from trainer.resume import CHOICE_PARTS, STATE_PARTS, ResumeState, saved_states
 
 
 def a_state(**changes: Any) -> dict[str, Any]:
-    """A resume state as a run hands it over, but for its weights."""
+    """A resume state as a run gives it to `save`, with no weights in it."""
     chosen = dict.fromkeys(CHOICE_PARTS, 1)
     return {
         "step": 3, "num_steps": 99, "model": {}, "optimizer": {}, "scaler": {}, "rng": {}, "tokens": 1.0, "targets": 1.0,
@@ -72,7 +72,7 @@ def stopped(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyR
 
 
 def refusal(run: TinyRun, state: dict[str, Any]) -> str:
-    """What the trainer says to this state, which is then as it was."""
+    """What the trainer says to this state. Afterwards the old one is back."""
     (path,) = run.states("pretrain")
     before = path.read_bytes()
     torch.save(state, path)
@@ -121,7 +121,7 @@ def test_a_state_without_a_choice_is_refused_by_name(stopped: TinyRun, part: str
         ("step", lambda step: 7),
     ],
 )
-def test_a_state_whose_parts_do_not_fit_is_told_in_one_line(
+def test_a_state_whose_parts_do_not_fit_is_refused_in_one_line(
     stopped: TinyRun, part: str, change: Callable[[Any], Any]
 ) -> None:
     state = torch.load(stopped.states("pretrain")[0], weights_only=True)

@@ -1,4 +1,4 @@
-"""Autocast, generators, agreement between processes, and the pipeline's process that a trainer watches."""
+"""Autocast, random generators, what processes agree on, and the pipeline that a trainer watches."""
 
 import os
 import platform
@@ -77,7 +77,7 @@ def test_deterministic_refuses_kernels_that_may_differ() -> None:
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_generators_go_on_where_they_were_each_process_with_its_own() -> None:
+def test_generators_resume_where_they_were_each_process_with_its_own() -> None:
     torch.manual_seed(1)
     states = rng_states(CPU)
     wanted = torch.rand(5)

@@ -1,4 +1,4 @@
-"""The validation loss is that of its rows, whoever computes it."""
+"""The validation loss is that of its rows, however many processes compute it."""
 
 from dataclasses import replace
 
@@ -8,9 +8,7 @@ import torch
 
 from configs.train_run import parse_run
 from dataset.lm_dataset import PretrainDataset
-from tests.tiny_run import (
-    TinyRun,
-)
+from tests.tiny_run import TinyRun
 from trainer.facts import gather
 from trainer.objectives import NextToken
 from trainer.recipe import begin
