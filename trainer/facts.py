@@ -54,8 +54,8 @@ class Facts:
     runtime: Runtime
     """Device, dtype, and this process's place among the others."""
     config: TrainConfig
-    """The settings as given, but `accumulation_steps` is the share of this process. What is left
-    open (0) stays so: trainer/recipe.py fills it in."""
+    """The settings as given, but `accumulation_steps` is the share of this process. What was left
+    open is still open here: `begin` in trainer/recipe.py fills it in."""
     tokenizer: RustBPETokenizer
     tensors_path: Path
     """Folder of the token tensors."""
@@ -67,7 +67,8 @@ class Facts:
     settings: dict[str, Any]
     """The settings that change the result, as plain data."""
     resolved: dict[str, float]
-    """What the rules give where a setting is left open: the same on every machine."""
+    """Learning rates and size of a step, by the rules where they were left open. They are the same
+    on every machine."""
     fingerprint: str
     """Hash of all that the result depends on. Weights with this fingerprint are the result."""
     state: ResumeState
@@ -162,7 +163,7 @@ def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, run
     manifest, where = read_manifest(path), display(path)
     data = STAGE_TABLE[run.stage].data
     export = f"python scripts/export_embeddings.py {DATA_STEMS[data]}"
-    if runtime.is_main:  # it reads every byte, so one process does it for all
+    if runtime.is_main:  # this may read every byte, so one process does it for all
         check_contents(path, manifest)
     runtime.barrier()
     require_kind(path, manifest, data)

@@ -24,8 +24,8 @@ from trainer.resume import ResumeState, fitting
 from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
-"""Steps in a row without a finite loss or gradient after which a run gives up. A run of so few
-steps gives up after all but one of them."""
+"""Steps in a row without a finite loss or gradient after which a run gives up. A run of 5 steps or
+fewer gives up after all but one of them."""
 MAX_OVERFLOWS = 21
 """Steps in a row whose gradients are too large for float16, though the loss is finite, after which
 a run gives up. Each such step halves the loss scale. A few of them at the start are normal. The
@@ -132,10 +132,8 @@ class BatchStream:
         return StepBatches([self.runtime.pinned(batch) for batch in micro], self.runtime.pinned(counts)["counts"])
 
     def steps(self, first: int, end: int) -> Iterator[StepBatches]:
-        """The batches of each step, on the device.
-
-        While one step is computed, a thread reads the rows of the next one.
-        """
+        """The batches of each step from `first` to before `end`, on the device."""
+        # While one step is computed, a thread reads the rows of the next one. So a GPU is not idle.
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
             coming = reader.submit(self.read, first)
             for step in range(first, end):
@@ -216,7 +214,7 @@ class Found(NamedTuple):
     """What a step found out: tensors () on the device, and plain numbers once they are read."""
 
     finite: Any
-    """1 where the step was taken, else 0."""
+    """1 where the step could be taken (`Run.is_finite`), else 0."""
     loss: Any
     """Nats per target (or pair)."""
     grad_norm: Any
@@ -306,7 +304,8 @@ class Run:
 
     def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """Whether the step can be taken, () boolean."""
-        if self.scaler.is_enabled():  # it skips a step whose gradients overflowed by itself, and halves the scale
+        # In float16 the scaler itself skips a step whose gradients overflowed. It halves the scale.
+        if self.scaler.is_enabled():
             return torch.isfinite(loss)
         return torch.isfinite(loss) & torch.isfinite(grad_norm)
 

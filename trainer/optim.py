@@ -76,8 +76,8 @@ class MuonAdamW(torch.optim.Optimizer):
         """Put a saved state back.
 
         torch itself checks only how many parameters there are.
-        Raises: ValueError where a part is missing or of another shape, so that not the next step
-        fails but the loading.
+        Raises: ValueError where a part is missing or of another shape. Without this check the next
+        step would fail.
         """
         super().load_state_dict(state_dict)
         for group in self.param_groups:
@@ -171,7 +171,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _remove_gradients(parameters: Iterable[nn.Parameter], *, where: Tensor) -> None:
-    """Replace gradients by zeros where () boolean is true: NaN times 0 would still be NaN."""
+    """Replace all gradients by zeros if `where`, () boolean, is true: NaN times 0 is still NaN."""
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad = torch.where(where, 0.0, parameter.grad)

@@ -163,6 +163,7 @@ class Training:
         )
 
     def _validator(self, objective: Objective, rows: Rows | None) -> Validator | None:
+        """What takes the validation loss; None, and a line says so, where there are no rows."""
         if rows is None or len(rows) == 0:
             self.facts.say("no validation data beside the tensors: no validation loss will be shown")
             return None
@@ -317,6 +318,7 @@ def differences(manifest: dict[str, Any], facts: Facts) -> str:
     """
     now = weights_manifest(facts, facts.config, facts.runtime)
     found = []
+    # Settings come first, then what the weights were made from. Three are enough to see why.
     for part in ("model", "train"):
         before = manifest.get("settings", {}).get(part, {})
         found += [
