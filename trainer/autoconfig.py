@@ -73,8 +73,8 @@ def hidden_matrices(shape: ModelConfig) -> list[tuple[int, int]]:
     """Rows and columns of each matrix that Muon updates, in all blocks."""
     C, D = shape.hidden_size, shape.head_dim
     heads, kv_heads = shape.num_attention_heads * D, shape.num_key_value_heads * D
-    block = [(heads, C), (kv_heads, C), (kv_heads, C), (C, heads)]
-    if shape.use_moe:
+    block = [(heads, C), (kv_heads, C), (kv_heads, C), (C, heads)]  # q, k, v, output
+    if shape.use_moe:  # an expert has gate and up in one matrix; routers are AdamW's
         block += [(2 * shape.moe_intermediate_size, C), (C, shape.moe_intermediate_size)] * shape.num_experts
     else:
         block += [(shape.intermediate_size, C)] * 2 + [(C, shape.intermediate_size)]
@@ -88,6 +88,7 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
     the same at every width (arXiv:2310.17813). Later stages take a share of the rate: they must not
     lose what earlier ones taught.
     """
+    # Two digits are precise enough, and people can read and type them.
     rate = LEARNING_RATE * math.sqrt(LEARNING_RATE_WIDTH / shape.hidden_size) * STAGE_TABLE[stage].rate_share
     return float(f"{rate * (ADAMW_SHARE if optimizer == 'adamw' else 1.0):.2g}")
 
@@ -167,6 +168,7 @@ def fitting_rows(shape: ModelConfig, row_tokens: int, device: torch.device, *, c
     """
     most = max(1, MICRO_TOKENS[device.type] // row_tokens)
     if (free := free_memory(device)) is not None:
+        # What is free now must hold the weights and all that belongs to them, then the rows.
         training = 16 * num_weights(shape)  # weight, gradient and two moments in float32
         each = row_bytes(shape, row_tokens, keeps_scores=device.type == "cpu", checkpointing=checkpointing)
         most = min(most, max(1, int(MEMORY_SHARE * free - training) // each))
@@ -181,6 +183,8 @@ def split_rows(rows: int, most: int) -> tuple[int, int]:
     which 10 fit, become 5 x 9, since 41 x 1 would be slow.
     """
     most = min(most, rows)
+    # The largest divisor keeps the step as it is. Where that is small (41 has only 1 and 41), half
+    # of the memory would lie idle. Then as few parts as possible, all of the same size, are better.
     size = max(part for part in range(1, most + 1) if rows % part == 0)
     if 2 * size < most:
         size = math.ceil(rows / math.ceil(rows / most))
@@ -211,7 +215,7 @@ def fill_in(
     config = replace(config, learning_rate=resolved["learning_rate"], embedding_lr_ratio=resolved["embedding_lr_ratio"])
     if not (config.batch_size and config.accumulation_steps):
         config = _fill_in_batch(config, shape, round(resolved["tokens_per_step"]), row_tokens, runtime)
-    # Compiling takes a fixed time and saves a share of the run, so it pays in a long run.
+    # Compiling takes a fixed time and saves a share of the run, so it pays only in a long run.
     if config.use_compile is None:
         steps = config.max_steps or math.inf
         trained = min(config.epochs * rows, steps * config.batch_size * config.accumulation_steps * runtime.world_size)
@@ -242,6 +246,7 @@ def _fill_in_batch(
             f"accumulation_steps = {config.accumulation_steps} without a batch_size: give both, or tokens_per_step alone.",
             "缺少 batch_size：请两者都给，或只给 tokens_per_step",
         )
+    # A step in tokens becomes a step in rows, divided among the processes.
     each = max(1, round(tokens / row_tokens / runtime.world_size))  # rows of a step in one process
     if config.batch_size:
         return replace(config, accumulation_steps=math.ceil(each / config.batch_size))

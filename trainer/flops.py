@@ -47,11 +47,14 @@ def active_parameters(shape: ModelConfig) -> int:
     """N: parameters that one token meets. The embedding, which is also the output matrix, counts
     once; of a MoE's experts only those that a token goes to."""
     C, D = shape.hidden_size, shape.head_dim
+    # Four projections (queries, keys, values, output), and the weights of the two norms of QK-norm.
     attention = C * D * 2 * (shape.num_attention_heads + shape.num_key_value_heads) + 2 * D
+    # SwiGLU has three matrices: gate, up and down. A MoE adds its router.
     if shape.use_moe:
         mlp = 3 * C * shape.moe_intermediate_size * shape.num_experts_per_tok + C * shape.num_experts
     else:
         mlp = 3 * C * shape.intermediate_size
+    # Each block has two more norms, and the network one at its end.
     return shape.vocab_size * C + shape.num_hidden_layers * (attention + mlp + 2 * C) + C
 
 

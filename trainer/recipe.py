@@ -215,7 +215,7 @@ def begin(facts: Facts) -> Training:
     model.to(runtime.device)
     model.gradient_checkpointing = config.gradient_checkpointing
     if config.use_compile:
-        model.compile_blocks()
+        model.compile_blocks()  # this only prepares it: the rehearsal compiles, and sees if it fails
     return Training(facts, config, runtime, model, resume)
 
 
@@ -230,6 +230,7 @@ def find_state(facts: Facts) -> dict[str, Any] | None:
     state = facts.state.load()
     if state is not None:
         return state
+    # How many steps this run would have depends on the size of a step, which the other run chose.
     for other in facts.state.others():
         with fitting(other["path"]):
             config = with_chosen(facts.config, other["choices"])

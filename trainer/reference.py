@@ -76,7 +76,7 @@ def pair_logps(model: MiniLLM, pairs: Rows, runtime: Runtime, label: str) -> Pai
             with runtime.autocast():
                 hidden, _ = model.hidden_states(batch["input_ids"])
                 logps = sequence_logps(hidden, model.output_weight, batch["labels"], batch["target_places"])
-            first, second = logps.cpu().chunk(2)
+            first, second = logps.cpu().chunk(2)  # a batch has the chosen sides first
             chosen.append(first)
             rejected.append(second)
             bar.update(len(numbers))

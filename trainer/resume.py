@@ -52,6 +52,7 @@ class ResumeState:
         write_checkpoint(self.path, {"fingerprint": self.fingerprint, "family": self.family, **state})
         others = [path for path in self.stage_folder.iterdir() if path.is_dir() and path != self.folder]
         others.sort(key=_newest_change, reverse=True)
+        # The run that saves always keeps its own folder, so one place less is left for the others.
         for path in others[KEPT_STATES - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
         return others[KEPT_STATES - 1 :]
@@ -64,6 +65,7 @@ class ResumeState:
         if not self.path.exists():
             return None
         state = read_state(self.path)
+        # Folders have only the first 16 digits in their name, and people move files.
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"{display(self.path)}: the state of other settings or data. {_remedy(self.path)}",
@@ -111,6 +113,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises: UserError when it is damaged, or a part is missing or of another type.
     """
     state = read_checkpoint(path, _remedy(path), START_AGAIN)
+    # A file of another version may load without an error, so each part is looked at.
     wrong = [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name), kind)]
     if not wrong:
         wrong = [f"choices.{name}" for name in CHOICE_PARTS if name not in state["choices"]]

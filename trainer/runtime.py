@@ -49,6 +49,8 @@ class Runtime:
             torch.use_deterministic_algorithms(True)
             # It also fills new tensors. That guards against bugs, and costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # Memory. Where a driver would move a GPU's memory to the host in silence, a limit keeps the
+        # process on the card. On a CPU, what a step frees is kept for the next one.
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
             if driver_spills():
@@ -169,6 +171,7 @@ class Runtime:
         """
         if self.world_size == 1:
             return
+        # Many small messages would take longer than one large one, so the gradients are joined.
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert len(gradients) == sum(p.requires_grad for p in model.parameters())
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])

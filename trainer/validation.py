@@ -39,6 +39,7 @@ def validation_batches(num_rows: int, size: int, runtime: Runtime) -> list[np.nd
     large, and a few rows are left out.
     Args: size: rows of a batch at most.
     """
+    # The rows are spread over all data, so that its beginning alone does not decide.
     count, world = min(VALIDATION_ROWS, num_rows), runtime.world_size
     if runtime.validates_compiled and count >= world:
         parts = math.ceil(count // world / size)
@@ -68,6 +69,7 @@ def validator(
             for numbers in batches:
                 batch = rows.batch(numbers)
                 with runtime.autocast():
+                    # One forward pass gives the loss and what bits per byte need.
                     if isinstance(objective, NextToken):
                         sums[[0, 2, 3]] += objective.text_sums(model, runtime.to_device(batch), sizes)
                     else:
