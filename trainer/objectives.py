@@ -75,7 +75,7 @@ class Preference:
         if self.sft_loss_weight and model.training:
             # DPO alone is content where both answers become unlikely, the rejected one more so. The
             # mean negative log-likelihood of the chosen answer's targets keeps it likely (RPO,
-            # arXiv:2404.19733, eq. 1). A validation shows DPO's loss alone.
+            # arXiv:2404.19733). A validation shows DPO's loss alone.
             lengths = (batch["labels"][: len(chosen)] != IGNORE).sum(dim=1)  # (B,)
             loss = loss - self.sft_loss_weight * chosen / lengths
         return loss.sum()
