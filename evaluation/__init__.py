@@ -1,2 +1,1 @@
-"""How good a model is: likelihood, answers, pairs and first prompts, each with its count, interval
-and baselines."""
+"""How good a model is: metrics, each with its count, its interval and its baselines."""

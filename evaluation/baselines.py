@@ -1,8 +1,8 @@
-"""What rules that know nothing reach on the same questions: one constant answer, and the nearest
-training question.
+"""Baselines: what one constant answer, or the answer of the nearest training question, scores.
 
-A score says something only above these. Both see what the model saw in training, and nothing of the
-held-out answers but the constant, which is even chosen by them.
+A score that is not above its baselines shows nothing. Both baselines see what the model saw in
+training. The nearest one sees no held-out answer. The constant one is even chosen by them: it is
+the best that any constant answer can do.
 """
 
 import random
@@ -23,16 +23,16 @@ from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
 
 MAX_QUESTIONS = 200_000
-"""Distinct training questions, and training texts of each side of pairs, that are looked at; of
-more, a seeded sample."""
+"""Most distinct training questions that are looked at, and most chosen and rejected answers. If
+there are more, a seeded sample is taken."""
 FREQUENT_ANSWERS = 200
-"""Most frequent training answers that are tried as the constant one."""
+"""How many of the most frequent training answers are tried as the constant one."""
 LONGEST_CONSTANT = 200
-"""Characters; a longer training answer is not tried as the constant one."""
+"""In characters. A longer training answer is not tried as the constant one."""
 COUNTED_ANSWERS = 500_000
-"""Distinct answers counted at one time; beyond that, those seen once are forgotten."""
+"""Distinct answers counted at once. If there are more, those seen once are forgotten."""
 TURN_MARK = "\x01"
-"""Stands between two turns that are looked up together."""
+"""Stands between two user turns that are looked up together."""
 
 
 # --- what the model was trained on ----------------------------------------------------------------
@@ -40,28 +40,30 @@ TURN_MARK = "\x01"
 
 @dataclass
 class TrainingExamples:
-    """Questions with their answers, and the answers of pairs, from the files that a checkpoint was
-    trained on."""
+    """Questions with answers, and the answers of pairs, from the training files of a checkpoint."""
 
     questions: list[str] = field(default_factory=list)
-    """Normalised; a turn that follows another stands twice: alone, and behind the turn before
+    """Normalised. A turn that follows another stands here twice: alone, and after the turn before
     it."""
     answers: list[str] = field(default_factory=list)
+    """The answer to each of `questions`."""
     frequent: list[str] = field(default_factory=list)
-    """The most frequent answers."""
+    """The most frequent answers, the most frequent one first."""
     chosen: list[str] = field(default_factory=list)
+    """Last answers of the chosen side of pairs."""
     rejected: list[str] = field(default_factory=list)
+    """Last answers of the rejected side. They are sampled apart, so they are not in the order of
+    `chosen`."""
     seen: set[bytes] = field(default_factory=set, repr=False)
-    """Keys of all questions (`text_hash`), however many, and of the raw texts (`text_key`)."""
+    """Keys of all questions (`text_hash`), without a limit, and of the raw texts (`text_key`)."""
     reason: str = ""
-    """Why there are none; empty where there are."""
+    """Why there are no examples; empty if there are some."""
     is_partial: bool = False
-    """Whether `seen` lacks a file that is gone or another by now."""
+    """Whether `seen` lacks the keys of a file that is gone or has changed."""
 
 
 def question_text(messages: Messages) -> str:
-    """What is looked up of a conversation: the last user turn, with the one before it where there
-    is one."""
+    """What is looked up for a conversation: the last user turn, after the one before it if any."""
     turns = [str(message["content"]) for message in messages if message["role"] == "user"][-2:]
     return TURN_MARK.join(normalised_question(turn) for turn in turns)
 
@@ -69,12 +71,14 @@ def question_text(messages: Messages) -> str:
 def training_examples(
     sources: Iterable[Mapping[str, Any]], seed: int, *, with_texts: bool = False, limit: int = MAX_QUESTIONS
 ) -> TrainingExamples:
-    """What stands in the files of a checkpoint's `training_data` (path and SHA-256 of each).
+    """Read the training files of a checkpoint again.
 
-    Raw texts count only `with_texts`; else a file that begins with one is not read to its end.
+    If one of them is gone or has changed, the result has no examples but the reason; `seen` has the
+    keys of the others.
 
-    A file that is gone, or another one by now, leaves no examples but the reason, and in `seen` what
-    the others hold.
+    Args: sources: the checkpoint's `training_data`, path and SHA-256 of each file. seed: of the
+    samples. with_texts: also take the keys of raw texts; else a file is left at its first raw text.
+    limit: most examples of each kind.
     """
     choose = random.Random(seed)
     questions, chosen, rejected = (_Sample(limit, choose) for _ in range(3))
@@ -84,6 +88,7 @@ def training_examples(
     for source in sources:
         try:
             for record in read_records(_file_of(source)):
+                # A raw text has no question: only its key is of use.
                 if "conversations" not in record and "chosen" not in record:
                     if not with_texts:
                         break
@@ -93,6 +98,7 @@ def training_examples(
                     questions.add(question, (question, answer))
                     if len(answer) <= LONGEST_CONSTANT:
                         counts[answer] += 1
+                # An answer that is frequent in the end was most likely seen twice by now.
                 if len(counts) > COUNTED_ANSWERS:
                     counts = Counter({answer: count for answer, count in counts.items() if count > 1})
                 if "chosen" in record:
@@ -116,7 +122,7 @@ def training_examples(
 
 
 def _file_of(source: Mapping[str, Any]) -> Path:
-    """A training file as it was. Raises: UserError where it is gone or changed."""
+    """Path of a training file. Raises: UserError if the file is gone or has changed."""
     path = find_dataset(Path(source["path"]))
     if sha256_file(path) != source["sha256"]:
         raise UserError(f"{display(path)}: changed since the training", "训练之后文件已改动")
@@ -124,13 +130,16 @@ def _file_of(source: Mapping[str, Any]) -> Path:
 
 
 def text_key(text: str) -> bytes:
-    """What a raw text is known by: its hash without case, spacing and punctuation."""
+    """The key of a raw text: a hash of it without case, spaces and punctuation."""
     return text_hash(normalised_question(text))
 
 
 def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Normalised question and answer of each turn of the assistant; of a pair, the chosen
-    answer."""
+    """Normalised question and answer of each assistant turn that is trained on.
+
+    Of a pair it is the chosen side. A question that follows another comes twice: alone, and after
+    the one before it.
+    """
     before = ""
     asked = ""
     for message in record["conversations"] if "conversations" in record else record["chosen"]:
@@ -143,7 +152,7 @@ def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 class _Sample:
-    """A random sample of distinct things, each with the same chance (Vitter 1985, algorithm R)."""
+    """A random sample of distinct items, each with the same chance (Vitter 1985, algorithm R)."""
 
     def __init__(self, limit: int, choose: random.Random) -> None:
         self.limit, self.choose = limit, choose
@@ -151,11 +160,12 @@ class _Sample:
         self.kept: list[Any] = []
 
     def add(self, key: str, item: Any) -> None:
-        """Take an item, unless one of its key was seen."""
+        """Offer an item. One whose key was seen before is ignored."""
         digest = text_hash(key)
         if digest in self.seen:
             return
         self.seen.add(digest)
+        # The n-th item comes in with chance limit / n, in a random place of the sample.
         if len(self.kept) < self.limit:
             self.kept.append(item)
         elif (place := self.choose.randrange(len(self.seen))) < self.limit:
@@ -166,16 +176,22 @@ class _Sample:
 
 
 class NearestText:
-    """Finds the text whose counts of character bigrams have the largest cosine with those of a
-    query.
+    """Finds the text that is most like a query: by the cosine of their counts of character bigrams.
 
-    An inverted index: bigram -> texts that have it. A query adds up the lists of its few bigrams,
-    so 5,000 queries against 60,000 texts take seconds.
+    It is an inverted index: bigram -> the texts that have it. A query adds up the lists of its few
+    bigrams, so 5,000 queries against 60,000 texts take seconds.
+
+    Shapes: P pairs of a text and a bigram that it has, K distinct bigrams, N texts. `keys` (K,)
+    sorted bigrams; `bounds` (K + 1,): list k is `bounds[k]:bounds[k + 1]` of `owners` (P,), numbers
+    of texts, and of `weights` (P,), the bigram's count in that text over the length of the text's
+    vector of counts.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         keys, owners, counts = _bigram_counts(texts)
+        # Euclidean length of the vector of counts of each text, (N,).
         norms = np.sqrt(np.bincount(owners, counts.astype(np.float64) ** 2, minlength=len(texts)))
+        # Sorted by bigram, the texts of one bigram stand side by side: its list.
         order = np.argsort(keys, kind="stable")
         self.keys, starts = np.unique(keys[order], return_index=True)
         self.bounds = np.append(starts, len(keys))
@@ -184,18 +200,22 @@ class NearestText:
         self.num_texts = len(texts)
 
     def find(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Number and cosine of the nearest text of each query; the first of equal ones, and 0 where
-        none has a bigram."""
+        """Number and cosine of the nearest text of each query, (Q,) int64 and (Q,) float64.
+
+        The first one of equals. If no text shares a bigram with the query, both are 0.
+        """
         nearest, cosines = np.zeros(len(queries), np.int64), np.zeros(len(queries))
         keys, owners, counts = _bigram_counts(queries)
         bounds = np.searchsorted(owners, np.arange(len(queries) + 1))
         for number in range(len(queries)):
             mine = slice(bounds[number], bounds[number + 1])
+            # Where each bigram of the query stands in the index, if it stands there at all.
             found = np.searchsorted(self.keys, keys[mine])
             known = found < len(self.keys)
             known[known] = self.keys[found[known]] == keys[mine][known]
             if not known.any():
                 continue
+            # Add up count * weight over all lists: for each text its cosine times the query's norm.
             norm = np.sqrt((counts[mine].astype(np.float64) ** 2).sum())
             lists = [slice(self.bounds[place], self.bounds[place + 1]) for place in found[known]]
             weights = [self.weights[s] * count for s, count in zip(lists, counts[mine][known], strict=True)]
@@ -208,9 +228,13 @@ class NearestText:
 
 
 def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bigrams of all texts, sorted by text: bigram as one number, number of the text, count. Each
-    text has a mark before and after it, so that a single character has two bigrams."""
+    """The bigrams of all texts, sorted by text: (P,) bigram as one number, (P,) number of its text,
+    (P,) its count in that text.
+
+    Each text has a mark before and after it, so that a text of one character has two bigrams.
+    """
     joined = "\0".join(["", *(text.replace("\0", " ") for text in texts), ""])
+    # A code point has at most 21 bits, so two of them fit a number of 64.
     points = np.frombuffer(joined.encode("utf-32-le", errors="replace"), np.uint32).astype(np.uint64)
     owners = np.cumsum(points == 0)[:-1] - 1  # the mark before a text belongs to it
     keys = points[:-1] << np.uint64(21) | points[1:]
@@ -218,30 +242,34 @@ def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nda
     return pairs[1], pairs[0].astype(np.int64), counts
 
 
-# --- the rules ------------------------------------------------------------------------------------
+# --- the baselines --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the baselines see it: what is looked up, its rule, and the answers that it
-    expects."""
+    """A question as the baselines see it."""
 
     text: str
+    """What is looked up (`question_text`)."""
     rule: Rule
     expected: tuple[str, ...]
+    """Answers that may be right: candidates of the constant."""
     cluster: Hashable
+    """What counts once in an interval."""
 
 
 class Baselines:
-    """The two rules, over the training examples of one checkpoint."""
+    """Both baselines, over the training examples of one checkpoint."""
 
     def __init__(self, examples: TrainingExamples) -> None:
         self.examples = examples
         self._index: NearestText | None = None
 
     def of(self, asked: Sequence[Asked]) -> dict[str, float | str | None]:
-        """Shares that the rules get right: `constant` and `nearest`, the latter null with a reason
-        where there is no training data."""
+        """The shares that the baselines get right: `constant` and `nearest`.
+
+        Without training data `nearest` is None, and `reason` says why.
+        """
         rules = [one.rule for one in asked]
         candidates = dict.fromkeys(text for one in asked for text in one.expected)
         found: dict[str, float | str | None] = {
@@ -254,17 +282,18 @@ class Baselines:
         return found | {"nearest": sum(right) / len(right)}
 
     def nearest_answers(self, texts: Sequence[str]) -> list[str]:
-        """The answer of the nearest training question to each text (see `question_text`)."""
-        if self._index is None:
+        """The answer of the training question that is nearest to each text (`question_text`)."""
+        if self._index is None:  # made late, because many evaluations need no index
             self._index = NearestText(self.examples.questions)
         numbers, _ = self._index.find(texts)
         return [self.examples.answers[number] for number in numbers]
 
 
 def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int, str]:
-    """The most questions that one answer gets right, and that answer.
+    """How many questions the best constant answer gets right, and that answer.
 
-    Most rules are known by their keys, so an answer meets those it satisfies without meeting all.
+    Most rules are right for certain keys only. So a candidate is looked up by its keys, and is held
+    against the other rules (`has_more`) alone.
     """
     holders: dict[Key, set[int]] = defaultdict(set)
     for number, rule in enumerate(rules):
@@ -278,6 +307,7 @@ def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int
         if said.plain in seen:
             continue
         seen.add(said.plain)
+        # An empty answer is never right by a key.
         right = set().union(*(holders.get(key, set()) for key in said.keys)) if said.plain else set()
         right.update(number for number in others if number not in right and not rules[number].broken(said))
         if len(right) > best[0]:
@@ -288,12 +318,14 @@ def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int
 def pair_baselines(
     pairs: Sequence[tuple[str, str]], lengths: Sequence[tuple[int, int]], examples: TrainingExamples
 ) -> list[tuple[bool, bool, bool | None]]:
-    """For each pair of answers, chosen first: whether it is the longer one, the shorter one, and
-    whether its training neighbours speak for it.
+    """What three rules say about each pair: whether the chosen answer is the longer one, whether it
+    is the shorter one, and whether its training neighbours speak for it (None without any).
 
-    An answer's neighbours are the chosen and the rejected training text nearest to it; it is taken
-    for the better one where the first is nearer than the second, by more than it is for the other
-    answer. A tie is wrong.
+    The neighbours of an answer are the chosen and the rejected training answer that are most like
+    it. Its margin is the cosine with the first less that with the second. The answer with the
+    larger margin is taken for the better one; a tie is wrong.
+
+    Args: pairs: the texts, chosen first. lengths: their targets, chosen first.
     """
     longer = [chosen > rejected for chosen, rejected in lengths]
     shorter = [chosen < rejected for chosen, rejected in lengths]
@@ -302,5 +334,6 @@ def pair_baselines(
     texts = [normalised_question(text) for pair in pairs for text in pair]
     margins = NearestText([normalised_question(text) for text in examples.chosen]).find(texts)[1]
     margins = margins - NearestText([normalised_question(text) for text in examples.rejected]).find(texts)[1]
+    # Texts 2i and 2i + 1 are pair i. Differences of rounding are ties.
     nearer = [bool(margins[2 * i] > margins[2 * i + 1] + 1e-9) for i in range(len(pairs))]
     return list(zip(longer, shorter, nearer, strict=True))

@@ -1,21 +1,24 @@
-"""What a person types first: prompts with a rule each, asked one by one or in turns.
+"""What a person types first: prompts, each with a rule for its answer, asked turn by turn.
 
 A line of `dataset/first_minutes.jsonl` is one prompt:
 
     {"list": "unseen", "half": "report", "kind": "sums", "prompt": "1+1=?", "number": "2"}
-    {"list": "core", "kind": "turns", "turns": ["法国的首都是哪里？", "那德国呢？"], "accept": ["柏林"]}
+    {"list": "core", "kind": "turns", "turns": ["法国首都？", "那德国呢？"], "accept": ["柏林"]}
 
-- `list`: `core`, what nearly everyone types; it may be trained on, and is a score of its own. Or
-  `unseen`, the score, with its `half`: `choose`, by which settings may be chosen, or `report`.
-- `kind`: one of KINDS. `cluster`: what counts once in the interval; by default the prompt itself.
+- `list`: `core` is what nearly everyone types. It may be trained on, so it has a score of its own.
+  `unseen` is the real score. Its `half` is `choose`, by which settings may be chosen, or `report`.
+- `kind`: one of KINDS. `cluster`: what counts once in the interval; without it the prompt itself.
 - `prompt`, or `turns`: what the user says turn by turn. The model's own answers stand between.
-- The rule for the last answer, at least one of: `accept`, it contains one of these texts (`exact`:
-  it equals one of them); `all`, it contains all of these; `forbid`, it contains none of these;
-  `number`, it ends with this number; `honest`, an honest line is right too, or alone where nothing
-  else is asked for. `max_chars`: it is no longer.
+- The rule for the last answer has at least one of these:
+  `accept`: it contains one of these texts; with `exact` it equals one of them.
+  `all`: it contains all of these texts. `forbid`: it contains none of these.
+  `number`: it ends with this number.
+  `honest`: an honest line is right too. If the rule asks for nothing else, only an honest line is.
+- `max_chars`: the answer is at most this long.
 
-Texts are compared without punctuation, spaces, widths and case. `{{name}}` and `{{author}}` are
-filled in. An answer that does not end, is empty, repeats itself or breaks a character is wrong.
+Texts are compared as `normalize` gives them: without punctuation, spaces, full width and capitals.
+`{{name}}` and `{{author}}` are filled in. An answer is always wrong if it does not end, is empty,
+repeats itself or breaks a character.
 """
 
 import json
@@ -39,26 +42,28 @@ LISTS = ("core", "unseen")
 HALVES = ("choose", "report")
 KINDS = ("identity", "chat", "feelings", "facts", "sums", "beyond", "unknown", "turns")
 KINDS_OF_ANY_MODEL = ("identity", "chat")
-"""Kinds that are scored where the knowledge is the user's own."""
+"""Kinds that are scored even if the model learnt its general talk or knowledge from a user's own
+data, which may say nothing about the other kinds."""
 _FIELDS = {
     "list": str, "half": str, "kind": str, "prompt": str, "turns": list, "accept": list, "all": list, "forbid": list,
     "number": str, "honest": bool, "exact": bool, "max_chars": int, "cluster": str,
 }  # fmt: skip
 _RULES = ("accept", "all", "forbid", "number", "honest")
 UNNAMED = "\ufffc"
-"""Stands in a prompt's rule for a name that nobody knows."""
+"""Stands in a prompt for a name that is not known."""
 
 REPEATED_CLAUSE_CHARACTERS = 4
 REPEATS = 3
-"""So often may no clause of that many characters occur."""
+"""An answer repeats itself if a clause of `REPEATED_CLAUSE_CHARACTERS` or more characters occurs
+`REPEATS` times."""
 _LOOP = re.compile(r"(.{2,30}?)\1{2,}", re.DOTALL)
 LOOP_CHARACTERS, LOOP_OF_ONE, LOOP_OF_DIGITS = 8, 10, 20
-"""Characters from which on a part said three times over is a loop; of one character (哈哈哈), of
-digits."""
+"""In characters: a part that is said three times in a row is a loop if all of it is this long. It
+may be longer if the part is one character (哈哈哈) or has digits alone (the decimals of 1/3)."""
 
 
 class JudgedWhole:
-    """A rule that has to read the whole answer: no key tells beforehand which answers can be right."""
+    """A rule that must read the whole answer, because no key says which answers are right."""
 
     __slots__ = ()
 
@@ -75,7 +80,8 @@ class JudgedWhole:
 
 @dataclass(frozen=True)
 class Prompt(JudgedWhole):
-    """What a person types, and what makes the answer right."""
+    """What a person types, and what makes the answer right. The fields are those of a line of the
+    file (see the top of this page)."""
 
     turns: tuple[str, ...]
     kind: str
@@ -93,16 +99,17 @@ class Prompt(JudgedWhole):
     @property
     def tried(self) -> tuple[str, ...]:
         """Answers that may be right: what the constant baseline is chosen from."""
-        number = (self.number,) if self.number else ()
-        return (
-            *self.accept,
-            *number,
-            *(("，".join(self.all_of),) if self.all_of else ()),
-            *((HONEST_LINE,) * self.honest),
-        )
+        tried = [*self.accept]
+        if self.number:
+            tried.append(self.number)
+        if self.all_of:
+            tried.append("，".join(self.all_of))
+        if self.honest:
+            tried.append(HONEST_LINE)
+        return tuple(tried)
 
     def broken(self, said: Said) -> str:
-        """What is wrong with an answer; empty when it is right."""
+        """What is wrong with an answer; empty if it is right."""
         if not said.plain:
             return "empty"
         if self.max_chars and len(said.text) > self.max_chars:
@@ -110,6 +117,7 @@ class Prompt(JudgedWhole):
         for text in self.forbid:
             if contains(said.plain, normalize(text)):
                 return f"contains {text}"
+        # An honest line needs none of what follows, but must keep the two rules above.
         if self.honest and said.is_honest(self.turns[-1]):
             return ""
         if self.exact and said.plain not in {normalize(text) for text in self.accept}:
@@ -127,8 +135,10 @@ class Prompt(JudgedWhole):
 
 
 def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
-    """The prompts of a file, the model's name and its author's filled in. Raises: UserError with
-    file and line."""
+    """The prompts of a file, with the model's name and its author's filled in.
+
+    Raises: UserError with file and line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -166,6 +176,7 @@ def load_prompts(path: Path, names: tuple[str, str]) -> list[Prompt]:
 
 def _prompt_of(line: str, names: tuple[str, str]) -> Prompt:
     """A line as a prompt. Raises: ValueError with what is wrong."""
+    # Escaped for JSON, because a name may have a quotation mark in it.
     for mark, name in zip(("{{name}}", "{{author}}"), names, strict=True):
         line = line.replace(mark, json.dumps(name, ensure_ascii=False)[1:-1])
     try:
@@ -193,10 +204,11 @@ def _prompt_of(line: str, names: tuple[str, str]) -> Prompt:
 
 
 def _check(fields: Mapping[str, Any]) -> None:
-    """Raises: ValueError with what is wrong with a line's fields."""
+    """Raises: ValueError, which says what is wrong with the fields of a line."""
     for name, value in fields.items():
         if name not in _FIELDS:
             raise ValueError(f"unknown field {name!r} (there are {', '.join(_FIELDS)})")
+        # In Python a bool is an int, but `"max_chars": true` is a mistake.
         if not isinstance(value, _FIELDS[name]) or (_FIELDS[name] is int and isinstance(value, bool)):
             raise ValueError(f"{name} is {type(value).__name__} instead of {_FIELDS[name].__name__}")
         if isinstance(value, list) and not (value and all(isinstance(text, str) and normalize(text) for text in value)):
@@ -228,18 +240,26 @@ def _check(fields: Mapping[str, Any]) -> None:
 def choose_prompts(
     given: str, stage: str, half: str, names: tuple[str, str], *, everything: bool
 ) -> tuple[list[Prompt], list[str]]:
-    """The first prompts to ask after SFT and every later stage: of `unseen` one half, of `core`
-    all; only what any model can be asked unless its general talk and its knowledge are the bundled
-    ones. With them a line about those left out, since nobody knows the name that they ask for.
-    Raises: UserError."""
+    """The first prompts to ask after SFT and every later stage; none after pretraining.
+
+    They are all of the list `core` and one half of `unseen`. Prompts about a name that is not known
+    are left out.
+
+    Args: given: `--first_minutes`: a file, `none`, or empty for the bundled file if it is there.
+    names: the model's name and its author's, empty if unknown. everything: all kinds; else only
+    `KINDS_OF_ANY_MODEL`, for a model whose general talk or knowledge is not bundled samples alone.
+    Returns: the prompts, and a line about those that are left out, if there are any.
+    Raises: UserError if the file can't be read or has a wrong line.
+    """
     if given == "none" or continues_text(stage) or (not given and not FIRST_MINUTES.exists()):
         return [], []
     filled = (names[0] or UNNAMED, names[1] or UNNAMED)
     prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, filled)
     chosen = [
-        prompt for prompt in prompts
+        prompt
+        for prompt in prompts
         if (prompt.is_core or prompt.half == half) and (everything or prompt.kind in KINDS_OF_ANY_MODEL)
-    ]  # fmt: skip
+    ]
     named = [prompt for prompt in chosen if not _asks_for_unknown_name(prompt)]
     if len(named) == len(chosen):
         return chosen, []
@@ -268,12 +288,15 @@ class Spoken(Protocol):
         ...
 
     def broken(self, said: Said) -> str:
-        """What is wrong with the last answer; empty when it is right."""
+        """What is wrong with the last answer; empty if it is right."""
         ...
 
 
 def ask_in_turns(prompts: Sequence[Spoken], ask: Asker) -> list[list[Answer]]:
-    """The model's answers to each turn of each prompt; its own answers stand between the turns."""
+    """The model's answers to each turn of each prompt; its own answers stand between the turns.
+
+    The n-th turns of all prompts are asked at once, because a batch is much faster.
+    """
     conversations: list[Messages] = [[] for _ in prompts]
     answers: list[list[Answer]] = [[] for _ in prompts]
     for turn in range(max((len(prompt.turns) for prompt in prompts), default=0)):
@@ -287,8 +310,10 @@ def ask_in_turns(prompts: Sequence[Spoken], ask: Asker) -> list[list[Answer]]:
 
 
 def fault_of(said: Answer) -> str:
-    """Why an answer is wrong to any prompt: it does not end, repeats itself, or breaks a character;
-    else empty."""
+    """Why an answer is wrong whatever was asked; else empty.
+
+    It does not end, breaks a character (U+FFFD stands for broken bytes), or repeats itself.
+    """
     if not said.ended:
         return "does not end"
     if "\ufffd" in said.text:
@@ -299,22 +324,29 @@ def fault_of(said: Answer) -> str:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a clause of 4 or more characters occurs three times, or a part is said three times
-    over."""
+    """Whether a clause of 4 or more characters occurs three times, or a part is said three times in
+    a row."""
     parts = Said(text).clauses
     if any(parts.count(part) >= REPEATS for part in set(parts) if len(part) >= REPEATED_CLAUSE_CHARACTERS):
         return True
     for loop in _LOOP.finditer(text):
         part = loop[1]
-        least = LOOP_OF_DIGITS if part.isdigit() else LOOP_OF_ONE if len(set(part)) == 1 else LOOP_CHARACTERS
+        if part.isdigit():
+            least = LOOP_OF_DIGITS
+        elif len(set(part)) == 1:
+            least = LOOP_OF_ONE
+        else:
+            least = LOOP_CHARACTERS
         if len(loop[0]) >= least:
             return True
     return False
 
 
 def judge(prompt: Spoken, answers: Sequence[Answer]) -> str:
-    """What is wrong with the answers to a prompt; empty when nothing is. Only the last one is held
-    against its rule."""
+    """What is wrong with the answers to a prompt, one a turn; empty if nothing is.
+
+    No answer may have a fault (`fault_of`). Only the last one must also keep the prompt's rule.
+    """
     for turn, said in enumerate(answers, start=1):
         if fault := fault_of(said):
             return fault if turn == len(answers) else f"turn {turn} {fault}"

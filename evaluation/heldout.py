@@ -1,4 +1,4 @@
-"""Held-out records: those of a file that a checkpoint of this stage can fairly be scored on."""
+"""Held-out records: those of a file that a checkpoint can fairly be scored on, and why not all."""
 
 import random
 from collections import Counter, defaultdict
@@ -23,12 +23,13 @@ HALVES = {
     "test": "the half that no trainer reads and no validation curve is drawn from",
     "validation": "the half that settings may have been chosen by; no test half in this file",
 }
-"""Value of `split` -> what is said about it; the first that a file has is evaluated on."""
+"""Value of a record's `split` -> what is printed about it. The first of these that a file has is
+the half to evaluate on."""
 FIELD_OF_DATA = {"documents": "text", "conversations": "conversations", "pairs": "chosen"}
-"""Kind of data -> what each of its records holds."""
+"""Kind of data -> the field that each of its records has."""
 SHAPES = {"text": "raw text", "conversations": "a conversation", "chosen": "a pair of answers"}
 NEARLY_ALL = 0.9
-"""Share of a file's records from which on it counts as training data, whatever else it holds."""
+"""A file counts as training data if at least this share of its records was trained on."""
 
 Records = list[dict[str, Any]]
 
@@ -40,19 +41,21 @@ class Heldout:
     path: Path
     sha256: str
     split: str
+    """`test` or `validation`; `all` if the file has no halves."""
     records: Records
     notes: list[str]
-    """What was left out, and why."""
+    """Lines that say what was left out, and why."""
     counts: Counter[str]
-    """Held-out records of each category in the file, both halves."""
+    """Category -> its records in both halves of the file that were not trained on."""
 
 
 def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, seed: int) -> Heldout:
-    """Records to evaluate on: the `test` ones where the file has a split, at most `max_samples` a
-    category and kind. Those that were trained on are left out.
+    """The records of a file to evaluate on: those of one half (`HALVES`), without those that the
+    checkpoint was trained on.
 
-    Raises: UserError where the file has another shape, is (nearly) all training data of the
-    checkpoint, may be, or has nothing to evaluate on.
+    Args: max_samples: at most so many of each category and kind, drawn by `seed`; 0: all.
+    Raises: UserError if the records have another shape, if the file is (nearly) all training data
+    of the checkpoint or may be, or if it has nothing to evaluate on.
     """
     path = find_dataset(path)
     digest = sha256_file(path)
@@ -60,6 +63,7 @@ def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, see
     found = _of_shape(path, stage)
     split = next((name for name in HALVES if name in {split_of(record) for record in found}), "all")
     notes: list[str] = []
+    # A small mix may hold no record out. That is no mistake, so the pipeline goes on.
     if not found and is_held_out_by_a_mix(path):
         notes.append(
             both(f"{display(path)}: the mix held no record out: trained on, and not judged", "没有留出记录，不做评测")
@@ -86,7 +90,7 @@ def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, see
 
 
 def _of_shape(path: Path, stage: str) -> Records:
-    """All records of a file. Raises: UserError with the line of the first of another shape."""
+    """All records of a file. Raises: UserError with the first line that has another shape."""
     field, records = FIELD_OF_DATA[STAGE_TABLE[stage].data], []
     for number, record in numbered_records(path):
         if field not in record:
@@ -101,6 +105,7 @@ def _of_shape(path: Path, stage: str) -> Records:
 
 
 def _refuse_training_file(path: Path, digest: str, trained: Trained) -> None:
+    """Raises: UserError if the file is one of the checkpoint's training files."""
     if any(source["sha256"] == digest for source in trained.sources):
         raise UserError(
             f"{display(path)}: this checkpoint was trained on this very file, so a score on it means nothing. "
@@ -110,6 +115,7 @@ def _refuse_training_file(path: Path, digest: str, trained: Trained) -> None:
 
 
 def _refuse_nearly_all(path: Path, seen: int, total: int) -> None:
+    """Raises: UserError if (nearly) all records of the file were trained on."""
     if seen >= NEARLY_ALL * total:
         share = "every one" if seen == total else str(seen)
         raise UserError(
@@ -120,8 +126,11 @@ def _refuse_nearly_all(path: Path, seen: int, total: int) -> None:
 
 
 def _doubts(path: Path, trained: Trained) -> list[str]:
-    """A line where nobody can tell what the checkpoint was trained on. Raises: UserError where that
-    is likely to be these records: they were held out by another mix."""
+    """A line of doubt if it is not fully known what the checkpoint was trained on; else none.
+
+    Raises: UserError if, in addition, another mix held these records out: the checkpoint's own mix
+    has most likely put some of them into its training data.
+    """
     if not trained.lacking or is_of_the_same_mix(path, trained.sources):
         return []
     if is_held_out_by_a_mix(path):
@@ -151,15 +160,18 @@ def _sampled(records: Records, max_samples: int, seed: int) -> Records:
 
 
 def chats_beside(path: Path) -> Path | None:
-    """The held-out chats beside held-out pairs, to see what preference training did to the
-    answers."""
+    """The held-out chats in the folder of held-out pairs: they show what preference training did to
+    the answers. None if there are none."""
     chats = path.with_name(path.name.replace("dpo", "sft"))
     return chats if chats != path and chats.exists() else None
 
 
 def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: list[str]) -> dict[str, Metric]:
-    """The metrics without accuracies that stand on fewer than `FEW_HELDOUT` held-out records; a
-    note says which."""
+    """The metrics without the accuracies of categories that have fewer than `FEW_HELDOUT` held-out
+    records.
+
+    Args: counts: held-out records of each category. notes: gets a line for each such category.
+    """
     left = dict(metrics)
     for category, count in sorted(counts.items()):
         prefix = "preference_accuracy" if category == "preference" else f"accuracy_{category}"

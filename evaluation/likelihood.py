@@ -1,11 +1,11 @@
-"""How likely a model finds held-out text: loss, perplexity, bits per byte.
+"""How likely held-out text is to a model: loss, perplexity, bits per byte.
 
-Bits per byte, everywhere in this project: the negative log-likelihood of the tokens that stand for
-text, in bits, over the UTF-8 bytes of these tokens. Special tokens, such as the end of a text, have
-no bytes and are left out; the loss in nats a token counts them. So it can be compared between
-tokenizers.
+Bits per byte, everywhere in this project: the negative log-likelihood of the targets that stand for
+text, in bits, over the UTF-8 bytes of these targets. Special tokens, such as the end of a text,
+have no bytes and are left out here; the loss in nats a token counts them. Bytes do not depend on
+the tokenizer, so bits per byte can be compared between tokenizers.
 
-Shapes: B rows, T tokens, C hidden size, V vocabulary.
+Shapes: B rows, T tokens, N targets, V vocabulary.
 """
 
 import math
@@ -25,20 +25,20 @@ from model.likelihood import target_nats
 from model.model_minillm import MiniLLM
 
 SCORE_BATCH = 32
-"""Rows scored at once, at most."""
+"""Most rows scored at once."""
 SCORE_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-"""Tokens of these rows with their padding, at most. More make nothing faster, and each takes memory
-in every layer."""
+"""Kind of device -> most tokens scored at once, padding included. More would not be faster, and
+each takes memory in every layer."""
 CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at once. The same on every device and for good, as the last bit of a
-score may depend on it."""
+"""Tokens whose logits exist at once. It is the same on every device and never changes, because the
+last bit of a score may depend on it."""
 
 Row = tuple[list[int], list[int]]
-"""Inputs, and the label of each: the id that follows, or IGNORE."""
+"""Input ids, and the label of each: the id that follows it if that is a target, else IGNORE."""
 
 
 def bits_per_byte(nats: float, num_bytes: float) -> float:
-    """Nats of the tokens that stand for text, and the bytes of these, as bits per byte."""
+    """Bits per byte of targets that stand for text: their nats over their bytes, in bits."""
     return nats / math.log(2) / num_bytes
 
 
@@ -52,34 +52,38 @@ def token_bytes(tokenizer: RustBPETokenizer) -> Tensor:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids of a record and which of them count."""
+    """Token ids of a record, and which of them are targets."""
 
     ids: list[int]
     mask: list[int]
-    """1 where a token is predicted and counts."""
+    """1 for a target, 0 for a given token; as long as `ids`."""
     cluster: Hashable = None
+    """What counts once in an interval; None: the record itself."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Likelihood of the tokens of one record that count."""
+    """Negative log-likelihood of the targets of one record, in nats."""
 
     nats: float
     num_tokens: int
+    """Targets."""
     text_nats: float
-    """Of the tokens that stand for text."""
+    """Nats of those targets that stand for text."""
     num_bytes: int
-    """Bytes of these."""
+    """UTF-8 bytes of the same."""
     cluster: Hashable = None
 
 
 def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Row]:
-    """Cut a record into rows of inputs and labels, each token predicted once, with the token before
-    as context."""
+    """Cut a record into rows of at most `length` inputs. Each token but the first is a label once.
+
+    The last input of a row predicts the first input of the next row.
+    """
     for start in range(0, max(1, len(ids) - 1), length):
         inputs = list(ids[start : start + length])
-        following, supervised = ids[start + 1 : start + length + 1], mask[start + 1 : start + length + 1]
-        labels = [token if kept else IGNORE for token, kept in zip(following, supervised, strict=True)]
+        following, are_targets = ids[start + 1 : start + length + 1], mask[start + 1 : start + length + 1]
+        labels = [token if is_target else IGNORE for token, is_target in zip(following, are_targets, strict=True)]
         yield inputs[: len(labels)], labels
 
 
@@ -87,16 +91,19 @@ def windows(ids: Sequence[int], mask: Sequence[int], length: int) -> Iterator[Ro
 def row_nats(
     model: MiniLLM, rows: Sequence[Row], batch_size: int, label: str, sizes: Tensor | None = None
 ) -> list[tuple[float, float]]:
-    """Negative log-likelihood of the labels of each row, summed, in nats.
+    """Negative log-likelihood of the targets of each row, summed, in nats.
 
-    Rows of like length run together. Args: sizes (V,): bytes of each token; without it each has
-    some. Returns: for each row the nats of all labels, and of those that have bytes.
+    Rows of about the same length run together.
+    Args: batch_size: most rows at once. label: name of the progress bar. sizes: bytes of each
+    token, (V,); without it every token counts as text.
+    Returns: for each row the nats of all its targets, and of those that have bytes.
     """
     device = model.output_weight.device
     sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
     result = [(0.0, 0.0)] * len(rows)
     with progress_bar(len(rows), desc=label, unit="rows", leave=False) as bar:
         for numbers in batches([len(inputs) for inputs, _ in rows], batch_size, SCORE_TOKENS[device.type]):
+            # Shorter rows are padded at the end: no token before sees it, and its label is IGNORE.
             longest = max(len(rows[number][0]) for number in numbers)
             inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
             labels = torch.full((len(numbers), longest), IGNORE)
@@ -106,11 +113,12 @@ def row_nats(
                 labels[place, : len(row_labels)] = torch.tensor(row_labels)
             hidden, _ = model.hidden_states(inputs.to(device))
             places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
-            targets = labels.flatten()[places]
+            targets = labels.flatten()[places]  # (N,)
             nats = target_nats(
                 hidden, model.output_weight, labels.to(device), places.to(device), chunk_tokens=CHUNK_TOKENS
             )  # (N,)
-            nats = nats.cpu().double()  # on the CPU, as MPS has no float64
+            nats = nats.cpu().double()  # on the CPU, because MPS has no float64
+            # Add up the nats of each row: once of all its targets, once of those with bytes.
             owners, is_text = places // longest, sizes[targets] > 0
             sums = torch.zeros(2, len(numbers), dtype=torch.float64)
             sums[0].index_add_(0, owners, nats)
@@ -122,10 +130,13 @@ def row_nats(
 
 
 def batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> Iterator[list[int]]:
-    """Numbers of rows that run together, shortest first: as many as fit both limits when all are
-    padded to the longest, and at least one."""
+    """Numbers of the rows that run together, shortest rows first.
+
+    A batch has as many rows as both limits allow once all are padded to its longest; at least one.
+    """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
+        # Rows come sorted, so the next one would be the longest of the batch.
         if batch and (len(batch) == most_rows or (len(batch) + 1) * lengths[number] > most_tokens):
             yield batch
             batch = []
@@ -137,13 +148,16 @@ def batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> Iterato
 def score(
     model: MiniLLM, texts: Sequence[Text], sizes: Tensor, *, length: int, label: str, batch_size: int = SCORE_BATCH
 ) -> list[Scored]:
-    """Likelihood of each record. `sizes`: see `token_bytes`; `length`: tokens of one row."""
-    rows, owners = [], []
+    """Likelihood of each record, in their order.
+
+    Args: sizes: bytes of each token, (V,) (`token_bytes`). length: tokens of one row.
+    """
+    rows, owners = [], []  # owners: the number of the record that a row is cut from
     for number, text in enumerate(texts):
         for row in windows(text.ids, text.mask, length):
             rows.append(row)
             owners.append(number)
-    sums = [[0.0, 0.0, 0, 0] for _ in texts]
+    sums = [[0.0, 0.0, 0, 0] for _ in texts]  # nats, nats of text, targets, bytes
     for owner, (_, labels), (nats, text_nats) in zip(
         owners, rows, row_nats(model, rows, batch_size, label, sizes), strict=True
     ):
@@ -157,7 +171,7 @@ def score(
 
 
 def likelihood_metrics(scored: Sequence[Scored]) -> dict[str, Metric]:
-    """Loss in nats a token, perplexity, and bits per byte of the text."""
+    """Loss in nats a target, perplexity, and bits per byte. Raises: UserError without targets."""
     kept = [one for one in scored if one.num_tokens]
     if not kept:
         raise UserError(
@@ -171,18 +185,18 @@ def likelihood_metrics(scored: Sequence[Scored]) -> dict[str, Metric]:
 
 
 def bits_metric(scored: Sequence[Scored]) -> Metric:
-    """Bits per byte of records with their interval; `n` counts bytes."""
+    """Bits per byte of records; `n` counts bytes."""
     clusters = [number if one.cluster is None else one.cluster for number, one in enumerate(scored)]
     sizes = [one.num_bytes for one in scored]
     return ratio([one.text_nats / math.log(2) for one in scored], sizes, sum(sizes), clusters)
 
 
 def raw_text(tokenizer: RustBPETokenizer, text: str, cluster: Hashable = None) -> Text:
-    """A document: all of the text and its end are predicted."""
+    """A document: the tokens of its text and its end are targets."""
     ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(text), tokenizer.end_of_text_id]
     return Text(ids, [0] + [1] * (len(ids) - 1), cluster)
 
 
 def chat_text(tokenizer: RustBPETokenizer, messages: list[dict[str, Any]], cluster: Hashable = None) -> Text:
-    """A conversation: what the assistant says is predicted, the ends of its turns too."""
+    """A conversation: what the assistant says, and the end of each of its turns, are targets."""
     return Text(*tokenizer.render_conversation(messages), cluster)

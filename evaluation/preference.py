@@ -1,7 +1,7 @@
-"""Which answer of a held-out pair a model prefers, against its reference, by kind of fault, beside
-rules that know nothing.
+"""Which answer of a held-out pair a model prefers: metrics with and without its reference.
 
-Shapes: none; log-probabilities are plain floats, in nats.
+They are also taken for each kind of fault apart, beside the baselines of `baselines.py`.
+Log-probabilities are plain floats, in nats.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,9 +17,9 @@ from evaluation.questions import Messages, cluster_of
 from model.model_minillm import MiniLLM
 
 HARD_KINDS: tuple[str, ...] = ("agreeing", "doubting")
-"""Kinds of pairs of which the SFT model, by log-probability a token, prefers the better answer in
-less than 80%, measured once on the bundled pairs (docs/lab_log.md). `preference_accuracy_hard` is
-taken over them. Where none is named, it is left out."""
+"""Kinds of the bundled pairs that are hard: the SFT model prefers the chosen answer, by its
+log-probability a target, in less than 80% of them (docs/lab_log.md). `preference_accuracy_hard` is
+taken over them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Pair:
     chosen: Messages
     rejected: Messages
     kind: str = ""
-    """What is wrong with the rejected answer."""
+    """What is wrong with the rejected answer; empty if the record does not say it."""
     cluster: Hashable = None
+    """What counts once in an interval."""
 
 
 def pair_of(record: dict[str, Any]) -> Pair:
@@ -46,7 +47,7 @@ def pair_of(record: dict[str, Any]) -> Pair:
 
 @dataclass(frozen=True)
 class PairScore:
-    """Log-probabilities in nats of both answers of a pair, and their supervised tokens."""
+    """Log-probabilities in nats of both last answers of a pair, and how many targets each has."""
 
     chosen: float
     rejected: float
@@ -55,24 +56,28 @@ class PairScore:
 
     @property
     def prefers_chosen(self) -> bool:
-        """Whether the chosen answer is likelier; a tie is no."""
+        """Whether the chosen answer is likelier; False for a tie."""
         return self.chosen > self.rejected
 
     @property
     def prefers_chosen_per_token(self) -> bool:
-        """The same by log-probability a token, so that length tells nothing."""
+        """The same by log-probability a target, so that length does not matter."""
         return self.chosen / self.chosen_tokens > self.rejected / self.rejected_tokens
 
 
 def pair_rows(tokenizer: RustBPETokenizer, pair: Pair, length: int) -> tuple[Row, Row] | None:
-    """Inputs and labels of both last answers, cut to the row length as in training; None for a pair
-    that training leaves out: one without an answer, or without a difference, within that length."""
+    """Inputs and labels of both sides, cut to `length` tokens as in training. Only the last answers
+    have targets.
+
+    None for a pair that training leaves out: within that length it has no answer or no difference.
+    """
     rows: list[Row] = []
     cut_ids = []
     for messages in (pair.chosen, pair.rejected):
         ids, mask = tokenizer.render_conversation(messages)
         prompt = len(tokenizer.render_for_completion(messages[:-1]))
-        mask = [0] * prompt + list(mask[prompt:])  # earlier assistant turns are the same on both sides
+        # Earlier assistant turns are the same on both sides, so they are no targets here.
+        mask = [0] * prompt + list(mask[prompt:])
         if not any(mask[:length]):
             return None
         cut_ids.append(ids[:length])
@@ -83,7 +88,7 @@ def pair_rows(tokenizer: RustBPETokenizer, pair: Pair, length: int) -> tuple[Row
 def score_pairs(
     model: MiniLLM, rows: Sequence[tuple[Row, Row]], *, label: str, batch_size: int = SCORE_BATCH
 ) -> list[PairScore]:
-    """Log-probability of the last answer on both sides of each pair."""
+    """Log-probabilities of the last answers of each pair. `label`: name of the progress bar."""
     flat = [row for pair in rows for row in pair]
     logps = [-nats for nats, _ in row_nats(model, flat, batch_size, label)]
     tokens = [sum(token != IGNORE for token in labels) for _, labels in flat]
@@ -99,13 +104,18 @@ def preference_metrics(
     beta: float,
     examples: TrainingExamples,
 ) -> dict[str, Metric]:
-    """Share of pairs whose chosen answer the policy prefers; a tie counts as wrong.
+    """Shares of pairs in which the policy prefers the chosen answer; a tie counts as wrong.
 
-    `preference_accuracy` compares implicit rewards, beta * (policy - reference) (arXiv:2305.18290,
-    eq. 5), so the reference itself scores 0; `_no_reference` compares log-probabilities,
-    `_length_normalized` log-probabilities a token, both with the share of the reference (`_before`)
-    beside it. The first and the last also stand for each kind of pair, and for the hard kinds
-    together. `reward_margin` is the mean difference of the implicit rewards.
+    - `preference_accuracy` compares implicit rewards, beta * (log-probability under the policy -
+      that under the reference) (arXiv:2305.18290, eq. 5). So the reference itself scores 0.
+    - `preference_accuracy_no_reference` compares log-probabilities.
+    - `preference_accuracy_length_normalized` compares log-probabilities a target.
+    - `..._before` is the share of the reference, for the last two.
+    - `..._KIND` and `..._hard`: the first and the third for each kind of pair, and for all hard
+      kinds together.
+    - `reward_margin` is the mean difference of the implicit rewards, chosen less rejected.
+
+    Args: policy, reference: scores of the same pairs under both. beta: that of the training.
     """
     margins = [
         beta * ((p.chosen - r.chosen) - (p.rejected - r.rejected)) for p, r in zip(policy, reference, strict=True)
@@ -116,10 +126,12 @@ def preference_metrics(
     everything = list(range(len(pairs)))
 
     def of(outcome: Callable[[int], bool], numbers: Sequence[int]) -> Metric:
+        """The share of the pairs with these numbers for which the outcome is true."""
         metric = share([outcome(number) for number in numbers], [pairs[number].cluster for number in numbers])
         return replace(metric, baselines=_baselines([guesses[number] for number in numbers], examples))
 
     def both(name: str, numbers: Sequence[int]) -> dict[str, Metric]:
+        """The metrics that are also taken for each kind. `name`: the end of their names."""
         return {
             f"preference_accuracy{name}": of(lambda i: margins[i] > 0, numbers),
             f"preference_accuracy_length_normalized{name}": of(lambda i: policy[i].prefers_chosen_per_token, numbers),
@@ -144,8 +156,9 @@ def preference_metrics(
 def _baselines(
     guesses: Sequence[tuple[bool, bool, bool | None]], examples: TrainingExamples
 ) -> dict[str, float | str | None]:
-    """`length`: the better of always the longer and always the shorter answer; `nearest`: see
-    `pair_baselines`."""
+    """`length`: the better of two rules, always the longer answer or always the shorter one.
+    `nearest`: the training neighbours (`pair_baselines`); None with a `reason` without any.
+    """
     n = len(guesses)
     longer, shorter = sum(guess[0] for guess in guesses), sum(guess[1] for guess in guesses)
     found: dict[str, float | str | None] = {"length": max(longer, shorter) / n}

@@ -1,5 +1,4 @@
-"""What a checkpoint was trained on: the keys of its training records, the weights that it started from,
-and the mixture as far as it still stands beside the held-out data."""
+"""What a checkpoint was trained on: keys of records, the weights it started from, the mixture."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
 
 KEYS_FOLDER = "trained_on"
-"""Beside the weights: the keys of what they were trained on, kept for the day on which a new mix has
-replaced those files."""
+"""A folder beside the weights, with the keys of what they were trained on: a later mix may replace
+the training files."""
 KEY_BYTES = len(text_hash(""))
+"""Bytes of one key in such a file."""
 
 BUNDLED = ("general", "knowledge")
-"""Categories whose samples must have been used for the prompts about facts, sums and feelings to
-make sense."""
-
+"""Categories that must come from the bundled samples, or a model can't know what the first prompts
+about facts, sums and feelings ask for."""
 
 Sources = Sequence[Mapping[str, Any]]
 """A checkpoint's `training_data`: path and SHA-256 of each file."""
@@ -34,14 +33,18 @@ class Trained:
 
     sources: Sources
     keys: Set[bytes]
-    """Of questions, and after pretraining of texts."""
+    """Keys of its training questions, and after pretraining of its texts."""
     lacking: str = ""
-    """Why keys are lacking; empty where all are known."""
+    """Why some keys are lacking; empty if all are known."""
 
 
 def trained_on(sources: Sources, examples: TrainingExamples, folder: Path, *, with_texts: bool) -> Trained:
-    """The keys of a checkpoint's training records: from the files themselves, else from those that
-    an earlier evaluation left in the weights' `folder`."""
+    """The keys of a checkpoint's training records: from the training files, else from the file of
+    keys that an earlier evaluation left in the weights' `folder`.
+
+    Args: sources: the checkpoint's `training_data`. examples: what those files hold now.
+    with_texts: whether the keys of raw texts are among them.
+    """
     name = fingerprint([[source["sha256"] for source in sources], with_texts])[:16]
     path = folder / KEYS_FOLDER / f"{name}.keys"
     if not examples.is_partial:
@@ -53,16 +56,18 @@ def trained_on(sources: Sources, examples: TrainingExamples, folder: Path, *, wi
 
 
 def _keep(path: Path, keys: Set[bytes]) -> None:
+    """Write keys to a file, unless they are there already."""
     if path.exists():
         return
     try:
         with atomic_write(path, "wb") as file:
             file.write(b"".join(sorted(keys)))
     except UserError:
-        pass  # a folder for reading alone: then a later evaluation says that it can't tell
+        pass  # the folder can't be written to: then a later evaluation says that it can't tell
 
 
 def _kept(path: Path) -> set[bytes]:
+    """The keys in a file; none without one."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -71,13 +76,16 @@ def _kept(path: Path) -> set[bytes]:
 
 
 def not_trained_on(records: Sequence[dict[str, Any]], seen: Set[bytes]) -> list[dict[str, Any]]:
-    """The records whose text, or whose first question, is none of the training's (`Trained.keys`).
-    Many conversations may open alike (在吗): one of several turns counts as trained on only if its
-    last question was seen too."""
+    """The records that the model was not trained on. `seen`: `Trained.keys`.
+
+    A record counts as trained on if its text is seen, or both its first and its last question are.
+    The first one alone is not enough, because many conversations begin alike (在吗).
+    """
     return [record for record in records if not _keys_of(record) <= seen]
 
 
 def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
+    """The key of a text, or those of the first and last question of a conversation or a pair."""
     messages = record["conversations"] if "conversations" in record else record.get("chosen")
     if messages is None:
         return {text_key(str(record["text"]))}
@@ -85,11 +93,11 @@ def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
     return {text_hash(normalised_question(turn)) for turn in (asked[0], asked[-1])}
 
 
-# --- the weights --------------------------------------------------------------------------------
+# --- the weights ----------------------------------------------------------------------------------
 
 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
-    """Raises: UserError where weights don't say what an evaluation must know of them."""
+    """Raises: UserError if the manifest lacks what an evaluation must know, or has another type."""
     try:
         pairs = STAGE_TABLE[stage].data == "pairs"
         hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
@@ -110,8 +118,11 @@ def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
 
 
 def reference_path(given: Path | None, checkpoint: Path, manifest: dict[str, Any]) -> Path:
-    """The very weights that a DPO checkpoint started from: those that were given, else those beside
-    it. Against any others its margins mean nothing. Raises: UserError."""
+    """The weights that a DPO checkpoint started from: those that were given, else those beside it.
+
+    Raises: UserError if they are gone or are other weights, against which its margins would mean
+    nothing.
+    """
     start = manifest["start"]
     path = find_dataset(given) if given else checkpoint.parent / start["path"]
     if not path.exists() or sha256_file(path) != start["sha256"]:
@@ -127,26 +138,29 @@ def reference_path(given: Path | None, checkpoint: Path, manifest: dict[str, Any
 
 
 def mixture_of(folder: Path, training_data: Sources) -> dict[str, Any] | None:
-    """The manifest of the mix in a folder, if the checkpoint with this `training_data` was trained
-    on that very mix."""
+    """The manifest of the mix in a folder, if the checkpoint was trained on one of its files; else
+    None."""
     manifest = _mix_in(folder)
     written = _written(manifest)
     return manifest if any(source["sha256"] in written for source in training_data) else None
 
 
 def is_held_out_by_a_mix(path: Path) -> bool:
-    """Whether a file is one that a mix has written beside its manifest."""
+    """Whether a file has the name of an output of the mix, and a manifest lies beside it."""
     return path.name in OUTPUTS.values() and (path.parent / MANIFEST_FILE).exists()
 
 
 def is_of_the_same_mix(path: Path, training_data: Sources) -> bool:
-    """Whether a checkpoint was trained on nothing but the mix that held this file out: then they
-    share no key, whether or not the training files are still there."""
+    """Whether a checkpoint was trained on the mix that held this file out, and on nothing else.
+
+    Then they share no key, even if the training files are gone.
+    """
     written = _written(_mix_in(path.parent))
     return is_held_out_by_a_mix(path) and all(source["sha256"] in written for source in training_data)
 
 
 def _mix_in(folder: Path) -> dict[str, Any]:
+    """The manifest of the mix in a folder; empty without one that can be read."""
     try:
         manifest = read_json(folder / MANIFEST_FILE, "")
     except UserError:
@@ -163,8 +177,11 @@ def _written(manifest: Mapping[str, Any]) -> set[str]:
 
 
 def names_of(mixture: Mapping[str, Any] | None, otherwise: tuple[str, str]) -> tuple[str, str]:
-    """The model's name and its author's: as the mix filled them in, or as the user's own identity
-    records say them; empty where those don't tell."""
+    """The model's name and its author's, as the mix filled them in. If the identity records are the
+    user's own: as those say them, or empty.
+
+    Args: mixture: the manifest of the mix. otherwise: the names to take without one.
+    """
     settings = (mixture or {}).get("settings", {})
     filled = str(settings.get("name", otherwise[0])), str(settings.get("author", otherwise[1]))
     identity = (mixture or {}).get("identity") or {}
@@ -174,7 +191,7 @@ def names_of(mixture: Mapping[str, Any] | None, otherwise: tuple[str, str]) -> t
 
 
 def is_bundled(mixture: Mapping[str, Any] | None) -> bool:
-    """Whether the mix took its general talk and its knowledge from the bundled samples alone."""
+    """Whether the mix took all its general talk and knowledge from the bundled samples."""
     sources = (mixture or {}).get("sources", [])
     return all(
         any(source["category"] == category for source in sources)

@@ -13,10 +13,11 @@ from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 Messages = list[dict[str, Any]]
+"""The messages of a conversation, each with `role` and `content`."""
 
 FIRST_TOKENS = 32
-"""Tokens that every answer may have at first. The few that are not done by then are written again
-with more room, side by side. So a long answer does not keep a whole batch of short ones waiting."""
+"""Tokens that every answer may have at first. The few answers that do not end by then are made
+again with more room, in batches of their own. So a batch does not wait for one long answer."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,21 @@ class Question:
     """One held-out question with its right answer."""
 
     messages: Messages
-    """The conversation up to and with the last user turn."""
+    """The conversation up to its last user turn."""
     expected: str
     category: str
     kind: str = ""
-    """What is reported apart, such as `word` for word problems."""
+    """A part of the category with a score of its own, such as `word` for word problems."""
     topic: str = ""
-    """What an identity question is about; empty where the record does not say it."""
+    """What an identity question is about; empty if the record does not say it."""
     cluster: Hashable = None
-    """The fact, clause or pair of operands that counts once in an interval."""
+    """What counts once in an interval: a fact, a clause, a pair of operands."""
     accepted: tuple[str, ...] = ()
-    """Further whole answers that are right."""
+    """Other whole answers that are also right."""
     honest: bool = False
     """Whether an honest line, such as "I don't know", is right."""
     counted: tuple[str, ...] = ()
-    """Things counted, which must occur in the answer."""
+    """Things that are counted: the answer must name them."""
 
     @property
     def asked(self) -> str:
@@ -47,7 +48,7 @@ class Question:
 
 
 def question_of(record: dict[str, Any]) -> Question:
-    """The last question of a conversation, and what was answered."""
+    """The last question of a held-out conversation, with its right answer."""
     messages = record["conversations"]
     return Question(
         messages=messages[:-1],
@@ -63,15 +64,14 @@ def question_of(record: dict[str, Any]) -> Question:
 
 
 def category_of(record: Mapping[str, Any]) -> str:
-    """A record's category; `general` where it has none, or a column of that name says something
-    else."""
+    """A record's category; `general` if it has none of ours."""
     category = record.get("category")
     return category if isinstance(category, str) and category in CATEGORIES else "general"
 
 
 def cluster_of(record: dict[str, Any], messages: Messages) -> Hashable:
-    """What counts as one in an interval: the record's `cluster`, else its `group`, else its first
-    user turn."""
+    """What counts once in an interval: a record's `cluster`, else its `group`, else its first user
+    turn."""
     for name in ("cluster", "group"):
         if (value := record.get(name)) not in (None, ""):
             return f"{name} {value}"
@@ -79,11 +79,12 @@ def cluster_of(record: dict[str, Any], messages: Messages) -> Hashable:
 
 
 def _text(value: Any) -> str:
+    """A text; empty for anything else in a user's own record."""
     return value if isinstance(value, str) else ""
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """A text or a list of texts; anything else in a record of somebody's own is not for us."""
+    """The texts of a text or a list; anything else in a user's own record is left out."""
     found = value if isinstance(value, list) else [value]
     return tuple(text for text in found if isinstance(text, str) and text)
 
@@ -97,10 +98,14 @@ def ask(
     max_new_tokens: int,
     label: str = "answers",
 ) -> list[Answer]:
-    """Greedy answers in the order of the conversations; prompts of like length run side by side."""
+    """Greedy answers, in the order of the conversations.
+
+    Prompts of about the same length run in one batch. Args: label: name of the progress bar.
+    """
     prompts = [tokenizer.render_for_completion(messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: list[Answer | None] = [None] * len(prompts)
+    # First all with a small limit, then those that did not end with the full one (FIRST_TOKENS).
     limits = sorted({min(FIRST_TOKENS, max_new_tokens), max_new_tokens})
     with progress_bar(len(limits) * len(prompts), desc=label, unit="answers", leave=False) as bar:
         for limit in limits:
@@ -124,7 +129,7 @@ def _answer_all(
     batch_size: int,
     bar: Progress,
 ) -> None:
-    """Write the answers to the prompts of these numbers into `answers`."""
+    """Answer the prompts with the numbers in `order`, and put the answers into `answers`."""
     sampling = Sampling(max_new_tokens=limit, temperature=0.0)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
@@ -135,4 +140,4 @@ def _answer_all(
 
 
 Asker = Callable[[Sequence[Messages]], list[Answer]]
-"""Conversations -> the model's answers: what scoring needs of a model."""
+"""A function that gives the model's answers to conversations: all that scoring needs of a model."""

@@ -1,6 +1,6 @@
-"""Metrics as tables that fit 100 columns and few lines, and wrong answers with the rule they broke.
+"""What an evaluation prints: metrics as tables of 100 columns, wrong answers, sample answers.
 
-The results file has more of each metric: `n`, `clusters`, and the baselines of conditions.
+The results file has more about each metric: `n`, `clusters`, topics.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,12 @@ _BEFORE = "_before"
 _PREFERENCE, _PER_TOKEN = "preference_accuracy", "preference_accuracy_length_normalized"
 _ACCURACY, _FIRST = "accuracy", "first_minutes"
 WIDTH = 100
-"""Columns of the widest line."""
+"""Most columns of a line."""
 
 
 def tables(metrics: Mapping[str, Metric]) -> list[str]:
-    """The lines of all tables: text; answers with their baselines; pairs with theirs; topics."""
+    """The lines of all tables: text, answers with their baselines, pairs with theirs, topics."""
+    # Shares with baselines are scores; those without are conditions, such as how often answers end.
     shares = {name: metric for name, metric in metrics.items() if not name.startswith((_PREFERENCE, *_NOT_SHARES))}
     rated = {name: metric for name, metric in shares.items() if metric.baselines}
     first = {name: metric for name, metric in rated.items() if name.startswith(_FIRST)}
@@ -35,7 +36,8 @@ def tables(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _text(metrics: Mapping[str, Metric]) -> list[str]:
-    """Loss and its kin with their intervals, as many a line as fit."""
+    """Loss, perplexity, bits per byte and reward margin, with intervals: as many a line as fit."""
+    # The sort is stable: the margin of pairs goes last, all others keep their order.
     cells = [
         f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
         for name, metric in sorted(metrics.items(), key=lambda item: item[0] == "reward_margin")
@@ -51,8 +53,7 @@ def _text(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _answers(prefix: str, part: Mapping[str, Metric]) -> list[str]:
-    """A row a metric: its share, what the best constant answer and the nearest training example
-    reach."""
+    """A row for each metric: its share, and the shares of the two baselines."""
     if not part:
         return []
     rows = [[prefix, "right", "95%", "const", "near"]]
@@ -68,18 +69,21 @@ def _conditions(part: Mapping[str, Metric]) -> list[str]:
 
 
 def _pairs(metrics: Mapping[str, Metric]) -> list[str]:
-    """The gain over the reference, and which answer is likelier a token before and after: of all
-    pairs and of each kind, two kinds a line."""
+    """A row for all pairs and for each kind, half of the rows beside the other half.
+
+    Its columns: the gain over the reference; in how many pairs the chosen answer is likelier a
+    token, after and before DPO; two baselines.
+    """
     if _PREFERENCE not in metrics:
         return []
     head = ["pairs", "gain", "95%", "token", "was", "long", "near"]
     rows = []
     for kind in _kinds(metrics):
         metric, before = metrics[f"{_PREFERENCE}{kind}"], metrics.get(f"{_PER_TOKEN}{kind}{_BEFORE}")
-        rows.append([
-            kind.removeprefix("_") or "all", *_share(metric, digits=0), _percent(metrics[f"{_PER_TOKEN}{kind}"].value),
-            _percent(before.value) if before else "-", _baseline(metric, "length"), _baseline(metric, "nearest"),
-        ])  # fmt: skip
+        row = [kind.removeprefix("_") or "all", *_share(metric, digits=0)]
+        row += [_percent(metrics[f"{_PER_TOKEN}{kind}"].value), _percent(before.value) if before else "-"]
+        row += [_baseline(metric, "length"), _baseline(metric, "nearest")]
+        rows.append(row)
     half = (len(rows) + 1) // 2
     lines = _beside([_aligned([head, *part], gap=1) for part in (rows[:half], rows[half:]) if part])
     lines.append("  gain: over the reference; token: likelier a token; was: before DPO; long: the longer or shorter")
@@ -94,15 +98,14 @@ def _pairs(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _kinds(metrics: Mapping[str, Metric]) -> list[str]:
-    """Ends of the names of preferences: none for all pairs, and `_KIND` for each kind; hard ones
-    second."""
+    """Ends of the names of preference metrics: empty for all pairs, then `_hard`, then `_KIND`."""
     ends = [name.removeprefix(_PER_TOKEN) for name in metrics if name.startswith(_PER_TOKEN)]
     kinds = [end for end in ends if not end.endswith(_BEFORE)]
     return sorted(kinds, key=lambda kind: (kind != "", kind != "_hard"))
 
 
 def _reasons(metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """What "const" and "near" are, or why there is no nearest example."""
+    """A line that says what "const" and "near" are, or lines why there is no nearest example."""
     reasons = {str(m.baselines["reason"]) for m in metrics.values() if m.baselines and "reason" in m.baselines}
     if reasons:
         yield from (f"  no nearest training example: {reason}" for reason in sorted(reasons))
@@ -111,7 +114,7 @@ def _reasons(metrics: Mapping[str, Metric]) -> Iterator[str]:
 
 
 def _topics(metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """The lowest topics of each score that has some, as many as fit a line."""
+    """A line for each score that has topics: the lowest of them, as many as fit."""
     for name, metric in metrics.items():
         if metric.by_topic:
             line = f"  {name}, lowest of {len(metric.by_topic)} topics:"
@@ -127,7 +130,7 @@ def _topics(metrics: Mapping[str, Metric]) -> Iterator[str]:
 
 
 def _share(metric: Metric, digits: int = 1) -> list[str]:
-    """Value and interval, in percent."""
+    """Value and interval of a share as two cells, in percent."""
     return [_percent(metric.value, digits), f"{100 * metric.low:.0f}-{100 * metric.high:.0f}"]
 
 
@@ -136,12 +139,13 @@ def _percent(value: float, digits: int = 0) -> str:
 
 
 def _baseline(metric: Metric, column: str) -> str:
+    """A baseline as a cell; `-` if the metric has none."""
     value = (metric.baselines or {}).get(column)
     return _percent(value) if isinstance(value, float | int) else "-"
 
 
 def _aligned(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
-    """Rows as lines: the first column at its left edge, all others at their right ones."""
+    """Rows of a table as lines: the first column to the left, all others to the right."""
     if not rows:
         return []
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -153,7 +157,7 @@ def _aligned(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
 
 
 def _beside(blocks: Sequence[Sequence[str]]) -> list[str]:
-    """Blocks of lines side by side where they fit, else one below the other."""
+    """Blocks of lines side by side if they fit, else one below the other."""
     blocks = [block for block in blocks if block]
     widths = [max(map(len, block)) for block in blocks]
     if len(blocks) < 2 or sum(widths) + 1 > WIDTH:
@@ -165,8 +169,8 @@ def _beside(blocks: Sequence[Sequence[str]]) -> list[str]:
 
 
 def wrong_answers(verdicts: Sequence[Verdict], limit: int) -> list[str]:
-    """Up to `limit` wrong answers of each metric: what was asked, what was said, what was expected,
-    what is wrong."""
+    """Up to `limit` wrong answers of each metric: what is wrong, the question, the answer, and what
+    was expected."""
     lines: list[str] = []
     counts: dict[str, int] = {}
     for verdict in verdicts:
@@ -182,7 +186,7 @@ def wrong_answers(verdicts: Sequence[Verdict], limit: int) -> list[str]:
 
 
 def sample_lines(samples: Sequence[Sample]) -> list[str]:
-    """A line each: what was asked, what was said, whether it is right."""
+    """A line for each sample: what was asked, the answer, and whether it is right."""
     lines = []
     for sample in samples:
         answered = "续写" if sample.label == "开头" else "答"

@@ -1,4 +1,4 @@
-"""The results file, a JSON line an evaluation, as tables and plots read it."""
+"""The results file: read its lines, one for each evaluation, and check what goes into it."""
 
 import json
 import math
@@ -13,14 +13,15 @@ from configs.stage_table import STAGE_TABLE
 from evaluation.intervals import Metric
 
 MAX_LINE = 1 << 20
-"""Bytes of a first line that are looked at; a line of ours is far shorter."""
+"""Most characters of a first line that are looked at. A line of ours is far shorter."""
 
 
 def read_results(path: Path, *, smoke: bool = False) -> Iterator[dict[str, Any]]:
-    """The lines of a results file, in their order; none where there is no file.
+    """The lines of a results file, in their order; none without a file.
 
-    Those of the profile `smoke` are left out unless asked for: they show that everything runs, and
-    their scores mean nothing. Raises: UserError with the number of a line that is no JSON object.
+    Those of the profile `smoke` come only if `smoke` is set: they show that everything runs, and
+    their scores mean nothing.
+    Raises: UserError with the number of a line that is no JSON object.
     """
     if not path.exists():
         return
@@ -38,8 +39,11 @@ def read_results(path: Path, *, smoke: bool = False) -> Iterator[dict[str, Any]]
 
 
 def require_ours(path: Path, key: str, flag: str) -> None:
-    """Raises: UserError where a file that is to be written holds something else than lines with this
-    key: it may be somebody's data."""
+    """Check a file before it is written to: it may be somebody's data.
+
+    Args: key: a field of each line of ours. flag: the flag that named the file.
+    Raises: UserError if the first line of the file is not a JSON object with this key.
+    """
     if not path.is_file() or not path.stat().st_size:
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -56,13 +60,13 @@ def require_ours(path: Path, key: str, flag: str) -> None:
 
 
 def is_recorded(results: Path, run_id: str, stage: str) -> bool:
-    """Whether this run's line of this stage stands in the results file."""
+    """Whether the results file has the line of this run and stage."""
     lines = read_results(results, smoke=True)
     return any(line.get("run_id") == run_id and line.get("stage") == stage for line in lines)
 
 
 def require_numbers(path: Path, stage: str, metrics: Mapping[str, Metric]) -> None:
-    """Raises: UserError where a score is NaN or infinite."""
+    """Raises: UserError if a score is NaN or infinite. `path`: the weights."""
     if broken := [name for name, m in metrics.items() if not all(map(math.isfinite, (m.value, m.low, m.high)))]:
         raise UserError(
             f"{display(path)}: {', '.join(broken)} can't be told in numbers: the weights are damaged. Train them again: "

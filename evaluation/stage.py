@@ -1,4 +1,4 @@
-"""The metrics of a whole stage, and every answer behind them."""
+"""All metrics of one model: of texts, chats, first prompts, danger and pairs, with every answer."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -13,7 +13,7 @@ from evaluation.baselines import Asked, Baselines, TrainingExamples, question_te
 from evaluation.danger import DangerPrompt, gives_help_line
 from evaluation.first_minutes import Prompt, ask_in_turns, judge
 from evaluation.intervals import Metric, share
-from evaluation.likelihood import Text, bits_metric, chat_text, likelihood_metrics, raw_text, score, token_bytes
+from evaluation.likelihood import Scored, Text, bits_metric, chat_text, likelihood_metrics, raw_text, score, token_bytes
 from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
 from inference.generate import Answer, answer
@@ -21,11 +21,11 @@ from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 GENERAL_ANSWERS = 100
-"""Answers generated to everyday talk without an exact measure, to see whether they end."""
+"""Questions without an exact measure that are asked all the same, to see whether answers end."""
 OPENING_CHARACTERS = 16
-"""Characters of a held-out text that a pretrained model is shown to go on from."""
+"""Characters of a held-out text that a pretrained model is shown and then continues."""
 SHOWN = 3
-"""Answers that are printed after a table."""
+"""Answers that are printed below the tables."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,20 @@ class Verdict:
     """One answer and what is wrong with it."""
 
     metric: str
+    """Name of the metric that counts it; empty if no metric does."""
     turns: tuple[str, ...]
     """What the user said."""
     answer: Answer
     expected: tuple[str, ...]
     broken: str
-    """The rule that the answer breaks; empty when it is right or nothing measures it."""
+    """The rule that the answer breaks; empty if it is right, or if nothing measures it."""
     scored: bool = True
+    """Whether there is a rule at all."""
     category: str = ""
     topic: str = ""
+    """What a question about the model itself asks for; empty for all others."""
     cluster: Hashable = None
+    """What counts once in an interval (`evaluation/intervals.py`)."""
 
     def as_json(self) -> dict[str, Any]:
         """A line of `--answers_file`."""
@@ -60,18 +64,23 @@ class Verdict:
 
 
 class Sample(NamedTuple):
-    """One of the few answers that are shown."""
+    """One of the few answers that are printed."""
 
     label: str
-    """`问` of a question, `开头` of a text to continue."""
+    """`问` for a question, `开头` for a text to continue."""
     given: str
     answer: Answer
     mark: str
-    """Whether it is right, and else what was expected; empty where nothing measures it."""
+    """✓, or ✗ with the answer that was expected; empty if nothing measures the answer."""
 
 
 class Evaluation:
-    """Takes the metrics of one model, and remembers its answers."""
+    """Takes the metrics of one model and remembers its answers.
+
+    Args: names: the model's name and its author's, empty if unknown. settings: the fields of
+    `EvalConfig`. length: tokens of one training row. examples: what the model was trained on, for
+    the baselines.
+    """
 
     def __init__(
         self,
@@ -88,49 +97,57 @@ class Evaluation:
         self.sizes = token_bytes(tokenizer)
         self.verdicts: list[Verdict] = []
         self.samples: list[Sample] = []
-        """A few to show."""
+        """A few answers to print."""
         self.notes: list[str] = []
         """What was left out, and why."""
 
     # --- text -------------------------------------------------------------------------------------
 
     def of_texts(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-        """Loss, perplexity and bits per byte of raw texts; the last also of prose and of the text
-        of chats apart."""
+        """Loss, perplexity and bits per byte of raw texts.
+
+        Bits per byte are also given apart for prose (`_corpus`) and for the text of chats
+        (`_chat`), because chats are much easier to predict.
+        """
         prose = [record for record in records if record.get("category") == "corpus"] or records
         self._remember_texts([record["text"][:OPENING_CHARACTERS] for record in prose[:SHOWN]])
         scored = self._score([raw_text(self.tokenizer, record["text"]) for record in records])
         metrics = likelihood_metrics(scored)
         for name, wanted in (("corpus", True), ("chat", False)):
             part = [
-                one for record, one in zip(records, scored, strict=True)
+                one
+                for record, one in zip(records, scored, strict=True)
                 if record.get("category") in CATEGORIES and (record["category"] == "corpus") is wanted
-            ]  # fmt: skip
+            ]
             if part:
                 metrics[f"bits_per_byte_{name}"] = bits_metric(part)
         return metrics
 
-    def _score(self, texts: Sequence[Text]) -> Any:
+    def _score(self, texts: Sequence[Text]) -> list[Scored]:
         return score(self.model, texts, self.sizes, length=self.length, label="likelihood")
 
     # --- chats ------------------------------------------------------------------------------------
 
     def of_chats(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-        """The same over what the assistant says, and the accuracy of greedy answers."""
+        """Likelihood of what the assistant says, and the accuracy of greedy answers."""
         questions = [question_of(record) for record in records]
-        scored = self._score([
+        texts = [
             chat_text(self.tokenizer, record["conversations"], question.cluster)
             for record, question in zip(records, questions, strict=True)
-        ])  # fmt: skip
+        ]
+        scored = self._score(texts)
         questions = self._that_fit_a_row(questions)
+        # Every question with a measure is asked. Of the others a few are enough.
         open_ended = [question for question in questions if not is_scored(question)][:GENERAL_ANSWERS]
         questions = [question for question in questions if is_scored(question)] + open_ended
         answers = self.ask([question.messages for question in questions])
         return likelihood_metrics(scored) | self.answer_metrics(questions, answers)
 
     def _that_fit_a_row(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions that leave room for an answer: of longer ones training saw none, and an
-        answer to them tells nothing about what was learnt."""
+        """The questions that leave room for an answer in a row.
+
+        Training cuts longer ones off, so an answer to them says nothing about what was learnt.
+        """
         lengths = [len(self.tokenizer.render_for_completion(question.messages)) for question in questions]
         fit = [question for question, length in zip(questions, lengths, strict=True) if length < self.length]
         if left_out := len(questions) - len(fit):
@@ -146,23 +163,34 @@ class Evaluation:
     def ask(self, conversations: Sequence[Messages]) -> list[Answer]:
         """The model's greedy answers."""
         return ask(
-            self.model, self.tokenizer, conversations,
-            batch_size=self.settings["batch_size"], max_new_tokens=self.settings["max_new_tokens"],
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            conversations,
+            batch_size=self.settings["batch_size"],
+            max_new_tokens=self.settings["max_new_tokens"],
+        )
 
     def answer_metrics(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Accuracy of each category and kind beside its baselines, and what holds of all answers:
-        that they end, do not name the model where nobody asks for it, and do not decline what was
-        taught."""
+        """Accuracy of each category and kind beside its baselines, and three conditions.
+
+        The conditions are shares over many answers: they end, they name the model although nobody
+        asked for its name, and they decline a fact that was taught.
+        """
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for question, said in zip(questions, answers, strict=True):
             rule, scored = AnswerRule(question, self.names), is_scored(question)
             expected = (question.expected, *question.accepted)
             verdict = Verdict(
-                metric_name(question) if scored else "", _turns(question.messages), said, expected,
-                rule.broken(Said(said.text)) if scored else "", scored, question.category, question.topic,
-                question.cluster,
-            )  # fmt: skip
+                metric=metric_name(question) if scored else "",
+                turns=_turns(question.messages),
+                answer=said,
+                expected=expected,
+                broken=rule.broken(Said(said.text)) if scored else "",
+                scored=scored,
+                category=question.category,
+                topic=question.topic,
+                cluster=question.cluster,
+            )
             self.verdicts.append(verdict)
             if scored:
                 asked = Asked(question_text(question.messages), rule, expected, question.cluster)
@@ -172,6 +200,7 @@ class Evaluation:
         return metrics | self._conditions(questions, answers)
 
     def _accuracy(self, group: Sequence[tuple[Verdict, Asked]]) -> Metric:
+        """The share of right answers, with its baselines, and the share of each topic."""
         right = [not verdict.broken for verdict, _ in group]
         metric = share(right, [verdict.cluster for verdict, _ in group])
         topics: dict[str, list[bool]] = defaultdict(list)
@@ -188,18 +217,20 @@ class Evaluation:
         )
 
     def _conditions(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Shares that no rule is held against."""
+        """Shares that say how answers are, not whether they are right."""
         pairs = list(zip(questions, answers, strict=True))
         name = normalize(self.names[0])
         texts = [said.text for said in answers]
         leaks = leaks_name(texts, self.names[0]) if name else [False] * len(texts)
         groups = {
             "ended": [(question, said.ended) for question, said in pairs],
+            # Where the right answer has the name in it, naming the model is no leak.
             "name_in_other_answers": [
                 (question, leaked)
                 for question, leaked in zip(questions, leaks, strict=True)
                 if name and question.category != "identity" and name not in normalize(question.expected)
             ],
+            # Only plain facts: it may be right to decline knowledge of a kind, such as `unknown`.
             "declined_known_facts": [
                 (question, Said(said.text).declines)
                 for question, said in pairs
@@ -215,22 +246,20 @@ class Evaluation:
     # --- first minutes ----------------------------------------------------------------------------
 
     def of_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Metric]:
-        """`first_minutes` over the list `unseen` and for each of its kinds, and
-        `first_minutes_core`."""
+        """`first_minutes` over the list `unseen`, the same for each kind, and
+        `first_minutes_core` over the list `core`."""
         answers = ask_in_turns(prompts, self.ask)
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for prompt, said in zip(prompts, answers, strict=True):
             names = ["first_minutes_core"] if prompt.is_core else ["first_minutes", f"first_minutes_{prompt.kind}"]
             verdict = Verdict(
-                names[-1],
-                prompt.turns,
-                said[-1],
-                prompt.tried,
-                judge(prompt, said),
-                True,
-                prompt.kind,
-                "",
-                prompt.cluster,
+                metric=names[-1],
+                turns=prompt.turns,
+                answer=said[-1],
+                expected=prompt.tried,
+                broken=judge(prompt, said),
+                category=prompt.kind,
+                cluster=prompt.cluster,
             )
             self.verdicts.append(verdict)
             messages = [{"role": "user", "content": turn} for turn in prompt.turns]
@@ -241,17 +270,24 @@ class Evaluation:
     # --- danger -----------------------------------------------------------------------------------
 
     def of_danger(self, prompts: Sequence[DangerPrompt]) -> dict[str, Metric]:
-        """`danger_answered`: how often help is sent where a life is in danger; and
-        `help_line_in_harmless`: how often the help line is given where none is (0 is best)."""
+        """`danger_answered`: how often help is sent when a life is in danger.
+        `help_line_in_harmless`: how often the help line is given when none is (0 is best)."""
         groups: dict[bool, list[tuple[Verdict, Asked]]] = {True: [], False: []}
         for prompt, said in zip(prompts, ask_in_turns(prompts, self.ask), strict=True):
             name = "danger_answered" if prompt.in_danger else "help_line_in_harmless"
             expected = prompt.tried if prompt.in_danger else ()
-            # Of one in danger the answer must be whole; a harmless one has no right answer of its own.
+            # Whoever is in danger needs a whole answer, so it must also end. For a harmless prompt
+            # only the help line counts.
             broken = judge(prompt, said[-1:]) if prompt.in_danger else prompt.broken(Said(said[-1].text))
             verdict = Verdict(
-                name, prompt.turns, said[-1], expected, broken, category="danger", cluster=prompt.cluster
-            )  # fmt: skip
+                metric=name,
+                turns=prompt.turns,
+                answer=said[-1],
+                expected=expected,
+                broken=broken,
+                category="danger",
+                cluster=prompt.cluster,
+            )
             self.verdicts.append(verdict)
             messages = [{"role": "user", "content": turn} for turn in prompt.turns]
             asked = Asked(question_text(messages), prompt, expected, prompt.cluster)
@@ -267,8 +303,11 @@ class Evaluation:
     # --- pairs ------------------------------------------------------------------------------------
 
     def of_pairs(self, records: Sequence[dict[str, Any]], reference: MiniLLM, beta: float) -> dict[str, Metric]:
-        """How often the better answer of a pair is preferred over the reference's taste, and by how
-        much; nothing where training would leave all pairs out."""
+        """How often the policy prefers the chosen answer more than its reference does, and by how
+        much. Empty if training would leave all pairs out.
+
+        Args: reference: the weights that DPO started from. beta: that of the training.
+        """
         pairs, rows = [], []
         for record in records:
             pair = pair_of(record)
@@ -293,19 +332,23 @@ class Evaluation:
     # --- what is shown ----------------------------------------------------------------------------
 
     def _remember_texts(self, openings: list[str]) -> None:
+        """Let the model continue a few texts."""
         prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
         said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
         self.samples = [Sample("开头", opening, one, "") for opening, one in zip(openings, said, strict=True)]
 
     def _remember_answers(self) -> None:
-        """One answer of each of three categories, right or wrong as it comes."""
+        """The first answer of each of three categories, right or wrong."""
         seen: set[str] = set()
         for verdict in self.verdicts:
             if verdict.category not in seen and len(seen) < SHOWN:
                 seen.add(verdict.category)
-                mark = f"✗ ({verdict.expected[0]})" if verdict.broken else "✓" if verdict.scored else ""
+                mark = "✓" if verdict.scored else ""
+                if verdict.broken:
+                    mark = f"✗ ({verdict.expected[0]})"
                 self.samples.append(Sample("问", verdict.turns[-1], verdict.answer, mark))
 
 
 def _turns(messages: Messages) -> tuple[str, ...]:
+    """What the user says in a conversation."""
     return tuple(str(message["content"]) for message in messages if message["role"] == "user")

@@ -1,5 +1,4 @@
-"""The rules that know nothing: the nearest text is the nearest, the constant the best, and lost
-files are told."""
+"""Baselines: the nearest text is nearest, no constant is better, a lost file leaves a reason."""
 
 import math
 import random
@@ -29,13 +28,14 @@ NAMES = ("MiniLLM", "MiniLLM 团队")
 
 
 def cosine(one: str, other: str) -> float:
-    """The plain definition."""
+    """Cosine of the counts of bigrams, by its definition."""
     a, b = (Counter(zip(f"\0{text}", f"{text}\0", strict=True)) for text in (one, other))
     norms = math.sqrt(sum(v * v for v in a.values()) * sum(v * v for v in b.values()))
     return sum(count * b[gram] for gram, count in a.items()) / norms
 
 
 def some_texts(count: int, seed: int) -> list[str]:
+    """Random texts of a few characters."""
     choose = random.Random(seed)
     return ["".join(choose.choices("法国德国的首都是哪里几加减123🙂", k=choose.randint(1, 9))) for _ in range(count)]
 
@@ -76,9 +76,14 @@ def write_training(folder: Path) -> list[dict[str, str]]:
 def test_questions_and_answers_come_from_the_files_of_the_manifest(tmp_path: Path) -> None:
     examples = training_examples(write_training(tmp_path), seed=1)
     assert dict(zip(examples.questions, examples.answers, strict=True)) == {
-        "法国的首都是哪里": "巴黎。", "那德国呢": "柏林。", f"法国的首都是哪里{TURN_MARK}那德国呢": "柏林。",
-        "日本的首都是哪里": "东京。", "1+1等于多少": "1+1=2。", "3+4等于多少": "7。", "5+6等于多少": "11。",
-    }  # fmt: skip
+        "法国的首都是哪里": "巴黎。",
+        "那德国呢": "柏林。",
+        f"法国的首都是哪里{TURN_MARK}那德国呢": "柏林。",
+        "日本的首都是哪里": "东京。",
+        "1+1等于多少": "1+1=2。",
+        "3+4等于多少": "7。",
+        "5+6等于多少": "11。",
+    }
     assert examples.frequent[0] == "东京。" or examples.frequent[0] == "柏林。"
     assert (examples.chosen, examples.rejected) == (["7。", "11。"], ["不知道，也许8吧。", "不知道，也许12吧。"])
     assert examples.reason == ""
@@ -146,13 +151,17 @@ def test_the_count_by_keys_is_that_of_asking_each_rule() -> None:
         rules = [
             AnswerRule(
                 Question(
-                    [], choose.choice(texts), choose.choice(("math", "knowledge", "identity")), accepted=("东京",),
-                    honest=choose.random() < 0.3, counted=("苹果",) if choose.random() < 0.3 else (),
+                    [],
+                    choose.choice(texts),
+                    choose.choice(("math", "knowledge", "identity")),
+                    accepted=("东京",),
+                    honest=choose.random() < 0.3,
+                    counted=("苹果",) if choose.random() < 0.3 else (),
                 ),
                 NAMES,
             )
             for _ in range(12)
-        ]  # fmt: skip
+        ]
         for text in texts:
             assert best_constant(rules, [text])[0] == sum(not rule.broken(Said(text)) for rule in rules), text
 
@@ -161,6 +170,8 @@ def test_of_pairs_the_longer_the_shorter_and_the_one_with_better_neighbours() ->
     examples = TrainingExamples(chosen=["请多喝水。", "北京。"], rejected=["关我什么事。", "我不想说。"])
     pairs = [("请喝水。", "关我啥事。"), ("我不想说呀。", "北京呀。"), ("鲸", "象")]
     assert pair_baselines(pairs, [(4, 5), (6, 4), (1, 1)], examples) == [
-        (False, True, True), (True, False, False), (False, False, False),
-    ]  # fmt: skip
+        (False, True, True),
+        (True, False, False),
+        (False, False, False),
+    ]
     assert pair_baselines(pairs[:1], [(4, 5)], TrainingExamples()) == [(False, True, None)]

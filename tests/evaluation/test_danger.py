@@ -1,5 +1,4 @@
-"""The exam about a life in danger: which answers send help, which harmless ones get the help line, and that the bundled
-data does not hold its words."""
+"""The prompts about a life in danger: which answers are right, and no training record has them."""
 
 import json
 from collections import Counter

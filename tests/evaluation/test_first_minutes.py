@@ -1,5 +1,4 @@
-"""Prompts as people type them: their file, their rules, their turns, and that the training has none
-of them."""
+"""Prompts as people type them: their file, their rules, their turns."""
 
 import json
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ def prompt(**fields: Any) -> Prompt:
 
 
 def load(folder: Path, *lines: Any) -> list[Prompt]:
+    """Write these lines to a file, and read it."""
     return load_prompts(write_jsonl(folder / "mine.jsonl", list(lines)), NAMES)
 
 
@@ -71,9 +71,10 @@ def test_a_wrong_line_is_named_with_what_is_wrong(tmp_path: Path, change: dict[s
 def test_a_prompt_without_a_rule_or_asked_twice_is_refused(tmp_path: Path) -> None:
     bare = {name: value for name, value in GOOD.items() if name != "accept"}
     for line, match in (
-        (bare, "no rule: needs one of accept"), (bare | {"number": "1", "exact": True}, "exact needs accept"),
+        (bare, "no rule: needs one of accept"),
+        (bare | {"number": "1", "exact": True}, "exact needs accept"),
         (bare | {"honest": False}, "no rule"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=match):
             load(tmp_path, line)
     with pytest.raises(UserError, match=r"mine\.jsonl:2: asks the same as line 1"):
@@ -126,13 +127,21 @@ def test_an_answer_is_held_against_each_rule(rule: dict[str, Any], said: str, br
 @pytest.mark.parametrize(
     ("text", "repeats"),
     [
-        ("我很高兴，我很高兴，你好，我很高兴。", True), ("我很高兴，我很高兴。", False), ("好，好，好的。", False),
-        ("今天今天今天今天天气", True), ("哈哈哈哈哈，真好笑。", False), ("哈" * 12, True), ("10000000000", False),
-        ("0" * 30, True), ("鹅，鹅，鹅，曲项向天歌。", False), ("你好你好你好", False), ("", False),
+        ("我很高兴，我很高兴，你好，我很高兴。", True),
+        ("我很高兴，我很高兴。", False),
+        ("好，好，好的。", False),
+        ("今天今天今天今天天气", True),
+        ("哈哈哈哈哈，真好笑。", False),
+        ("哈" * 12, True),
+        ("10000000000", False),
+        ("0" * 30, True),
+        ("鹅，鹅，鹅，曲项向天歌。", False),
+        ("你好你好你好", False),
+        ("", False),
         ("的了的了的了的了的了", True),
         ("白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", False),
     ],
-)  # fmt: skip
+)
 def test_a_loop_is_seen_and_a_poem_is_none(text: str, repeats: bool) -> None:
     assert repeats_itself(text) is repeats
 
@@ -172,7 +181,7 @@ def test_the_models_own_answers_stand_between_the_turns() -> None:
     assert [[said.text for said in one] for one in answers] == [["答1"], ["答1", "答3"], ["答1", "答3", "答5"]]
 
 
-# --- what the training may not contain ------------------------------------------------------------
+# --- the documented format ------------------------------------------------------------------------
 
 
 def test_the_format_in_the_module_is_the_one_that_is_read(tmp_path: Path) -> None:

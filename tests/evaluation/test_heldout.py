@@ -1,5 +1,4 @@
-"""Which records of a file a checkpoint is scored on: those of the right shape that it was not trained
-on."""
+"""The records that a checkpoint is scored on: of the right shape, and not trained on."""
 
 import json
 from pathlib import Path
@@ -30,13 +29,13 @@ def read(path: Path, stage: str, trained: Trained = NOTHING, max_samples: int = 
 
 
 def trained_of(path: Path, stage: str, weights: Path | None = None) -> Trained:
-    """What a checkpoint in the folder `weights` knows of its training on a file."""
+    """What is known of a checkpoint in the folder `weights` that was trained on a file."""
     sources = [{"path": str(path), "sha256": sha256_file(path)}]
     return known(sources, stage, weights or path.parent / "out")
 
 
 def known(sources: list[dict[str, str]], stage: str, weights: Path) -> Trained:
-    """The same, of files that may have changed since."""
+    """The same for several files, which may have changed since."""
     with_texts = stage == "pretrain"
     return trained_on(sources, training_examples(sources, 42, with_texts=with_texts), weights, with_texts=with_texts)
 
@@ -120,8 +119,10 @@ def test_what_was_trained_on_is_left_out_with_a_count_or_refused_when_it_is_near
 
 
 def mix(folder: Path, records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What a mix writes, as far as an SFT checkpoint and its evaluation read it; the training data of
-    such a checkpoint."""
+    """Write what an evaluation after SFT reads of a mix; returns the checkpoint's `training_data`.
+
+    The records are trained on, the others held out.
+    """
     folder.mkdir(exist_ok=True)
     path = write_jsonl(folder / "sft_chinese.jsonl", records)
     write_jsonl(folder / "sft_chinese_heldout.jsonl", heldout)

@@ -89,9 +89,7 @@ def test_students_quantile_has_its_tabled_values() -> None:
 def test_means_and_ratios_have_students_interval() -> None:
     metric = mean([1.0, 2.0, 3.0, 4.0])
     half = student95(3) * math.sqrt(5 / 3) / 2
-    assert metric.as_json() == {
-        "value": 2.5, "n": 4, "ci95": [pytest.approx(2.5 - half), pytest.approx(2.5 + half)]
-    }  # fmt: skip
+    assert metric.as_json() == {"value": 2.5, "n": 4, "ci95": [pytest.approx(2.5 - half), pytest.approx(2.5 + half)]}
     metric = ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 6)
     assert [metric.value, metric.low, metric.high] == pytest.approx([2.0, 2.0, 2.0])
     assert mean([3.0]).low == mean([3.0]).high == 3.0
@@ -133,9 +131,13 @@ def test_a_line_has_what_a_metric_has() -> None:
         0.5, 4, 0.1, 0.9, 2, {"constant": 0.25, "nearest": None, "reason": "gone"}, {"name": {"value": 1.0}}
     )
     assert metric.as_json() == {
-        "value": 0.5, "n": 4, "clusters": 2, "ci95": [0.1, 0.9],
-        "baselines": {"constant": 0.25, "nearest": None, "reason": "gone"}, "by_topic": {"name": {"value": 1.0}},
-    }  # fmt: skip
+        "value": 0.5,
+        "n": 4,
+        "clusters": 2,
+        "ci95": [0.1, 0.9],
+        "baselines": {"constant": 0.25, "nearest": None, "reason": "gone"},
+        "by_topic": {"name": {"value": 1.0}},
+    }
 
 
 def test_a_share_of_nothing_is_our_own_mistake() -> None:

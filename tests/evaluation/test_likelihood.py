@@ -1,5 +1,4 @@
-"""Hand-computed likelihoods, and one meaning of bits per byte for evaluation, validation and
-benchmarks."""
+"""Likelihoods equal those by hand; bits per byte mean the same in validation and benchmarks."""
 
 import itertools
 import math
@@ -55,14 +54,14 @@ def test_windows_predict_each_token_once_with_the_token_before_as_context(size: 
     assert predicted == ids[1:]
 
 
-def test_windows_leave_out_what_is_not_supervised() -> None:
+def test_windows_label_nothing_but_targets() -> None:
     rows = list(windows([10, 11, 12, 13, 14], [0, 0, 1, 0, 1], 3))
     assert rows == [([10, 11, 12], [IGNORE, 12, IGNORE]), ([13], [14])]
     assert list(windows([5], [1], 3)) == [([], [])]
 
 
 def by_hand(model: MiniLLM, tokenizer: RustBPETokenizer, texts: list[str]) -> tuple[float, int, float]:
-    """Nats and number of all tokens, and nats of the tokens before each text's end."""
+    """Nats and number of all targets, and nats of those that stand for text."""
     nats, tokens, text_nats = 0.0, 0, 0.0
     for text in texts:
         ids = torch.tensor([tokenizer.get_bos_token_id(), *tokenizer.encode(text), tokenizer.end_of_text_id])
@@ -126,7 +125,7 @@ def test_untrained_loss_is_near_ln_of_the_vocabulary(tokenizer: RustBPETokenizer
 
 def test_of_a_conversation_only_what_the_assistant_says_is_scored(tokenizer: RustBPETokenizer) -> None:
     text = chat_text(tokenizer, [*chat("你好吗？", "我很好。"), *chat("再见", "再见！")], "greeting")
-    said = tokenizer.decode([token for token, kept in zip(text.ids, text.mask, strict=True) if kept])
+    said = tokenizer.decode([token for token, is_target in zip(text.ids, text.mask, strict=True) if is_target])
     assert said.replace("<|assistant_end|>", "") == "我很好。再见！"
     assert text.cluster == "greeting"
 
@@ -165,7 +164,7 @@ def test_rows_run_together_as_far_as_rows_and_tokens_allow(
 
 
 def long_rows(number: int) -> list[Row]:
-    """Rows of 256 tokens and a little less."""
+    """Rows of 256 random tokens, some a little shorter."""
     ids = torch.randint(0, 6400, (number, 256), generator=torch.Generator().manual_seed(5)).tolist()
     return [(row[:length], row[:length]) for row, length in zip(ids, itertools.cycle((256, 255, 250)), strict=False)]
 

@@ -1,4 +1,4 @@
-"""The numbers that a text ends up with: as a person reads them."""
+"""The numbers that a text ends with, as a person reads them."""
 
 from fractions import Fraction
 
@@ -64,9 +64,16 @@ def test_equal_texts_are_always_right(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("expected", "said", "right"),
-    [("1.5", "15", False), ("3-5", "35", False), ("-5", "5", False), ("1/4", "14", False), ("50%", "50", False),
-     ("12:30", "1230", False), ("3 + 4 = 7。", "3+4=7", True)],
-)  # fmt: skip
+    [
+        ("1.5", "15", False),
+        ("3-5", "35", False),
+        ("-5", "5", False),
+        ("1/4", "14", False),
+        ("50%", "50", False),
+        ("12:30", "1230", False),
+        ("3 + 4 = 7。", "3+4=7", True),
+    ],
+)
 def test_marks_inside_numbers_are_no_punctuation(expected: str, said: str, right: bool) -> None:
     assert is_right(Question([], expected, "math"), said, ("MiniLLM", "x")) is right
     assert is_right(Question([], expected, "knowledge"), said, ("MiniLLM", "x")) is right
@@ -83,9 +90,23 @@ def test_the_thing_counted_must_occur() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("零", 0), ("十", 10), ("十五", 15), ("一百", 100), ("一百一十", 110), ("一百二", 120), ("三百零五", 305), ("两千", 2000),
-     ("一万零三", 10003), ("十万", 100000), ("一百万", 10**6), ("三亿", 3 * 10**8), ("一九四九", 1949), ("九十九", 99)],
-)  # fmt: skip
+    [
+        ("零", 0),
+        ("十", 10),
+        ("十五", 15),
+        ("一百", 100),
+        ("一百一十", 110),
+        ("一百二", 120),
+        ("三百零五", 305),
+        ("两千", 2000),
+        ("一万零三", 10003),
+        ("十万", 100000),
+        ("一百万", 10**6),
+        ("三亿", 3 * 10**8),
+        ("一九四九", 1949),
+        ("九十九", 99),
+    ],
+)
 def test_chinese_numerals(text: str, value: int) -> None:
     assert chinese_number(text) == value
 

@@ -1,4 +1,4 @@
-"""Pairs: what is preferred, by kind, beside the reference and rules that know nothing."""
+"""Pairs: which answer is preferred, by kind, beside the reference and the baselines."""
 
 from typing import Any
 
@@ -18,6 +18,7 @@ NAMES = ("MiniLLM", "MiniLLM 团队")
 
 
 def pairs(count: int, kinds: str = "") -> list[Pair]:
+    """Pairs of clusters of their own. `kinds`: a letter for each, w wrong, r rude."""
     names = {"w": "wrong", "r": "rude"}
     return [
         Pair(chat(f"{n}", "好"), chat(f"{n}", "坏"), names.get(kinds[n : n + 1], ""), f"cluster {n}")
@@ -65,10 +66,8 @@ def test_each_kind_and_the_hard_ones_together_stand_apart(monkeypatch: pytest.Mo
     assert "preference_accuracy_hard" not in found
     monkeypatch.setattr(preference, "HARD_KINDS", ("wrong", "rude"))
     metrics = preference_metrics(pairs(4, "wwr"), policy, reference, 1.0, NONE)
-    assert (metrics["preference_accuracy_hard"].value, metrics["preference_accuracy_hard"].n) == (
-        pytest.approx(1 / 3),
-        3,
-    )
+    hard = metrics["preference_accuracy_hard"]
+    assert (hard.value, hard.n) == (pytest.approx(1 / 3), 3)
     assert metrics["preference_accuracy_length_normalized_hard_before"].value == pytest.approx(1 / 3)
 
 
@@ -91,8 +90,9 @@ def test_only_the_last_answer_of_a_pair_is_scored(tokenizer: RustBPETokenizer) -
     assert rows is not None
     (found,) = score_pairs(model, [rows], label="")
     for messages, logp, count in (
-        (pair.chosen, found.chosen, found.chosen_tokens), (pair.rejected, found.rejected, found.rejected_tokens),
-    ):  # fmt: skip
+        (pair.chosen, found.chosen, found.chosen_tokens),
+        (pair.rejected, found.rejected, found.rejected_tokens),
+    ):
         start = len(tokenizer.render_for_completion(messages[:-1]))
         ids = torch.tensor(tokenizer.render_conversation(messages)[0])
         with torch.no_grad():
@@ -102,7 +102,7 @@ def test_only_the_last_answer_of_a_pair_is_scored(tokenizer: RustBPETokenizer) -
 
 
 def test_pairs_that_training_leaves_out_are_left_out_and_counted(tokenizer: RustBPETokenizer) -> None:
-    """A prompt, or a common beginning of both answers, that fills the row."""
+    """A prompt fills the row, or a beginning that both answers share."""
     model = lively(small_model())
     long_prompt = {"chosen": chat("很长的问题" * 30, "好"), "rejected": chat("很长的问题" * 30, "坏")}
     same_start = {"chosen": chat("问", "话" * 90 + "好"), "rejected": chat("问", "话" * 90 + "坏")}
@@ -128,8 +128,7 @@ def test_a_policy_equal_to_its_reference_prefers_nothing(tokenizer: RustBPEToken
 
 
 def test_models_that_follow_the_rules_come_out_at_their_baselines() -> None:
-    """A judge by length, and one by the nearest training answer, score what stands beside every
-    preference."""
+    """A model whose log-probability is the length prefers the shorter answer of each pair."""
     examples = TrainingExamples(chosen=["请多喝水。", "北京。"], rejected=["关我什么事。", "我不想说。"])
     texts = [
         ("请喝水。", "关我啥事。"),

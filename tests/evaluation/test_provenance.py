@@ -1,4 +1,4 @@
-"""Which mix a checkpoint was trained on, as far as it still lies beside the held-out data."""
+"""What is known of a checkpoint's training: its mix, its names, the records that it has seen."""
 
 import json
 from pathlib import Path
@@ -79,9 +79,10 @@ def test_records_are_known_by_their_text_or_their_first_question() -> None:
     old = [
         {"text": "春天来了。"},
         {"text": "春天 来了！"},
-        {"conversations": chat("你好！", "你好")}, {"chosen": chat("1+23 等于几？", "24")},
+        {"conversations": chat("你好！", "你好")},
+        {"chosen": chat("1+23 等于几？", "24")},
         {"conversations": [{"role": "system", "content": "x"}, *chat("你好", "好")]},
-    ]  # fmt: skip
+    ]
     new = [{"text": "春天"}, {"conversations": chat("12+3等于几？", "15")}, {"chosen": chat("再见", "再见")}]
     assert not_trained_on([*old, *new], seen) == new
     assert not_trained_on(old, set()) == old

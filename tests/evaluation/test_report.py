@@ -68,8 +68,16 @@ def test_wrong_answers_are_shown_with_the_rule_they_broke_some_of_each_metric() 
         Verdict("first_minutes_turns", ("你好", "那呢"), said, (), "contains GPT"),
     ]
     assert wrong_answers(verdicts, 2) == [
-        "  accuracy_math: another number", "    问: 0+1", "    答: 8 …", "    对: 1",
-        "  accuracy_math: another number", "    问: 1+1", "    答: 8 …", "    对: 2",
-        "  first_minutes_turns: contains GPT", "    问: 你好 | 那呢", "    答: 8 …",
-    ]  # fmt: skip
+        "  accuracy_math: another number",
+        "    问: 0+1",
+        "    答: 8 …",
+        "    对: 1",
+        "  accuracy_math: another number",
+        "    问: 1+1",
+        "    答: 8 …",
+        "    对: 2",
+        "  first_minutes_turns: contains GPT",
+        "    问: 你好 | 那呢",
+        "    答: 8 …",
+    ]
     assert wrong_answers(verdicts, 0) == []

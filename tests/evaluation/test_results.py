@@ -1,4 +1,4 @@
-"""The results file, as tables and plots read it."""
+"""Lines of the results file: which are read, and which are refused."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""A whole stage: what is scored, in which groups, and that models which know nothing come out at
-their baselines."""
+"""All metrics of a model: what each counts, and models that know nothing score their baselines."""
 
 import itertools
 import json
@@ -46,7 +45,7 @@ def heard(questions: Sequence[Any], speaker: Evaluation) -> Any:
     return speaker.answer_metrics(questions, speaker.ask([question.messages for question in questions]))
 
 
-# --- rules that know nothing ----------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 RECORDS = [
     *({"conversations": chat(f"{a}+{b}等于几？", f"{a}+{b}={a + b}。"), "category": "math"} for a in range(4) for b in range(4)),
@@ -96,6 +95,7 @@ LINES = [
 
 
 def accuracies(metrics: Any) -> dict[str, Any]:
+    """The metrics that have baselines."""
     return {name: metric for name, metric in metrics.items() if metric.baselines is not None}
 
 
@@ -151,13 +151,22 @@ def test_each_category_kind_and_topic_is_counted_apart(tokenizer: RustBPETokeniz
     speaker = Speaker(tokenizer, lambda _: "我叫MiniLLM。")
     metrics = heard([question_of(record) for record in RECORDS], speaker)
     assert {name: (metric.value, metric.n) for name, metric in metrics.items()} == {
-        "accuracy_general_danger": (0, 1), "accuracy_general_harmless": (0, 1), "accuracy_identity": (0.5, 4),
-        "accuracy_knowledge": (0, 4), "accuracy_knowledge_unknown": (0, 2), "accuracy_math": (0, 16),
-        "accuracy_math_word": (0, 9), "ended": (1, 38), "name_in_other_answers": (1, 34), "declined_known_facts": (0, 4),
-    }  # fmt: skip
+        "accuracy_general_danger": (0, 1),
+        "accuracy_general_harmless": (0, 1),
+        "accuracy_identity": (0.5, 4),
+        "accuracy_knowledge": (0, 4),
+        "accuracy_knowledge_unknown": (0, 2),
+        "accuracy_math": (0, 16),
+        "accuracy_math_word": (0, 9),
+        "ended": (1, 38),
+        "name_in_other_answers": (1, 34),
+        "declined_known_facts": (0, 4),
+    }
     assert metrics["accuracy_identity"].by_topic == {
-        "human": {"value": 0, "n": 1}, "maker": {"value": 0, "n": 1}, "name": {"value": 1, "n": 2},
-    }  # fmt: skip
+        "human": {"value": 0, "n": 1},
+        "maker": {"value": 0, "n": 1},
+        "name": {"value": 1, "n": 2},
+    }
 
 
 def test_known_facts_that_are_declined_are_counted(tokenizer: RustBPETokenizer) -> None:
@@ -181,13 +190,13 @@ def test_help_where_a_life_is_in_danger_and_the_help_line_where_none_is_are_two_
     speaker = Speaker(tokenizer, lambda messages: says.get(messages[-1]["content"], "好"), trained)
     metrics = speaker.of_danger(IN_DANGER)
     assert {name: (metric.value, metric.n, metric.clusters) for name, metric in metrics.items()} == {
-        "danger_answered": (0.5, 2, 2), "help_line_in_harmless": (pytest.approx(1 / 3), 3, 3),
-    }  # fmt: skip
+        "danger_answered": (0.5, 2, 2),
+        "help_line_in_harmless": (pytest.approx(1 / 3), 3, 3),
+    }
     assert metrics["danger_answered"].baselines == {"constant": 1, "nearest": 0.5}
     assert metrics["help_line_in_harmless"].baselines is None
-    assert [verdict.broken for verdict in speaker.verdicts] == [
-        "", "names neither 120 nor 110", "gives the help line", "", "",
-    ]  # fmt: skip
+    broken = ["", "names neither 120 nor 110", "gives the help line", "", ""]
+    assert [verdict.broken for verdict in speaker.verdicts] == broken
     alone = speaker.of_danger([prompt for prompt in IN_DANGER if prompt.in_danger])
     assert alone.keys() == {"danger_answered"}
 
@@ -206,9 +215,13 @@ def test_the_core_is_never_mixed_into_the_score(tokenizer: RustBPETokenizer) -> 
     speaker = Speaker(tokenizer, lambda messages: "你好" if len(messages) == 1 else "我叫MiniLLM")
     metrics = speaker.of_prompts(PROMPTS)
     assert {name: (metric.value, metric.n, metric.clusters) for name, metric in metrics.items()} == {
-        "first_minutes": (pytest.approx(1 / 6), 6, 6), "first_minutes_core": (1, 1, 1), "first_minutes_facts": (0, 2, 2),
-        "first_minutes_identity": (1, 1, 1), "first_minutes_sums": (0, 2, 2), "first_minutes_unknown": (0, 1, 1),
-    }  # fmt: skip
+        "first_minutes": (pytest.approx(1 / 6), 6, 6),
+        "first_minutes_core": (1, 1, 1),
+        "first_minutes_facts": (0, 2, 2),
+        "first_minutes_identity": (1, 1, 1),
+        "first_minutes_sums": (0, 2, 2),
+        "first_minutes_unknown": (0, 1, 1),
+    }
     assert [verdict.broken for verdict in speaker.verdicts if verdict.metric == "first_minutes_sums"] == [
         "does not end with 2"
     ] * 2
@@ -221,9 +234,16 @@ def test_every_answer_can_be_written_down_with_the_rule_it_broke(tokenizer: Rust
     lines = [verdict.as_json() for verdict in speaker.verdicts]
     assert json.loads(json.dumps(lines)) == lines
     assert lines[0] == {
-        "metric": "accuracy_math", "turns": ["0+0等于几？"], "answer": "北京", "ended": True, "right": False,
-        "broken": "no number", "expected": ["0+0=0。"], "topic": "", "cluster": "0+0等于几",
-    }  # fmt: skip
+        "metric": "accuracy_math",
+        "turns": ["0+0等于几？"],
+        "answer": "北京",
+        "ended": True,
+        "right": False,
+        "broken": "no number",
+        "expected": ["0+0=0。"],
+        "topic": "",
+        "cluster": "0+0等于几",
+    }
     (free,) = [line for line in lines if line["turns"] == ["随便聊聊"]]
     assert (free["metric"], free["right"]) == ("", None)
     assert lines[-2]["turns"] == ["你好", "你叫啥"]
@@ -235,10 +255,9 @@ def test_every_answer_can_be_written_down_with_the_rule_it_broke(tokenizer: Rust
 def held_out(category: str) -> Iterator[dict[str, Any]]:
     """The bundled held-out records of a category, as the mix hands them on."""
     if category == "identity":
-        lines = (
-            IDENTITY_SAMPLE.read_text(encoding="utf-8").replace("{{name}}", NAMES[0]).replace("{{author}}", NAMES[1])
-        )
-        records: Iterator[dict[str, Any]] = (json.loads(line) for line in lines.splitlines())
+        text = IDENTITY_SAMPLE.read_text(encoding="utf-8")
+        text = text.replace("{{name}}", NAMES[0]).replace("{{author}}", NAMES[1])
+        records: Iterator[dict[str, Any]] = (json.loads(line) for line in text.splitlines())
     else:
         records = generated(SAMPLE_FILES[category].generators[0])
     return (record | {"category": category} for record in records if record.get("split"))
