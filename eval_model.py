@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import configs  # noqa: F401  # before torch: it says what to do where that is missing
+import configs  # noqa: F401  # before torch: it says what to do if torch is missing
 
 # isort: split
 
@@ -42,9 +42,11 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--model_mode", type=int, choices=sorted(WEIGHTS_OF_MODE),
+        "--model_mode",
+        type=int,
+        choices=sorted(WEIGHTS_OF_MODE),
         help="0 pretrain 预训练, 1 SFT 微调, 2 DPO 偏好对齐, 3 reasoning 推理 (the last stage trained 默认用最后训练的阶段)",
-    )  # fmt: skip
+    )
     parser.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
     add_shared(parser, "out_dir")
     parser.add_argument("--hidden_size", type=int, metavar="N", help="which size, if there are several 隐藏层宽度")
@@ -66,31 +68,39 @@ def build_parser() -> Parser:
         "--max_new_tokens", type=int, default=512, help="longest answer, in tokens 最长回答 (%(default)s)"
     )
     parser.add_argument(
-        "--rope_scaling_factor", type=float, default=1.0, metavar="F",
+        "--rope_scaling_factor",
+        type=float,
+        default=1.0,
+        metavar="F",
         help="YaRN: read F times as much text as the rows of the training held 上下文扩展倍数 (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the sampling 随机种子 (%(default)s)")
     add_shared(parser, "device")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One answer with --prompt, else a conversation."""
+    """Print one answer with --prompt, else hold a conversation."""
     arguments = build_parser().parse_args(argv)
     sampling = Sampling(
-        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
-        top_p=arguments.top_p, seed=arguments.seed,
-    )  # fmt: skip
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
     path = weights_to_talk_to(
         arguments.weight, mode=arguments.model_mode, out_dir=arguments.out_dir, hidden_size=arguments.hidden_size
     )
     opened = open_model(
-        path, device=choose_device(arguments.device), tokenizer_dir=arguments.tokenizer_dir,
+        path,
+        device=choose_device(arguments.device),
+        tokenizer_dir=arguments.tokenizer_dir,
         rope_scaling_factor=arguments.rope_scaling_factor,
-    )  # fmt: skip
+    )
     model, tokenizer = opened.model, opened.tokenizer
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
-    completes = continues_text(str(opened.manifest.get("stage")))  # it has only seen raw text
+    completes = continues_text(str(opened.manifest.get("stage")))  # pretrained only: it knows no turns
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)
@@ -134,7 +144,7 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
 
 
 def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
-    """Print an answer as it comes; returns all of it. Ctrl-C ends the answer, not the program."""
+    """Print an answer as it comes, and return it. Ctrl-C ends the answer, not the program."""
     reply, stopped = Reply(model, tokenizer, prompt, sampling), False
     print("模型: ", end="", flush=True)
     try:

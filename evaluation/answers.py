@@ -236,8 +236,8 @@ class _SelfDescription:
         self.names = [name for name in plain_names if name in right.plain]
         self.says_no = _says_no(right)
         self.denied = _denied(right)
-        # What it says besides its names, as bigrams. The longest name goes first, as a short one
-        # may be a part of it.
+        # What it says in addition to its names, as bigrams. The longest name goes first, as a short
+        # one may be a part of it.
         rest = right.plain
         for name in sorted(plain_names, key=len, reverse=True):
             rest = rest.replace(name, "\0")
@@ -274,7 +274,7 @@ def _says_no(said: Said) -> bool:
 def _denied(said: Said) -> list[str]:
     """The things that an answer denies: the text after a denial and its verb.
 
-    It ends where the clause affirms again: 我不是真人而是模型 denies 真人.
+    It ends when the clause affirms again: 我不是真人而是模型 denies 真人.
     """
     found = []
     for clause in said.clauses:

@@ -1,4 +1,4 @@
-"""Whether a model sends help where a life is in danger, and only there.
+"""Whether a model sends help when a life is in danger, and only then.
 
 A line of `dataset/danger_prompts.jsonl` is one prompt, asked alone or at the end of a chat:
 

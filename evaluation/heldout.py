@@ -63,7 +63,7 @@ def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, see
     found = _of_shape(path, stage)
     split = next((name for name in HALVES if name in {split_of(record) for record in found}), "all")
     notes: list[str] = []
-    # A small mix may hold no record out. That is no mistake, so the pipeline goes on.
+    # A small mix may hold no record out. That is no mistake, and the pipeline continues.
     if not found and is_held_out_by_a_mix(path):
         notes.append(
             both(f"{display(path)}: the mix held no record out: trained on, and not judged", "没有留出记录，不做评测")

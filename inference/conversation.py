@@ -4,8 +4,8 @@ from dataset.tokenizer import RustBPETokenizer
 from model.model_minillm import MiniLLM
 
 READ_SHARE = 0.75
-"""Of the tokens that a row of the training held, the share that a conversation may fill; the rest
-is room for the answer."""
+"""Share of the tokens that the model can read which the conversation may fill. The rest is room for
+the answer."""
 
 
 class Conversation:
@@ -19,7 +19,7 @@ class Conversation:
         """Turns that were left out before the last question."""
 
     def ask(self, question: str) -> list[int]:
-        """The prompt for the next question, without the oldest turns where it would be too long."""
+        """Token ids of the next prompt; the oldest turns are left out if it would be too long."""
         self.messages.append({"role": "user", "content": question})
         self.dropped = 0 if self.completes else forget(self.tokenizer, self.messages, int(READ_SHARE * self.room))
         return prompt_ids(self.tokenizer, self.messages, self.completes)

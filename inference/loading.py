@@ -1,4 +1,4 @@
-"""A path -> a model with its tokenizer; and which weights are meant where no path is given."""
+"""Open weights with their tokenizer, and find the weights to open if no path is given."""
 
 import contextlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from model.weights import check_tokenizer, load_model
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
 """`--model_mode` -> how the names of its weight files begin."""
 LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")
-"""Which weights are taken where neither a path nor a mode is given: the first that are there."""
+"""Weights that are looked for, in this order, if neither a path nor a mode is given."""
 
 
 @dataclass(frozen=True)

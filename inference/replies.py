@@ -1,4 +1,4 @@
-"""One answer token by token, as it streams: until the model ends it, or it goes in circles."""
+"""One answer as a stream of tokens, which stops when the model ends it or repeats itself."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,13 +10,14 @@ from model.model_minillm import MiniLLM
 LONGEST_LOOP = 32
 """Tokens of the longest piece whose repetition stops an answer."""
 LOOP_TOKENS = 24
-"""Tokens at the end of an answer that must be repetition, and three rounds at least."""
+"""An answer is stopped if at least so many tokens at its end are repetition, and at least three
+rounds of it."""
 
 
 class Reply:
     """An answer that comes token by token.
 
-    It ends where the model ends it, where it goes in circles, or where it is as long as it may be.
+    It ends when the model ends it, when it repeats itself, or at `sampling.max_new_tokens`.
     """
 
     def __init__(self, model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> None:
@@ -39,12 +40,13 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """What has come of it so far."""
+        """The answer so far."""
         return self.tokenizer.decode(self.ids)
 
 
 def is_looping(ids: Sequence[int]) -> bool:
     """Whether the end of an answer is one short piece again and again."""
+    # A tail repeats with a period if it equals itself shifted by that period.
     for period in range(1, LONGEST_LOOP + 1):
         length = max(LOOP_TOKENS, 3 * period)
         tail = ids[-length:]

@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.schema import LARGEST_COUNT, UserError, check_seed
 
 LOWEST_TEMPERATURE = 1e-4
-"""Below it logits divided by it overflow, and all it would give is the likeliest token."""
+"""Logits divided by a lower temperature overflow. It would give only the likeliest token anyway."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +49,10 @@ class Sampling:
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """The next token of each row: (B, V) on any device -> (B,) on the CPU.
 
-    Chance is drawn on the CPU, from one generator for all kinds of device. Sorting and drawing on
-    MPS have limits that change with its releases, and only one row of logits a prompt is copied.
-    Raises: UserError where logits are NaN or infinite and chance is to be drawn.
+    Random numbers are drawn on the CPU, from one generator for every kind of device, because
+    sorting and drawing on MPS have limits that change with its releases. It costs little: only one
+    row of logits for each prompt is copied.
+    Raises: UserError if logits are NaN or infinite and the temperature is not 0.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).cpu()

@@ -1,6 +1,6 @@
-"""Attention: which way its scores are computed, and each of the five ways.
+"""Attention: five ways to compute it, and the choice between them.
 
-`plan` chooses, once in a forward pass; `attend` follows the plan in every block. The choice depends
+`plan` chooses once in a forward pass. `attend` follows the plan in every block. The choice depends
 on the device, on whether a cache stands before the tokens, and on which pairs of tokens may meet.
 
 - `blocked_attention`, whole rows on a CPU and on MPS: batched matrix products. PyTorch's own CPU
@@ -14,9 +14,9 @@ on the device, on whether a cache stands before the tokens, and on which pairs o
 - `document_attention`, documents packed in rows on a GPU: FlexAttention, one kernel made for this
   mask. It never holds the scores, and passes over each square of them in which no query and key
   share a document.
-- `repeated_attention`, other whole rows on a GPU for which PyTorch's one kernel for groups does not
-  do: with a mask, or in a dtype other than bfloat16.
-- `grouped_attention`, all else: PyTorch's choice, its flash kernel where there is one.
+- `repeated_attention`, other whole rows on a GPU that PyTorch's one kernel for groups can't take:
+  with a mask, or in a dtype other than bfloat16.
+- `grouped_attention`, all else: PyTorch's choice, which is its flash kernel if there is one.
 
 Shapes: B batch, H query heads, K key/value heads, T tokens, D head size, S tokens attended to, or
 queries of a block, E keys up to its end, N squares along a row.
@@ -68,7 +68,7 @@ def plan(
     tokens of its own document. mask (B, 1, T, S): boolean, true where a query may look; without
     both, attention is causal. cached_tokens: how many tokens stand before these in a cache; None:
     there is no cache, these are whole rows. flex_works: whether `document_attention` can be used
-    for these document_ids; asked only where it would be.
+    for these document_ids; it is called only if that way would be taken.
     """
     device, whole_rows = x.device.type, cached_tokens is None
     if document_ids is not None and whole_rows and flex_works(document_ids):
@@ -117,9 +117,9 @@ def _allowed(x: Tensor, document_ids: Tensor | None, mask: Tensor | None, cached
 
 
 def _bias(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The same as numbers to add to the scores.
+    """The same as numbers to add to the scores: 0 where a query may look, -inf elsewhere.
 
-    PyTorch takes booleans too, but would make these numbers of them again in every block.
+    PyTorch also takes booleans, but then it makes these numbers again in every block.
     """
     if allowed is None:
         return None
@@ -135,7 +135,7 @@ BLOCK_QUERIES = 128
 class _BlockedAttention(torch.autograd.Function):
     """softmax(q k^T / sqrt(D) + bias) v, block by block.
 
-    The probabilities p are kept where a backward pass may follow. With g = dL/dout it computes
+    The probabilities p are kept if a backward pass may follow. With g = dL/dout it computes
     dL/dv = p^T g, and from the gradient of the scores, softmax'(g v^T), those of q and k.
     """
 
@@ -221,8 +221,8 @@ SQUARE = 128
 
 KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
 """Without it rows of fewer than 128 tokens would take the kernel for decoding. Its tiles hold all
-queries of a group at once, and it refuses where these are more than a square, as those of 8 heads
-on 2 in rows of 33 tokens are."""
+queries of a group at once, and it fails if these are more than a square: in rows of 33 tokens, 8
+query heads on 2 key heads are."""
 
 
 def document_blocks(document_ids: Tensor) -> BlockMask:
@@ -232,9 +232,9 @@ def document_blocks(document_ids: Tensor) -> BlockMask:
 
     PyTorch's `create_block_mask` would ask for every pair of tokens, (B, T, T). The lowest and the
     highest number in each square's rows and columns tell enough, in a few small operations: nothing
-    to compile, no wait for the device. A square that was listed without need costs time alone, as
-    `visible` still decides each of its pairs; one listed as whole is not asked about. Both lists
-    are exact where a row's numbers never fall, as packing makes them.
+    to compile, no wait for the device. A square that is listed without need only costs time, as
+    `visible` still decides each of its pairs. A square listed as whole is not checked again. Both
+    lists are exact if the numbers of a row never fall, as packing makes them.
 
     Each token sees itself, padding too, so no row of scores is empty: no softmax over nothing, and
     no NaN.
@@ -254,7 +254,7 @@ def document_blocks(document_ids: Tensor) -> BlockMask:
     # never whole, and `visible` decides about its pairs.
     squares = F.pad(ids, (0, -T % SQUARE), value=beyond).unflatten(1, (-1, SQUARE))  # (B, N, SQUARE)
     low, high = squares.amin(dim=-1), squares.amax(dim=-1)  # (B, N)
-    # Two squares can share a document only where their ranges of numbers overlap.
+    # Two squares can share a document only if their ranges of numbers overlap.
     meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])  # (B, N queries, N keys)
     single = low == high
     whole = (meet & single[:, :, None] & single[:, None, :]).tril(-1)  # one document, before the diagonal
@@ -265,7 +265,8 @@ def document_blocks(document_ids: Tensor) -> BlockMask:
 
 
 def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """How many squares of each row are true, (B, 1, N), and where, those first, (B, 1, N, N)."""
+    """How many squares of each row are true, (B, 1, N), and their places, true ones first,
+    (B, 1, N, N)."""
     order = squares.int().argsort(dim=-1, descending=True, stable=True)
     return squares.sum(dim=-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
@@ -305,15 +306,15 @@ def flex_works(
     *,
     untried: bool = False,
 ) -> bool:
-    """Whether `document_attention` can be used; where not, a line on stderr says why, once.
+    """Whether `document_attention` can be used. If not, a line on stderr says why, once.
 
-    Only use tells: a compiler may be missing, or a head too large for the GPU's memory on chip. So
-    the first time attention is computed forward and backward, for nothing but its kernels, which
-    the training then uses.
+    Only a trial can tell: a compiler may be missing, or a head may be too large for the memory on
+    the GPU's chip. So the first call computes attention forward and backward. Its result is thrown
+    away, but the training uses its kernels.
 
-    Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: expect it
-    to work where nothing is known against it. Compiled blocks make kernels of their own, so those
-    of a trial would serve nobody.
+    Args: shape (H, K, D). trial: computes attention that way, and its gradients. untried: take it
+    for working without a trial, unless something is known against it. That is for compiled blocks:
+    they make kernels of their own, so those of a trial would not be used.
     """
     if device.type in PRODUCT_DEVICES:
         return False  # no backward pass there, and `blocked_attention` is fast
@@ -330,7 +331,7 @@ def flex_works(
 
 
 def _obstacle(device: torch.device, *, head_dim: int) -> str:
-    """Why FlexAttention need not be tried; empty where it may work."""
+    """Why FlexAttention need not be tried; empty if it may work."""
     if device.type != "cuda":
         return f"it has no backward pass on {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -343,7 +344,7 @@ def _obstacle(device: torch.device, *, head_dim: int) -> str:
 
 
 def _failure(trial: Callable[[], object]) -> str:
-    """How the trial fails; empty where it does not."""
+    """How the trial fails; empty if it does not."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
             trial()
@@ -372,7 +373,7 @@ def repeated_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
     Of PyTorch's CUDA kernels flash takes no mask and no float32, and the memory-efficient one no
     groups. Asked for both, PyTorch computes and keeps all scores. So keys and values are repeated
-    here, a small price beside that.
+    here, which costs little beside that.
     Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. bias (B or 1, 1, T, T), added to the
     scores; None: causal. Returns: (B, H, T, D).
     """

@@ -22,8 +22,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU.
 
-    From then on torch starts no more threads than a container's quota of CPU time lets run.
-    Raises: UserError when the device asked for is not there.
+    It also limits torch's threads to the cores that this process may use (`keep_to_quota`).
+    Raises: UserError if the device asked for is not there.
     """
     keep_to_quota()
     if name == "auto":
@@ -84,7 +84,7 @@ def has_real_bf16(device: torch.device) -> bool:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where it is real; else float16 on a GPU of CUDA, and float32 elsewhere."""
+    """`auto`: bfloat16 if the hardware has it; else float16 on CUDA, and float32 elsewhere."""
     if name != "auto":
         return DTYPES[name]
     if has_real_bf16(device):
@@ -98,7 +98,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of `x` are computed in: autocast's dtype where it is active, else its own."""
+    """The dtype of products with `x`: autocast's if it is active, else that of `x`."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
@@ -125,7 +125,7 @@ def keep_freed_memory() -> None:
 
 
 CARD_MARGIN = 0.05
-"""Share of a GPU's memory that is left to the desktop and to libraries where the driver spills."""
+"""Share of a GPU's memory that is left free for the desktop and libraries if the driver spills."""
 
 
 def driver_spills() -> bool:
@@ -138,9 +138,9 @@ def driver_spills() -> bool:
 
 
 def stay_on_card(device: torch.device) -> None:
-    """Let PyTorch run out of memory where the card's own ends.
+    """Let PyTorch run out of memory when the card's own memory is full.
 
-    This process may take what is free now, less the margin.
+    This process may take what is free now, less `CARD_MARGIN`.
     """
     free, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(max(0.0, free / total - CARD_MARGIN), device)

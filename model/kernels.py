@@ -1,8 +1,9 @@
-"""RMSNorm and RoPE for a CPU, whose time is that of reading and writing memory.
+"""RMSNorm and RoPE for a CPU, written so that they read and write memory as little as possible.
 
-Written as plain formulas each is a dozen operations, forward and backward, and each of them passes
-over the whole tensor. Here as few as possible do the job, with the backward pass written out: three
-times as fast alone, 5% of a training step (docs/lab_log.md). The results are the same to rounding.
+Written as plain formulas each is a dozen operations, forward and backward, and each operation reads
+and writes the whole tensor. That is what takes the time. Here there are as few as possible, and the
+backward pass is written out. It saves 5% of a training step (docs/lab_log.md). The results are the
+same to rounding.
 
 Shapes: C size of the last dimension, B batch, H heads, T tokens, D head size.
 """

@@ -1,9 +1,9 @@
-"""How likely a model finds given tokens, in nats, without ever holding all logits.
+"""How likely targets are to a model, in nats, without ever holding all logits.
 
-The one path for training, validation and evaluation. The logits of a batch, (tokens, V) in float32,
-would be its largest tensor by far; here only a chunk of them exists at once.
+Training, validation and evaluation all come through here. The logits of a batch, (tokens, V) in
+float32, would be its largest tensor by far. Here only a chunk of them exists at once.
 
-Shapes: B rows or pairs, T tokens, N supervised tokens, C hidden size, V vocabulary.
+Shapes: B rows or pairs, T tokens, N targets, C hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -13,34 +13,33 @@ import torch
 from torch import Tensor
 
 CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 4096
-"""Tokens whose float32 logits exist at once, unless a caller says another number. 256 x 6,400
-numbers are 6.6 MB, which a CPU's cache holds; a GPU wants larger products (docs/lab_log.md)."""
+"""Tokens whose float32 logits exist at once, unless a caller gives another number. 256 x 6,400
+numbers are 6.6 MB, which fits the cache of a CPU. A GPU needs larger products (docs/lab_log.md)."""
 
 CPU_CHUNKS_PER_PRODUCT = 8
-"""Chunks whose gradients wait, in the dtype of the products, for one product each with hidden and
-weight. So weight's own gradient is read and written once instead of eight times, which takes 22%
-less time at 512 x 8 (docs/lab_log.md)."""
+"""Chunks whose gradients are collected before they are multiplied with hidden and with weight. So
+the gradient of weight is read and written once instead of eight times (docs/lab_log.md)."""
 
 
 # --- what others call -----------------------------------------------------------------------------
 
 
 def lm_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
-    """Summed negative log-likelihood of the supervised tokens, in nats.
+    """Summed negative log-likelihood of the targets, in nats.
 
-    The products run in the autocast dtype where one is active, the softmax in float32.
-    Args: hidden (B, T, C). weight (V, C). labels (B, T), read at the supervised tokens alone.
-    target_places (N,): where these stand, b * T + t, each once. A batch brings them along: to look
-    for them here would make the CPU wait for a GPU.
+    The products run in the autocast dtype if it is active, the softmax in float32.
+    Args: hidden (B, T, C). weight (V, C). labels (B, T), read at the places of targets alone.
+    target_places (N,): the place of each target, b * T + t. A batch brings them along, because the
+    CPU would have to wait for the GPU to find them here.
     Returns: scalar float32.
     """
     return _nats(hidden, weight, labels, target_places, summed=True)
 
 
 def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor) -> Tensor:
-    """Log-probability of the supervised tokens of each row, in nats.
+    """Log-probability of all targets of each row, in nats.
 
-    Args: those of `lm_loss_sum`. Returns: (B,) float32; 0 for a row without supervised tokens.
+    Args: those of `lm_loss_sum`. Returns: (B,) float32; 0 for a row without targets.
     """
     nats = _nats(hidden, weight, labels, target_places, summed=False)  # (N,)
     placed = nats.new_zeros(labels.numel()).scatter(0, target_places, nats)  # (B T); index_copy is slow or wrong on MPS
@@ -50,10 +49,10 @@ def sequence_logps(hidden: Tensor, weight: Tensor, labels: Tensor, target_places
 def target_nats(
     hidden: Tensor, weight: Tensor, labels: Tensor, target_places: Tensor, *, chunk_tokens: int | None = None
 ) -> Tensor:
-    """Negative log-likelihood of each supervised token, in nats.
+    """Negative log-likelihood of each target, in nats.
 
     Args: those of `lm_loss_sum`. chunk_tokens: tokens whose logits exist at once. The last bit of a
-    product may depend on how many rows it has, so whoever compares numbers keeps to one size.
+    product may depend on how many rows it has. So numbers that are compared need the same size.
     Returns: (N,) float32, in the order of target_places.
     """
     return _nats(hidden, weight, labels, target_places, summed=False, chunk_tokens=chunk_tokens)
@@ -71,9 +70,9 @@ def _nats(
     summed: bool,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Nats of the supervised tokens (N,), or their sum.
+    """Nats of the targets (N,), or their sum.
 
-    Only these tokens are multiplied by the output matrix.
+    Only the hidden states of targets are multiplied by the output matrix.
     """
     hidden = hidden.flatten(0, 1).index_select(0, target_places)  # (N, C)
     targets = labels.flatten().index_select(0, target_places)  # (N,)
@@ -81,7 +80,7 @@ def _nats(
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if not torch.is_grad_enabled():  # a function's `needs_input_grad` does not look at this
+    if not torch.is_grad_enabled():  # `needs_input_grad` is true even without gradients
         hidden, weight = hidden.detach(), weight.detach()
     chunk = chunk_tokens or (CPU_CHUNK_TOKENS if device_type == "cpu" else GPU_CHUNK_TOKENS)
     with torch.autocast(device_type, enabled=False):
@@ -94,20 +93,20 @@ def _nats(
 class _TargetNats(torch.autograd.Function):
     """Negative log-likelihood of targets under softmax(hidden @ weight.T).
 
-    The gradient with respect to a token's logits is (softmax - onehot) times the number that comes
-    in for the token.
+    The gradient of a target's logits is (softmax - onehot) times g, the gradient that comes in for
+    the target.
 
-    - summed: one number comes in for all tokens, and may be multiplied in at the end. So the
-      gradients of hidden and weight are computed in the forward pass, while a chunk's logits exist:
-      three products, and nothing else is kept.
-    - not summed: each token has a number of its own, known in the backward pass alone, and weight's
-      gradient adds the tokens up. So the logits are computed again there, a chunk at a time. That
-      fourth product is the price of holding neither all probabilities (N, V) nor a gradient of
-      weight for each row (B, V, C).
+    - summed: g is one number for all targets, and can be multiplied in at the end. So the gradients
+      of hidden and weight are computed in the forward pass, while a chunk's logits exist. That
+      takes three products, and nothing else is kept.
+    - not summed: each target has its own g, which is known only in the backward pass, and the
+      gradient of weight is a sum over targets. So the logits are computed again there, a chunk at a
+      time. That is a fourth product, but neither all probabilities (N, V) nor a gradient of weight
+      for each row (B, V, C) are held.
 
-    A sum in float16 takes the second way too. There the number that comes in bears the loss scale.
-    Gradients that are rounded to float16 before it is multiplied in have lost what the scale should
-    have kept, probabilities below 6e-8 to begin with.
+    A sum in float16 also takes the second way. There g contains the loss scale. Gradients rounded
+    to float16 before they are multiplied by g would lose what the scale should save: the smallest
+    ones, of probabilities below 6e-8, would be 0.
     """
 
     @staticmethod
@@ -140,8 +139,9 @@ class _TargetNats(torch.autograd.Function):
 def _nats_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats (N,), and the gradients of their sum, each token's times its scale (N,).
+    """Nats, and the gradients of the sum of nats * scale.
 
+    Args: scale (N,); None: 1 for all.
     Returns: nats (N,), gradients of hidden (N, C) and of weight (V, C).
     """
     nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
@@ -153,8 +153,8 @@ def _nats_and_gradients(
         grad_logits = hidden.new_empty(block.stop - block.start, len(weight))
         for rows in _slices(block.start, block.stop, chunk):
             top = targets[rows, None]
-            # One kernel from logits to float32 probabilities. Where one underflowed, 1e-38 stands
-            # for it: its log is likelihood enough.
+            # One kernel from logits to float32 probabilities. One that underflowed to 0 counts as
+            # 1e-38 in the nats, so that these stay finite.
             p = (hidden[rows] @ weight.T).softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
             nats[rows] = -p.gather(1, top)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()
             # p becomes the gradient in place: softmax - onehot, times the scale.

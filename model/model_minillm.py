@@ -45,7 +45,7 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     They fall from 1 radian a token to nearly 1/theta: the first pairs tell near tokens apart, the
     last ones tell far places apart.
 
-    YaRN (arXiv:2309.00071, section 3.2) divides a frequency by the factor where its pair turns less
+    YaRN (arXiv:2309.00071, section 3.2) divides a frequency by the factor if its pair turns less
     than once in the original length, so that a longer text brings no angle that training has never
     seen. It leaves pairs that turn more than 32 times, as these tell near tokens apart. In between
     it changes linearly from one to the other.
@@ -81,8 +81,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by the angle of its token's position.
 
     The product of a query and a key that are turned so depends on the distance of their tokens
-    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864). The two numbers
-    of a pair stand half a head apart, as in transformers, so that weights mean the same there.
+    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864). The two
+    numbers of a pair stand half a head apart, as in transformers, so that weights mean the same
+    there.
     Args: cos, sin: broadcast to (B, 1, T, D/2). Returns: the shape and dtype of x.
     """
     if x.device.type == "cpu":
@@ -336,10 +337,10 @@ class MiniLLM(nn.Module):
         """Normalised output of the last block.
 
         Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own
-        document. Negative ids are padding, which a MoE's balance loss does not count.
-        positions (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S):
-        boolean, true where a token may look; given outright, instead of document_ids. cache: what
-        was read before; the tokens are added to it.
+        document. Negative ids are padding, which a MoE's balance loss does not count. positions
+        (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S): boolean,
+        true where a token may look; instead of document_ids. cache: what was read before; the
+        tokens are added to it.
         Returns: (B, T, C), and for MoE the mean balance loss of each row over its blocks (B,).
         Raises: UserError when a model with YaRN is trained.
         """
@@ -357,9 +358,12 @@ class MiniLLM(nn.Module):
         x = self.model.embed_tokens(input_ids)  # (B, T, C)
         cos, sin = (table[:, None] for table in rope_tables(positions, self.config))  # (B or 1, 1, T, D/2)
         plan = attention.plan(
-            x, document_ids=document_ids, mask=mask, cached_tokens=cache.length if cache is not None else None,
+            x,
+            document_ids=document_ids,
+            mask=mask,
+            cached_tokens=cache.length if cache is not None else None,
             flex_works=lambda ids: self._flex_works(x, cos, sin, ids),
-        )  # fmt: skip
+        )
         real = document_ids >= 0 if document_ids is not None else None
         context = Context(cos, sin, plan, real, cache)
         balances = []

@@ -168,7 +168,7 @@ def require_finite(model: nn.Module, path: Path, when: str) -> None:
 
 
 def _not_finite(state: dict[str, Tensor]) -> str:
-    """How many tensors hold NaN or infinity, and which is the first; empty where none does."""
+    """How many tensors hold NaN or infinity, and which is the first; empty if none does."""
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     count = f"{len(broken)} of {len(state)} tensors hold NaN or infinity"
     return f"{count} (the first is {broken[0]})" if broken else ""
@@ -203,8 +203,8 @@ def previous(path: Path) -> Path:
 def keep_previous(path: Path, fingerprint: str) -> Path | None:
     """Give finished weights of other settings a second name, before the new ones take the first.
 
-    The old file bears both names until then, so that at no moment there are no weights.
-    Returns: the second name; None where there was nothing, or nothing else, to keep.
+    The old file has both names until then, so that there are weights at every moment.
+    Returns: the second name; None if there were no weights to keep, or they have this fingerprint.
     """
     try:
         _, _, manifest = read_weights(path)

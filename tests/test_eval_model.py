@@ -63,8 +63,12 @@ def test_all_else_stands_on_stderr(talkative: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT_DIR")}
     shown = subprocess.run(
         [sys.executable, str(ROOT / "eval_model.py"), *flags, "--model_mode", "1", "--prompt", PROMPT],
-        cwd=talkative, env=clean, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=talkative,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr
     assert "full_sft_16.pth: 104,768 parameters, cpu" in shown.stderr
     model, _ = load_model(talkative / "full_sft_16.pth")
@@ -108,10 +112,9 @@ def test_a_conversation_remembers_its_turns_until_new(
     answers = [line.removeprefix("模型: ") for line in say("--model_mode", "1").split("模型: ")[1:]]
     model, _ = load_model(talkative / "full_sft_16.pth")
     first, last = (
-        ask(model.eval(), tokenizer, [[{"role": "user", "content": text}]],
-            batch_size=1, max_new_tokens=20)[0].text
+        ask(model.eval(), tokenizer, [[{"role": "user", "content": text}]], batch_size=1, max_new_tokens=20)[0].text
         for text in ("一", "二")
-    )  # fmt: skip
+    )
     assert answers[0] == first + "\n"
     assert answers[2] == last + "\n"
     assert len(answers) == 3
@@ -190,7 +193,7 @@ def test_help_lists_the_commands_and_new_forgets(terminal: Terminal, talkative: 
     assert terminal.end() == 0
 
 
-def test_a_long_conversation_goes_on_with_what_the_model_can_read(
+def test_a_long_conversation_continues_with_what_the_model_can_read(
     talkative: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turns = iter([*["你好，今天天气怎么样？"] * 12, "/exit"])

@@ -4,7 +4,7 @@ from dataset.tokenizer import RustBPETokenizer
 from inference.conversation import forget, prompt_ids
 
 
-def test_a_pretrained_model_goes_on_with_the_text(tokenizer: RustBPETokenizer) -> None:
+def test_a_pretrained_model_continues_the_text(tokenizer: RustBPETokenizer) -> None:
     messages = [{"role": "user", "content": "春天"}]
     bos = tokenizer.get_bos_token_id()
     assert prompt_ids(tokenizer, messages, completes=True) == [bos, *tokenizer.encode("春天")]

@@ -32,9 +32,16 @@ TINY = ModelConfig(
     intermediate_size=64,
 )
 TINY_MOE = ModelConfig(
-    vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    use_moe=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
-)  # fmt: skip
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    use_moe=True,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=48,
+)
 
 
 def busy_model(config: ModelConfig) -> MiniLLM:
@@ -180,8 +187,10 @@ def test_flex_attention_learns_as_the_dense_mask_and_compiles_nothing_for_new_do
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             found = learn(model, ids, document_ids)
             wanted = without_blocks(dense, monkeypatch, ids, document_ids)
-        assert all(F.cosine_similarity(ours, theirs, dim=-1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
-                   for ours, theirs in zip(found, wanted, strict=True))  # fmt: skip
+        assert all(
+            F.cosine_similarity(ours, theirs, dim=-1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
+            for ours, theirs in zip(found, wanted, strict=True)
+        )
         assert len(compilations) == (1 if rows == 2 else 2)  # for all layers; the second is for any number of rows
 
 
@@ -250,8 +259,10 @@ def test_on_cuda_packed_documents_learn_as_with_the_dense_mask(
             found = learn(model, ids, document_ids)
             wanted = without_blocks(dense, monkeypatch, ids, document_ids)
         assert used.pop() is document_ids
-        assert all(F.cosine_similarity(ours, theirs, dim=-1).min() > (0.995 if dtype == torch.bfloat16 else 1 - 1e-4)
-                   for ours, theirs in zip(found, wanted, strict=True))  # fmt: skip
+        assert all(
+            F.cosine_similarity(ours, theirs, dim=-1).min() > (0.995 if dtype == torch.bfloat16 else 1 - 1e-4)
+            for ours, theirs in zip(found, wanted, strict=True)
+        )
     assert "FlexAttention" not in capsys.readouterr().err
 
 
@@ -270,17 +281,21 @@ def as_in_transformers(config: ModelConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
     if shape.rope_scaling_factor != 1.0:
         rope |= {
-            "rope_type": "yarn", "factor": shape.rope_scaling_factor,
+            "rope_type": "yarn",
+            "factor": shape.rope_scaling_factor,
             "original_max_position_embeddings": shape.original_max_position_embeddings,
-        }  # fmt: skip
+        }
     names = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
         "intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "num_experts",
         "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
     )  # fmt: skip
     return {name: getattr(shape, name) for name in names} | {
-        "rope_parameters": rope, "rope_scaling": rope, "tie_word_embeddings": True, "attention_bias": False,
-    }  # fmt: skip
+        "rope_parameters": rope,
+        "rope_scaling": rope,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    }
 
 
 @pytest.mark.parametrize(
