@@ -3,9 +3,10 @@
     python scripts/build_chinese_mix.py
     python scripts/build_chinese_mix.py --profile cpu --knowledge 5000
 
-Reads `data/chinese/*.jsonl` (also .json, .csv, .gz, .xz), writes `data/processed/{pretrain,sft,dpo}_chinese.jsonl`,
-their held-out parts, the rejected lines and `mix_manifest.json`. Bundled samples stand in for each category without a
-file. 读取 data/chinese/ 里的数据，写出训练集、留出集、坏行与清单；缺少的类别用自带样例。
+Reads `data/chinese/*.jsonl` (also .json, .csv, .gz, .xz), writes
+`data/processed/{pretrain,sft,dpo}_chinese.jsonl`, their held-out parts, the rejected lines and
+`mix_manifest.json`. Bundled samples stand in for each category without a file.
+读取 data/chinese/ 里的数据，写出训练集、留出集、坏行与清单；缺少的类别用自带样例。
 """
 
 import argparse
@@ -36,7 +37,7 @@ _HEADER = ("category 类别", "asked 目标", "reached 实得", "distinct 不重
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of the mix."""
+    """The command line."""
     parser = Parser(description=__doc__)
     paths = parser.add_argument_group("folders 目录")
     paths.add_argument(
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sources -> mixed records, and a report of what became of them."""
+    """Mix the sources, write the records, and report what became of them."""
     arguments = build_parser().parse_args(argv)
     config = replace(load_profile(arguments.profile).mix, **given_knobs(arguments, MixConfig))
     output_dir = arguments.output_dir or env_path("DATA_DIR", DATA_DIR)
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(manifest: dict[str, Any], output_dir: Path) -> None:
-    """What was asked, what was reached, and what became of the rest."""
+    """Print a table of what was asked and reached, then what was dropped, noted and written."""
     if manifest["sample_factor"] < 1:
         print(
             f"targets of categories with bundled samples alone shrink to {manifest['sample_factor']:.4f} of themselves "
@@ -111,7 +112,7 @@ def _report(manifest: dict[str, Any], output_dir: Path) -> None:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal; a Chinese character takes two."""
+    """How many columns of a terminal a text takes; a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 

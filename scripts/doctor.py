@@ -32,7 +32,7 @@ from configs.paths import ROOT
 from configs.schema import UserError
 
 PROBE_SECONDS = 5.0
-"""Longest wait for a package index, from the name's look-up to the first byte of the answer."""
+"""Longest wait for a package index, from looking up its name to the first byte of its answer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Gpus:
 
     names: tuple[str, ...]
     usable: int
-    """Those that CUDA_VISIBLE_DEVICES leaves."""
+    """How many of them CUDA_VISIBLE_DEVICES leaves."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Torch:
     """The installed torch, as far as it matters here."""
 
     version: str
-    """Empty where torch is not installed."""
+    """Empty if torch is not installed."""
     cuda_build: str
     """CUDA version it was built for; empty for a CPU-only build."""
     problem: str
-    """Why it can't compute on the first GPU (or not at all); empty where it can."""
+    """Why it can't compute on the first GPU, or not at all; empty if it can."""
 
 
 def output_of(*command: str, timeout_seconds: float = 10.0) -> str:
-    """What a command prints; nothing where it is missing, fails or hangs."""
+    """What a command prints; empty if the command is missing, fails or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_seconds, check=True
@@ -93,7 +93,7 @@ def hardware_line(gpus: Gpus) -> str:
 
 
 def inspect_torch(gpus: Gpus) -> Torch:
-    """Import torch where it is installed and try the first GPU."""
+    """Import torch if it is installed, and try the first GPU."""
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -118,7 +118,7 @@ def inspect_torch(gpus: Gpus) -> Torch:
 
 
 def verdict(gpus: Gpus, torch: Torch) -> UserError | None:
-    """What must be fixed before a training; None where nothing must."""
+    """What must be fixed before a training; None if nothing must."""
     if not torch.problem:
         return None
     if not gpus.usable:
@@ -143,6 +143,7 @@ def verdict(gpus: Gpus, torch: Torch) -> UserError | None:
 
 
 def _read(path: str) -> str:
+    """The text of a file; empty if it can't be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -173,7 +174,7 @@ def disk_free_gb() -> str:
 
 
 def report(gpus: Gpus, torch: Torch) -> str:
-    """The table."""
+    """The table that is printed, a line for each fact about the machine."""
     ours = memory()
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     builds = f"CUDA {torch.cuda_build}" if torch.cuda_build else "CPU build"
@@ -198,12 +199,14 @@ def answers_in_time(url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a package index has torch, asked through the proxies that the user has set."""
     found: list[bool] = []
     thread = threading.Thread(target=_ask_index, args=(url, seconds, found.append), daemon=True)
-    thread.start()  # a thread, because neither a name's look-up nor a server that sends drop by drop can be timed
+    # In a thread, because no timeout covers the look-up of a name or a server that sends slowly.
+    thread.start()
     thread.join(seconds)
     return bool(found)
 
 
 def _ask_index(url: str, seconds: float, tell: Callable[[bool], None]) -> None:
+    """Call `tell` with True if the index answers with a page about torch."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/torch/", timeout=seconds) as answer:
             if answer.read(1):
@@ -225,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report. Raises: UserError where torch can't use what is there."""
+    """Print the report. Raises: UserError if torch can't use the hardware that is there."""
     arguments = build_parser().parse_args(argv)
     if arguments.probe:
         return 0 if answers_in_time(arguments.probe) else 1

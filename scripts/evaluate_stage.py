@@ -62,7 +62,7 @@ from model.weights import load_model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What was asked for: flags over the profile over defaults."""
+    """What the user asked for: flags over the profile over defaults."""
 
     stage: str
     profile: Profile
@@ -87,20 +87,20 @@ class Request:
 
     @property
     def data(self) -> str:
-        """Kind of data that the stage learns from."""
+        """Kind of data that the stage is trained on: documents, conversations or pairs."""
         return STAGE_TABLE[self.stage].data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exam:
-    """What a checkpoint is asked, and what is known of its training."""
+    """What a checkpoint is asked, and what is known about its training."""
 
     heldout: Heldout
     chats: Heldout | None
     """After preference training: chats, to see what it did to the answers."""
     prompts: list[Prompt]
     unnamed: list[str]
-    """A line about prompts that are left out, since nobody knows the name that they ask for."""
+    """A line about prompts that are left out, because the name that they ask for is not known."""
     danger: list[DangerPrompt]
     names: tuple[str, str]
     """The model's name and its author's."""
@@ -175,7 +175,7 @@ def build_parser() -> Parser:
 
 
 def request_of(arguments: Namespace) -> Request:
-    """The flags, resolved. Raises: UserError where one is of another stage or out of range."""
+    """The flags, resolved. Raises: UserError if one belongs to another stage or is out of range."""
     stage, profile = arguments.stage, load_profile(arguments.profile)
     data = STAGE_TABLE[stage].data
     for name in ("reference", "sft_data_path"):
@@ -198,7 +198,7 @@ def request_of(arguments: Namespace) -> Request:
 
 
 def require_places(request: Request) -> None:
-    """Raises: UserError where results can't be written, or a file holds something else."""
+    """Raises: UserError if results can't be written, or if a file holds something else."""
     require_writable(request.results_file.parent)
     require_ours(request.results_file, "metrics", "--results_file")
     if request.answers_file:
@@ -211,7 +211,7 @@ def require_places(request: Request) -> None:
 def open_checkpoint(request: Request) -> OpenModel:
     """The weights, with the tokenizer that belongs to them.
 
-    Raises: UserError where they are of another stage.
+    Raises: UserError if they belong to another stage.
     """
     stage, given = request.stage, request.checkpoint
     path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
@@ -229,7 +229,7 @@ def open_checkpoint(request: Request) -> OpenModel:
 def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     """The records and prompts that the weights have not been trained on.
 
-    Raises: UserError where there are none.
+    Raises: UserError if there are none.
     """
     stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest["training_data"]
     with_texts = request.data == "documents"
@@ -245,12 +245,18 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     if request.data == "pairs" and (path := request.sft_data_path or chats_beside(heldout.path)):
         chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
     return Exam(
-        heldout=heldout, chats=chats, prompts=prompts, unnamed=unnamed, danger=danger, names=names, examples=examples,
-    )  # fmt: skip
+        heldout=heldout,
+        chats=chats,
+        prompts=prompts,
+        unnamed=unnamed,
+        danger=danger,
+        names=names,
+        examples=examples,
+    )
 
 
 def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evaluation:
-    """What takes the metrics, with the notes about what was left out so far."""
+    """The `Evaluation` that takes the metrics, with notes about what was left out so far."""
     length = checkpoint.manifest["settings"]["train"]["max_seq_len"]
     evaluation = Evaluation(
         checkpoint.model, checkpoint.tokenizer, exam.names, asdict(request.settings), length, exam.examples
@@ -263,7 +269,7 @@ def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evalua
 
 
 def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: Evaluation) -> dict[str, Metric]:
-    """All metrics of the stage. Raises: UserError where there is nothing to take one on."""
+    """All metrics of the stage. Raises: UserError if there is nothing to evaluate on."""
     metrics = heldout_metrics(request, checkpoint, exam.heldout.records, evaluation)
     counts = exam.heldout.counts
     if exam.chats is not None:
@@ -289,7 +295,7 @@ def heldout_metrics(
 ) -> dict[str, Metric]:
     """The metrics on records of the stage's own kind; none without records.
 
-    Raises: UserError where the reference of pairs is not there.
+    Raises: UserError if the reference of pairs is missing.
     """
     match request.data:
         case "documents":
@@ -317,7 +323,7 @@ def result_line(
 ) -> dict[str, Any]:
     """The line of the results file. Args: started: `time.perf_counter()` when the program began."""
     settings = asdict(request.settings)
-    del settings["seed"]  # it stands in a place of its own
+    del settings["seed"]  # the line has a field of its own for it
     if exam.prompts:
         settings["first_minutes"] = {"half": request.half, "kinds": sorted({prompt.kind for prompt in exam.prompts})}
     if exam.danger:

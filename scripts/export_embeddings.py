@@ -1,8 +1,10 @@
-"""Turn mixed records into token tensors that the trainers read by memory map. 把混合后的数据转成训练用的词元张量。
+"""Turn mixed records into token tensors that the trainers read by memory map.
+把混合后的数据转成训练用的词元张量。
 
 python scripts/export_embeddings.py sft
 python scripts/export_embeddings.py sft --inspect 3
-python scripts/export_embeddings.py pretrain --input my_texts.jsonl --output my_tokens --max-length 512
+python scripts/export_embeddings.py pretrain --input my_texts.jsonl --output my_tokens \\
+    --max-length 512
 """
 
 import os
@@ -88,15 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def resolve_job(arguments: Namespace) -> TensorJob:
-    """Flags over profile over defaults. Raises: UserError."""
+    """What to build: flags over the profile over defaults. Raises: UserError."""
     data = next(data for data, stem in DATA_STEMS.items() if stem == arguments.stage)
     data_dir = env_path("DATA_DIR", DATA_DIR)
     source, output = arguments.input or data_dir / record_file(data), arguments.output or data_dir / tensor_folder(data)
     try:
         source = find_dataset(source)
     except UserError:
+        # The records may be gone while their tensors are still there, and those can be used.
         if not output.is_dir():
-            raise  # else: tensors may be all that was kept
+            raise
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(env_path("OUT_DIR", OUT_DIR))
     train = load_profile(arguments.profile).stages[arguments.stage] if arguments.profile else TrainConfig()
     return TensorJob(
@@ -122,11 +125,11 @@ def describe(manifest: Manifest) -> str:
     return f"{what}, {manifest['num_targets']:,} learnt; {manifest['source']['records']:,} records"
 
 
-# --- samples, token by token ------------------------------------------------------------------------------------------
+# --- samples, token by token ----------------------------------------------------------------------
 
 
 MOST_TOKENS_A_CHARACTER = 4
-"""Bytes of a character in UTF-8, at most."""
+"""A character has at most 4 bytes in UTF-8, and a token at least one."""
 
 
 @dataclass(frozen=True)
@@ -135,28 +138,28 @@ class Sample:
 
     title: str
     ids: list[int]
-    learnt: list[bool]
-    """Which of the tokens the model is trained to predict."""
+    targets: list[bool]
+    """Which of the tokens are targets."""
 
 
 def inspect(job: TensorJob, count: int, *, show_ids: bool) -> None:
-    """Print samples that stand far apart in the tensors, each token with its mask."""
+    """Print samples from places far apart in the tensors, and mark the targets in them."""
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    learnt, given = (
-        (f"{GREEN}learnt 参与训练{PLAIN}", f"{GREY}given 仅作输入{PLAIN}") if coloured else ("[learnt]", "given")
-    )
-    print(f"\nlegend 图例: {learnt}·{given}")
+    if coloured:
+        print(f"\nlegend 图例: {GREEN}learnt 参与训练{PLAIN}·{GREY}given 仅作输入{PLAIN}")
+    else:
+        print("\nlegend 图例: [learnt]·given")
     arrays = {name: tensor.numpy() for name, tensor in open_tensors(job.output).items()}
     for sample in pair_samples(arrays, count) if job.data == "pairs" else row_samples(arrays, count):
-        print(f"\n{sample.title}: {len(sample.ids)} tokens, {sum(sample.learnt)} learnt")
+        print(f"\n{sample.title}: {len(sample.ids)} tokens, {sum(sample.targets)} learnt")
         print(render(sample, job.tokenizer, coloured=coloured, show_ids=show_ids))
 
 
 def row_samples(arrays: dict[str, np.ndarray], count: int) -> Iterator[Sample]:
-    """Single documents, each out of another row."""
+    """Single documents, each from another row."""
     for number, row in enumerate(spread(count, len(arrays["input_ids"]))):
         documents = arrays["document_ids"][row]
-        document = number % (documents.max() + 1)
+        document = number % (documents.max() + 1)  # not always the first one of its row
         places = np.flatnonzero(documents == document)
         ids, labels = arrays["input_ids"][row, places], arrays["labels"][row, places]
         yield sample_of(f"row {row:,}, document {document}", ids, labels)
@@ -178,27 +181,30 @@ def spread(count: int, total: int) -> list[int]:
 
 
 def sample_of(title: str, ids: np.ndarray, labels: np.ndarray) -> Sample:
-    """A sample; the label at one place says whether the token at the next is learnt."""
+    """A sample. Args: ids, labels: (T,) each."""
+    # A label belongs to the token after its place, so the first token is never a target.
     return Sample(title, ids.tolist(), [False, *(labels[:-1] != IGNORE).tolist()])
 
 
 def render(sample: Sample, tokenizer: RustBPETokenizer, *, coloured: bool, show_ids: bool) -> str:
-    """The tokens with dots between them; learnt ones are green, or in brackets."""
+    """The tokens with dots between them; targets are green, or in brackets."""
     parts = []
-    for token_id, shown, learnt in zip(sample.ids, token_texts(sample.ids, tokenizer), sample.learnt, strict=True):
+    texts = token_texts(sample.ids, tokenizer)
+    for token_id, shown, is_target in zip(sample.ids, texts, sample.targets, strict=True):
         text = visible(shown) + (f"({token_id})" if show_ids else "")
         if coloured:
-            parts.append(f"{GREEN if learnt else GREY}{text}{PLAIN}")
+            parts.append(f"{GREEN if is_target else GREY}{text}{PLAIN}")
         else:
-            parts.append(f"[{text}]" if learnt else text)
+            parts.append(f"[{text}]" if is_target else text)
     return "·".join(parts)
 
 
 def token_texts(ids: Sequence[int], tokenizer: RustBPETokenizer) -> list[str]:
-    """What each token says. Where a character takes several, such as 谜 of two, they show as 谜1/2 and 谜2/2."""
+    """The text of each token. If 谜 takes two tokens, they show as 谜1/2 and 谜2/2."""
     texts: list[str] = []
     while len(texts) < len(ids):
         start = len(texts)
+        # The fewest tokens from here on whose bytes are whole characters.
         for size in range(1, MOST_TOKENS_A_CHARACTER + 1):
             try:
                 whole = tokenizer.decode_bytes(ids[start : start + size]).decode("utf-8")
@@ -207,7 +213,7 @@ def token_texts(ids: Sequence[int], tokenizer: RustBPETokenizer) -> list[str]:
             texts += [whole] if size == 1 else [f"{whole}{part}/{size}" for part in range(1, size + 1)]
             break
         else:
-            texts.append(tokenizer.id_to_token(ids[start]))  # bytes of no character
+            texts.append(tokenizer.id_to_token(ids[start]))  # its bytes belong to no character
     return texts
 
 

@@ -8,7 +8,7 @@ set +o posix                                       # sh may be bash under anothe
 set -euo pipefail
 
 self=${BASH_SOURCE[0]}
-while [[ -L $self ]]; do # started through a symbolic link: what belongs to this script lies beside the file itself
+while [[ -L $self ]]; do # started through a symbolic link: the other scripts lie beside the file that it points to
   link=$(readlink "$self")
   case $link in /*) self=$link ;; *) self=$(dirname -- "$self")/$link ;; esac
 done
@@ -53,7 +53,7 @@ export_tensors() { # token and loss-mask tensors for each trainer
   for name in pretrain sft dpo; do planned export "$name"; done
 }
 
-train_and_evaluate() { # train_and_evaluate STAGE: both resume or return at once where their work is done
+train_and_evaluate() { # train_and_evaluate STAGE: each resumes, or returns at once if its work is done
   planned "$1" train
   planned "$1" evaluate
 }
@@ -129,7 +129,7 @@ preflight() { # once, before the first stage that has work to do
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
-stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it is asked for
+stage_env() { # VENV_DIR with requirements.txt installed, and the crate if it is asked for
   local started=$SECONDS
   DEPS_MARK=$VENV_DIR/.deps_installed
   CRATE_MARK=$VENV_DIR/.rustbpe_built
@@ -160,7 +160,7 @@ stage_env() { # VENV_DIR with requirements.txt installed, and the crate where it
   end_if_last env
 }
 
-find_python() { # the environment's Python where there is one already, else PYTHON
+find_python() { # the environment's Python if there is one already, else PYTHON
   any_python=$PYTHON
   if venv_works; then any_python=$VENV_PYTHON; fi
   check_python "$any_python"
@@ -238,7 +238,7 @@ create_venv() {
   fi
 }
 
-install_requirements() { # torch first where its CPU build serves: the ordinary one brings 4.5 GB for NVIDIA GPUs
+install_requirements() { # torch first if its CPU build is enough: the ordinary one brings 4.5 GB for NVIDIA GPUs
   local index torch
   torch=$(grep -E '^torch[^a-z]' "$ROOT/requirements.txt")
   index=$(torch_index)
@@ -257,7 +257,7 @@ install_requirements() { # torch first where its CPU build serves: the ordinary 
       "依赖安装失败：请看上面的信息并检查网络后重试"
 }
 
-torch_index() { # where torch comes from; nothing: from where everything comes
+torch_index() { # the index to take torch from; empty: the one of all packages
   if [[ -n ${TORCH_INDEX_URL:-} ]]; then
     printf '%s' "$TORCH_INDEX_URL"
   elif [[ $gpus_there == 0 && $(uname -s) != Darwin ]]; then # on macOS the ordinary package is the small one
@@ -428,7 +428,7 @@ attempt() { # attempt COMMAND...: run it so that a signal reaches this script at
   child=$!
   while :; do
     code=0
-    wait "$child" 2>/dev/null || code=$? # bash would tell of a killed child in words of its own
+    wait "$child" 2>/dev/null || code=$? # else bash prints a line of its own about a killed child
     kill -0 "$child" 2>/dev/null || break # a signal interrupts `wait`, though the command still runs
   done
   child=''
@@ -440,7 +440,7 @@ run() { # run COMMAND...: or end here
   attempt "$@" || fail "$stage_name" $?
 }
 
-fail() { # fail STAGE CODE: say how to go on; the command itself has said what was wrong, unless it was killed
+fail() { # fail STAGE CODE: say how to resume; the command has said what was wrong, unless it was killed
   local name=${1:+stage $1: }
   case $2 in
     130) stop_signal=SIGINT stop_code=130 && leave ;; # the command caught it first

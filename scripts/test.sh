@@ -11,7 +11,7 @@ failed=()
 main() {
   local rust=0
   if command -v cargo >/dev/null; then rust=1; fi
-  ENABLE_RUSTBPE=$rust bash "$ROOT/scripts/run.sh" --until-stage env # the pipeline's environment, where the user stands
+  ENABLE_RUSTBPE=$rust bash "$ROOT/scripts/run.sh" --until-stage env # the pipeline's environment, before the cd below: VENV_DIR may be relative
   case ${VENV_DIR:-} in
     '') VENV_DIR=$ROOT/.venv ;;
     /*) ;;
@@ -39,14 +39,14 @@ main() {
   fi
 }
 
-check() { # check NAME COMMAND...: the others run even where one fails
+check() { # check NAME COMMAND...: if one fails, the others still run
   local name=$1
   shift
   printf '== %s\n' "$name"
   "$@" || failed+=("$name")
 }
 
-run_tests() { # in two halves side by side, as each uses one core; words for pytest: those tests alone
+run_tests() { # in two halves at once, because each uses one core; with words for pytest: only those tests
   local python=$VENV_DIR/bin/python half=(tests/dataset tests/evaluation tests/model) log code=0
   if (($#)); then
     "$python" -m pytest "$@"
@@ -55,7 +55,7 @@ run_tests() { # in two halves side by side, as each uses one core; words for pyt
   log=$(mktemp)
   "$python" -m pytest "${half[@]}" >"$log" 2>&1 &
   local other=$!
-  "$python" -m pytest "${half[@]/#/--ignore=}" || code=$? # in front, where Ctrl-C is not ignored: some tests send it
+  "$python" -m pytest "${half[@]/#/--ignore=}" || code=$? # in the foreground: a background job ignores Ctrl-C, and some tests send it
   wait "$other" || code=$?
   cat "$log" && rm "$log"
   return "$code"

@@ -1,10 +1,12 @@
-"""Train a byte-level BPE tokenizer on your text with the Rust crate `rustbpe`. 用 Rust 在自己的文本上训练分词器。
+"""Train a byte-level BPE tokenizer on your text with the Rust crate `rustbpe`.
+用 Rust 在自己的文本上训练分词器。
 
-    python scripts/train_rustbpe_tokenizer.py                        # on data/processed, data/chinese or the samples
-    python scripts/train_rustbpe_tokenizer.py --input my.jsonl --vocab-size 6400 --output out/tokenizer
+    python scripts/train_rustbpe_tokenizer.py    # on data/processed, data/chinese or the samples
+    python scripts/train_rustbpe_tokenizer.py --input my.jsonl --vocab-size 6400 \\
+        --output out/tokenizer
 
-Writes tokenizer.pkl, tokenizer_meta.json, tokenizer.json and tokenizer_config.json. The crate is built once:
-maturin develop --release --manifest-path rustbpe/Cargo.toml
+Writes tokenizer.pkl, tokenizer_meta.json, tokenizer.json and tokenizer_config.json. The crate is
+built once: maturin develop --release --manifest-path rustbpe/Cargo.toml
 """
 
 import sys
@@ -23,8 +25,8 @@ from dataset.tokenizer import RustBPETokenizer, rust_class
 from dataset.tokenizer_training import build_parser, train_folder
 
 DEFAULT_MAX_HAN_RUN = 2
-"""Characters. Without a cap a small text, whose sentences are alike, gives tokens of whole phrases, and a model that
-knows no other wording; a large one is about as well off with it (docs/lab_log.md)."""
+"""In characters. In a small text sentences are alike: without a cap whole phrases become tokens,
+and the model knows no other wording. To a large text the cap does little harm (docs/lab_log.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "超出范围；0 为不限",
         )
 
-    rust_class()  # before much text is read for nothing
+    rust_class()  # fails now if the crate is missing, before much text is read
 
     def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
         bars: list[Progress] = []
         shown = [0]
 
         def show(done: int, wanted: int) -> None:
-            if not bars:  # not before the reading, which has a bar of its own, is over
+            if not bars:  # only now, because reading the text has a bar of its own
                 bars.append(progress_bar(wanted, desc="merging 合并", unit="merges"))
             bars[0].update(done - shown[0])
             shown[0] = done

@@ -1,10 +1,11 @@
-"""Train a byte-level BPE tokenizer on your text with Hugging Face `tokenizers`: no compiler needed. 无需编译器训练分词器。
+"""Train a byte-level BPE tokenizer on your text with Hugging Face `tokenizers`: no compiler needed.
+无需编译器训练分词器。
 
-    python scripts/train_tokenizer.py                                # on data/processed, data/chinese or the samples
+    python scripts/train_tokenizer.py    # on data/processed, data/chinese or the samples
     python scripts/train_tokenizer.py --input my.jsonl --output out/tokenizer
 
-Writes tokenizer.pkl, tokenizer_meta.json, tokenizer.json and tokenizer_config.json, as train_rustbpe_tokenizer.py does,
-more slowly.
+Writes tokenizer.pkl, tokenizer_meta.json, tokenizer.json and tokenizer_config.json, as
+train_rustbpe_tokenizer.py does, more slowly.
 """
 
 import json
@@ -24,11 +25,14 @@ from dataset.tokenizer_files import from_byte_alphabet
 from dataset.tokenizer_training import build_parser, train_folder
 
 MIN_PAIR_COUNT = 2
-"""A pair that was seen once teaches nothing."""
+"""Least count of a pair that is merged: a pair that occurs once says nothing about the language."""
 
 
 def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokenizer:
-    """The byte-level BPE vocabulary of the texts: the bytes by value, then the merges as they were learnt."""
+    """A byte-level BPE tokenizer of the texts: first the 256 bytes, then the merges in their order.
+
+    Raises: UserError if the pattern can't be compiled.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
@@ -57,7 +61,7 @@ def learn(texts: Iterator[str], vocab_size: int, pattern: str) -> RustBPETokeniz
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, learn, measure, write."""
     arguments = build_parser(__doc__).parse_args(argv)
-    if find_spec("tokenizers") is None:  # before much text is read for nothing
+    if find_spec("tokenizers") is None:  # said now, before much text is read
         raise UserError(
             "the package `tokenizers` is missing. Install it with: pip install tokenizers",
             "缺少 tokenizers 包：请运行 pip install tokenizers",

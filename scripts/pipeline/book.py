@@ -1,4 +1,4 @@
-"""What is done: the state of each stage, what follows from it, and its record.
+"""Which stages are done: the state of each stage, what follows from it, and its record.
 
 A stage is done when its fingerprint (`fingerprints.py`) is that of its last run, its outputs are
 still those that the run wrote, and its evaluation stands in the results file. Weights are never
@@ -27,7 +27,7 @@ from scripts.pipeline.plan import PIPELINE, Pipeline
 
 
 class State(Enum):
-    """What has become of a stage, by its record and its files: the first that holds."""
+    """What has become of a stage, by its record and its files: the first that is true."""
 
     NEW = "never started"
     REDO = "the user asked to do it again"
@@ -60,14 +60,14 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
-        """The record of a file; None where there is none. Raises: UserError where it is torn."""
+        """The record of a file; None without one. Raises: UserError if it is damaged."""
         notes = read_notes(path)
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in notes.items() if name in known}) if "status" in notes else None
 
 
 class StageBook:
-    """The records of a run's stages."""
+    """The records of all stages of one pipeline, and what follows from them."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -82,7 +82,7 @@ class StageBook:
     # --- before a stage ---------------------------------------------------------------------------
 
     def state(self, stage: str) -> State:
-        """What has become of a stage. Raises: UserError where its record is torn."""
+        """What has become of a stage. Raises: UserError if its record is damaged."""
         record = self._record(stage)
         if record is None:
             return State.NEW
@@ -99,8 +99,7 @@ class StageBook:
         return State.DONE if self._is_judged(stage, record.run_id) else State.NOT_JUDGED
 
     def begin(self, stage: str) -> bool:
-        """Decide about a stage: False when it is done, else True, with the way cleared for it to
-        start or to resume."""
+        """Decide about a stage. False: it is done. True: it must run, and all is ready for that."""
         state, record = self.state(stage), self._record(stage)
         run_id = record.run_id if record else ""
         replaces = record.replaces if record else None
@@ -120,20 +119,23 @@ class StageBook:
                 run_id, replaces = self._join_run(stage), self._to_be_replaced(stage)
         self._remove_leftovers(stage)
         now = Record(
-            status="running", fingerprint=self.fingerprint(stage), evaluation=self._evaluation(stage), run_id=run_id,
+            status="running",
+            fingerprint=self.fingerprint(stage),
+            evaluation=self._evaluation(stage),
+            run_id=run_id,
             replaces=replaces,
-        )  # fmt: skip
+        )
         self._write(stage, now)
         return True
 
     def _clear_tensors(self, stage: str, record: Record | None) -> None:
-        """Remove the tensors that the export wrote: it takes whole ones for its own work. The other
-        stages write anew."""
+        """Remove the tensors that the export wrote. It would take whole ones as they are, while the
+        other stages write theirs again."""
         if stage == "export" and record is not None:
             _remove(self.hashes.locate(label) for label in record.outputs)
 
     def _clear_tokenizer(self, stage: str) -> None:
-        """Where none is trained any more, rename the old one, so that no stage finds it."""
+        """Rename the trained tokenizer if none is trained any more, so that no stage finds it."""
         trained = self.pipeline.out_dir / "tokenizer"
         if stage != "tokenizer" or self.pipeline.train_tokenizer or not trained.is_dir():
             return
@@ -153,11 +155,11 @@ class StageBook:
     # --- weights that are made again --------------------------------------------------------------
 
     def must_start_over(self, stage: str) -> bool:
-        """Whether a trainer must not take the weights that are there for its own: they are damaged,
-        or to be made again.
+        """Whether a trainer must not resume from what is there, because its weights are damaged or
+        are to be made again.
 
-        They stay until the new ones replace them. Until then the trainer resumes from a state that
-        it has saved since.
+        The old weights stay until the new ones replace them. Once the trainer has saved a resume
+        state after that decision, it resumes from it.
         """
         record = self._record(stage)
         replaces = record.replaces if record else None
@@ -167,8 +169,8 @@ class StageBook:
         return all(state.stat().st_mtime_ns < replaces["since_ns"] for state in states)
 
     def _to_be_replaced(self, stage: str) -> dict[str, Any] | None:
-        """The weights (none: null) that a training stage which starts over has to replace, and
-        since when."""
+        """What a stage that trains and starts over has to replace: its weights (None without any),
+        and the time of this decision. None for other stages."""
         return {"weights": self._stamp(stage), "since_ns": time.time_ns()} if stage in STAGES else None
 
     def _stamp(self, stage: str) -> list[int] | None:
@@ -194,14 +196,18 @@ class StageBook:
                 )
             outputs[self.hashes.label(path)] = content
         done = Record(
-            status="done", fingerprint=record.fingerprint, evaluation=record.evaluation, run_id=record.run_id,
-            outputs=outputs, seconds=seconds,
-        )  # fmt: skip
+            status="done",
+            fingerprint=record.fingerprint,
+            evaluation=record.evaluation,
+            run_id=record.run_id,
+            outputs=outputs,
+            seconds=seconds,
+        )
         self._write(stage, done)
 
     def redo_from(self, stage: str) -> None:
-        """Let a stage and all that follow start over under a new run id, however often this is
-        interrupted."""
+        """Let a stage and all later ones start over under a new run id, even if this is interrupted
+        in between."""
         self._write_run([])
         for later in PIPELINE[PIPELINE.index(stage) :]:
             record = self._record(later)
@@ -210,7 +216,8 @@ class StageBook:
     # --- what was written, and what was judged ----------------------------------------------------
 
     def _outputs_are_whole(self, record: Record) -> bool:
-        """Whether each output has the content that was recorded; most damage shows in the size."""
+        """Whether each output has the content that was recorded. Sizes come first, because most
+        damage changes them and they are quick to read."""
         files = {self.hashes.locate(label): content for label, content in record.outputs.items()}
         return all(path.is_file() and path.stat().st_size == was["size"] for path, was in files.items()) and all(
             self.hashes.sha256(path) == was["sha256"] for path, was in files.items()
@@ -237,8 +244,8 @@ class StageBook:
         return self._begun(stage).run_id
 
     def _join_run(self, stage: str) -> str:
-        """The id under which a stage starts. A run holds each stage once, in order: what comes
-        again gets a new run."""
+        """The id of the run that a stage starts in. A run holds each stage once and in order, so a
+        stage that comes again starts a new run."""
         run = read_notes(self.folder / "run.json")
         if not run or any(PIPELINE.index(other) >= PIPELINE.index(stage) for other in run["stages"]):
             run = self._write_run([stage])

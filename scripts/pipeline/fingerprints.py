@@ -1,7 +1,7 @@
 """What makes a stage up to date: what its result depends on, as one hash; its outputs.
 
 A stage's fingerprint covers the version of its recipe, its settings, the values that are chosen by
-rule, and the content of what it reads. Imports torch only where the rules must be asked again.
+rule, and the content of what it reads. Torch is imported only if the rules must be asked again.
 """
 
 import json
@@ -99,7 +99,7 @@ def _is_unedited(identity: Path, hashes: Hashes) -> bool:
 
 
 def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
-    """What a stage's evaluation depends on apart from its weights; empty where it has none."""
+    """What a stage's evaluation depends on apart from its weights; empty without an evaluation."""
     if stage not in STAGES:
         return ""
     profile, read = pipeline.profile, [pipeline.heldout(stage)]
@@ -117,9 +117,9 @@ def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> st
 def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, Any]:
     """What the trainer's rules give for settings that are left open; the last answer is kept.
 
-    It is part of the stage's fingerprint, so that a changed rule is noticed. The hash of the files
-    only tells whether the answer kept still holds: where it does not, the rules are asked again,
-    and mostly give the same.
+    They are part of the stage's fingerprint, so that a changed rule is noticed. The hash `asked`
+    only says whether the answer that was kept still holds. If it doesn't, the rules are asked
+    again, and mostly they give the same.
     """
     run, start = pipeline.runs[stage], pipeline.start(stage)
     manifest = run.data_path / "manifest.json"
@@ -128,7 +128,7 @@ def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, 
     kept = pipeline.out_dir / "stages" / f"{stage}_rules.json"
     answer = _read(kept)
     if answer.get("asked") != asked:
-        from trainer.facts import ask_rules  # here, since it loads torch
+        from trainer.facts import ask_rules  # here, because it loads torch
 
         answer = {"asked": asked, "values": ask_rules(run, start, _read(manifest) or None)}
         write_json(kept, answer)
@@ -137,7 +137,7 @@ def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is missing or torn."""
+    """A JSON object; an empty one if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -162,6 +162,6 @@ def outputs_of(pipeline: Pipeline, stage: str) -> list[Path]:
 
 
 def _files(folder: Path, required: str) -> list[Path]:
-    """The files of a folder but for hidden ones; `required` also where it is missing."""
+    """The files of a folder without hidden ones; `required` also if it is missing."""
     there = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return sorted({folder / required, *there})

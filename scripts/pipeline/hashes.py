@@ -32,7 +32,7 @@ class Hashes:
         return self._bases[name] / rest if name in self._bases else Path(label)
 
     def content(self, path: Path) -> dict[str, Any] | None:
-        """A file's size in bytes, its time and its SHA-256; None where there is no such file."""
+        """A file's size in bytes, its time and its SHA-256; None if there is no such file."""
         try:
             status = path.stat()
         except OSError:
@@ -47,7 +47,7 @@ class Hashes:
         return known
 
     def sha256(self, path: Path) -> str:
-        """A file's content; empty where there is no such file."""
+        """The SHA-256 of a file's content; empty if there is no such file."""
         known = self.content(path)
         return known["sha256"] if known else ""
 
@@ -58,8 +58,10 @@ class Hashes:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """A JSON object of `OUT_DIR/stages/`; an empty one where the file is missing. Raises: UserError
-    where it is torn."""
+    """A JSON object of `OUT_DIR/stages/`; an empty one if the file is missing.
+
+    Raises: UserError if it is damaged.
+    """
     if not path.exists():
         return {}
     remedy, chinese = "Delete it, then rerun: the stage is looked at afresh.", "阶段记录损坏：请删除，然后重新运行"

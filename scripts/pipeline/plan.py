@@ -79,8 +79,8 @@ class Pipeline:
         return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
 
     def start(self, stage: str) -> Path | None:
-        """The weights that a trainer starts from; None where it starts from none or finds them by
-        itself."""
+        """The weights that a trainer starts from; None if there are none, or if the trainer finds
+        them by itself."""
         name = self.runs[stage].from_weight
         if name == "none":
             return None
@@ -103,12 +103,12 @@ class Pipeline:
 
 
 def found(path: Path) -> Path:
-    """The file or folder that a trainer will take for this name; the name itself while there is
-    none."""
+    """The file or folder that a trainer will take for this name; the name itself if there is none
+    yet."""
     try:
         return find_dataset(path)
     except UserError:
-        return path  # not there yet, or wrong: the trainer tells
+        return path  # not there yet, or wrong: then the trainer says so
 
 
 # --- as the user asked for it ---------------------------------------------------------------------

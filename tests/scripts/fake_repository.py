@@ -1,4 +1,4 @@
-"""A copy of the pipeline's frame in which a stage is a few lines of Python: what `run.sh` does, without training."""
+"""A copy of the repository for tests of `run.sh`: each stage is a few lines, without training."""
 
 import json
 import os
@@ -177,9 +177,10 @@ class FakeRepository:
         self.gate = self.folder / "gate"
         shutil.copytree(ROOT / "configs", self.root / "configs", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(
-            ROOT / "scripts" / "pipeline", self.root / "scripts" / "pipeline",
+            ROOT / "scripts" / "pipeline",
+            self.root / "scripts" / "pipeline",
             ignore=shutil.ignore_patterns("__pycache__"),
-        )  # fmt: skip
+        )
         for name in ("run.sh", "run_cn_pipeline.sh"):
             self.write(f"scripts/{name}", (ROOT / "scripts" / name).read_text(encoding="utf-8"))
         self.write("requirements.txt", "torch>=2.9\ntqdm\n")
@@ -221,7 +222,10 @@ class FakeRepository:
             (self.venv / ".deps_installed").write_text("torch>=2.9\ntqdm\n" + version)
 
     def with_rust(self) -> str:
-        """A crate, a cargo and a maturin that notes what it is asked to build; returns the PATH to run with."""
+        """Make a crate, a cargo, and a maturin that notes what it is asked to build.
+
+        Returns: the PATH to run with.
+        """
         for name in ("Cargo.toml", "Cargo.lock", "pyproject.toml", "src/lib.rs"):
             self.write(f"rustbpe/{name}", f"# {name}")
         self.write("scripts/train_rustbpe_tokenizer.py", TOKENIZER)

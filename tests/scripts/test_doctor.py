@@ -93,9 +93,19 @@ def test_the_report_names_every_part_of_the_machine(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     names = [line.split("  ")[1].strip() for line in result.stdout.splitlines()]
     assert names == [
-        "system", "python", "torch", "gpu", "cpu", "instructions", "bf16 on CPU",
-        "memory", "disk", "c++ compiler", "cargo", "packages",
-    ]  # fmt: skip
+        "system",
+        "python",
+        "torch",
+        "gpu",
+        "cpu",
+        "instructions",
+        "bf16 on CPU",
+        "memory",
+        "disk",
+        "c++ compiler",
+        "cargo",
+        "packages",
+    ]
     assert all(f"{name}:" in result.stdout for name in NOTED_FLAGS)
 
 

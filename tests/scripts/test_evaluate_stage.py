@@ -1,5 +1,4 @@
-"""scripts/evaluate_stage.py: one line of results, on held-out records that the weights have never
-seen."""
+"""scripts/evaluate_stage.py: one line of results, on records that the weights have never seen."""
 
 import json
 import os
@@ -34,12 +33,19 @@ PREFERENCE = {
 
 def evaluate(run: TinyRun, results: Path, stage: str, *words: str) -> int:
     """Evaluate a stage of a tiny run; a flag given in `words` comes last, so it counts."""
-    return evaluate_stage.main([
-        "--stage", stage, "--profile", "smoke", "--device", "cpu", "--tokenizer_dir", str(TOKENIZER_DIR),
-        "--checkpoint", str(run.path(stage)), "--data_path", str(run.data / f"{stage}_heldout.jsonl"),
-        "--results_file", str(results), "--first_minutes", "none", "--danger_prompts", "none",
-        *words,
-    ])  # fmt: skip
+    flags = {
+        "stage": stage,
+        "profile": "smoke",
+        "device": "cpu",
+        "tokenizer_dir": TOKENIZER_DIR,
+        "checkpoint": run.path(stage),
+        "data_path": run.data / f"{stage}_heldout.jsonl",
+        "results_file": results,
+        "first_minutes": "none",
+        "danger_prompts": "none",
+    }
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return evaluate_stage.main([*given, *words])
 
 
 def lines_of(results: Path) -> list[dict[str, Any]]:
@@ -80,8 +86,10 @@ def test_the_same_run_and_stage_is_recorded_once(trained: TinyRun, tmp_path: Pat
     for stage, run_id in (("sft", "a"), ("sft", "a"), ("sft", "b"), ("pretrain", "a"), ("pretrain", "a")):
         assert evaluate(trained, results, stage, "--run_id", run_id) == 0
     assert [(line["stage"], line["run_id"]) for line in lines_of(results)] == [
-        ("sft", "a"), ("sft", "b"), ("pretrain", "a"),
-    ]  # fmt: skip
+        ("sft", "a"),
+        ("sft", "b"),
+        ("pretrain", "a"),
+    ]
 
 
 def test_two_evaluations_of_one_checkpoint_give_the_same_numbers(trained: TinyRun, tmp_path: Path) -> None:
@@ -91,10 +99,12 @@ def test_two_evaluations_of_one_checkpoint_give_the_same_numbers(trained: TinyRu
     first, second = (line["metrics"] for line in lines_of(results))
     assert first == {
         name: {
-            **metric, "value": pytest.approx(metric["value"], rel=1e-4), "ci95": pytest.approx(metric["ci95"], rel=1e-4),
+            **metric,
+            "value": pytest.approx(metric["value"], rel=1e-4),
+            "ci95": pytest.approx(metric["ci95"], rel=1e-4),
         }
         for name, metric in second.items()
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
@@ -252,9 +262,7 @@ def test_prompts_about_a_name_that_nobody_knows_are_left_out_with_a_line(
     }
     (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
     prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
-    evaluate(
-        trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts)
-    )  # fmt: skip
+    evaluate(trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts))
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert "first_minutes_identity" not in line["metrics"]
     assert "name_in_other_answers" not in line["metrics"]
@@ -347,10 +355,8 @@ def test_all_kinds_are_asked_where_talk_and_knowledge_are_the_bundled_ones(
     (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
     prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
     answers = tmp_path / "answers.jsonl"
-    evaluate(
-        trained, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts),
-        "--answers_file", str(answers),
-    )  # fmt: skip
+    files = ("--data_path", str(heldout), "--first_minutes", str(prompts), "--answers_file", str(answers))
+    evaluate(trained, tmp_path / "results.jsonl", "sft", *files)
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["settings"]["first_minutes"]["kinds"] == kinds
     (named,) = [one for one in lines_of(answers) if one["metric"] == "first_minutes_identity"]
@@ -439,9 +445,13 @@ def test_defaults_come_from_the_folders_of_the_pipeline(
 def test_it_runs_from_its_own_folder_and_help_speaks_both_languages() -> None:
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     shown = subprocess.run(
-        [sys.executable, "evaluate_stage.py", "--help"], cwd=ROOT / "scripts", env=clean,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "evaluate_stage.py", "--help"],
+        cwd=ROOT / "scripts",
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == 0
     assert "--max_samples" in shown.stdout
     assert re.search("[一-鿿]", shown.stdout)
@@ -469,11 +479,9 @@ def test_the_mix_of_the_training_names_the_model_for_a_held_out_file_that_lies_e
     heldout, prompts = write_jsonl(tmp_path / "mine.jsonl", [sum_record(1, 8)]), tmp_path / "prompts.jsonl"
     write_jsonl(prompts, PROMPTS)
     answers = tmp_path / "answers.jsonl"
+    files = ("--data_path", str(heldout), "--first_minutes", str(prompts), "--answers_file", str(answers))
     try:
-        evaluate(
-            tiny, tmp_path / "results.jsonl", "sft", "--data_path", str(heldout), "--first_minutes", str(prompts),
-            "--answers_file", str(answers),
-        )  # fmt: skip
+        evaluate(tiny, tmp_path / "results.jsonl", "sft", *files)
     finally:
         (folder / "mix_manifest.json").unlink()
     assert [one["expected"] for one in lines_of(answers) if one["metric"] == "first_minutes_identity"] == [["小明"]]

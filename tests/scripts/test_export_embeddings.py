@@ -1,4 +1,4 @@
-"""scripts/export_embeddings.py: defaults, reuse, what it prints, what it says when something is wrong."""
+"""scripts/export_embeddings.py: defaults, reuse, what it prints, what it says about mistakes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`run.sh` with fake stages: what it runs, what it leaves alone, how it stops and goes on."""
+"""`run.sh` with fake stages: what it runs, what it leaves alone, how it stops and resumes."""
 
 import functools
 import http.server
@@ -47,7 +47,7 @@ def done(tmp_path: Path, template: FakeRepository) -> FakeRepository:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must come."""
+    """Wait until a condition holds; fail if it never does."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def waiting_pid(repository: FakeRepository, process: subprocess.Popen[str]) -> int:
-    """The process id of the fake that waits at the gate, once it does."""
+    """The process id of the fake that waits at the gate; returns as soon as one waits."""
     path = Path(f"{repository.log}.waiting")
     wait_until(lambda: process.poll() is not None or (path.exists() and path.read_text() != ""))
     pid = int(path.read_text())
@@ -70,7 +70,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
         assert line, f"the run ended without saying: {text}"
 
 
-# --- a plain run ---------------------------------------------------------------------------------------------------
+# --- a plain run ----------------------------------------------------------------------------------
 
 
 def test_a_first_run_passes_every_stage_in_order_and_says_how_to_chat(fresh: FakeRepository) -> None:
@@ -79,9 +79,16 @@ def test_a_first_run_passes_every_stage_in_order_and_says_how_to_chat(fresh: Fak
     assert result.stages() == ["env: up to date", *(f"{s}: {what}" for s in ALL for what in ("start", "done"))]
     assert fresh.names() == [
         "build_chinese_mix",
-        "export_embeddings-pretrain", "export_embeddings-sft", "export_embeddings-dpo",
-        "train_pretrain", "evaluate_stage", "train_full_sft", "evaluate_stage", "train_dpo", "evaluate_stage",
-    ]  # fmt: skip
+        "export_embeddings-pretrain",
+        "export_embeddings-sft",
+        "export_embeddings-dpo",
+        "train_pretrain",
+        "evaluate_stage",
+        "train_full_sft",
+        "evaluate_stage",
+        "train_dpo",
+        "evaluate_stage",
+    ]
     assert [line["stage"] for line in fresh.results()] == ["pretrain", "sft", "dpo"]
     assert len({line["run_id"] for line in fresh.results()}) == 1
     assert "eval_model.py --model_mode 2" in result.output
@@ -125,7 +132,7 @@ def test_a_gpu_makes_it_the_default_profile_and_more_than_one_starts_torchrun(fr
     assert "torchrun" not in one.output
 
 
-# --- what redoes what ----------------------------------------------------------------------------------------------
+# --- what redoes what -----------------------------------------------------------------------------
 
 
 def test_changed_dpo_args_redo_dpo_alone(done: FakeRepository) -> None:
@@ -203,7 +210,7 @@ def test_until_stage_ends_after_it(fresh: FakeRepository) -> None:
     assert fresh.run("--until-stage=tokenizer").stages()[-1] == "tokenizer: up to date"
 
 
-def test_fresh_redoes_all_stages_even_when_it_is_interrupted_and_goes_on_without_the_flag(done: FakeRepository) -> None:
+def test_fresh_redoes_all_stages_even_when_it_is_interrupted_and_resumes_without_the_flag(done: FakeRepository) -> None:
     assert done.run("--fresh", FAKE_FAIL="train_pretrain before").code == 1
     done.names()
     assert done.run().started() == ["pretrain", "sft", "dpo"]
@@ -221,13 +228,15 @@ def test_the_smoke_test_runs_afresh_in_its_own_folders(done: FakeRepository) -> 
         assert result.output.count("from step 0") == 3
         assert len(done.results()) == count
     assert sorted(path.name for path in (done.root / "out" / "smoke").glob("*.pth")) == [
-        "full_sft_64.pth", "pretrain_64.pth", "rlhf_64.pth",
-    ]  # fmt: skip
+        "full_sft_64.pth",
+        "pretrain_64.pth",
+        "rlhf_64.pth",
+    ]
     assert weights.stat().st_mtime_ns == before
     assert done.run().stages() == UP_TO_DATE
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def test_quotes_in_extra_flags_are_honoured_and_nothing_in_them_is_run(fresh: FakeRepository) -> None:
@@ -281,7 +290,7 @@ def test_help_speaks_both_languages(fresh: FakeRepository) -> None:
     assert "冒烟测试" in result.output
 
 
-def test_a_stage_that_fails_stops_the_run_and_the_next_one_goes_on_there(fresh: FakeRepository) -> None:
+def test_a_stage_that_fails_stops_the_run_and_the_next_one_resumes_there(fresh: FakeRepository) -> None:
     result = fresh.run(FAKE_FAIL="export_embeddings-sft before")
     assert result.code == 1
     assert result.stages()[-1] == "export: start"
@@ -293,17 +302,17 @@ def test_a_stage_that_fails_stops_the_run_and_the_next_one_goes_on_there(fresh: 
     assert fresh.run().started() == ["export", "pretrain", "sft", "dpo"]
 
 
-# --- stopped, killed, run twice ------------------------------------------------------------------------------------
+# --- stopped, killed, run twice -------------------------------------------------------------------
 
 
-def test_a_trainer_that_ended_after_a_save_goes_on_from_it(done: FakeRepository) -> None:
+def test_a_trainer_that_ended_after_a_save_resumes_from_it(done: FakeRepository) -> None:
     assert done.run(DPO_ARGS="--beta 0.3", FAKE_FAIL="train_dpo after a save").code == 1
     result = done.run(DPO_ARGS="--beta 0.3")
     assert result.output.count("resumed") == 1
     assert [line["stage"] for line in done.results()] == ["pretrain", "sft", "dpo", "dpo"]
 
 
-def test_changed_settings_do_not_go_on_from_a_save_of_others(done: FakeRepository) -> None:
+def test_changed_settings_do_not_resume_from_a_save_of_others(done: FakeRepository) -> None:
     assert done.run(DPO_ARGS="--beta 0.3", FAKE_FAIL="train_dpo after a save").code == 1
     assert "from step 0" in done.run(DPO_ARGS="--beta 0.4").output
 
@@ -386,7 +395,7 @@ def test_a_second_signal_ends_the_command_at_once_without_words_of_bash(done: Fa
         os.kill(child, 0)
 
 
-# --- how it is started -----------------------------------------------------------------------------------------------
+# --- how it is started ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script", ["run.sh", "run_cn_pipeline.sh"])
@@ -417,9 +426,12 @@ def test_a_symbolic_link_is_followed_to_the_repository(fresh: FakeRepository, sc
     (fresh.folder / "first").symlink_to(fresh.root / "scripts" / script)
     (fresh.folder / "links" / "second").symlink_to("../first")
     shown = subprocess.run(
-        ["bash", "second", "--until-stage", "env"], cwd=fresh.folder / "links", env=fresh.environment | {"ENV_TOOL": "pip"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["bash", "second", "--until-stage", "env"],
+        cwd=fresh.folder / "links",
+        env=fresh.environment | {"ENV_TOOL": "pip"},
+        capture_output=True,
+        text=True,
+    )
     if script == "run.sh":
         assert (shown.returncode, shown.stderr) == (0, "")
         assert "stage env: up to date" in shown.stdout
@@ -429,9 +441,16 @@ def test_a_symbolic_link_is_followed_to_the_repository(fresh: FakeRepository, sc
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("--smoke", "--smoke-test"), ("--smoke_tests", "--smoke-test"), ("--prof=cpu", "--profile"), ("--until", "--until-stage"),
-     ("-h2", ""), ("--", ""), ("smoke-test", "--smoke-test")],
-)  # fmt: skip
+    [
+        ("--smoke", "--smoke-test"),
+        ("--smoke_tests", "--smoke-test"),
+        ("--prof=cpu", "--profile"),
+        ("--until", "--until-stage"),
+        ("-h2", ""),
+        ("--", ""),
+        ("smoke-test", "--smoke-test"),
+    ],
+)
 def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(fresh: FakeRepository, typed: str, meant: str) -> None:
     result = fresh.run(typed)
     assert result.code == 2
@@ -489,7 +508,7 @@ def test_after_a_kill_of_run_sh_alone_the_next_run_waits_for_the_trainer_that_is
     assert done.names() == ["train_dpo", "train_dpo ended", *DPO_ALONE]
 
 
-# --- the environment -----------------------------------------------------------------------------------------------
+# --- the environment ------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The two tokenizer trainers: the folder they make, what they read, what they say when something is wrong."""
+"""The two tokenizer trainers: what they read, the folder they make, what they say of mistakes."""
 
 import json
 import lzma
@@ -85,8 +85,9 @@ def test_the_same_text_gives_the_same_tokenizer_whether_compressed_or_not(
 
 def test_merges_equal_those_of_a_slow_obvious_trainer(trainer: ModuleType, tmp_path: Path) -> None:
     text = "aaab aaab bcbc bcbcbc bca " * 3
-    train(trainer, "--input", write_lines(tmp_path / "c.jsonl", [{"text": text}]), "--output", tmp_path / "t",
-          "--vocab-size", 275, "--leave-out-every", 0)  # fmt: skip
+    corpus = write_lines(tmp_path / "c.jsonl", [{"text": text}])
+    size = ("--vocab-size", 275, "--leave-out-every", 0)
+    train(trainer, "--input", corpus, "--output", tmp_path / "t", *size)
     tokenizer = RustBPETokenizer.from_directory(tmp_path / "t")
     words = [[piece[i : i + 1] for i in range(len(piece))] for piece in (p.encode() for p in tokenizer._pieces(text))]
     for token in list(tokenizer.mergeable_ranks)[256:]:
@@ -188,8 +189,8 @@ def test_the_pypi_package_of_that_name_is_not_taken_for_the_crate(
 @NEEDS_CRATE
 def test_a_cap_on_han_runs_shortens_tokens_and_is_recorded(corpus: Path, tmp_path: Path) -> None:
     for cap, name in ((0, "plain"), (2, "capped")):
-        train(train_rustbpe_tokenizer, "--input", corpus, "--output", tmp_path / name, "--vocab-size", 330,
-              "--max_han_run", cap)  # fmt: skip
+        size = ("--vocab-size", 330, "--max_han_run", cap)
+        train(train_rustbpe_tokenizer, "--input", corpus, "--output", tmp_path / name, *size)
     plain, capped = (RustBPETokenizer.from_directory(tmp_path / name) for name in ("plain", "capped"))
     assert capped.pattern == plain.pattern
     assert max(len(token.decode(errors="ignore")) for token in plain.mergeable_ranks) > 4

@@ -1,5 +1,4 @@
-"""A pipeline in a folder of its own, whose trainers' rules are not asked: that would load torch for
-each stage."""
+"""A pipeline in a folder of its own. The trainers' rules are not asked, as that loads torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,7 @@ Make = Callable[..., Pipeline]
 
 @pytest.fixture
 def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A function that gives the pipeline in this folder under some variables; the rules choose
-    nothing."""
+    """A function: environment variables -> the pipeline in this folder, without its rules."""
     monkeypatch.setattr(fingerprints, "values_by_rule", lambda *_: {})
 
     def make(profile: str = "smoke", gpus_found: int = 0, **variables: str) -> Pipeline:

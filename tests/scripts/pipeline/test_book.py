@@ -214,8 +214,10 @@ def test_another_exam_evaluates_again_where_it_is_asked(
     assert not any(StageBook(run_of()).begin(stage) for stage in STAGES)
     exam.write_text("another")
     assert {stage: StageBook(run_of()).begin(stage) for stage in STAGES} == {
-        "pretrain": False, "sft": True, "dpo": True,
-    }  # fmt: skip
+        "pretrain": False,
+        "sft": True,
+        "dpo": True,
+    }
     assert all(run_of().weights(stage).exists() for stage in STAGES)
 
 

@@ -1,5 +1,4 @@
-"""What run.sh asks: values chosen by rule belong to a stage, and weights to be made again are not
-taken for new ones."""
+"""Fingerprints of stages: the values that rules choose are part of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,7 @@ from trainer import autoconfig, facts
 
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """The default profile in this folder, whose rates and steps are left to the rules, with 5,000
-    rows of data."""
+    """The default profile in this folder, with 5,000 rows of data. Rules choose rates and steps."""
     for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):

@@ -1,5 +1,4 @@
-"""What a run consists of: which weights a stage starts from and writes, and the commands of its
-steps."""
+"""What a run consists of: the weights that a stage starts from and writes, and its commands."""
 
 import pytest
 
@@ -11,8 +10,10 @@ from tests.scripts.pipeline.conftest import Make
 def test_weights_carry_the_shape_of_those_they_start_from(run_of: Make) -> None:
     pipeline = run_of("default", PRETRAIN_ARGS="--hidden_size 640 --use_moe")
     assert [pipeline.weights(stage).name for stage in STAGES] == [
-        "pretrain_640_moe.pth", "full_sft_640_moe.pth", "rlhf_640_moe.pth",
-    ]  # fmt: skip
+        "pretrain_640_moe.pth",
+        "full_sft_640_moe.pth",
+        "rlhf_640_moe.pth",
+    ]
     other = run_of("default", SFT_ARGS="--from_weight elsewhere/pretrain_768.pth")
     assert other.weights("dpo").name == "rlhf_768.pth"
 
