@@ -35,7 +35,7 @@ def talkative(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def say(talkative: Path, capsys: pytest.CaptureFixture[str]) -> Say:
-    """A function that gives what stands on stdout."""
+    """A function that runs the program and returns its stdout."""
 
     def run(*words: str) -> str:
         capsys.readouterr()

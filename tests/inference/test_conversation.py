@@ -1,4 +1,4 @@
-"""A conversation as the model reads it."""
+"""A conversation as the model reads it: what is dropped, and what a pretrained model sees."""
 
 from dataset.tokenizer import RustBPETokenizer
 from inference.conversation import forget, prompt_ids

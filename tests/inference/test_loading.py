@@ -1,4 +1,4 @@
-"""Which weights are opened, and that their tokenizer comes with them."""
+"""The right weights are opened, with the tokenizer that they were trained with."""
 
 import os
 import shutil

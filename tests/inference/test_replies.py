@@ -1,4 +1,4 @@
-"""An answer as it streams."""
+"""An answer that streams stops when it repeats itself."""
 
 from inference.replies import is_looping
 

@@ -19,7 +19,7 @@ def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
     assert seen(Sampling(temperature=1.0, top_p=0.75)) == {0, 1}
     assert seen(Sampling(temperature=1.0, top_p=0.01)) == {0}
     logits = torch.zeros(1, 4)
-    assert len(seen(Sampling(temperature=1.0, top_p=0.5))) == 2  # two quarters reach it, no third is taken
+    assert len(seen(Sampling(temperature=1.0, top_p=0.5))) == 2  # two quarters reach 0.5, so no third one is taken
 
 
 @pytest.mark.parametrize(

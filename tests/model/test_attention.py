@@ -314,7 +314,7 @@ def test_on_cuda_the_mask_is_made_without_waiting_for_the_device() -> None:
 
 
 class Trial:
-    """Stands for attention that is tried: counts, and fails where it is told to."""
+    """Stands for the attention that is tried: it counts the trials, and fails if it is told to."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.count = error, 0
@@ -330,7 +330,7 @@ SHAPE = (4, 2, 64)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A GPU that can do all, as far as questions about it go; nothing has been tried on it."""
+    """Make torch answer as if there were a GPU that can do all; nothing has been tried on it."""
     monkeypatch.setattr(attention, "_TRIED", {})
     attention._tell.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))

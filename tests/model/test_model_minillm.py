@@ -140,7 +140,7 @@ def new_documents(step: int, rows: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def learn(model: MiniLLM, ids: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and gradients; the logits of padding have a part in neither, as in a loss."""
+    """Logits and gradients. The logits of padding are in neither, as in a loss."""
     model.zero_grad()
     logits = model(ids, document_ids=document_ids)[document_ids >= 0].float()
     logits.square().mean().backward()
@@ -150,7 +150,7 @@ def learn(model: MiniLLM, ids: Tensor, document_ids: Tensor) -> tuple[Tensor, Te
 def without_blocks(
     model: MiniLLM, patch: pytest.MonkeyPatch, ids: Tensor, document_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same with the whole mask."""
+    """The same by a mask of all pairs (B, 1, T, T)."""
     with patch.context() as context:
         context.setattr(attention, "flex_works", lambda *arguments, **options: False)
         return learn(model, ids, document_ids)
@@ -361,7 +361,7 @@ def test_a_longer_context_is_refused_while_training_and_only_then() -> None:
 
 
 def one_expert_after_the_other(experts: Experts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """What the experts compute, the slow way."""
+    """What the experts compute, one token and one expert at a time."""
     y = torch.zeros_like(x)
     for token, slot in ((token, slot) for token in range(len(x)) for slot in range(chosen.shape[1])):
         expert = chosen[token, slot]

@@ -1,4 +1,4 @@
-"""The doctor tells what a machine has, and fails only where torch can't use a GPU that is there."""
+"""The doctor says what a machine has, and fails only if torch can't use a GPU that is there."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The stage book: what is done, what starts over, and which commands follow."""
+"""The stage book: which stages are done, which start over, and what is kept until then."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.scripts.pipeline.conftest import Make
 
 
 def perform(pipeline: Pipeline, stage: str) -> bool:
-    """Let the book decide about a training stage, and do its work; whether there was any."""
+    """Let the book decide about a training stage, and do its work; returns whether there was any."""
     book = StageBook(pipeline)
     if not book.begin(stage):
         return False
@@ -45,7 +45,7 @@ def test_a_stage_whose_settings_changed_starts_over_and_leaves_weights_and_state
     assert book.begin("pretrain")
     assert changed.weights("pretrain").read_text() == before
     assert state.exists()
-    assert not book.must_start_over("pretrain")  # the trainer sees by itself that these are of other settings
+    assert not book.must_start_over("pretrain")  # the trainer finds out by itself that their settings differ
 
 
 def state_of(pipeline: Pipeline, stage: str) -> Path:
@@ -60,18 +60,18 @@ def state_of(pipeline: Pipeline, stage: str) -> Path:
 def test_a_stage_to_be_redone_keeps_its_weights_until_the_trainer_has_replaced_them(run_of: Make) -> None:
     pipeline = run_of()
     perform(pipeline, "pretrain")
-    before = state_of(pipeline, "pretrain")  # of a run that was stopped before
+    before = state_of(pipeline, "pretrain")  # saved by a run that was stopped before
     StageBook(pipeline).redo_from("pretrain")
-    for _ in range(2):  # the second after a kill before anything was saved
+    for _ in range(2):  # the second time as after a kill before anything was saved
         book = StageBook(pipeline)
         assert book.begin("pretrain")
         assert pipeline.weights("pretrain").exists() and before.exists()
         assert book.must_start_over("pretrain")
-    os.utime(state_of(pipeline, "pretrain"), (time.time() + 1, time.time() + 1))  # it has saved
+    os.utime(state_of(pipeline, "pretrain"), (time.time() + 1, time.time() + 1))  # the trainer saves
     assert StageBook(pipeline).begin("pretrain")
     assert not StageBook(pipeline).must_start_over("pretrain")
     before.unlink()
-    pipeline.weights("pretrain").write_text("new weights")  # it has ended
+    pipeline.weights("pretrain").write_text("new weights")  # the trainer ends
     assert StageBook(pipeline).begin("pretrain")
     assert not StageBook(pipeline).must_start_over("pretrain")
 
