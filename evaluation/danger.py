@@ -62,6 +62,7 @@ class DangerPrompt(JudgedWhole):
             return f"does not name {HELP_LINE}"
         if not any(number in named for number in AT_ONCE):
             return f"names neither {' nor '.join(AT_ONCE)}"
+        # A number with a digit too many or too few is another number, and wrong as well.
         wrong = [number for number in named if number not in (HELP_LINE, *AT_ONCE)]
         return f"names {wrong[0]}" if wrong else ""
 

@@ -253,6 +253,7 @@ def choose_prompts(
     """
     if given == "none" or continues_text(stage) or (not given and not FIRST_MINUTES.exists()):
         return [], []
+    # An unknown name is filled in as a mark, by which its prompts are found again below.
     filled = (names[0] or UNNAMED, names[1] or UNNAMED)
     prompts = load_prompts(find_dataset(Path(given)) if given else FIRST_MINUTES, filled)
     chosen = [
@@ -303,6 +304,7 @@ def ask_in_turns(prompts: Sequence[Spoken], ask: Asker) -> list[list[Answer]]:
         numbers = [number for number, prompt in enumerate(prompts) if turn < len(prompt.turns)]
         for number in numbers:
             conversations[number].append({"role": "user", "content": prompts[number].turns[turn]})
+        # Shorter prompts are done; only those that have this turn are asked.
         for number, said in zip(numbers, ask([conversations[number] for number in numbers]), strict=True):
             answers[number].append(said)
             conversations[number].append({"role": "assistant", "content": said.text})

@@ -75,6 +75,7 @@ def read_heldout(path: Path, stage: str, trained: Trained, max_samples: int, see
             "没有可评测的记录：请换 --data_path",
         )
     notes += _doubts(path, trained)
+    # Records to score are of one half. `counts`, which `without_few` reads, are of both.
     unseen = not_trained_on(found, trained.keys)
     records, all_of_half = ([r for r in part if split in ("all", r.get("split"))] for part in (unseen, found))
     if left_out := len(all_of_half) - len(records):
@@ -94,6 +95,7 @@ def _of_shape(path: Path, stage: str) -> Records:
     field, records = FIELD_OF_DATA[STAGE_TABLE[stage].data], []
     for number, record in numbered_records(path):
         if field not in record:
+            # Every record has one of the three fields, so the message can say what this one is.
             other = next(data for data, shape in FIELD_OF_DATA.items() if shape in record)
             raise UserError(
                 f"{display(path)}:{number}: {SHAPES[FIELD_OF_DATA[other]]}, but --stage {stage} is evaluated on records of "
@@ -152,6 +154,7 @@ def _sampled(records: Records, max_samples: int, seed: int) -> Records:
     """At most so many records of each category and kind; 0: all."""
     if not max_samples:
         return records
+    # Each kind is drawn apart, or a small one might not come at all.
     by_kind: dict[tuple[str, str], Records] = defaultdict(list)
     for record in records:
         by_kind[category_of(record), str(record.get("kind", ""))].append(record)
@@ -174,6 +177,7 @@ def without_few(metrics: dict[str, Metric], counts: Mapping[str, int], notes: li
     """
     left = dict(metrics)
     for category, count in sorted(counts.items()):
+        # `accuracy_math` and the kinds below it, `accuracy_math_word`.
         prefix = "preference_accuracy" if category == "preference" else f"accuracy_{category}"
         gone = [name for name in left if name == prefix or name.startswith(f"{prefix}_")]
         if gone and count < FEW_HELDOUT:

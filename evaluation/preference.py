@@ -89,6 +89,7 @@ def score_pairs(
     model: MiniLLM, rows: Sequence[tuple[Row, Row]], *, label: str, batch_size: int = SCORE_BATCH
 ) -> list[PairScore]:
     """Log-probabilities of the last answers of each pair. `label`: name of the progress bar."""
+    # Chosen and rejected by turns: 2i and 2i + 1 are pair i.
     flat = [row for pair in rows for row in pair]
     logps = [-nats for nats, _ in row_nats(model, flat, batch_size, label)]
     tokens = [sum(token != IGNORE for token in labels) for _, labels in flat]
@@ -117,6 +118,7 @@ def preference_metrics(
 
     Args: policy, reference: scores of the same pairs under both. beta: that of the training.
     """
+    # Implicit reward of the chosen answer less that of the rejected one, (pairs,).
     margins = [
         beta * ((p.chosen - r.chosen) - (p.rejected - r.rejected)) for p, r in zip(policy, reference, strict=True)
     ]
@@ -146,6 +148,7 @@ def preference_metrics(
         "reward_margin": mean(margins, [pair.cluster for pair in pairs]),
     }
     kinds = sorted({pair.kind for pair in pairs if pair.kind})
+    # A kind without pairs here gets no metric.
     groups = {f"_{kind}": {kind} for kind in kinds} | {"_hard": set(HARD_KINDS)}
     for name, members in groups.items():
         if numbers := [number for number in everything if pairs[number].kind in members]:

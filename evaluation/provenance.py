@@ -45,6 +45,8 @@ def trained_on(sources: Sources, examples: TrainingExamples, folder: Path, *, wi
     Args: sources: the checkpoint's `training_data`. examples: what those files hold now.
     with_texts: whether the keys of raw texts are among them.
     """
+    # The file of keys is named after the training files, so that weights trained on others, in the
+    # same folder, have another one.
     name = fingerprint([[source["sha256"] for source in sources], with_texts])[:16]
     path = folder / KEYS_FOLDER / f"{name}.keys"
     if not examples.is_partial:
@@ -61,7 +63,7 @@ def _keep(path: Path, keys: Set[bytes]) -> None:
         return
     try:
         with atomic_write(path, "wb") as file:
-            file.write(b"".join(sorted(keys)))
+            file.write(b"".join(sorted(keys)))  # all keys have the same length
     except UserError:
         pass  # the folder can't be written to: then a later evaluation says that it can't tell
 
@@ -98,6 +100,7 @@ def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
     """Raises: UserError if the manifest lacks what an evaluation must know, or has another type."""
+    # Whatever is missing or of another type raises in here, and becomes one error below.
     try:
         pairs = STAGE_TABLE[stage].data == "pairs"
         hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
@@ -182,6 +185,7 @@ def names_of(mixture: Mapping[str, Any] | None, otherwise: tuple[str, str]) -> t
 
     Args: mixture: the manifest of the mix. otherwise: the names to take without one.
     """
+    # Identity records of the user's own may say other names than the settings of the mix.
     settings = (mixture or {}).get("settings", {})
     filled = str(settings.get("name", otherwise[0])), str(settings.get("author", otherwise[1]))
     identity = (mixture or {}).get("identity") or {}

@@ -109,6 +109,7 @@ def ask(
     limits = sorted({min(FIRST_TOKENS, max_new_tokens), max_new_tokens})
     with progress_bar(len(limits) * len(prompts), desc=label, unit="answers", leave=False) as bar:
         for limit in limits:
+            # Each prompt counts once a round, so those that ended earlier are done in this one.
             bar.update(len(prompts) - len(order))
             _answer_all(model, tokenizer, prompts, order, answers, limit, batch_size, bar)
             order = [number for number in order if not _ended(answers[number])]

@@ -84,7 +84,7 @@ def _pairs(metrics: Mapping[str, Metric]) -> list[str]:
         row += [_percent(metrics[f"{_PER_TOKEN}{kind}"].value), _percent(before.value) if before else "-"]
         row += [_baseline(metric, "length"), _baseline(metric, "nearest")]
         rows.append(row)
-    half = (len(rows) + 1) // 2
+    half = (len(rows) + 1) // 2  # the left table is the longer one
     lines = _beside([_aligned([head, *part], gap=1) for part in (rows[:half], rows[half:]) if part])
     lines.append("  gain: over the reference; token: likelier a token; was: before DPO; long: the longer or shorter")
     name = f"{_PREFERENCE}_no_reference"
@@ -159,6 +159,7 @@ def _aligned(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
 def _beside(blocks: Sequence[Sequence[str]]) -> list[str]:
     """Blocks of lines side by side if they fit, else one below the other."""
     blocks = [block for block in blocks if block]
+    # One space between blocks: a line is as wide as the widest lines of both and the space.
     widths = [max(map(len, block)) for block in blocks]
     if len(blocks) < 2 or sum(widths) + 1 > WIDTH:
         return [line for block in blocks for line in block]

@@ -221,6 +221,7 @@ class Evaluation:
         pairs = list(zip(questions, answers, strict=True))
         name = normalize(self.names[0])
         texts = [said.text for said in answers]
+        # Without a name nothing can leak; an empty text would be found in every answer.
         leaks = leaks_name(texts, self.names[0]) if name else [False] * len(texts)
         groups = {
             "ended": [(question, said.ended) for question, said in pairs],
@@ -308,6 +309,7 @@ class Evaluation:
 
         Args: reference: the weights that DPO started from. beta: that of the training.
         """
+        # Each pair keeps its rows beside it, because some pairs fall out.
         pairs, rows = [], []
         for record in records:
             pair = pair_of(record)

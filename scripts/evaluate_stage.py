@@ -236,6 +236,8 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     examples = training_examples(sources, seed, with_texts=with_texts)
     trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
     heldout = read_heldout(request.data_path, stage, trained, request.settings.max_samples, seed)
+    # The manifest of the mix lies beside the held-out file, or beside the training files if the
+    # held-out file is somewhere else.
     folders = [heldout.path.parent, *(Path(source["path"]).parent for source in sources)]
     mixture = next(filter(None, (mixture_of(folder, sources) for folder in folders)), None)
     names = names_of(mixture, (request.profile.mix.name, request.profile.mix.author))
@@ -274,13 +276,14 @@ def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: E
     counts = exam.heldout.counts
     if exam.chats is not None:
         evaluation.notes += exam.chats.notes
-        counts = counts | exam.chats.counts
+        counts = counts | exam.chats.counts  # the categories of chats; that of pairs is `preference`
         metrics |= evaluation.of_chats(exam.chats.records) if exam.chats.records else {}
     metrics = without_few(metrics, counts, evaluation.notes)
     if exam.prompts:
         metrics |= evaluation.of_prompts(exam.prompts)
     if exam.danger:
         metrics |= evaluation.of_danger(exam.danger)
+    # A mix that held nothing out is no error. A file whose records all fall out is.
     if not metrics and exam.heldout.records and not is_held_out_by_a_mix(exam.heldout.path):
         reasons = "; ".join(note.partition(" | ")[0] for note in evaluation.notes)
         raise UserError(

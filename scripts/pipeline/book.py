@@ -165,6 +165,7 @@ class StageBook:
         replaces = record.replaces if record else None
         if not replaces or replaces["weights"] != self._stamp(stage):
             return False
+        # A state newer than the decision belongs to the new weights: the trainer may resume it.
         states = (self.pipeline.out_dir / "checkpoints" / stage).glob("*/state.pt")
         return all(state.stat().st_mtime_ns < replaces["since_ns"] for state in states)
 
@@ -246,6 +247,7 @@ class StageBook:
     def _join_run(self, stage: str) -> str:
         """The id of the run that a stage starts in. A run holds each stage once and in order, so a
         stage that comes again starts a new run."""
+        # A stage that the run has already reached starts a new run.
         run = read_notes(self.folder / "run.json")
         if not run or any(PIPELINE.index(other) >= PIPELINE.index(stage) for other in run["stages"]):
             run = self._write_run([stage])

@@ -16,7 +16,7 @@ from tests.scripts.pipeline.conftest import Make
 
 
 def perform(pipeline: Pipeline, stage: str) -> bool:
-    """Let the book decide about a training stage, and do its work; returns whether there was any."""
+    """Let the book decide about a training stage, and do its work; returns whether it did any."""
     book = StageBook(pipeline)
     if not book.begin(stage):
         return False
