@@ -1,1 +1,1 @@
-"""Text to tensors: record shapes, the mixture, the bundled samples, the tokenizer and what is stored for training."""
+"""Text to tensors: record shapes, the mixture, bundled samples, the tokenizer, stored tensors."""

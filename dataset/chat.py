@@ -1,13 +1,13 @@
 """The chat template, the special tokens, the loss mask of a conversation, the check of messages.
 
-The format of one exchange (no line breaks between the marks; S marks what is supervised):
+The format of one exchange. There are no line breaks between the marks. T stands below the targets:
 
     <|bos|><|user_start|>你好<|user_end|><|assistant_start|>你好！<|assistant_end|>
-                                                           SSSSSSSSSSSSSSSSSSS
+                                                           TTTTTTTTTTTTTTTTTTT
 
-Ids and loss mask are built in the same pass. A mask that is found afterwards, by searching the ids
-for markers, goes wrong as soon as a text looks like a marker or is cut. Here whoever appends an id
-also says whether it is learnt.
+Ids and loss mask are built in the same pass: the code that appends an id also says whether it is a
+target. A mask that is made afterwards, by searching the ids for markers, is wrong as soon as a text
+looks like a marker or is cut.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from configs.schema import UserError
 
 BOS = "<|bos|>"
+"""Beginning of a document or a conversation."""
 END_OF_TEXT = "<|endoftext|>"
 """End of a document, and padding."""
 ASSISTANT_START = "<|assistant_start|>"
@@ -44,14 +45,15 @@ SPECIAL_TOKENS = (
     "<|tool_result_start|>",
     "<|tool_result_end|>",
 )
-"""In the order of their ids, which are the top ones of the vocabulary. Once published no id
-changes: what a later version needs takes the place of a spare one."""
+"""In the order of their ids, which are the highest of the vocabulary. After publication no id
+changes: a token that a later version needs takes the place of a spare one."""
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content`
-and `tool_calls`, a system message `tools`. `loss` false marks an assistant's turn that is context
-alone. Other keys are not rendered."""
+and `tool_calls`, a system message may have `tools`. An assistant's turn whose `loss` is false is
+only context: it has no targets. Other keys are not rendered."""
 
+# Role -> the special tokens that open and close a turn.
 _TURN_MARKS = {
     "system": ("<|system_start|>", "<|system_end|>"),
     "user": ("<|user_start|>", "<|user_end|>"),
@@ -60,7 +62,7 @@ _TURN_MARKS = {
 }
 ROLES = tuple(_TURN_MARKS)
 _ONLY_ON = {"reasoning_content": "assistant", "tool_calls": "assistant", "tools": "system"}
-"""Key of a message -> the role that alone may have it."""
+"""Key of a message -> the only role that may have it."""
 
 CHAT_TEMPLATE = """
 {%- if tools and not (messages and messages[0]['role'] == 'system') -%}
@@ -103,13 +105,13 @@ CHAT_TEMPLATE = """
 {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<|think_start|><|think_end|>' -}}{%- endif -%}
 {%- endif -%}
 """.strip()
-"""The same rendering as text, in Jinja, for transformers, vLLM and llama.cpp; a test holds the two
-together. Those programs read special tokens out of the finished text, so there, unlike here, a user
-who types a mark forges it."""
+"""The same rendering as a Jinja template, for transformers, vLLM and llama.cpp. A test shows that
+both give the same ids. Those programs look for special tokens in the finished text, so a user who
+types a mark can forge it there. Here that is impossible."""
 
 
 class TextEncoder(Protocol):
-    """What rendering needs of a tokenizer."""
+    """The two methods of a tokenizer that rendering needs."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, none of them special."""
@@ -119,11 +121,11 @@ class TextEncoder(Protocol):
 
 
 def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Ids of a whole conversation and its loss mask, of equal length.
+    """Ids of a whole conversation and its loss mask, both (T,) for T tokens. Nothing is cut.
 
-    The mask is 1 on what an assistant writes (reasoning, answer, tool calls, and the end token,
-    without which it would never learn to stop), 0 on all else, and on a turn whose `loss` is false.
-    Nothing is cut.
+    The mask is 1 on the targets: what an assistant writes (reasoning, answer, tool calls) and the
+    end token, without which the model would never learn to stop. It is 0 on everything else, and on
+    a whole turn whose `loss` is false.
     Raises: UserError that says which message is wrong and how.
     """
     _check(messages)
@@ -132,13 +134,14 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     for message in messages:
         start, end = (encoder.encode_special(mark) for mark in _TURN_MARKS[message["role"]])
         body = _body(encoder, message)
-        learnt = int(message["role"] == "assistant" and message.get("loss") is not False)
+        is_target = int(message["role"] == "assistant" and message.get("loss") is not False)
+        # The start token is never a target: when the model answers, the program writes that token.
         ids.append(start)
         mask.append(0)
         ids += body
-        mask += [learnt] * len(body)
+        mask += [is_target] * len(body)
         ids.append(end)
-        mask.append(learnt)
+        mask.append(is_target)
     return ids, mask
 
 
@@ -147,9 +150,9 @@ def render_for_completion(
 ) -> list[int]:
     """Ids of a conversation up to the point where the assistant starts to write.
 
-    Args: enable_thinking: True opens a thought, False puts an empty one before the answer, as
-    Qwen3's template does; None leaves it to the model.
-    Raises: UserError where a message is wrong or the last one is already the assistant's.
+    Args: enable_thinking: True opens a thought. False puts an empty thought before the answer, as
+    Qwen3's template does. None lets the model decide.
+    Raises: UserError when a message is wrong, or the last one is already the assistant's.
     """
     ids, _ = render_conversation(encoder, messages)
     if messages[-1]["role"] == "assistant":
@@ -163,6 +166,7 @@ def render_for_completion(
 
 def _body(encoder: TextEncoder, message: Message) -> list[int]:
     """Ids between the two marks of a turn."""
+    # The order is that of CHAT_TEMPLATE: a thought, the content, then tools or tool calls.
     ids: list[int] = []
     if reasoning := message.get("reasoning_content"):
         ids += _block(encoder, "think", reasoning)
@@ -177,6 +181,7 @@ def _body(encoder: TextEncoder, message: Message) -> list[int]:
 
 
 def _block(encoder: TextEncoder, name: str, text: str) -> list[int]:
+    """Ids of a text between the marks `<|name_start|>` and `<|name_end|>`."""
     return [
         encoder.encode_special(f"<|{name}_start|>"),
         *encoder.encode(text),
@@ -189,21 +194,23 @@ def _json(value: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """Data sets store lists of tools and calls either as JSON or as text that holds JSON."""
+    """A list of tools or calls. Data sets store it as a JSON list, or as text that holds JSON."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def _call_json(call: Mapping[str, Any]) -> str:
-    """`{"name": ..., "arguments": ...}`, whether or not the call came wrapped in OpenAI's
-    `function`."""
+    """A call as `{"name": ..., "arguments": ...}`. OpenAI wraps it in `function`; others do not."""
     function = call.get("function") or call
     arguments = function.get("arguments") or {}
-    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI: text that already is JSON
+    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI stores it as text: JSON already
     return f'{{"name": {_json(function["name"])}, "arguments": {text}}}'
 
 
 def _check(messages: Any) -> None:
-    """Raises: UserError with the number (from 1) of the first wrong message."""
+    """Check a conversation that is to be rendered.
+
+    Raises: UserError with the number (from 1) of the first wrong message.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError(
             'a conversation must be a list of at least one message {"role": ..., "content": ...}.',
@@ -217,16 +224,16 @@ def _check(messages: Any) -> None:
         before = message["role"]
 
 
-# --- the check of messages: the mix, the export and the chat share it -----------------------------
+# --- the check of messages, shared by the mix, the export and the chat ----------------------------
 
 
 class Fault(NamedTuple):
     """What is wrong with a message."""
 
     reason: str
-    """A fixed phrase: the mix counts records by it."""
+    """A fixed phrase, by which the mix counts the records that it drops."""
     english: str
-    """For a person who wrote the message."""
+    """The same for the person who wrote the message."""
     chinese: str
 
 
@@ -255,8 +262,10 @@ def message_fault(message: Any) -> Fault | None:
 
 
 def is_wordless(message: Message) -> bool:
-    """Whether a message has no content because it only thinks or calls tools. The template renders
-    that as no words."""
+    """Whether a message has no content because it only thinks or calls tools.
+
+    The template renders the missing content as an empty text.
+    """
     has_more = message.get("tool_calls") or message.get("reasoning_content")
     return message.get("content") is None and bool(has_more)
 
@@ -287,19 +296,20 @@ def _tools_fault(message: Message) -> Fault | None:
 
 
 _MAY_FOLLOW = {"user": {"", "system", "assistant"}, "assistant": {"user", "tool"}}
-"""Role -> the roles that a message before it may have in a conversation to learn from."""
+"""Role -> the roles that the message before it may have in training data. "": it is the first."""
 
 
 def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | None:
-    """What is wrong with the place of a sound message; None when nothing is.
+    """What is wrong with the place of a message that is right by itself; None when nothing is.
 
-    The template renders every order of user and assistant, and turns without words. Such a turn may
-    stand in somebody's chat: a model has answered with nothing, or was cut off while it thought. As
-    a lesson it would teach to say nothing, so the mix and the export ask for more: user and
-    assistant take turns, and each says something. A thought alone is no answer; a tool call is one.
+    A chat may have user and assistant turns in any order, also empty ones: a model may answer with
+    nothing, or be cut off while it thinks. The template renders all of that. Training data must be
+    stricter, because an empty answer would teach the model to say nothing. So in the mix and the
+    export user and assistant take turns, and each says something. A thought alone is no answer; a
+    tool call is one.
 
-    Args: before: role of the message before it; empty where it is the first. to_learn: whether a
-    model is to learn from the conversation.
+    Args: before: role of the message before it; "" when it is the first. to_learn: whether the
+    conversation is training data.
     """
     role = message["role"]
     if role == "system" and before:
@@ -310,6 +320,7 @@ def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | Non
         return Fault("tool result without a call", said, "tool 消息应跟在助手的调用之后")
     if not to_learn or role not in _MAY_FOLLOW:
         return None
+    # From here on: a user's or an assistant's turn in training data.
     if before not in _MAY_FOLLOW[role]:
         return Fault("roles do not alternate", "user and assistant must take turns.", "用户与助手应轮流发言")
     if (message["content"] or "").strip() or message.get("tool_calls"):

@@ -1,7 +1,6 @@
 """The tokenizer: text to ids and back, and conversations to ids with their loss mask.
 
-Everything that encodes text goes through `RustBPETokenizer`, so that training, evaluation and chat
-see the same ids.
+All text is encoded by `RustBPETokenizer`, so that training, evaluation and chat see the same ids.
 """
 
 import codecs
@@ -33,17 +32,20 @@ NAMED_PATTERNS = {
     "gpt4": GPT4_PATTERN,
     "nanochat": GPT4_PATTERN.replace("{1,3}", "{1,2}"),
 }
-"""Each of these matches every text without a gap."""
+"""Name -> split pattern. Each of these matches every text completely and skips no character."""
 
 NUM_BYTES = 256
 """Values of a byte, each a token of its own."""
 SMALLEST_VOCABULARY = NUM_BYTES + len(SPECIAL_TOKENS)
+"""Tokens of a vocabulary without any merge."""
 SPACE_WINDOW = 50_000
-"""Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row;
-runs that fill an aligned window of this size take the other path."""
+"""Characters. tiktoken's regular expression overflows its stack on about a million spaces in a row.
+So a text is split by `_pieces` when one of its windows of this size is nothing but white space."""
 OLDEST_TIKTOKEN = (0, 13)
-"""As in requirements.txt. Older ones are quadratic in the length of a piece."""
+"""Major and minor version, as in requirements.txt. In older ones the time to encode a piece grows
+with the square of its length."""
 _BATCH_TASKS_PER_THREAD = 8
+"""Groups of texts for each thread. A thread that finishes early takes another group."""
 
 
 class RustBPETokenizer:
@@ -63,8 +65,8 @@ class RustBPETokenizer:
     never come from text: "<|bos|>" typed by a user becomes ordinary ids. Only `encode_special` and
     the two `render_` methods put marks in.
 
-    Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8: it is
-    read as U+FFFD, the replacement character. All other text comes back from `decode` as it was.
+    Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8. It
+    becomes U+FFFD, the replacement character. `decode` gives all other text back unchanged.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class RustBPETokenizer:
     ) -> None:
         """Build from plain data.
 
-        Args: special_tokens: name -> id; by default those of `dataset.chat` above the ranks.
-        metadata: what `tokenizer_meta.json` also keeps, such as the statistics of the vocabulary.
+        Args: mergeable_ranks: token -> rank. special_tokens: name -> id; by default those of
+        `dataset.chat`, above the ranks. metadata: what `tokenizer_meta.json` also keeps, such as
+        the statistics of the vocabulary.
         Raises: UserError when a byte is missing, ids have gaps, or the pattern is no regular
         expression.
         """
@@ -98,17 +101,20 @@ class RustBPETokenizer:
                 "special_tokens": self.special_tokens,
             }
         )
-        """Fingerprint of all that decides the ids; tensors and weights carry it."""
+        """Fingerprint of all that decides the ids. Tensors and weights store it."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; it makes a Rust encoder of its own."""
+        """What another process needs. A Rust encoder can't be sent: that process makes its own."""
         return {key: value for key, value in vars(self).items() if key != "_rust_encoder"}
 
     # --- text to ids ---
 
     @cached_property
     def _bpe(self) -> tiktoken.Encoding:
-        """Splits by the pattern and merges. Only for gapless patterns: tiktoken drops gaps."""
+        """Splits by the pattern, then merges.
+
+        Only for patterns without gaps: tiktoken drops the text that a pattern skips.
+        """
         return self._encoding(self.pattern)
 
     @cached_property
@@ -121,9 +127,10 @@ class RustBPETokenizer:
         return tiktoken.Encoding("minillm", pat_str=pattern, mergeable_ranks=self.mergeable_ranks, special_tokens={})
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. No special token is among them, whatever the text says."""
+        """Ids of a text, none of them special, whatever the text says."""
         if self._gapless and not _has_endless_space(text):
             return self._bpe.encode_ordinary(text)
+        # The slow way, for what tiktoken can't split: `regex` splits, tiktoken only merges.
         ids: list[int] = []
         for piece in self._pieces(without_surrogates(text)):
             ids += self._piece_bpe.encode_ordinary(piece)
@@ -133,9 +140,9 @@ class RustBPETokenizer:
     def _rust_encoder(self) -> Any | None:
         """The crate's encoder, three times as fast; None if it is not built or ids could differ.
 
-        It merges pairs of ids, tiktoken merges any neighbours that make a token. Both give the same
-        ids if each token has two parts (`merges`), so that it can't come about in another way, and
-        if both split by the pattern alike.
+        It knows which two ids make a new one. tiktoken merges any two neighbours whose bytes
+        together are a token. Both give the same ids if each token is made of two parts (`merges`),
+        and if both split the text alike, which holds for the patterns of NAMED_PATTERNS.
         """
         merges = [(self.mergeable_ranks[left], self.mergeable_ranks[right]) for left, right in self.merges()]
         if not self._gapless or len(merges) != len(self.mergeable_ranks) - NUM_BYTES:
@@ -146,7 +153,10 @@ class RustBPETokenizer:
             return None
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
-        """Ids of each text, in order, on several threads (0: one a core, or the crate if built)."""
+        """Ids of each text, in order, encoded on several threads.
+
+        Args: num_threads: 0: the crate where it is built, else one thread a core.
+        """
         if num_threads == 0 and (encoder := self._rust_encoder) is not None:
             ids: list[list[int]] = encoder.batch_encode(list(texts))
             return ids
@@ -160,7 +170,7 @@ class RustBPETokenizer:
             return [ids for group in encoded for ids in group]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The pieces of a text. What the pattern skips becomes pieces too: nothing is lost."""
+        """The pieces of a text. What the pattern skips becomes a piece too, so nothing is lost."""
         end = 0
         for match in self._splitter.finditer(text):
             if match.start() > end:
@@ -172,21 +182,21 @@ class RustBPETokenizer:
             yield text[end:]
 
     def encode_special(self, name: str) -> int:
-        """Id of a special token, such as `<|bos|>`. Raises: KeyError for a name that is none."""
+        """Id of a special token, such as `<|bos|>`. Raises: KeyError for another name."""
         return self.special_tokens[name]
 
     # --- ids to text ---
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids. Bytes of a cut character become U+FFFD, special tokens show as their names.
+        """Text of ids. Bytes of a cut character become U+FFFD, special tokens become their names.
 
         Raises: ValueError for an id outside the vocabulary.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = True) -> bytes:
-        """UTF-8 bytes of ids; without `special` only those of the text, without marks."""
-        first_mark = len(self.mergeable_ranks)
+        """UTF-8 bytes of ids. `special` false leaves out the names of special tokens."""
+        first_mark = len(self.mergeable_ranks)  # special tokens have the highest ids
         kept = ids if special else (i for i in ids if i < first_mark)
         return b"".join(map(self._bytes_of, kept))
 
@@ -200,7 +210,7 @@ class RustBPETokenizer:
             yield chunk
 
     def id_to_token(self, token_id: int) -> str:
-        """A token for people to read: its text, or `\\xe4` for a byte of a cut character."""
+        """A token for people to read: its text, with `\\xe4` for a byte of a cut character."""
         return self._bytes_of(token_id).decode("utf-8", errors="backslashreplace")
 
     def _bytes_of(self, token_id: int) -> bytes:
@@ -215,7 +225,7 @@ class RustBPETokenizer:
     ) -> tuple[list[int], list[int]]:
         """Ids of a conversation and its loss mask (1: the token counts in the loss), both (T,).
 
-        They are cut to `max_length` tokens where that is given. `dataset.chat` says the format.
+        Both are cut to `max_length` tokens when it is given. The format is in `dataset.chat`.
         Raises: UserError for a malformed message.
         """
         ids, mask = chat.render_conversation(self, messages)
@@ -226,7 +236,8 @@ class RustBPETokenizer:
     ) -> list[int]:
         """Ids of a conversation up to `<|assistant_start|>`, where the model's answer begins.
 
-        Args: enable_thinking: True opens a thought there, False puts an empty one; None: neither.
+        Args: enable_thinking: True opens a thought there, False puts an empty one, None neither.
+        Raises: UserError for a malformed message.
         """
         return chat.render_for_completion(self, messages, enable_thinking=enable_thinking)
 
@@ -247,15 +258,16 @@ class RustBPETokenizer:
 
     @property
     def assistant_end_id(self) -> int:
-        """Id of `<|assistant_end|>`, with which an answer ends."""
+        """Id of `<|assistant_end|>`, the end of an answer."""
         return self.special_tokens[ASSISTANT_END]
 
     def merges(self) -> Iterator[tuple[bytes, bytes]]:
-        """The two parts from which each token is made, in the order of ranks.
+        """The two parts of which each token is made, in the order of ranks.
 
-        They are found by encoding the token's bytes with all merges of lower rank: inside a text a
-        token forms in the same way. A token that no merges lead to has no parts; it is used only
-        where it is a whole piece.
+        The files store only the token and its rank. Its parts are what its bytes become when only
+        the merges of lower rank are done, because inside a text the token forms in the same way. A
+        token that no merges lead to has no two parts and is left out. It is used only where a whole
+        piece is this token.
         """
         for token, rank in self.mergeable_ranks.items():
             if rank >= NUM_BYTES:
@@ -277,11 +289,11 @@ class RustBPETokenizer:
     ) -> "RustBPETokenizer":
         """Train a vocabulary with the crate `rustbpe` on all cores, in one pass over the texts.
 
-        Args: vocab_size: tokens, special ones included; a text too small for it gives a smaller
-        vocabulary and a UserWarning. max_han_run: cut runs of Han after so many characters, in
-        training only. progress: called now and then with the number of merges made and the number
-        wanted.
-        Raises: UserError when the crate is not built, there is no text, or a setting can't be.
+        Args: vocab_size: tokens, special ones included. From too little text comes a smaller
+        vocabulary and a UserWarning. max_han_run: runs of Han are cut after this many characters,
+        in training only. progress: called from time to time with the number of merges made and the
+        number wanted.
+        Raises: UserError when the crate is not built, there is no text, or a setting is impossible.
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
@@ -322,9 +334,13 @@ class RustBPETokenizer:
 
 
 def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """The tokens of a piece by merges of rank below `below`: the plain algorithm, for few bytes."""
+    """The tokens of a piece when only merges of a rank below `below` are done.
+
+    This is the plain algorithm of BPE (Sennrich et al. 2016, arXiv:1508.07909), for short pieces.
+    """
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 1:
+        # The lowest rank merges first, of equal ranks the leftmost. `below` means: no such token.
         rank, i = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
         if rank >= below:
             break
@@ -336,7 +352,10 @@ def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[by
 
 
 def rust_class() -> Any:
-    """The crate's Tokenizer. Raises: UserError if it is not built, or another has its name."""
+    """The crate's Tokenizer.
+
+    Raises: UserError when the crate is not built, or another package has its name.
+    """
     try:
         from rustbpe import Tokenizer
     except ImportError:  # without the crate Python takes the folder of its sources for an empty package
@@ -351,7 +370,7 @@ def rust_class() -> Any:
 
 
 def _check_tiktoken(version: str) -> None:
-    """Raises: UserError for a tiktoken whose time grows with the square of a piece's length."""
+    """Raises: UserError for a version older than OLDEST_TIKTOKEN."""
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TIKTOKEN:
         oldest = ".".join(map(str, OLDEST_TIKTOKEN))
         raise UserError(
@@ -362,14 +381,14 @@ def _check_tiktoken(version: str) -> None:
 
 
 def _has_endless_space(text: str) -> bool:
-    """Whether a window of `text` is nothing but white space. Costs next to nothing on real text."""
+    """Whether some window of `text` is nothing but white space. It costs almost no time."""
     return len(text) >= SPACE_WINDOW and any(
         text[start : start + SPACE_WINDOW].isspace() for start in range(0, len(text), SPACE_WINDOW)
     )
 
 
 def without_surrogates(text: str) -> str:
-    """Surrogate pairs joined, single halves replaced by U+FFFD; other text as it is."""
+    """The text with surrogate pairs joined and single halves replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -393,6 +412,7 @@ def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
         )
     if missing := [name for name in SPECIAL_TOKENS if name not in special_tokens]:
         raise UserError(f"special tokens are missing: {', '.join(missing)}.", "缺少特殊词元")
+    # Ranks are ids, and the rows of the embedding: a gap would be a row that nothing uses.
     num_tokens = len(ranks) + len(special_tokens)
     if sorted(ranks.values()) != list(range(len(ranks))) or sorted(special_tokens.values()) != list(
         range(len(ranks), num_tokens)

@@ -1,9 +1,9 @@
 """The tokenizer's folder: tokenizer.pkl, its description, and two files for Hugging Face.
 
-tokenizer.pkl           what decides the ids: pattern, ranks, special tokens; plain data
-tokenizer_meta.json     what is known about it: its training, its vocabulary, its fingerprint
-tokenizer.json          the same vocabulary for Hugging Face's `tokenizers`; ids are equal
-tokenizer_config.json   how transformers, vLLM and llama.cpp use it; holds the chat template
+tokenizer.pkl           pattern, ranks and special tokens, which decide the ids; plain data only
+tokenizer_meta.json     how it was trained, statistics of its vocabulary, its fingerprint
+tokenizer.json          the same vocabulary for Hugging Face's `tokenizers`, with the same ids
+tokenizer_config.json   how transformers, vLLM and llama.cpp use it, with the chat template
 """
 
 import io
@@ -23,7 +23,7 @@ REMEDY_CHINESE = "请重新训练分词器，或用 --tokenizer_dir 另指定"
 
 
 class Vocabulary(Protocol):
-    """What the files hold of a tokenizer."""
+    """The parts of a tokenizer that the files store."""
 
     pattern: str
     mergeable_ranks: dict[bytes, int]
@@ -32,14 +32,14 @@ class Vocabulary(Protocol):
     sha256: str
 
     def merges(self) -> Iterator[tuple[bytes, bytes]]:
-        """The two parts of each token, in the order of ranks."""
+        """The two parts of which each token is made, in the order of ranks."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
 
 
 def write_folder(folder: Path, tokenizer: Vocabulary) -> None:
-    """Write the four files; `tokenizer.pkl`, which marks a whole folder, comes last."""
+    """Write the four files. `tokenizer.pkl` comes last: a folder that has it is complete."""
     with atomic_write(folder / "tokenizer.json") as file:
         json.dump(hugging_face_json(tokenizer), file, ensure_ascii=False, indent=1)
         file.write("\n")
@@ -60,10 +60,10 @@ def write_folder(folder: Path, tokenizer: Vocabulary) -> None:
 
 
 def read_metadata(path: Path, sha256: str) -> dict[str, Any]:
-    """What `tokenizer_meta.json` says about the tokenizer of this fingerprint; nothing where the
-    file is missing.
+    """What `tokenizer_meta.json` says about the tokenizer with this fingerprint.
 
-    Raises: UserError when it is damaged, or describes another tokenizer.
+    It is empty when the file is missing.
+    Raises: UserError when the file is damaged, or describes another tokenizer.
     """
     if not path.exists():
         return {}
@@ -77,16 +77,21 @@ def read_metadata(path: Path, sha256: str) -> dict[str, Any]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, text, bytes and containers. A pickle can name functions to call: here none is
-    ever looked up."""
+    """Reads numbers, text, bytes and containers only.
+
+    A pickle can also name a function to call, which would let a file from the internet run any
+    code. Here such a name is never looked up.
+    """
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code, not data")
 
 
 def read_plain_pickle(path: Path) -> dict[str, Any]:
-    """The dict in `tokenizer.pkl`. Raises: UserError when it is missing, damaged, or holds anything
-    but plain data."""
+    """The dict in `tokenizer.pkl`.
+
+    Raises: UserError when the file is missing, damaged, or holds anything but plain data.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -114,8 +119,10 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
 
 
 def hugging_face_json(tokenizer: Vocabulary) -> dict[str, Any]:
-    """`tokenizer.json`: the same vocabulary as merges, which Hugging Face's `tokenizers` turns into
-    equal ids."""
+    """`tokenizer.json`: the vocabulary with its merges, for Hugging Face's `tokenizers`.
+
+    That library gives the same ids as ours.
+    """
     shown = {token: to_byte_alphabet(token) for token in tokenizer.mergeable_ranks}
     merges = [f"{shown[left]} {shown[right]}" for left, right in tokenizer.merges()]
     return {
@@ -152,8 +159,8 @@ def hugging_face_json(tokenizer: Vocabulary) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            # As in tiktoken, a piece that is itself a token becomes that token without a look at
-            # the merges.
+            # As in tiktoken, a piece that is itself a token becomes that token, whatever the
+            # merges would give.
             "ignore_merges": True,
             "vocab": {text: tokenizer.mergeable_ranks[token] for token, text in shown.items()},
             "merges": merges,
@@ -166,9 +173,9 @@ def hugging_face_config(tokenizer: Vocabulary) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
-        # Programs stop generating at eos, so it is the end of an answer; the end of a document
-        # serves as padding, which must differ from eos, or code that hides padding from the loss
-        # would hide each answer's end too.
+        # Programs stop generating at eos, so eos is the end of an answer. Padding must be another
+        # token: code that hides padding from the loss would hide the end of each answer too. So
+        # padding is the end of a document.
         "eos_token": ASSISTANT_END,
         "pad_token": END_OF_TEXT,
         "additional_special_tokens": [
@@ -183,8 +190,11 @@ def hugging_face_config(tokenizer: Vocabulary) -> dict[str, Any]:
 
 
 def _byte_alphabet() -> list[str]:
-    """One visible character for each byte, as GPT-2 chose them: Latin-1's own where it prints, else
-    from U+0100 on."""
+    """One visible character for each byte, the same as in GPT-2.
+
+    A byte that is a visible character in Latin-1 stands for itself. The others take the characters
+    from U+0100 on, in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(stand_ins)) for byte in range(0x100)]
@@ -200,5 +210,5 @@ def to_byte_alphabet(token: bytes) -> str:
 
 
 def from_byte_alphabet(text: str) -> bytes:
-    """The bytes of a token that `tokenizer.json` writes so."""
+    """The bytes of a token as `tokenizer.json` writes it."""
     return bytes(_CHARACTER_TO_BYTE[character] for character in text)

@@ -1,7 +1,7 @@
 """The command that trains a tokenizer: its flags, then read, train, measure, write the folder.
 
-`scripts/train_rustbpe_tokenizer.py` and `scripts/train_tokenizer.py` differ only in who makes the
-merges.
+Two programs share it. `scripts/train_rustbpe_tokenizer.py` learns the merges with the Rust crate,
+`scripts/train_tokenizer.py` without it. All else is the same.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from dataset.tokenizer import NAMED_PATTERNS, NUM_BYTES, SMALLEST_VOCABULARY, Ru
 from dataset.vocabulary import Corpus, default_inputs, measure_vocabulary
 
 LARGEST_VOCABULARY = 1 << 20
-"""Tokens; several times as many as any known model has."""
+"""Tokens. Known models have much fewer."""
 Learn = Callable[[Iterator[str], int, str], RustBPETokenizer]
-"""Texts, number of tokens with the special ones, split pattern -> tokenizer."""
+"""(texts, number of tokens with the special ones, split pattern) -> tokenizer."""
 
 
 def build_parser(description: str | None) -> Parser:
@@ -96,20 +96,22 @@ def build_parser(description: str | None) -> Parser:
 
 
 def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) -> int:
-    """Read, learn, measure, write the folder.
+    """Read the text, learn the merges, measure the vocabulary, write the folder.
 
-    Args: args: of `build_parser`. facts: what `tokenizer_meta.json` says about how the merges were
-    made.
-    Raises: UserError when a setting can't be, a file can't be read, or there is no text.
+    Args: args: from `build_parser`. learn: makes the merges. facts: how it makes them, for
+    `tokenizer_meta.json`.
+    Returns: the exit code, 0.
+    Raises: UserError when a setting is impossible, a file can't be read, or there is no text.
     """
     corpus = _corpus(args)
     output = args.output or env_path("OUT_DIR", OUT_DIR) / "tokenizer"
     pattern = NAMED_PATTERNS.get(args.split_pattern, args.split_pattern)
     _log(f"training text: {', '.join(display(path) for path in corpus.paths)}")
 
+    # The first text is read here, so that an empty corpus is an error before any training.
     texts = corpus.training_texts("reading 读取")
     first = next(texts, None)
-    if first is None and corpus.leave_out_every:  # a file of one record, say, however long
+    if first is None and corpus.leave_out_every:  # a file of one record holds out that record
         corpus.leave_out_every = 0
         texts = corpus.training_texts("reading 读取")
         if (first := next(texts, None)) is not None:
@@ -153,6 +155,7 @@ def train_folder(args: argparse.Namespace, learn: Learn, facts: dict[str, Any]) 
 
 
 def _corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus that the flags describe. Raises: UserError for an impossible flag."""
     if args.vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
             f"--vocab-size {args.vocab_size}: must be {SMALLEST_VOCABULARY} or more "
@@ -182,7 +185,7 @@ def _corpus(args: argparse.Namespace) -> Corpus:
 
 
 def _heldout_of(paths: list[Path]) -> list[Path]:
-    """The held-out files that the mix wrote beside training files."""
+    """The held-out files that the mix wrote beside these training files."""
     return [beside for path in paths if (beside := heldout_beside(path))]
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer: the text it is trained and measured on, and its statistics."""
+"""The vocabulary of a tokenizer: the text to train and measure it on, and its statistics."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,36 +22,36 @@ from dataset.samples.files import SAMPLE_FILES, write_samples
 from dataset.tokenizer import RustBPETokenizer, without_surrogates
 
 SLICE_CHARACTERS = 1_000_000
-"""Texts are encoded in slices of this size to be measured, so that a huge one needs little
-memory."""
+"""Texts are measured in slices of this size, so that a huge text needs little memory."""
 BATCH_CHARACTERS = 4_000_000
 """Characters that are measured at once, on all cores."""
 NUM_SHOWN = 30
-"""Longest and unused tokens that are listed."""
+"""How many of the longest tokens are listed, and of the unused ones."""
 
 
 @dataclass(slots=True)
 class Corpus:
-    """Record files, read line by line as often as needed. No held-out record is trained on."""
+    """The texts of record files, read anew in each pass. Held-out records are not trained on."""
 
     paths: list[Path]
     heldout_paths: list[Path] = field(default_factory=list)
-    """Held-out records to measure on; of those with a `split`, the validation half."""
+    """Held-out records to measure on. A record's `split` must be validation, or missing."""
     leave_out_every: int = 0
-    """Without such files: every so many lines one is held out; 0: none."""
+    """If there are no such files: one line in so many is held out; 0: none."""
     doc_cap: int = 0
-    """Characters of a text that are trained on; 0: all."""
+    """Characters of each text that are trained on; 0: all."""
     max_chars: int = 0
-    """Characters that are trained on in all, in the order of the files; 0: all."""
+    """Characters of all texts together that are trained on, in the order of the files; 0: all."""
 
     num_texts: int = 0
-    """What the last pass over the training texts gave."""
+    """Texts of the last pass over the training texts. The next three also belong to that pass."""
     num_characters: int = 0
     num_capped: int = 0
     """Texts cut at `doc_cap`."""
     reached_max_chars: bool = False
+    """Whether the pass stopped at `max_chars`."""
     unreadable: dict[tuple[Path, bool | None], Counter[str]] = field(default_factory=dict)
-    """Why records of each file and pass could not be read, and how many; they are skipped."""
+    """(file, kind of pass) -> reason -> records that could not be read and were skipped."""
 
     def training_texts(self, description: str = "") -> Iterator[str]:
         """The texts to train on, with a progress bar where a description is given."""
@@ -81,6 +81,11 @@ class Corpus:
     def _texts(
         self, paths: list[Path], splits: set[str | None], description: str = "", heldout: bool | None = None
     ) -> Iterator[str]:
+        """The texts of some files.
+
+        Args: splits: values of `split` that a record may have. heldout: True takes only the lines
+        that `leave_out_every` holds out, False only the others, None all lines.
+        """
         num_bytes = sum(path.stat().st_size for path in paths if path.exists())
         with progress_bar(num_bytes, desc=description, unit="B", unit_scale=True, disable=not description) as bar:
             for path in paths:
@@ -100,7 +105,7 @@ class Corpus:
 
 
 class _Listener:
-    """Stands in for a tokenizer while a conversation is rendered, and keeps the texts."""
+    """A stand-in for a tokenizer: it keeps the texts that it is told to encode."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -114,27 +119,28 @@ class _Listener:
 
 
 def texts_of(record: Record) -> list[str]:
-    """What the stages encode of a record: its text, or what is rendered of its turns.
+    """The texts of a record that the stages encode: its text, or the rendered texts of its turns.
 
     Raises: UserError for a conversation that can't be rendered.
     """
     if isinstance(record, TextRecord):
         texts = [record.text]
     else:
+        # Rendering itself decides which texts are encoded, so we render, and listen.
         listener = _Listener()
         render_conversation(listener, record.messages if isinstance(record, ChatRecord) else record.chosen)
         texts = listener.texts
         if isinstance(record, PreferenceRecord):
-            texts.append(record.rejected[-1]["content"])
+            texts.append(record.rejected[-1]["content"])  # the other turns are equal
     return [without_surrogates(text) for text in texts if text]
 
 
 def default_inputs() -> list[Path]:
-    """The mixed training files, else the user's sources, else the bundled samples."""
+    """The files of the mix; without them the user's sources; without those the bundled samples."""
     processed = env_path("DATA_DIR", DATA_DIR)
     mixed = [path for data in DATA_STEMS if (path := processed / record_file(data)).exists()]
     sources = sorted(path for path in source_dir(processed).glob("[!.]*") if path.is_file() and is_source(path))
-    if mixed or any(path.name != IDENTITY_SOURCE for path in sources):  # that one is put there by the mix
+    if mixed or any(path.name != IDENTITY_SOURCE for path in sources):  # the mix itself wrote that one
         return mixed or sources
     written = write_samples(sample_dir(processed), [name for name in SAMPLE_FILES if name != "preference"])
     return [*written.values(), IDENTITY_SAMPLE]
@@ -148,10 +154,10 @@ _HAN = regex.compile(r"\p{Han}")
 def measure_vocabulary(
     tokenizer: RustBPETokenizer, heldout_texts: Iterable[str], training_texts: Iterable[str]
 ) -> dict[str, Any]:
-    """How well a vocabulary serves: density on text it was not trained on, and what it is made of.
+    """How good a vocabulary is: characters per token on held-out text, and which tokens it has.
 
-    `characters_per_token` and `bytes_per_token` are of the held-out texts; `unused_tokens` are
-    those that neither they nor the training texts need.
+    `characters_per_token` and `bytes_per_token` are measured on the held-out texts (None without
+    any). `unused_tokens` are those that encode neither the held-out nor the training texts.
     """
     num_characters = num_bytes = num_tokens = 0
     used: set[int] = set()
@@ -164,7 +170,8 @@ def measure_vocabulary(
     for batch in _batches(training_texts):
         used.update(*tokenizer.encode_batch(batch))
     words = {token_id: tokenizer.id_to_token(token_id) for token_id in range(len(tokenizer.mergeable_ranks))}
-    whole = [token_id for token_id, word in words.items() if "\\x" not in word]  # torn characters would look long
+    # A byte of a cut character is shown as \xe4, four characters, so it would look long.
+    whole = [token_id for token_id, word in words.items() if "\\x" not in word]
     longest = sorted(whole, key=lambda token_id: (-len(words[token_id]), token_id))[:NUM_SHOWN]
     unused = [token_id for token_id in words if token_id not in used]
     return {
@@ -179,6 +186,7 @@ def measure_vocabulary(
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in slices, about BATCH_CHARACTERS at once."""
     batch: list[str] = []
     size = 0
     for text in texts:
