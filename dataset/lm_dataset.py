@@ -1,7 +1,7 @@
 """Batches from token tensors: which rows a step takes, and what a batch of them holds.
 
-Which rows a step takes depends on the step and the seed alone, so nothing of the order has to be
-saved: a run that resumes at step 1,000 needs no more than that number.
+The rows of a step depend only on the step's number and the seed. So the order is never saved: a run
+that resumes at step 1,000 needs nothing but that number.
 
 Shapes: B rows or pairs, L tokens of a row, T tokens of the longest sequence in a batch, N targets
 of a batch (tokens that count in the loss).
@@ -17,11 +17,15 @@ from torch import Tensor
 from dataset.tensors import IGNORE, open_tensors, read_manifest, require_kind
 
 Batch = dict[str, Tensor]
+"""Name -> tensor of some rows or pairs."""
 
 
 @lru_cache(maxsize=2)  # a step touches one epoch, or the end of one and the start of the next
 def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
-    """The order of the rows in an epoch, (num_rows,): drawn from [seed, epoch], and read-only."""
+    """The order of the rows in an epoch, (num_rows,).
+
+    It is drawn with the seed [seed, epoch]. The array is read-only, because the cache shares it.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     order.setflags(write=False)
     return order
@@ -33,8 +37,8 @@ def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.
     Epochs follow each other without a gap: a step may take the last rows of one epoch and the first
     rows of the next.
     """
-    # Rows are taken one after the other, for ever: place p is row p % num_rows of epoch p //
-    # num_rows, in the order of that epoch.
+    # All epochs together are one endless list of rows. Place p of it is in epoch p // num_rows, at
+    # place p % num_rows of that epoch's order.
     places = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
     epochs, offsets = np.divmod(places, num_rows)
     rows = np.empty_like(places)
@@ -45,10 +49,10 @@ def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.
 
 
 def target_places(labels: Tensor) -> Tensor:
-    """Where the targets of labels (B, T) stand, b * T + t: int64 (N,), ascending.
+    """The places of the targets in labels (B, T), as b * T + t: int64 (N,), ascending.
 
-    They are found while a batch is still on the host. A GPU that looks for them makes the host
-    wait, since nobody knows before how many there are.
+    They are looked for while the batch is still on the CPU. A search on the GPU would make the CPU
+    wait, because their number, which is a shape, is known only at the end of the search.
     """
     return (labels.flatten() != IGNORE).nonzero().flatten()
 
@@ -73,17 +77,20 @@ class _Tensors:
         return rows
 
     def largest(self, count: int) -> np.ndarray:
-        """Numbers of `count` rows (or pairs) that need as much memory as any others, (count,)."""
+        """Numbers of the `count` rows (or pairs) that need the most memory, (count,).
+
+        Numbers repeat when there are fewer rows than `count`. Packed rows all need the same memory.
+        """
         return np.arange(count) % len(self)
 
 
 class _PackedRows(_Tensors):
-    """Rows that several documents share."""
+    """Rows of several documents or conversations each."""
 
     def batch(self, indices: np.ndarray) -> Batch:
         """Rows by number: input_ids, labels (-100: no target), document_ids (-1: padding).
 
-        Each is int64 (B, L). With them go the `target_places` of the labels (N,).
+        Each is int64 (B, L). The batch also has the `target_places` of the labels, (N,).
         """
         numbers = torch.tensor(indices)
         names = ("input_ids", "labels", "document_ids")
@@ -109,11 +116,11 @@ class DPODataset(_Tensors):
     data = "pairs"
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Pairs by number: input_ids and labels, int64 (2B, T): B chosen sides, then B rejected
-        ones.
+        """Pairs by number: input_ids and labels, int64 (2B, T).
 
-        Shorter sequences are padded at the end, which no earlier token can see; labels there are
-        -100. With them go the `target_places` of the labels (N,).
+        First come the B chosen sides, then the B rejected ones. Shorter sequences are padded at the
+        end: no token before the padding can see it, and its labels are -100. The batch also has the
+        `target_places` of the labels, (N,).
         """
         sides = [("chosen", int(i)) for i in indices] + [("rejected", int(i)) for i in indices]
         spans = [self._span(side, number) for side, number in sides]
@@ -126,10 +133,11 @@ class DPODataset(_Tensors):
         return {"input_ids": input_ids, "labels": labels, "target_places": target_places(labels)}
 
     def largest(self, count: int) -> np.ndarray:
+        # A pair needs memory by its longer side. The longest pairs come first.
         lengths = [np.diff(self.arrays[f"{side}_offsets"].numpy()) for side in ("chosen", "rejected")]
         return np.resize(np.argsort(-np.maximum(*lengths), kind="stable"), count)
 
     def _span(self, side: str, number: int) -> tuple[int, int]:
-        """Where a pair's side stands in the flat arrays."""
+        """First token of a pair's side in the flat arrays, and the token after its last one."""
         start, end = self.arrays[f"{side}_offsets"][number : number + 2].tolist()
         return start, end

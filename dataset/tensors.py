@@ -1,6 +1,6 @@
 """Token tensors: the folder that they are stored in, and how it is read by memory map.
 
-A folder holds one .npy file an array and manifest.json, which says what they were made from:
+A folder holds one .npy file for each array, and manifest.json, which says what they are made from:
 
     documents       input_ids, labels, document_ids              (rows, max_length)
     conversations   input_ids, labels, document_ids, loss_mask   (rows, max_length)
@@ -8,9 +8,9 @@ A folder holds one .npy file an array and manifest.json, which says what they we
                     chosen_offsets                               (pairs + 1,)
                     and the same for rejected_*
 
-`labels[t]` is `input_ids[t + 1]` where that token is a target, else -100. `document_ids` numbers
-the documents of a row from 0, with -1 for padding. A sub-folder `validation/` of the same format is
-made from held-out records. `dataset/tokens/` makes the tensors.
+`labels[t]` is `input_ids[t + 1]` if that token is a target, else -100. `document_ids` numbers the
+documents of a row from 0, and is -1 for padding. The sub-folder `validation/` has the same format
+and is made from held-out records. `dataset/tokens/` makes the tensors.
 """
 
 import json
@@ -32,26 +32,29 @@ if TYPE_CHECKING:
 IGNORE = -100
 """Label of a position whose next token is no target."""
 FORMAT = 1
-"""Of the folder: raised when its files are laid out otherwise. Where the same records give other
-tensors, `RECIPE_VERSION["export"]` is raised."""
+"""Version of the folder's layout. A change of the layout raises it. A change that gives other
+tensors for the same records raises `RECIPE_VERSION["export"]` instead."""
 MANIFEST_FILE = "manifest.json"
 VALIDATION_FOLDER = "validation"
 EXPORT_COMMAND = "python scripts/export_embeddings.py"
 CHECKED_FILE = ".checked.json"
-"""Size and times of each array when its content was last compared with the manifest's checksum."""
+"""Holds the size and times that each array had when its checksum was last computed."""
 
 Manifest = dict[str, Any]
 MANIFEST_PARTS: dict[str, Any] = {
     "max_length": int, "vocab_size": int, "pad_id": int, "tokenizer_sha256": str, "source": dict,
     "validation": dict | None, "rows": int, "num_tokens": int, "fingerprint": str, "files": dict,
 }  # fmt: skip
-"""What a manifest must hold for its tensors to be trained on, with the types."""
+"""What a manifest must hold, with the types. Without it nobody can train on the tensors."""
 FILE_PARTS: dict[str, type] = {"bytes": int, "sha256": str, "shape": list, "dtype": str}
-"""What it must hold of each file."""
+"""What a manifest must hold about each file, with the types."""
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What a tensor folder says about itself. Raises: UserError when this version can't read it."""
+    """What a tensor folder says about itself.
+
+    Raises: UserError when the manifest is missing, damaged, or made by another version.
+    """
     file = path / MANIFEST_FILE
     manifest = read_json(
         file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"张量缺失或损坏：请运行 {EXPORT_COMMAND} 阶段名"
@@ -74,13 +77,16 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def data_kind(manifest: Mapping[str, Any]) -> str:
-    """Documents, conversations or pairs. Older manifests name the stage that trains on them."""
+    """Documents, conversations or pairs; "" when the manifest does not say it.
+
+    An older manifest has no `data`: it names the stage that trains on the tensors.
+    """
     stage = str(manifest.get("stage"))
     return str(manifest.get("data", STAGE_TABLE[stage].data if stage in STAGE_TABLE else ""))
 
 
 def require_kind(path: Path, manifest: Mapping[str, Any], data: str) -> None:
-    """Raises: UserError where the tensors of a folder are of another kind than `data`."""
+    """Raises: UserError when the tensors of a folder are of another kind than `data`."""
     found = data_kind(manifest)
     if found != data:
         raise UserError(
@@ -91,7 +97,7 @@ def require_kind(path: Path, manifest: Mapping[str, Any], data: str) -> None:
 
 
 def _wrong_types(manifest: Manifest) -> list[str]:
-    """The parts of a manifest that are of another type than MiniLLM writes."""
+    """The parts of a manifest that do not have the type that MiniLLM writes."""
     wrong = [name for name, kind in MANIFEST_PARTS.items() if not isinstance(manifest[name], kind)]
     if wrong:
         return wrong
@@ -103,14 +109,15 @@ def _wrong_types(manifest: Manifest) -> list[str]:
 
 
 def _is_of(facts: Any, kinds: dict[str, type]) -> bool:
+    """Whether `facts` is a dict that has all these names, with values of these types."""
     return isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
 
 
 def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
     """The arrays of a tensor folder as memory-mapped tensors, by name.
 
-    Writing into one never reaches its file. Raises: UserError when a file is missing, cut short, or
-    not what the manifest says.
+    The files never change, even when a program writes into a tensor.
+    Raises: UserError when a file is missing, cut short, or not what the manifest says.
     """
     import torch  # here, so that encoding needs no torch
 
@@ -121,7 +128,7 @@ def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
     for name, facts in manifest["files"].items():
         file = path / f"{name}.npy"
         try:
-            array = np.load(file, mmap_mode="c", allow_pickle=False)
+            array = np.load(file, mmap_mode="c", allow_pickle=False)  # c: copy on write
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{display(file)}: damaged ({error}). {_redo(path, manifest)}", "文件损坏：请删除后重新导出"
@@ -148,11 +155,12 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
 
 
 def check_contents(path: Path, manifest: Manifest) -> None:
-    """Raises: UserError when a byte of the folder is not as it was written.
+    """Check that each byte of the folder is as it was written, that of `validation/` included.
 
-    Each array is read once. After that its size and times are compared, which is quick for large
-    data too. A change of any byte moves the time of change, which nobody can set, unlike the time
-    of the last writing.
+    The first check reads each array whole. Later ones compare its size and times, which is quick
+    for large data too. Any change of a byte also changes the file's ctime. A program can set the
+    mtime back, but not the ctime.
+    Raises: UserError when anything has changed.
     """
     _check_sizes(path, manifest)
     stamps = {name: _stamp(path / f"{name}.npy", facts["sha256"]) for name, facts in manifest["files"].items()}
@@ -164,7 +172,7 @@ def check_contents(path: Path, manifest: Manifest) -> None:
                 f"{display(file)}: its bytes have changed. {_redo(path, manifest)}", "文件内容变了：请删除后重新导出"
             )
     if checked != stamps:
-        with suppress(UserError):  # a folder that can't be written is read again each time
+        with suppress(UserError):  # a read-only folder can't store them, so it is read whole each time
             write_json(path / CHECKED_FILE, stamps)
     if manifest["validation"] is not None and manifest["validation"]["rows"]:
         folder = path / VALIDATION_FOLDER
@@ -178,7 +186,7 @@ def check_contents(path: Path, manifest: Manifest) -> None:
 
 
 def _stamp(file: Path, sha256: str) -> dict[str, Any]:
-    """What changes with a file's content, or with the checksum that it was compared with."""
+    """Size and times of a file, and the checksum that its content had at that time."""
     status = file.stat()
     return {
         "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns, "sha256": sha256,
@@ -186,6 +194,7 @@ def _stamp(file: Path, sha256: str) -> dict[str, Any]:
 
 
 def _read_checked(path: Path) -> dict[str, Any]:
+    """The stamps of the last check; empty when there are none."""
     try:
         checked = json.loads((path / CHECKED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -194,4 +203,5 @@ def _read_checked(path: Path) -> dict[str, Any]:
 
 
 def _redo(path: Path, manifest: Manifest) -> str:
+    """The remedy for a damaged folder, as the last sentence of an error."""
     return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {DATA_STEMS[data_kind(manifest)]}."

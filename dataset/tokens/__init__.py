@@ -1,1 +1,1 @@
-"""Records to token tensors: encode them, in several processes, pack them into rows, store them."""
+"""Records to token tensors: encode in several processes, pack into rows, write the folder."""

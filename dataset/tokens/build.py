@@ -1,8 +1,8 @@
 """One record file to one tensor folder: what the job is, when it is done, and the building.
 
-Records stream from the file through the processes that encode them into the files: memory stays
-flat. The folder is built under another name and moved when it is whole. So a folder that exists is
-complete, whatever was killed.
+Records are read, encoded and written as a stream, so memory stays small for a large file. The
+folder is built under another name and renamed at the end. So a folder that exists is complete, even
+when a build was killed.
 """
 
 import os
@@ -45,15 +45,14 @@ class TensorJob:
     output: Path
     tokenizer: RustBPETokenizer
     max_length: int = 2048
-    """Tokens in a row; of pairs, the most tokens of a side."""
+    """Tokens in a row. For pairs: the most tokens that a side may have."""
     num_workers: int = 0
     """Processes that encode; 0: one a core. The tensors are the same with any number."""
     bos_token: str | None = BOS
     """The special token that opens each sequence; None: none."""
     append_eos: bool | None = None
-    """Whether <|endoftext|> closes each sequence; it is a target in documents alone. None: only
-    where nothing else marks the end, so in documents. A conversation ends with
-    <|assistant_end|>."""
+    """Whether <|endoftext|> closes each sequence. It is a target only in documents. None: it closes
+    documents, but not conversations, which already end with <|assistant_end|>."""
     heldout: Path | None = None
     """Records with `"split": "validation"` in this file become the folder `validation/`."""
     split: str = ""
@@ -85,7 +84,7 @@ class TensorJob:
         return self.data == "documents" if self.append_eos is None else self.append_eos
 
     def fingerprint(self, source_sha256: str, heldout_sha256: str | None) -> str:
-        """Hash of all that the tensors depend on: jobs of equal fingerprints write equal files."""
+        """Hash of all that the tensors depend on. Jobs with equal hashes write equal files."""
         return fingerprint(
             {
                 "format": FORMAT,
@@ -112,9 +111,10 @@ def ensure_tensors(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Manifest:
-    """Tensors of a record file: those in `output` where they fit, else new ones.
+    """The manifest of a record file's tensors in `output`. They are built unless they are current.
 
-    Once they exist the record file may be deleted. Raises: UserError.
+    Once they exist, the record file may be deleted.
+    Raises: UserError as `current_tensors` and `build_tensors`.
     """
     job = TensorJob(
         data, source, output, tokenizer, max_length, num_workers, heldout=heldout_beside(source), progress=progress
@@ -123,10 +123,10 @@ def ensure_tensors(
 
 
 def current_tensors(job: TensorJob) -> Manifest | None:
-    """The manifest of the job's output when it is whole and made by just this job, else None.
+    """The manifest of the job's output if it is complete and made by exactly this job, else None.
 
-    Where the record file was deleted, what it was is taken from the manifest.
-    Raises: UserError when there are neither records nor tensors that fit.
+    If the record file was deleted, its hash is taken from the manifest.
+    Raises: UserError when the record file was deleted and the tensors are missing or do not fit.
     """
     deleted = not job.source.exists()
     if not (job.output / MANIFEST_FILE).exists():
@@ -163,12 +163,14 @@ def current_tensors(job: TensorJob) -> Manifest | None:
 
 
 def build_tensors(job: TensorJob) -> Manifest:
-    """Make the tensors of a job and move them to `job.output`, in the place of what is there.
+    """Make the tensors of a job. They replace what is in `job.output`.
 
-    Warns on stderr about records that were cut or left out. Raises: UserError; then the output is
-    as it was.
+    Warns on stderr about records that were cut or left out.
+    Raises: UserError when a record is bad or no record gives a target. Then the output is
+    unchanged.
     """
     with _new_folder(job.output) as folder:
+        # The held-out part is made first, because the manifest of the whole names its fingerprint.
         validation = None
         if job.heldout is not None:
             held = replace(
@@ -190,7 +192,10 @@ def build_tensors(job: TensorJob) -> Manifest:
 
 
 def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifest:
-    """Encode, pack and write one folder, manifest last."""
+    """Encode, pack and write one folder, the manifest last.
+
+    Raises: UserError at the first bad record, or when the record file changes while it is read.
+    """
     job.output.mkdir(exist_ok=True)
     source_sha256, *state = _source_state(job.source)
     counts: Counter[str] = Counter()
@@ -240,7 +245,10 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
 
 
 def _source_state(path: Path) -> tuple[str, int, int]:
-    """SHA-256, size and time of change of a file. Raises: UserError when it can't be read."""
+    """SHA-256, size in bytes and mtime in nanoseconds of a file.
+
+    Raises: UserError when it can't be read.
+    """
     try:
         status = path.stat()
         return sha256_file(path), status.st_size, status.st_mtime_ns
@@ -252,7 +260,7 @@ def _source_state(path: Path) -> tuple[str, int, int]:
 
 
 def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-    """Warn of what training will not see."""
+    """Warn of records that were cut, changed or left out: training does not see them whole."""
     cut = f"are longer than {job.max_length} tokens and were cut there", f"超过 {job.max_length} 个词元，已截断"
     marked = (
         "hold marks of other chat formats (<|im_start|>, <s>), which became line ends",
@@ -271,10 +279,10 @@ def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int])
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output`. It takes its place at the end and is removed after an error.
+    """An empty folder beside `output`. At the end it replaces `output`; an error removes it.
 
-    A lock ends with the process that holds it. It tells a folder that is being filled from what a
-    killed run left behind.
+    The folder is locked, and a lock ends with its process. So a locked folder is being filled by
+    another process, and one without a lock is left over from a run that was killed.
     Raises: UserError when another process fills it, when `output` holds other things, or when
     writing fails.
     """
@@ -300,7 +308,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(output: Path) -> None:
-    """Raises: UserError when `output` holds other things: a wrong path must cost nobody a file."""
+    """Raises: UserError when `output` holds other files: a wrong path must not delete them."""
     if not output.exists():
         return
     if output.is_dir():
@@ -321,7 +329,8 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock = take_lock(descriptor)
-        # A folder that is no longer the one that we opened was just finished by another process.
+        # Between our open and our lock another process may have finished this folder and renamed
+        # it. Then the name is gone, or belongs to a folder with another inode.
         replaced = lock is Lock.OURS and (not folder.exists() or folder.stat().st_ino != os.fstat(descriptor).st_ino)
         if lock is Lock.TAKEN or replaced:
             raise UserError(
@@ -334,7 +343,8 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
 
 
 def _move_folder(folder: Path, output: Path) -> None:
-    """Put a finished folder in the place of an older one."""
+    """Replace an older folder by a finished one."""
+    # A folder with files can't be renamed over another one, so the old one gets another name first.
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():

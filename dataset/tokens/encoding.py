@@ -1,8 +1,8 @@
 """Record to token ids and labels: which tokens of a document, a conversation or a pair are targets.
 
 Each record becomes one sequence (a document, a conversation) or two (the sides of a pair). A token
-that the model is trained to predict is a target. Which tokens are targets is known while a record
-is rendered. The label at a token is the id that follows where that is a target, else -100.
+that the model is trained to predict is a target. Rendering a record also says which tokens are
+targets. The label at a token is the next token's id if that token is a target, else -100.
 
 Shapes: T tokens, S sequences.
 """
@@ -30,8 +30,8 @@ from dataset.tokenizer import RustBPETokenizer
 Batch = list[tuple[int, Item]]
 """Lines of a file with their numbers."""
 Sequenced = tuple[np.ndarray, np.ndarray]
-"""Ids of a sequence (T,), and which of them are targets, bool (T,). The first never is: nothing
-stands before it."""
+"""Ids of a sequence (T,), and which of them are targets, bool (T,). The first token never is one,
+because there is nothing before it to predict it from."""
 
 
 def token_dtype(tokenizer: RustBPETokenizer) -> np.dtype:
@@ -46,7 +46,7 @@ class Sequences:
     ids: np.ndarray
     """(T,)"""
     labels: np.ndarray
-    """(T,): the id that follows where it is a target, else IGNORE."""
+    """(T,): the next token's id if that token is a target, else IGNORE."""
     lengths: np.ndarray
     """(S,), in tokens."""
 
@@ -61,30 +61,33 @@ class Encoded:
     """What a batch of records became."""
 
     sequences: Sequences
-    """Documents, conversations, or chosen and rejected sides by turns."""
+    """Documents, or conversations, or the sides of pairs: chosen, rejected, chosen, rejected ..."""
     counts: Mapping[str, int]
-    """`records`, `truncated` ones, `marked` ones (dataset/records/foreign_marks.py), `num_targets`, and
-    `num_bytes`: UTF-8 bytes of the targets, of which special tokens have none."""
+    """`records`; `truncated` ones; `marked` ones (dataset/records/foreign_marks.py); `num_targets`;
+    and `num_bytes`: UTF-8 bytes of the targets. A special token has no bytes."""
     dropped: Mapping[str, int]
     """Reason -> records that gave no sequence."""
     error: UserError | None = None
-    """Set when a record was bad; then nothing of the batch is to be used."""
+    """Set when a record is bad. Then the rest of this object is empty."""
 
 
 class Dropped(Exception):
-    """A record without any target; the message is the reason, by which such records are counted."""
+    """A record that teaches nothing.
+
+    The message is the reason, by which the records are counted.
+    """
 
 
 @dataclass(frozen=True)
 class RecordEncoder:
-    """Turns records of one kind into token ids and labels. Can be sent to another process."""
+    """Turns records of one kind of data into token ids and labels. It can be sent to a process."""
 
     data: str
     """Documents, conversations or pairs (configs/stage_table.py)."""
     source: Path
     tokenizer: RustBPETokenizer
     max_length: int
-    """Tokens to which conversations are cut; documents never are."""
+    """Conversations are cut to this many tokens. Documents are never cut."""
     bos_token: str | None
     append_eos: bool
     split: str
@@ -99,7 +102,7 @@ class RecordEncoder:
         return sizes
 
     def encode(self, batch: Batch) -> Encoded:
-        """The sequences of a batch."""
+        """The sequences of a batch of records, with counts. A bad record sets `error`."""
         kept: list[Sequenced] = []
         counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
@@ -131,7 +134,8 @@ class RecordEncoder:
     def _sequences(self, fields: Mapping[str, Any]) -> tuple[list[Sequenced], bool]:
         """The sequences of a record, and whether anything was cut off.
 
-        Raises: Dropped where no target is left.
+        Raises: Dropped when no target is left within `max_length`, or the two sides of a pair are
+        equal there. BadRecord when it can't be read, or is of another kind of data.
         """
         if self.data == "documents":
             return [self._document(fields)], False
@@ -152,9 +156,10 @@ class RecordEncoder:
         return cut, any(len(ids) > self.max_length for ids, _ in whole)
 
     def _document(self, fields: Mapping[str, Any]) -> Sequenced:
-        """A text: every token but the first is a target, its end too."""
+        """A text. Every token but the first is a target, also the end."""
         text = fields.get("text")
         if not isinstance(text, str) or not text.strip():
+            # No `text`: a record of another shape, such as a conversation, gives its plain text.
             record = parse_record(fields)
             if isinstance(record, PreferenceRecord):
                 raise BadRecord("no text")
@@ -170,8 +175,8 @@ class RecordEncoder:
         return np.array(ids, self._dtype), np.arange(len(ids)) > 0
 
     def _conversation(self, messages: Sequence[Message]) -> Sequenced:
-        """A conversation: the tokens of every assistant turn are targets, its end too."""
-        ids, mask = self.tokenizer.render_conversation(messages)
+        """A conversation. The tokens of every assistant turn are targets, also its end."""
+        ids, mask = self.tokenizer.render_conversation(messages)  # opens with <|bos|>
         if self.bos_token is None:
             ids, mask = ids[1:], mask[1:]
         else:
@@ -181,14 +186,16 @@ class RecordEncoder:
         return np.array(ids, self._dtype), np.array(mask, np.bool_)
 
     def _pair(self, record: PreferenceRecord) -> list[Sequenced]:
-        """Both sides of a pair: only the last answer is a target, what stands before is the same.
+        """Both sides of a pair. Only the last answer has targets; the tokens before it are equal.
 
-        Raises: BadRecord where the two sides answer different questions.
+        Raises: BadRecord when the two sides answer different questions.
         """
         sides = []
         prompts = []
         for messages in (record.chosen, record.rejected):
             ids, is_target = self._conversation(messages)
+            # Rendered alone, the messages before the answer are the beginning of the whole, but for
+            # an <|endoftext|> that closes them.
             prompt, _ = self._conversation(messages[:-1])
             length = len(prompt) - self.append_eos
             is_target[:length] = False
@@ -200,7 +207,7 @@ class RecordEncoder:
 
 
 def _is_marked(text: Any) -> bool:
-    """Whether a text holds marks of other chat formats, which never reach the model."""
+    """Whether a text holds marks of other chat formats, which are taken out."""
     return isinstance(text, str) and without_foreign_marks(text)[1] > 0
 
 
@@ -208,8 +215,8 @@ def _joined(sequences: list[Sequenced], dtype: np.dtype) -> tuple[Sequences, np.
     """Sequences end to end with their labels, and the ids of all targets."""
     ids = np.concatenate([np.empty(0, dtype), *(ids for ids, _ in sequences)])
     is_target = np.concatenate([np.empty(0, np.bool_), *(target for _, target in sequences)])
-    # A label is the next token, so labels are the ids one place to the left. The last token of a
-    # sequence gets none: the first token of the next sequence is no target.
+    # A label is the next token's id, so labels are the ids moved one place to the left. The last
+    # token of a sequence gets no label, because the first token of the next one is no target.
     labels = np.full_like(ids, IGNORE)
     np.copyto(labels[:-1], ids[1:], where=is_target[1:])
     lengths = np.array([len(ids) for ids, _ in sequences], np.int64)

@@ -1,10 +1,10 @@
 """Packing: token sequences to rows of one length, and rows to .npy files.
 
-    documents       one stream, cut into rows
-    conversations   rows of whole ones, filled so that at least 98% of the tokens are real
+    documents       all of them end to end, cut into rows
+    conversations   rows of whole conversations, filled so that at least 98% of a row is no padding
     pairs           the sides of all pairs end to end, without padding
 
-Shapes: T tokens, S sequences (documents, conversations, or answers), R rows, L tokens in a row.
+Shapes: T tokens, S sequences (documents, conversations, or sides), R rows, L tokens in a row.
 """
 
 import os
@@ -24,11 +24,11 @@ from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.encoding import Sequences, token_dtype
 
 ROW_BLOCK_TOKENS = 1 << 20
-"""Tokens of rows that are put together at once."""
+"""Tokens of the rows that are made in one block, which bounds the memory."""
 
 
 class ArrayFile:
-    """A .npy file that grows. Its header, with the number of rows, is written again at the end."""
+    """A .npy file that grows. Its header holds the number of rows and is rewritten at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row_shape = path, np.dtype(dtype), row_shape
@@ -38,13 +38,13 @@ class ArrayFile:
         self.data_start = self.file.tell()
 
     def append(self, rows: np.ndarray) -> None:
-        """Write rows at the end."""
+        """Write rows (R, *row_shape) at the end."""
         assert rows.shape[1:] == self.row_shape
         self.file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.num_rows += len(rows)
 
     def finish(self) -> dict[str, Any]:
-        """Complete the file on the disk. Returns: what the manifest says about it."""
+        """Complete the file on the disk. Returns: its dtype, shape, bytes and sha256."""
         self.file.seek(0)
         self._write_header()
         assert self.file.tell() == self.data_start  # numpy leaves room for the first axis to grow
@@ -82,7 +82,7 @@ class TensorWriter(ABC):
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            with suppress(OSError):  # a full disk was reported where it was met
+            with suppress(OSError):  # a full disk has raised already, at the write that failed
                 file.file.close()
 
     def create(self, name: str, dtype: np.dtype | type, *row_shape: int) -> None:
@@ -94,7 +94,7 @@ class TensorWriter(ABC):
         """Take the next sequences."""
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Write what is still held back and complete the files.
+        """Write what still waits for its row, and complete the files.
 
         Returns: name -> dtype, shape, bytes, sha256.
         """
@@ -102,7 +102,7 @@ class TensorWriter(ABC):
 
 
 class PackedRows(TensorWriter):
-    """Rows of `length` tokens that several documents share."""
+    """Rows of `length` tokens, of one or several documents each."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         super().__init__(folder, length, tokenizer)
@@ -111,7 +111,7 @@ class PackedRows(TensorWriter):
         self.create("document_ids", np.int16 if self.length <= np.iinfo(np.int16).max else np.int32, self.length)
 
     def write_rows(self, ids: np.ndarray, labels: np.ndarray, document_ids: np.ndarray) -> None:
-        """Write finished rows, each (R, L)."""
+        """Write finished rows, three arrays (R, L)."""
         self.files["input_ids"].append(ids)
         self.files["labels"].append(labels)
         self.files["document_ids"].append(document_ids)
@@ -120,11 +120,11 @@ class PackedRows(TensorWriter):
 
 
 class DocumentRows(PackedRows):
-    """Documents form one stream, and rows are windows of it.
+    """Documents form one stream, and each row is a window of it.
 
-    The last token of a row has no label, since what follows stands in the next row. Where a
-    document continues in the next row, that row begins with the same token again, now with its
-    label. So every token but the first of a document is predicted exactly once.
+    The last token of a row has no label, because the next token is in the next row. If a document
+    continues in the next row, that row begins with the same token again, now with its label. So
+    every token of a document but the first is predicted exactly once.
     """
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
@@ -132,8 +132,8 @@ class DocumentRows(PackedRows):
         self.ids = np.empty(0, self.dtype)
         self.labels = np.empty(0, self.dtype)
         self.starts = np.empty(0, np.bool_)
-        """The rest of the stream, from where the next row starts: at most `length` tokens each.
-        `starts` is true where a document starts."""
+        """These three hold the rest of the stream, from the start of the next row: at most `length`
+        tokens. `starts` is true at the first token of a document."""
 
     def add(self, sequences: Sequences) -> None:
         starts = np.zeros(len(sequences.ids), np.bool_)
@@ -141,8 +141,9 @@ class DocumentRows(PackedRows):
         self.ids = np.concatenate([self.ids, sequences.ids])
         self.labels = np.concatenate([self.labels, sequences.labels])
         self.starts = np.concatenate([self.starts, starts])
-        # Where rows begin. A row starts at the last token of the row before, unless a document
-        # starts at the next token.
+        # The places in the stream at which rows begin. A row begins with the last token of the row
+        # before it, which had no label there. If a document starts at the next token, that token
+        # would have had none anyway, and the row begins with the document.
         places = []
         place = 0
         while place + self.length < len(self.ids):
@@ -152,18 +153,18 @@ class DocumentRows(PackedRows):
         documents = np.cumsum(self.starts, dtype=np.int64)
         rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
         for first in range(0, len(places), rows_at_once):
-            # A window holds the places of a row's tokens in the stream; all rows are cut at once.
+            # A row of `window` holds the places of a row's tokens in the stream.
             window = np.array(places[first : first + rows_at_once])[:, None] + np.arange(self.length)  # (R, L)
             labels = self.labels[window]
-            labels[:, -1] = IGNORE  # what it predicts stands in the next row
+            labels[:, -1] = IGNORE  # the next token is in the next row
             document_ids = documents[window]
-            # In a row the first document is number 0.
+            # The first document of each row becomes number 0.
             self.write_rows(self.ids[window], labels, document_ids - document_ids[:, :1])
         self.ids, self.labels, self.starts = self.ids[place:], self.labels[place:], self.starts[place:]
 
     def finish(self) -> dict[str, dict[str, Any]]:
         if len(self.ids):
-            # The last row is what is left of the stream, and padding.
+            # The last row is the rest of the stream, and padding.
             padding = (0, self.length - len(self.ids))
             documents = np.cumsum(self.starts, dtype=np.int64)
             self.write_rows(
@@ -177,8 +178,8 @@ class DocumentRows(PackedRows):
 class ConversationRows(PackedRows):
     """Rows of whole conversations, filled by `fill_rows`.
 
-    Conversations are collected up to HELD_TOKENS and packed together. Rows that are too empty then
-    are taken apart again, and their conversations wait for the next collection.
+    Conversations are collected until they have HELD_TOKENS, then packed together. Rows that are too
+    empty are not written: their conversations wait and are packed with the next collection.
     """
 
     HELD_TOKENS = 1 << 22
@@ -186,7 +187,7 @@ class ConversationRows(PackedRows):
     MAX_WAITING_SHARE = 0.25
     """Share of HELD_TOKENS that may wait for the next collection."""
     FULL_SHARE = 0.98
-    """A row filled to this share is written at once."""
+    """A row whose share of real tokens is at least this is written without waiting."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         super().__init__(folder, length, tokenizer)
@@ -205,7 +206,10 @@ class ConversationRows(PackedRows):
         return super().finish()
 
     def _pack(self, max_waiting: int) -> None:
-        """Lay all that is held into rows and write them, but for `max_waiting` of the emptiest."""
+        """Pack all that is held into rows and write them.
+
+        Of the rows below FULL_SHARE the `max_waiting` emptiest are not written yet.
+        """
         if not self.held:
             return
         held = Sequences(
@@ -214,7 +218,7 @@ class ConversationRows(PackedRows):
             np.concatenate([part.lengths for part in self.held]),
         )
         rows = fill_rows(held.lengths.tolist(), self.length)
-        # The emptiest rows wait: their conversations may fill up with shorter ones that come later.
+        # The emptiest rows wait: shorter conversations that come later may fill them better.
         used = [int(held.lengths[row].sum()) for row in rows]
         too_empty = [number for number in range(len(rows)) if used[number] < self.FULL_SHARE * self.length]
         waiting = set(sorted(too_empty, key=lambda number: used[number])[:max_waiting])
@@ -232,8 +236,8 @@ class ConversationRows(PackedRows):
             numbers = list(chain.from_iterable(block))
             documents = np.concatenate([np.arange(len(row)) for row in block])
             tokens = _tokens_of(held, numbers)
-            # A row's tokens stand at its start, padding behind them. `real` is true for the tokens,
-            # row after row, in the order in which `tokens` lists them.
+            # A row's tokens come first, then padding. `real` is true at the tokens. NumPy goes
+            # through it row after row, which is the order of `tokens`.
             used = np.array([held.lengths[row].sum() for row in block])
             real = np.arange(self.length) < used[:, None]  # (R, L)
             ids = np.full(real.shape, self.pad_id, self.dtype)
@@ -250,20 +254,21 @@ def _tokens_of(sequences: Sequences, numbers: Sequence[int]) -> np.ndarray:
     """Places of the tokens of the sequences with these numbers, one sequence after the other."""
     chosen = np.array(numbers, np.int64)
     lengths = sequences.lengths[chosen]
-    # A token's place is its number among the chosen tokens plus its sequence's shift: how far the
-    # sequence stands from where it would be if only the chosen ones were there.
+    # Count the chosen tokens from 0. The place of a token is its number plus the shift of its
+    # sequence: where the sequence starts, minus the number of its first token. Example: sequences
+    # of 2 and 3 tokens, only the second chosen: its tokens are numbers 0, 1, 2, its shift is 2.
     shifts = sequences.starts[chosen] - (np.cumsum(lengths) - lengths)
     return np.repeat(shifts, lengths) + np.arange(lengths.sum())
 
 
 def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Lay sequences of 1 to `row_length` tokens into rows.
+    """Pack sequences of 1 to `row_length` tokens into rows.
 
-    Each row begins with the longest sequence left, which must go somewhere. Others, the longest
-    first, fill the room that it leaves. A row may lack 1 in 128 of its tokens: to fill it to the
-    last would use up the short sequences, without which later rows can't be filled at all. Of
-    sequences of one length the first comes first, so the result depends on the order of `lengths`
-    alone.
+    Each row begins with the longest sequence that is left, because it is the hardest to place.
+    Others fill the rest of the row, the longest first. 1 in 128 tokens of a row may stay empty: to
+    fill every row to the last token would use up the short sequences, and later rows need them. Of
+    sequences of one length the first in `lengths` comes first, so the result depends on nothing but
+    `lengths`.
 
     Returns: for each row the numbers of its sequences.
     """
@@ -277,7 +282,8 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         longest = sizes[-1]
         row = [waiting[longest].pop()]
         room = row_length - longest
-        # Sizes that fit, the longest first, each as often as there are such sequences and room.
+        # Sizes that fit, the longest first. Each is offered as often as there are such sequences,
+        # but not more often than it fits.
         shorter = reversed(sizes[: bisect_right(sizes, room)])
         on_offer = (size for size in shorter for _ in range(min(len(waiting[size]), room // size)))
         chosen = fill(room, on_offer, slack)
@@ -290,21 +296,22 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
-    """Those of `sizes` that together fill `room` up to `slack`, with as few later ones as possible.
+    """Those of `sizes` whose sum is at most `room` and at least `room - slack`.
 
-    Where none do, those that come closest. The sums that can be reached are the bits of an integer:
-    to add a size to all of them is one shift.
+    Sizes are tried in their order until such a sum exists. If there is none, the sum that comes
+    closest is taken. This is the subset-sum problem, solved by dynamic programming: the sums that
+    can be reached are the bits of an integer, so that one shift adds a size to all of them.
     """
-    reach = 1  # bit n: some of the sizes so far fill n
-    within = (2 << room) - 1
+    reach = 1  # bit n is 1: some of the sizes so far have the sum n
+    within = (2 << room) - 1  # bits 0 to room: larger sums do not fit
     enough = max(1, room - slack)
-    tried = []  # sizes, and what could be reached without them
+    tried = []  # each size, and the sums that could be reached without it
     for size in sizes:
         tried.append((size, reach))
         reach = (reach | reach << size) & within
         if reach >> enough:
             break
-    # Back from the largest sum: a size was used if the sum could not be reached without it.
+    # Go back from the largest sum. A size belongs to it if the sum can't be reached without it.
     chosen = []
     filled = reach.bit_length() - 1
     for size, before in reversed(tried):
@@ -315,7 +322,7 @@ def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
 
 
 class PairArrays(TensorWriter):
-    """Pairs: the sides of all pairs end to end, without padding, and where each begins."""
+    """The sides of all pairs end to end, without padding, and the offset at which each begins."""
 
     SIDES = ("chosen", "rejected")
 
@@ -329,7 +336,7 @@ class PairArrays(TensorWriter):
             self.files[f"{side}_offsets"].append(np.zeros(1, np.int64))
 
     def add(self, sequences: Sequences) -> None:
-        # Chosen and rejected sides take turns, so a side is every second sequence.
+        # Sequences alternate: chosen, rejected, chosen, rejected. So each side is every second one.
         is_rejected = np.repeat(np.arange(len(sequences.lengths)) % 2 == 1, sequences.lengths)  # (T,)
         for number, side in enumerate(self.SIDES):
             mine = is_rejected == bool(number)

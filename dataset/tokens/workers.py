@@ -1,4 +1,4 @@
-"""Encoding in several processes: the records of a file go out in batches and come back in order."""
+"""Encoding in several processes: records go to the workers in batches and come back in order."""
 
 import os
 import pickle
@@ -21,9 +21,10 @@ from dataset.records.files import read_items
 from dataset.tokens.encoding import Batch, Encoded, RecordEncoder
 
 BATCH_BYTES = 1 << 20
-"""Bytes of records that go to a worker at once."""
+"""Bytes of records in a batch for a worker."""
 BYTES_PER_WORKER = 4 << 20
-"""A smaller file is encoded before a second process has even started."""
+"""There is one worker for each so many bytes of a file, at most. A smaller file needs one: it is
+encoded before a second process has started."""
 
 
 def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) -> Generator[Encoded, None, None]:
@@ -45,7 +46,7 @@ def encode_records(encoder: RecordEncoder, num_workers: int, *, progress: bool) 
 
 
 def _batches(source: Path, bar: Progress) -> Iterator[Batch]:
-    """The lines of a file with their numbers, about BATCH_BYTES at once."""
+    """The lines of a file with their numbers, in batches of about BATCH_BYTES."""
     batch: Batch = []
     size = 0
     for number, item in read_items(source, lambda block: bar.update(len(block))):
@@ -62,7 +63,7 @@ def _batches(source: Path, bar: Progress) -> Iterator[Batch]:
 def _in_workers(encoder: RecordEncoder, batches: Iterable[Batch], num_workers: int) -> Iterator[Encoded]:
     """Encode batches in several processes, in order.
 
-    At most two batches a worker are under way at any time, so that memory stays flat.
+    No more than two batches for each worker are read ahead, so that memory stays small.
     """
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(num_workers))  # each waits for one process
@@ -89,9 +90,9 @@ def _in_workers(encoder: RecordEncoder, batches: Iterable[Batch], num_workers: i
 class _Worker:
     """A process that encodes batches.
 
-    A plain subprocess, because those of `multiprocessing` import the program that started them, and
-    a trainer's torch takes seconds and hundreds of megabytes. It ends when this process does, since
-    its standard input then ends.
+    It is a plain subprocess. A process of `multiprocessing` would import the program that started
+    it: for a trainer that is torch, which takes seconds and hundreds of megabytes. It ends together
+    with this process, because its standard input ends then.
     """
 
     def __init__(self, encoder: RecordEncoder) -> None:
@@ -104,7 +105,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its workers
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then ends its workers
         )
         self._send(encoder)
 
@@ -112,12 +113,12 @@ class _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()  # it holds nothing that could be lost
+        self.process.kill()  # it has nothing to save
         with suppress(OSError):
             self.process.__exit__(None, None, None)
 
     def encode(self, batch: Batch) -> Encoded:
-        """Encode a batch there. Raises: UserError when the process has died."""
+        """Encode a batch in that process. Raises: UserError when the process has died."""
         self._send(batch)
         assert self.process.stdout is not None
         try:
@@ -144,10 +145,14 @@ class _Worker:
 
 
 def serve_batches() -> None:
-    """What a worker does: read an encoder and batches from standard input, write the results."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without a word when nobody listens any more
+    """The program of a worker.
+
+    It reads a pickled encoder and then batches from standard input, and writes each `Encoded` to
+    standard output.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently when the parent is gone
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print can't mix with the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints can't mix with the answers
     with suppress(EOFError):
         encoder: RecordEncoder = pickle.load(sys.stdin.buffer)
         while True:
