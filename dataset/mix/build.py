@@ -1,9 +1,9 @@
 """From the user's sources to the three training sets, their held-out parts and the manifest.
 
-The sources are read twice, and neither pass holds texts. The first pass checks every record and
-keeps a few hashes of it (scan.py). On those hashes alone it is decided what is held out, dropped,
-sampled or repeated (choice.py). The second pass writes (write.py). Memory is some 40 bytes a record
-plus one bucket of the shuffle, however large the files are.
+The sources are read twice, and neither pass keeps texts in memory. The first pass checks every
+record and keeps a few hashes of it (scan.py). These hashes are enough to decide which records are
+held out, dropped, sampled or repeated (choice.py). The second pass writes (write.py). The memory is
+about 40 bytes for each record, plus one bucket of the shuffle, even for very large files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,11 @@ from dataset.mix.write import MANIFEST_FILE, OUTPUTS, write_outputs
 
 
 def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str, Any]:
-    """Mix the sources into `output_dir`; the manifest, which is also returned, is written last.
+    """Mix the sources into `output_dir`. The manifest is written last.
 
-    Raises: UserError. The files of an older mix stay as they were unless the new ones are ready to
-    replace them.
+    Returns: the manifest.
+    Raises: UserError when sources can't be used or files can't be written. The files of an older
+    mix are replaced only when the new ones are ready.
     """
     files = sources.files
     with output_lock(output_dir):
@@ -51,8 +52,10 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
 
 @contextmanager
 def output_lock(folder: Path) -> Iterator[None]:
-    """Keep a second mix out of the same folder. Raises: UserError when there is one, or the folder
-    can't be written."""
+    """Hold the lock of a folder, so that no second mix writes there.
+
+    Raises: UserError when another mix holds it, or the folder can't be written.
+    """
     path = folder / ".mix.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +71,18 @@ def output_lock(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Temporary files of a mix that was killed; they can be as large as the mix."""
+    """Delete the temporary files of a mix that was killed. They can be as large as the mix."""
     for name in (*OUTPUTS.values(), REJECTS_FILE, MANIFEST_FILE):
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path, bar: Progress) -> Scan:
-    """The first pass. The rejects file is there afterwards, also when the pass ends with an error
-    about bad records."""
+    """The first pass, with the rejects file.
+
+    Raises: UserError about bad records. Even then the rejects file is written.
+    """
+    # `atomic_write` keeps a file only if its block ends without an error, so we raise after it.
     problem: UserError | None = None
     with atomic_write(path) as rejects:
         try:
@@ -91,7 +97,7 @@ def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path,
 def _manifest(
     scan: Scan, choice: Choice, sources: Sources, config: MixConfig, outputs: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What was made from what; docs/formats.md describes it."""
+    """The manifest of a mix, as docs/formats.md describes it."""
     settings = asdict(config)
     entries = [
         _source_entry(source, found, choice, span)
@@ -112,7 +118,7 @@ def _manifest(
 
 
 def _source_entry(source: Source, found: SourceScan, choice: Choice, span: slice) -> dict[str, Any]:
-    """What became of the records of one source, which stand at `span`."""
+    """What happened to the records of one source, which have the rows `span` of each column."""
     copies, sides = choice.copies[span], choice.sides[span]
     kept = int(np.count_nonzero(copies))
     decided = {

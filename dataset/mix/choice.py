@@ -27,25 +27,25 @@ from dataset.mix.table import (
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of one category, in records."""
+    """The numbers of one category, in records."""
 
     asked: int
-    """Target after the sample factor; for the whole corpus what there is."""
+    """Target, after the sample factor. If the target is 0 (corpus: all), the records there are."""
     reached: int
-    """Written, repetitions included."""
+    """Records written, repetitions included."""
     available: int
     """Distinct training records."""
     heldout: int
 
     @property
     def repetition(self) -> float:
-        """Times that a written record is written, on average."""
+        """How often a record that is written at all is written, on average."""
         return self.reached / min(self.reached, self.available) if self.reached else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What happens to each record; each column has a row a record, in the order of the sources."""
+    """What happens to each record. Each column is (N,), in the order of the sources."""
 
     sides: Sides
     copies: npt.NDArray[np.uint32]
@@ -54,32 +54,33 @@ class Choice:
     leaks: Flags
     """Training records in which the user asks a held-out question."""
     factor: float
-    """By how much targets of categories with samples alone shrink; 1 where there is none."""
+    """What the targets of categories with samples only are multiplied by; 1 if there are none."""
     tallies: dict[str, Tally]
+    """By category."""
     notes: list[str]
-    """What a user should know of the split, a line each."""
+    """What a user should know about the split, one line each."""
 
 
 def choose(
     scan: Scan, sources: Sequence[Source], config: MixConfig, bundled: Mapping[str, int] | None = None
 ) -> Choice:
-    """Decide what is held out, dropped, sampled and repeated. The same seed and sources give the
-    same choice.
+    """Decide which records are held out, dropped, sampled and repeated.
 
-    `bundled`: as in `Sources`.
+    The same seed and sources give the same choice.
 
-    Raises: UserError where a file or a category of the user's is left without records to train on.
+    Args: bundled: as in `Sources`.
+    Raises: UserError when a file of the user's, or a category, has too few training records left.
     """
     notes = odd_columns(scan, sources)
 
-    # The key of each record decides its side, so it is settled before anything is held out.
+    # The key of each record decides its side, so all keys must be final before we hold out any.
     table = table_of(scan, sources)
     use_groups(table, scan, sources, notes)
     rekey_shared_openings(table, scan, notes)
     sides = held_out(table, scan, config, notes)
 
-    # Only then it is known which of two equal records stays, and which records would give a
-    # held-out question away.
+    # Now the sides are known. So we can decide which of two equal records stays, and which training
+    # records contain a held-out question.
     duplicates = duplicates_of(table.contents, table.readable, sides)
     sides[duplicates] = int(Side.DROPPED)
     leaks = leaks_of(table, scan, sides, notes)
@@ -87,7 +88,7 @@ def choose(
     check_what_is_left(table, scan, sources, sides, leaks, notes)
     tell_heldout(table, sources, sides, config, notes)
 
-    # What is left is sampled or repeated up to the targets.
+    # The training records that are left are sampled or repeated to meet the targets.
     training = is_training(sides)
     used = [name for name in CATEGORIES if any(source.category == name for source in sources)]
     distinct = {name: int(np.count_nonzero(training & table.of(name))) for name in used}
@@ -106,19 +107,21 @@ def choose(
 def _factors(
     sources: Sequence[Source], distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig
 ) -> dict[str, float]:
-    """By how much the target of each category shrinks; 1 where the user has a file of it."""
+    """What the target of each category is multiplied by; 1 if the user has a file of it."""
     owned = {source.category for source in sources if not source.is_sample}
     common = sample_factor(distinct, bundled, config)
     return {name: 1.0 if name in owned else common for name in distinct}
 
 
 def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig) -> float:
-    """By how much the targets of categories without a file of the user's shrink: what lets no
-    category (identity excepted) need more than `max_rounds` rounds.
+    """What the targets of categories without a file of the user's are multiplied by, at most 1.
 
-    `distinct`: training records of each category. `bundled`: those that the samples alone would
-    give where the user brought files. They count where they are more, so that one small file of the
-    user's changes nothing elsewhere.
+    It is the largest factor with which no category has to repeat its records more than `max_rounds`
+    times. Identity does not count.
+
+    Args: distinct: training records of each category. bundled: training records that the samples
+    have in categories with files of the user's. The larger number counts, so that one small file of
+    the user's does not change the other categories.
     """
     reachable = [
         max(count, bundled.get(category, 0)) * config.max_rounds / getattr(config, category)
@@ -131,11 +134,13 @@ def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], confi
 def _pools(
     name: str, sources: Sequence[Source], spans: Sequence[slice], training: Flags
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """The training records that share one target: a category, but each identity file by itself."""
+    """Training records that share one target: those of a category, or of one identity file."""
     mine = [
         np.arange(span.start, span.stop) for source, span in zip(sources, spans, strict=True) if source.category == name
     ]
-    for records in mine if name == "identity" else [np.concatenate(mine)]:
+    if name != "identity":
+        mine = [np.concatenate(mine)]
+    for records in mine:
         yield records[training[records]]
 
 
@@ -151,11 +156,12 @@ def _fill(
     asked = 0
     for number, members in enumerate(pools):
         wanted = getattr(config, name) or len(members)
-        # Targets of samples shrink together, but none below what there is to learn.
+        # Targets of samples shrink together, but each distinct record is still written once, as
+        # far as the whole target allows.
         at_least = min(wanted, len(members)) if factor < 1 else 0
         target = max(math.floor(wanted * factor), at_least)
         rounds = target if name == "identity" else config.max_rounds
-        # Each pool has a generator of its own: one more file in a category changes no other one.
+        # Each pool has its own generator, so a new file in one category changes no other category.
         rng = np.random.default_rng([config.seed, CATEGORIES.index(name), number])
         for part, wanted_of_it in _own_first(members, own, target):
             copies[part] = _copies(len(part), wanted_of_it, rounds, rng)
@@ -164,8 +170,11 @@ def _fill(
 
 
 def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[tuple[npt.NDArray[np.intp], int]]:
-    """Parts of a pool and how many of each are wanted: where not all find room, the bundled samples
-    that stand beside the user's records leave them nine tenths of it."""
+    """Parts of a pool, and how many records of each are wanted.
+
+    If the target is too small for all of them, bundled samples take at most a tenth of it beside
+    the user's records, or what those leave free.
+    """
     mine, samples = members[own[members]], members[~own[members]]
     if target >= len(members) or not len(mine) or not len(samples):
         return [(members, target)]
@@ -174,7 +183,7 @@ def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[t
 
 
 def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
-    """How often each record is taken to reach `target`: whole rounds, and a random rest."""
+    """How often to write each record to reach `target`: whole rounds, and a random part of one."""
     copies = np.zeros(available, dtype=np.uint32)
     if available:
         rounds, rest = divmod(min(target, max_rounds * available), available)

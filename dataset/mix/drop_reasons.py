@@ -13,15 +13,16 @@ from dataset.records.record import BadRecord, LeftOut
 
 REJECTS_FILE = "rejects.jsonl"
 BAD_LINES_ALLOWED = 3
-"""Bad records that a file may have however few it holds."""
+"""Bad records that even a small file may have."""
 BAD_SHARE_ALLOWED = 0.05
 """Share of a file's records that may be bad."""
 MAX_REASONS = 50
-"""Reasons that are told apart; the names in further ones are left out."""
+"""Different reasons that are counted for a file. Later ones are counted without what follows their
+colon."""
 
 DUPLICATE, LEAK, NOT_SAMPLED = "duplicate", "asks a held-out question", "not sampled"
-"""Reasons for which the mix drops a sound record. All other reasons say what is wrong with a
-record: they are the messages of `BadRecord` and `LeftOut`, raised where records are read."""
+"""Reasons for which the mix drops a good record. All other reasons say what is wrong with a record.
+They are the messages of `BadRecord` and `LeftOut`, which the readers in dataset/records/ raise."""
 SOUND = (DUPLICATE, LEAK, NOT_SAMPLED)
 
 
@@ -31,13 +32,12 @@ class Rejections:
 
     faults: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Records that are sound, and say themselves that they are not to be learnt. They are no fault
-    of the file."""
+    """Good records that say that nobody should train on them. They are no fault of the file."""
     first_bad: int = 0
-    """Line of the first faulty record; 0 where there is none."""
+    """Line of the first faulty record; 0 if there is none."""
 
     def add(self, problem: BadRecord, line: int) -> None:
-        """Count a record. After `MAX_REASONS` reasons only what stands before the colon counts."""
+        """Count a record. After MAX_REASONS reasons only the part before the colon is kept."""
         reason = str(problem)
         if isinstance(problem, LeftOut):
             self.left_out[reason] += 1
@@ -58,9 +58,9 @@ def rejected_line(source: Source, line: int, item: Item, problem: BadRecord) -> 
 
 
 def problem_of(source: Source, count: int, rejections: Rejections) -> UserError | None:
-    """What is wrong with a file as a whole; None where it has few bad records.
+    """The error for a file with too many bad records; None if it has few.
 
-    `count`: its records, rejected ones included.
+    Args: count: its records, rejected ones included.
     """
     faults, left_out = rejections.faults, rejections.left_out
     where = display(source.path)
@@ -95,6 +95,7 @@ def problem_of(source: Source, count: int, rejections: Rejections) -> UserError 
 
 
 def _listed(reasons: Counter[str]) -> str:
+    """The three most frequent reasons, with their counts."""
     return ", ".join(f"{reason}: {times}" for reason, times in reasons.most_common(3))
 
 
@@ -152,9 +153,10 @@ _ADVICE = (
     ),
     ("line above", "Split those records into smaller ones.", "请把过长的记录拆小"),
 )
-"""Beginning of a reason, and what to do about it in English and in Chinese."""
+"""How a reason begins, and what to do about it in English and in Chinese."""
 
 
 def _advice(reason: str) -> tuple[str, str]:
+    """What to do about a reason, in English and in Chinese."""
     found = ((advice, chinese) for start, advice, chinese in _ADVICE if reason.startswith(start))
     return next(found, ("Fix or remove those records.", "请修改或删除"))

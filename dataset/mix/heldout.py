@@ -1,6 +1,6 @@
 """How the held-out records are chosen: by their own marks, then by the hash of their key.
 
-Shapes: N records (rejected ones included), R readable records, K distinct keys of theirs.
+Shapes: N records (rejected ones included), R readable records, K distinct keys of those.
 """
 
 from collections.abc import Mapping
@@ -16,59 +16,58 @@ from dataset.mix.scan import HELDOUT_MARKS, Hashes, OwnSplit, Scan
 from dataset.mix.table import Flags, Side, Sides, Table, mixed
 
 LARGEST_SHARE = 0.1
-"""No category gives more of its records than this to the held-out side, however few it has."""
+"""The largest share of its records that a category gives to the held-out side."""
 
 Counts = npt.NDArray[np.int32]
-"""(K,), records of each key."""
+"""(K,): records of each key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The readable records, seen by their keys; each column (R,) unless it says otherwise."""
+    """The readable records and their keys. Each column is (R,) unless it says otherwise."""
 
     hashes: Hashes
     """The distinct keys, (K,)."""
     of_record: npt.NDArray[np.intp]
-    """The key of each record, an index into `hashes`."""
+    """The key of each record, as an index into `hashes`."""
     place: npt.NDArray[np.intp]
-    """Where the record stands in the table."""
+    """The record's row in the table. The next four are the same columns as in the table."""
     split: npt.NDArray[np.uint8]
     category: npt.NDArray[np.uint8]
     own: Flags
     first: Flags
 
     def marked(self, *splits: OwnSplit) -> Flags:
-        """Which keys have a record that says so itself, (K,)."""
+        """Which keys have a record whose own split is one of these, (K,)."""
         marked = np.zeros(len(self.hashes), dtype=np.bool_)
         marked[self.of_record[np.isin(self.split, splits)]] = True
         return marked
 
     def count(self, records: Flags) -> Counts:
-        """How many of these records, (R,), each key has; equal contents count once."""
+        """How many of these records (R,) each key has. Records with equal content count once."""
         return np.bincount(self.of_record[records & self.first], minlength=len(self.hashes)).astype(np.int32)
 
 
 @dataclass(slots=True)
 class _Budget:
-    """What one category gives to the held-out side, in records."""
+    """What one category gives to the held-out side, counted in records."""
 
     given: Counts
-    """What each key gives of this category."""
+    """How many records of this category each key would give."""
     taken: int
-    """Held out so far."""
+    """Records held out so far."""
     target: int
-    """To be held out in all."""
+    """Records to hold out in all."""
     room: int
-    """What the category may still lose, to the held-out side or as leaks."""
+    """Records that training may still lose, because they are held out or are leaks."""
 
 
 def held_out(table: Table, scan: Scan, config: MixConfig, notes: list[str]) -> Sides:
-    """Side of each record by its key: all records with one key, in every category and file, are on
-    one side.
+    """The side of each record, (N,). All records with one key get the same side, in every file.
 
-    The records' own splits come first. What is missing is drawn by the hash of the key. A key is
-    drawn only where it costs no category too much: in records that it holds out, and in others
-    that ask its question on the way.
+    First, keys are held out whose records say so themselves. Then more keys are drawn by their hash
+    until each category has its share. A key is drawn only if it costs no category too many records:
+    those that it holds out, and those that ask its question in a later turn.
     """
     keys = _keys(table)
     held = keys.marked(*HELDOUT_MARKS)
@@ -81,6 +80,7 @@ def held_out(table: Table, scan: Scan, config: MixConfig, notes: list[str]) -> S
 
 
 def _keys(table: Table) -> _Keys:
+    """The readable records of the table, with their distinct keys."""
     place = np.flatnonzero(table.readable)
     hashes, of_record = np.unique(table.keys[place], return_inverse=True)
     return _Keys(
@@ -89,10 +89,10 @@ def _keys(table: Table) -> _Keys:
 
 
 def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
-    """Records that stay in training though their key is marked as held out, (R,).
+    """Records that stay in training although their key is marked as held out, (R,).
 
-    Of a key that many of the user's records share, a record's own mark speaks for that record
-    alone.
+    When many of the user's records share a key, the mark of one of them holds only for that record.
+    Otherwise one mark could take a large part of a category away.
     """
     unmarked = keys.own & np.isin(keys.split, (OwnSplit.NONE, OwnSplit.TRAIN))
     shared = np.zeros(len(keys.hashes), dtype=np.bool_)
@@ -112,11 +112,12 @@ def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
 
 
 def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: Flags, config: MixConfig) -> None:
-    """Add keys to `held` until each category has its share, or no key is left that costs little."""
+    """Add keys to `held` until each category has its share, or every key left costs too much."""
     used = table.used()
     budgets = {index: _budget(keys, index, held, staying, config) for index in used}
     costs = _costs(keys, table, scan)
-    # A key of a record that says `train` is never drawn, nor one that is too large for a category.
+    # Never drawn: a key with a record that says `train`, and a key that costs some category more
+    # records than one key may take.
     free = ~held & ~keys.marked(OwnSplit.TRAIN)
     for index in used:
         free &= costs[index] <= table.largest(index)
@@ -126,28 +127,29 @@ def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: 
         missing = budget.target - budget.taken
         if missing <= 0 or config.heldout_share <= 0:
             continue
-        # The hash of a key is its place in the queue: the same in every mix with this seed,
-        # whatever files come or go.
+        # Keys are drawn in the order of their hashes. The hash of a key depends only on the key and
+        # the seed, so a new file does not change which of the old keys come first.
         candidates = np.flatnonzero((budget.given > 0) & free & ~held)
         queue = candidates[np.argsort(rank[candidates], kind="stable")]
         drawn = _draw(queue, budget.given, missing, costs, {other: budgets[other].room for other in used})
         held[drawn] = True
-        # What a key holds out in other categories counts for their shares too.
+        # A key also holds out its records of other categories, so their budgets change too.
         for other in used:
             budgets[other].taken += int(budgets[other].given[drawn].sum())
             budgets[other].room -= int(costs[other][drawn].sum())
 
 
 def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: MixConfig) -> _Budget:
-    """What a category is to give, and what its marked records give already."""
+    """How many records a category has to give, and how many its marked keys already give."""
     mine = keys.category == category
     own = keys.own & mine
     if not own.any():
-        # Bundled samples are made to be counted by keys, and may give as many as they need.
+        # Bundled samples hold many wordings of one question. So keys are counted instead of
+        # records, and there is no limit on what training may lose.
         given = np.minimum(1, np.bincount(keys.of_record[mine], minlength=len(keys.hashes)))
         taken = int(given[held].sum())
         return _Budget(given, taken, heldout_target(int(given.sum()), config), len(keys.place))
-    # Where the user has files of this category, their records alone count.
+    # If the user has files of this category, only their records count.
     given = keys.count(own)
     total = int(given.sum())
     taken = int(given[held].sum() - keys.count(staying & mine).sum())
@@ -155,31 +157,37 @@ def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: Mix
 
 
 def heldout_target(records: int, config: MixConfig) -> int:
-    """How many of a category's records are to be held out: a share within bounds, but never above
-    LARGEST_SHARE."""
+    """How many of a category's records to hold out.
+
+    It is `heldout_share` of them, from `heldout_min` to `heldout_max`, but never more than
+    LARGEST_SHARE of them.
+    """
     wanted = min(max(round(config.heldout_share * records), config.heldout_min), config.heldout_max)
     return min(wanted, int(records * LARGEST_SHARE))
 
 
 def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
-    """What each key would cost each category if it were held out: its records, and those of other
-    keys that ask its question, which would then be leaks."""
+    """Category -> how many of its training records each key would cost if it were held out.
+
+    These are the records with that key, and records with other keys that ask its question, because
+    they would be leaks.
+    """
     used = table.used()
     costs = {index: keys.count(keys.category == index) for index in used}
     questions, askers = scan.turns()
     if not len(askers):
         return costs
-    key_of = np.zeros(len(table.keys), dtype=np.int32)  # (N,), of rejected records 0, which nobody reads
+    key_of = np.zeros(len(table.keys), dtype=np.int32)  # (N,); rejected records ask nothing, so their 0 is unused
     key_of[keys.place] = keys.of_record
 
-    # Which question belongs to which key. `asked` is sorted, so that the questions of all turns can
-    # be looked up in it.
+    # `asked`: the distinct questions that are keys; `owners`: the key of each. `asked` is sorted,
+    # so that a binary search finds the question of each turn in it.
     asks = is_key(askers, table.asks_last)
     asked, places = np.unique(questions[asks], return_index=True)
     owners = key_of[askers[asks][places]]
     place = np.minimum(np.searchsorted(asked, questions), len(asked) - 1)
 
-    # Turns that ask the question of a key, in records that have another key.
+    # Turns that ask the question of a key, but in a record that has another key.
     foreign = (asked[place] == questions) & (owners[place] != key_of[askers]) & table.first[askers]
     for index in used:
         mine = foreign & (table.category[askers] == index)
@@ -194,20 +202,23 @@ def _draw(
     costs: Mapping[int, Counts],
     room: Mapping[int, int],
 ) -> npt.NDArray[np.intp]:
-    """The first keys of `order` that give `missing` records and cost no category more than it has
-    room for."""
+    """The first keys of `order` that together give `missing` records and cost no category too much.
+
+    Args: order: keys. given: records that each key gives. costs, room: by category, the records
+    that each key costs, and the records that it may lose.
+    """
     left, drawn = dict(room), []
     while missing > 0:
-        # A key that alone costs too much now will cost too much later: it leaves the queue.
+        # A key that costs too much now will also cost too much later, so it leaves the queue.
         fits = np.ones(len(order), dtype=np.bool_)
         for index, cost in costs.items():
             fits &= (cost[order] == 0) | (cost[order] <= left[index])
         order = order[fits]
         if not len(order):
             break
-        # Take keys from the front up to the first that is one too many: enough is given already,
-        # or, together with those before it, it costs a category more than it has left. Then look
-        # again at what still fits.
+        # `stop` is true at a key before which enough is given already, or up to which the keys
+        # together cost a category more than it has left. Take the keys before the first such key.
+        # Then check again which of the others fit.
         stop = np.cumsum(given[order]) - given[order] >= missing
         for index, cost in costs.items():
             stop |= (cost[order] > 0) & (np.cumsum(cost[order]) > left[index])
@@ -220,8 +231,11 @@ def _draw(
 
 
 def _halves(keys: _Keys, held: Flags, seed: int) -> Sides:
-    """Side of each key, (K,): the held-out ones go to validation and test by turns, in a random
-    order, so that the halves of each category are equal. A record that names its half has it."""
+    """Side of each key, (K,).
+
+    In each category the held-out keys go alternately to validation and test, in a random order that
+    depends on the seed, so that the halves are equal. A record that names its half decides it.
+    """
     # A key that stands in several categories belongs to the first of them.
     owner = np.zeros(len(keys.hashes), dtype=np.uint8)
     for index in reversed(range(len(CATEGORIES))):

@@ -1,6 +1,6 @@
 """What a user's identity data calls the model and its maker.
 
-The bundled samples and the evaluation must say the same, whatever name the settings hold.
+The bundled samples and the evaluation then use these names instead of those of the settings.
 """
 
 import re
@@ -16,7 +16,7 @@ from dataset.mix.sources import Source, read_source
 from dataset.records.record import ChatRecord
 
 LEAST_SHARE = 0.5
-"""Of the answers that name anybody, so many must give the same name."""
+"""A name is taken if at least this share of all names in the answers are this name."""
 
 _END = r"(?=[，。！？、；：,.!?;:（(~～\s]|的|呀|哦|喔|哟|啦|呢|$)"
 _NAME = r"[「“\"《'【]?([\u4e00-\u9fffA-Za-z0-9·_.\-]{1,20}?)[」”\"》'】]?"
@@ -40,12 +40,11 @@ _NO_NAME = re.compile(
     r"^(?:[一您你我他她它谁由在来这那不个位名款的为用者被]|AI|ai|人工|语言|大|智能|机器|聊天|对话|虚拟|基于|专|什么|助手|模型|assistant)"
     r"|开发|训练|研发"
 )
-"""A description (一个助手, AI助手) instead of a name."""
+"""What is no name but a description (一个助手, AI助手)."""
 
 
 def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str, Any], MixConfig, list[str]]:
-    """Whose identity data it is and what it calls the model: that fills the placeholders of the
-    bundled samples, and the evaluation asks for it.
+    """The names in the user's identity data, for the bundled samples and the evaluation.
 
     Returns: the manifest's `identity`; the settings with these names; lines for the user.
     """
@@ -77,7 +76,7 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
 
 
 def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
-    """What the assistant says in some files. Bad records are left to the first pass."""
+    """What the assistant says in some files. Bad records are skipped: a later pass reports them."""
     for source in sources:
         for _, _, _, record in read_source(source, config):
             if isinstance(record, ChatRecord):
@@ -86,7 +85,7 @@ def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The model's name and its maker's; None where that is unclear."""
+    """The model's name and its maker's; None if it is unclear."""
 
     name: str | None
     author: str | None
@@ -95,7 +94,7 @@ class Names:
 def names_in(answers: Iterable[str], name: str, author: str) -> Names:
     """What the answers of identity records call the model and its maker.
 
-    `name`, `author`: those of the settings, which are taken where the answers say them at all.
+    Args: name, author: those of the settings. They are taken if any answer says them.
     """
     names: Counter[str] = Counter()
     makers: Counter[str] = Counter()
@@ -109,12 +108,13 @@ def names_in(answers: Iterable[str], name: str, author: str) -> Names:
 
 
 def _found(pattern: re.Pattern[str], answer: str) -> set[str]:
-    """Each name once an answer."""
+    """The names that a pattern finds in an answer, each once."""
     found = (next(filter(None, match.groups()), "") for match in pattern.finditer(answer))
     return {name.strip() for name in found if name.strip() and not _NO_NAME.search(name.strip())}
 
 
 def _most_common(counts: Counter[str]) -> str | None:
+    """The most frequent name, if it is frequent enough; of equal ones the first by alphabet."""
     if not counts:
         return None
     name, count = min(counts.most_common(), key=lambda entry: (-entry[1], entry[0]))

@@ -1,4 +1,4 @@
-"""Training records that would give a held-out question away, and records that are there twice.
+"""Leaks, which are training records with a held-out question, and duplicates.
 
 Shapes: N records, Q user turns, K distinct questions.
 """
@@ -12,12 +12,15 @@ from dataset.mix.table import SHARED_TURN, Flags, Sides, Table, is_heldout, is_t
 
 
 def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
-    """All records of equal content but one: a held-out one where there is one, else the first."""
-    # Sorted by content, and within one content held-out records first. The sort is stable, so the
-    # order of the files decides the rest.
+    """Which records are duplicates, (N,). Of records with equal content one is no duplicate.
+
+    It is the first held-out one, or if none is held out, the first.
+    """
+    # Sort by content; among equal contents held-out records come first. The sort is stable, so
+    # otherwise the order of the files stays.
     members = np.flatnonzero(readable)
     order = members[np.lexsort((~is_heldout(sides[members]), contents[members]))]
-    # Each record whose neighbour before it has the same content is one too many.
+    # A record is a duplicate if the one before it has the same content.
     ordered = contents[order]
     duplicates = np.zeros(len(contents), dtype=np.bool_)
     duplicates[order[1:]] = ordered[1:] == ordered[:-1]
@@ -25,24 +28,25 @@ def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
 
 
 def is_key(askers: npt.NDArray[np.uint32], asks_last: Flags) -> Flags:
-    """Which user turns are the questions of their records, (Q,): the first or the last turn."""
-    # The turns of one record stand together, so a record begins or ends where the asker changes.
+    """Which user turns are the question of their record, (Q,): its first turn, or its last one."""
+    # The turns of one record are neighbours, so a record begins or ends where the asker changes.
     changes = askers[1:] != askers[:-1]
     first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
     return np.where(asks_last[askers], last, first)
 
 
 def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
-    """Training records in which a user turn is the question of a held-out record with another key.
+    """Training records in which a user turn is the question of a held-out record, (N,).
 
-    That question is the first user turn, which is the key. In a record with a group it is the last
-    one: what comes before it may be anybody's talk. A turn that many conversations share (继续,
-    好的) gives nothing away and is no leak.
+    The question of a record is its first user turn, which is also its key. In a record with a group
+    it is the last one, because the turns before it may be small talk. A turn that many
+    conversations share (继续, 好的) is no leak, because it tells nothing about the answer.
     """
     questions, askers = scan.turns()
     leaks = np.zeros(len(sides), dtype=np.bool_)
     if not len(askers):
         return leaks
+    # Turns of training records that ask a held-out question, and the distinct questions of them.
     held = np.unique(questions[is_key(askers, table.asks_last) & is_heldout(sides[askers])])
     turns = np.flatnonzero(is_training(sides[askers]) & np.isin(questions, held))
     _, places, question_of = np.unique(questions[turns], return_index=True, return_inverse=True)
@@ -50,6 +54,7 @@ def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
     common = _common(table, askers[turns], question_of, is_short)
     leaks[askers[turns[~common[question_of]]]] = True
 
+    # Tell the user about records that are kept, because what they ask is common.
     spared = np.zeros(len(sides), dtype=np.bool_)
     spared[askers[turns]] = True
     if count := int(np.count_nonzero(spared & ~leaks)):
@@ -64,18 +69,19 @@ def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
 
 
 def _common(table: Table, askers: npt.NDArray[np.uint32], question_of: npt.NDArray[np.intp], is_short: Flags) -> Flags:
-    """Which questions so many conversations ask that they give nothing away, (K,).
+    """Which questions are so common that they are no leaks, (K,).
 
-    Args: askers, question_of: record and question of each turn. is_short: of each question, (K,).
+    Args: askers, question_of: record and question of each turn. is_short: whether a question is
+    short, (K,).
     """
     num_records = len(table.keys)
     floor = np.where(is_short, SHARED_TURN[True], SHARED_TURN[False])
     common = np.zeros(len(is_short), dtype=np.bool_)
     for index in table.used():
-        # Where the user has files of this category, the samples beside them do not count.
+        # If the user has files of this category, only their records count.
         mine = table.category[askers] == index
         mine &= table.own[askers] | ~table.own[table.category == index].any()
-        # Question and record become one number, so that a record that asks twice counts once.
+        # Question and record become one number, so that a record that asks it twice counts once.
         pairs = np.unique(question_of[mine].astype(np.int64) * num_records + askers[mine])
         counts = np.bincount(pairs // num_records, minlength=len(is_short))
         common |= counts > np.maximum(floor, table.largest(index))

@@ -30,27 +30,30 @@ from dataset.records.lines import json_line
 from dataset.records.record import BadRecord, Record, TextRecord
 
 LONGEST_QUESTION = 200
-"""Characters; a longer raw text is not taken for a question."""
+"""Characters. A raw text up to this length may be a question; a longer one is not."""
 SHORT_TURN = 8
-"""Letters and digits; 继续, 好的 and 谢谢 are short turns."""
+"""Letters and digits that a short turn has at most, such as 继续, 好的 and 谢谢."""
 HASH_BYTES = 8
 
 Hashes = npt.NDArray[np.uint64]
+"""Hashes of texts, one each."""
 
 
 class OwnSplit(IntEnum):
-    """Where a record itself says that it belongs (its field `split`)."""
+    """What a record's own field `split` says."""
 
     NONE = 0
+    """It has no `split`, or none of ours."""
     TRAIN = 1
     HELDOUT = 2
-    """Held out; the mix chooses the half."""
+    """Held out. The mix chooses validation or test."""
     VALIDATION = 3
     TEST = 4
     REJECTED = 5
     """The record can't be used."""
 
 
+# Values of OwnSplit that mean held out.
 HELDOUT_MARKS = (OwnSplit.HELDOUT, OwnSplit.VALIDATION, OwnSplit.TEST)
 _OWN_SPLITS: dict[str | None, int] = {
     None: int(OwnSplit.NONE),
@@ -59,7 +62,7 @@ _OWN_SPLITS: dict[str | None, int] = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), int(OwnSplit.VALIDATION)),
     "test": int(OwnSplit.TEST),
 }
-"""A record's `split` -> the byte that is kept of it."""
+"""A record's `split` -> the byte that the scan keeps."""
 
 
 @dataclass(slots=True)
@@ -67,9 +70,9 @@ class SourceScan:
     """What the first pass remembers of one source file."""
 
     format: str
-    """What the file is, where that is not plain lines in UTF-8."""
+    """What the file is, such as a JSON array; empty for plain lines in UTF-8."""
     state: tuple[int, int]
-    """Size and time of change, to notice when the file changes between the passes."""
+    """`file_state`: it differs if the file changes between the passes."""
     count: int = 0
     """Records, rejected ones included."""
     size: int = 0
@@ -78,43 +81,47 @@ class SourceScan:
     """SHA-256 of the file."""
     rejections: Rejections = field(default_factory=Rejections)
     marked: Counter[str] = field(default_factory=Counter)
-    """`records` with marks of other chat formats, and the `marks`."""
+    """`records`: how many hold marks of other chat formats; `marks`: how many marks."""
     odd_groups: int = 0
     """Records whose `group` is not text."""
     odd_splits: int = 0
-    """Records whose `split` is none of ours."""
+    """Records whose `split` is not a value of `SPLITS`."""
 
 
 @dataclass(slots=True)
 class Scan:
-    """What the first pass remembers of all records, in the order of the sources."""
+    """What the first pass remembers of all records, in the order of the sources.
+
+    Each column is a growing row of bytes, because millions of Python numbers would need much more
+    memory.
+    """
 
     contents: bytearray = field(default_factory=bytearray)
-    """8 bytes a record: hash of what is learnt from it."""
+    """8 bytes a record: hash of all its text (`content_of`)."""
     keys: bytearray = field(default_factory=bytearray)
-    """8 bytes a record: hash of its first user turn or its text."""
+    """8 bytes a record: hash of its first user turn, or of its text (`question_key`)."""
     splits: bytearray = field(default_factory=bytearray)
     """1 byte a record: an `OwnSplit`."""
     groups: bytearray = field(default_factory=bytearray)
-    """8 bytes a record with a `group`: hash of it."""
+    """8 bytes for each record that has a `group`: hash of the group."""
     groupers: "array[int]" = field(default_factory=lambda: array("I"))
-    """The record of each group."""
+    """The numbers of those records."""
     questions: bytearray = field(default_factory=bytearray)
-    """8 bytes a user turn: hash of the question."""
+    """8 bytes a user turn: hash of its text."""
     short: bytearray = field(default_factory=bytearray)
-    """1 byte a user turn: whether it is a short one."""
+    """1 byte a user turn: whether it is short (SHORT_TURN)."""
     askers: "array[int]" = field(default_factory=lambda: array("I"))
-    """The record of each user turn."""
+    """The number of the record that each user turn belongs to."""
     of_source: list[SourceScan] = field(default_factory=list)
 
     def add_rejected(self) -> None:
-        """Keep the place of a bad record, so that both passes number the records alike."""
+        """Add an empty entry for a bad record, so that both passes number the records alike."""
         self.splits.append(OwnSplit.REJECTED)
         self.contents += bytes(HASH_BYTES)
         self.keys += bytes(HASH_BYTES)
 
     def add(self, record: Record, split: str | None) -> None:
-        """Keep the hashes of a record. `split`: as `split_of` gives it."""
+        """Add the hashes of a record. `split`: as `split_of` gives it."""
         number = len(self.splits)
         for question in map(normalised_question, _questions_of(record)):
             self.questions += text_hash(question)
@@ -133,20 +140,20 @@ class Scan:
         return [source.count for source in self.of_source]
 
     def spans(self) -> list[slice]:
-        """Where the records of each source stand in the columns."""
+        """For each source the rows of its records in the columns."""
         ends = np.cumsum([0, *self.counts]).tolist()
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def turns(self) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-        """Of each user turn the hash of the question, and the record that it stands in."""
+        """For each user turn the hash of its text (Q,), and the number of its record (Q,)."""
         return np.frombuffer(self.questions, dtype="<u8"), np.frombuffer(self.askers, dtype=np.uint32)
 
 
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
-    """Check every record. Bad ones go to `rejects` with file, line, reason and text.
+    """Check every record. Bad ones are written to `rejects` with file, line, reason and text.
 
-    Raises: UserError, once all sources are read, for one that holds too many bad records or not a
-    single good one.
+    Raises: UserError when a source holds too many bad records, or no good one. It is raised after
+    all sources are read.
     """
     scan = Scan()
     problems = []
@@ -164,7 +171,7 @@ def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str],
 
 
 def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str], bar: Progress) -> SourceScan:
-    """Add the records of one source to the scan. Returns: what is to be known of the file."""
+    """Add the records of one source to the scan. Returns: the facts of the file."""
     found = SourceScan(format_of(source.path), file_state(source.path))
     start, digest = len(scan.splits), hashlib.sha256()
 
@@ -183,7 +190,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
         split = split_of(record.fields)
         found.odd_splits += split is None and record.fields.get("split") not in (None, "")
         found.odd_groups += not has_group(record) and record.fields.get("group") not in (None, "")
-        # The second pass chooses the number of its buckets by this size.
+        # From this size the second pass computes how many buckets it needs.
         found.size += len(item) if isinstance(item, bytes) else len(json_line(record.fields))
         scan.add(record, split)
     found.count = len(scan.splits) - start
@@ -192,7 +199,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
 
 
 def _questions_of(record: Record) -> list[str]:
-    """What may be asked again elsewhere: what the user says, or a short raw text."""
+    """Texts that may be questions in another record too: the user turns, or a short raw text."""
     if isinstance(record, TextRecord):
         return [record.text] if len(record.text) <= LONGEST_QUESTION else []
     return record.questions()

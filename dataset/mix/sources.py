@@ -23,7 +23,7 @@ from dataset.samples.files import SAMPLE_FILES, sample_names, write_samples
 
 NO_PAIR, A_PAIR, RAW_TEXT = "not a preference pair", "a preference pair", "raw text in a chat category"
 WRONG_CATEGORY = {NO_PAIR: "general", A_PAIR: "preference", RAW_TEXT: "corpus"}
-"""A reason -> the category that such records belong to."""
+"""Reason why a record does not fit its category -> the category that it would fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ class Source:
 
     path: Path
     category: str
+    """One of CATEGORIES."""
     is_sample: bool = False
+    """Whether it is bundled; else it is the user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,15 @@ class Sources:
     left_out: dict[str, str]
     """File name -> why it is not read."""
     bundled: dict[str, int] = field(default_factory=dict)
-    """Category with files of the user's -> training records that the bundled samples hold of it."""
+    """Training records in the bundled samples of each category that has files of the user's."""
 
 
 def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categories: Mapping[str, str]) -> Sources:
     """The user's files with their categories, and sample data for each category without one.
 
-    `categories`: name patterns and categories, as in the `files` block of configs/mixture.yaml.
-    Lays the bundled identity file into the folder where the user has none.
+    If the user has no identity file, the bundled one is copied into the folder.
+
+    Args: categories: name pattern -> category, as in the `files` block of configs/mixture.yaml.
     Raises: UserError for a file whose category is unclear; the message shows the line to add.
     """
     if not source_dir.is_dir():
@@ -86,7 +89,8 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
     wanted = {name for name in CATEGORIES if _is_wanted(name, config)}
     names = sample_names(wanted, own)
     shrinking = any(getattr(config, name) for name in wanted - own if name != "identity")
-    beside = sample_names(wanted & own, ()) if shrinking else []  # what there would be without the user's files
+    # The samples of categories that the user has files of. They are not mixed in, only counted.
+    beside = sample_names(wanted & own, ()) if shrinking else []
     written = write_samples(sample_dir, [*names, *(name for name in beside if name not in names)])
     files += [Source(written[name], SAMPLE_FILES[name].category, is_sample=True) for name in names]
     files.sort(key=lambda source: (CATEGORIES.index(source.category), source.path.name))
@@ -103,12 +107,12 @@ def _num_training_records(sample: Path) -> int:
 
 
 def _is_wanted(category: str, config: MixConfig) -> bool:
-    """A target of 0 leaves a category out, but of raw text it means: all."""
+    """Whether the mix takes a category. A target of 0 means none; for the corpus it means all."""
     return category == "corpus" or bool(getattr(config, category))
 
 
 def _is_bundled_identity(path: Path) -> bool:
-    """Whether a file is the identity file that the mix wrote, and nobody has edited it since."""
+    """Whether a file is the identity file that the mix itself wrote, unedited."""
     if path.name != IDENTITY_SOURCE or not path.is_file():
         return False
     mark = path.with_name(IDENTITY_MARK)
@@ -117,7 +121,7 @@ def _is_bundled_identity(path: Path) -> bool:
 
 
 def _bundled_identity(source_dir: Path) -> Source:
-    """The bundled identity file, copied into the source folder where that can be written."""
+    """The bundled identity file. It is copied into the source folder if that can be written."""
     path, bundled = source_dir / IDENTITY_SOURCE, sha256_file(IDENTITY_SAMPLE)
     if path.exists() and sha256_file(path) == bundled:
         return Source(path, "identity", is_sample=True)
@@ -133,6 +137,7 @@ def _bundled_identity(source_dir: Path) -> Source:
 
 
 def _category_of(path: Path, categories: Mapping[str, str]) -> str:
+    """The category of a file by its name, or `skip`. Raises: UserError when no pattern matches."""
     for pattern, category in categories.items():
         if path.name == pattern or fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
             if category not in (*CATEGORIES, "skip"):
@@ -149,9 +154,11 @@ def _category_of(path: Path, categories: Mapping[str, str]) -> str:
 
 
 def files_line(name: str, category: str) -> str:
-    """The line of the `files` block that gives this file, and no other, its category; quoted where
-    YAML asks for it."""
-    pattern = re.sub(r"([*?[])", r"[\1]", name)  # patterns know these three
+    """The line of the `files` block that gives a category to this file and no other.
+
+    The name is quoted if YAML needs it.
+    """
+    pattern = re.sub(r"([*?[])", r"[\1]", name)  # these three are wildcards: [*] means a plain *
     try:
         is_plain = yaml.safe_load(f"{pattern}: {category}") == {pattern: category}
     except yaml.YAMLError:
@@ -160,7 +167,7 @@ def files_line(name: str, category: str) -> str:
 
 
 def file_state(path: Path) -> tuple[int, int]:
-    """Size in bytes, and time of change in nanoseconds. Raises: UserError."""
+    """Size in bytes and mtime in nanoseconds of a file. Raises: UserError when it can't be read."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -175,8 +182,8 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 Entry = tuple[int, int, Item, Record | BadRecord]
-"""Position among all records of the file, bad ones included (from 0); line (from 1); what stands in
-the file; the record, or why it can't be used."""
+"""Number of the record in its file, bad ones included (from 0); its line (from 1); the line or row
+itself; the record, or why it can't be used."""
 
 
 def read_source(
@@ -185,10 +192,10 @@ def read_source(
     on_bytes: Callable[[memoryview], object] | None = None,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Entry]:
-    """The records of a source, as its category asks for. Both passes of the mix read with it.
+    """The records of a source, checked against its category. Both passes of the mix read with it.
 
-    Args: on_bytes: gets each block of the file as it is read. wanted: by position, which records
-    are parsed and given (all by default); the others cost next to nothing.
+    Args: on_bytes: is called with each block of the file that is read. wanted: says by position
+    which records to parse (default: all). The others are skipped, which costs almost nothing.
     """
     fill = _placeholders(source, config)
     for position, (line, item) in enumerate(read_items(source.path, on_bytes)):
@@ -203,15 +210,17 @@ def read_source(
 
 
 def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
-    """Filled in identity files and in the bundled samples alone: elsewhere `{{name}}` may be
-    somebody's code."""
+    """Placeholder -> what replaces it, in identity files and bundled samples only.
+
+    In other files of the user's `{{name}}` may be part of a program.
+    """
     if source.category == "identity" or source.is_sample:
         return {"{{name}}": config.name, "{{name_lower}}": config.name.lower(), "{{author}}": config.author}
     return {}
 
 
 def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
-    """The record as its category wants it. Raises: BadRecord."""
+    """The record of a line. Raises: BadRecord for one that is bad or does not fit the category."""
     record = parse_record(decode_item(item, fill))
     if source.category == "preference":
         if not isinstance(record, PreferenceRecord):

@@ -1,4 +1,7 @@
-"""What a user is told of the held-out split, and the error where nothing is left to train on."""
+"""What a user is told about the held-out split, and the error when too little is left to train on.
+
+Shapes: N records (rejected ones included).
+"""
 
 from collections.abc import Sequence
 
@@ -14,13 +17,13 @@ from dataset.mix.table import Flags, Sides, Table, is_heldout, is_training
 from dataset.records.keys import SPLITS
 
 LEAST_LEFT = 0.1
-"""A file or category of which less than this share is left to train on is an error."""
+"""It is an error if less than this share of a file or a category is left to train on."""
 FEW_HELDOUT = 10
-"""Below so many held-out records `evaluate_stage.py` prints no accuracy."""
+"""With fewer held-out records `evaluate_stage.py` prints no accuracy."""
 
 
 def odd_columns(scan: Scan, sources: Sequence[Source]) -> list[str]:
-    """A line for each column of the user's that bears a name of ours but not our values."""
+    """A line for each file whose column `group` or `split` holds values that are not ours."""
     notes = []
     for source, found in zip(sources, scan.of_source, strict=True):
         groups, splits = found.odd_groups, found.odd_splits
@@ -50,8 +53,7 @@ def check_what_is_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Raises: UserError for a file of the user's, or a category, that is left (nearly) without
-    training records."""
+    """Raises: UserError when a file of the user's, or a category, has too few training records."""
     marked = np.isin(table.splits, HELDOUT_MARKS)
     lost = leaks | is_heldout(sides)
     for source, span in zip(sources, scan.spans(), strict=True):
@@ -79,8 +81,10 @@ def _check_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Raises: UserError where less than LEAST_LEFT of these records are left. Tells where more than
-    a tenth are lost."""
+    """Check how many of these records are left to train on. Many lost records give a warning.
+
+    Raises: UserError when less than LEAST_LEFT of them are left.
+    """
     left, gone = int(np.count_nonzero(is_training(sides))), int(np.count_nonzero(lost))
     told = f"{gone - int(leaks.sum()):,} held out, {int(leaks.sum()):,} that ask a held-out question"
     if gone and left < LEAST_LEFT * (left + gone):
@@ -99,8 +103,7 @@ def _check_left(
 
 
 def tell_heldout(table: Table, sources: Sequence[Source], sides: Sides, config: MixConfig, notes: list[str]) -> None:
-    """A line for each category with files of the user's: how many records it gives, and what that
-    means."""
+    """A line for each category with files of the user's: how many records are held out."""
     for name in dict.fromkeys(source.category for source in sources if not source.is_sample):
         mine = table.own & table.of(name)
         heldout = int(np.count_nonzero(is_heldout(sides[mine])))

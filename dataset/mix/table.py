@@ -1,6 +1,6 @@
 """What the choice knows of each record: category, own split, and the key that decides its side.
 
-A row a record, in the order of the sources.
+The table has a row for each record, in the order of the sources.
 
 Shapes: N records (rejected ones included), Q user turns, G records with a `group`.
 """
@@ -18,18 +18,19 @@ from dataset.mix.scan import Hashes, OwnSplit, Scan
 from dataset.mix.sources import Source
 
 LARGEST_KEY = 0.02
-"""Share of a category's records that one key may take to the held-out side. One record it may
-always take."""
+"""Largest share of a category's records that one key may take to the held-out side. One record is
+always allowed."""
 SHARED_TURN = {True: 3, False: 20}
-"""Whether a turn is short -> conversations that may say it before it can count as a common one."""
+"""Whether a turn is short -> a turn is common only if more conversations than this say it."""
 
 Flags = npt.NDArray[np.bool_]
+"""Which records (or keys, or turns) have a property."""
 Sides = npt.NDArray[np.uint8]
 """(N,), each a `Side`."""
 
 
 class Side(IntEnum):
-    """What was decided of a record. The held-out sides come last."""
+    """What the mix decides for a record. The held-out sides have the largest numbers."""
 
     DROPPED = 0
     TRAIN = 1
@@ -49,41 +50,41 @@ def is_heldout(sides: Sides) -> Flags:
 
 @dataclass(slots=True)
 class Table:
-    """What the split needs of each record; each column (N,) unless it says otherwise."""
+    """What the split needs of each record. Each column is (N,) unless it says otherwise."""
 
     keys: Hashes
-    """Records with one key are on one side."""
+    """Hash of the key. Records with equal keys are on the same side."""
     contents: Hashes
-    """Records with one content are one record."""
+    """Hash of the content. Records with equal contents are duplicates."""
     splits: npt.NDArray[np.uint8]
     """An `OwnSplit` each."""
     category: npt.NDArray[np.uint8]
     """Index into CATEGORIES."""
     own: Flags
-    """Whether it is the user's; the others are bundled samples."""
+    """Whether the record is the user's; the others are bundled samples."""
     readable: Flags
     first: Flags
-    """Of readable records with equal content the first: what counts as a record below."""
+    """Whether it is the first readable record with its content. Only such records are counted."""
     asks_last: Flags
-    """Whether its last user turn is what it asks (a group, a shared opening), not its first."""
+    """Whether its question is its last user turn instead of the first (see `is_key`)."""
     sizes: npt.NDArray[np.int64]
-    """Records of each category, (categories,); where some are the user's, theirs alone."""
+    """Records of each category, (categories,). If some are the user's, only those count."""
 
     def largest(self, category: int) -> int:
-        """Records of a category that one key may take to the held-out side."""
+        """The most records of a category that one key may take to the held-out side."""
         return max(1, int(LARGEST_KEY * self.sizes[category]))
 
     def of(self, name: str) -> Flags:
-        """Which records are of a category."""
+        """Which records belong to a category, (N,)."""
         return self.category == CATEGORIES.index(name)
 
     def used(self) -> list[int]:
-        """The categories that have records."""
+        """The categories that have records, as indices into CATEGORIES."""
         return [index for index in range(len(CATEGORIES)) if self.sizes[index]]
 
 
 def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
-    """The columns of a scan. The key of each record is still its first question or its text."""
+    """The table of a scan. The key of each record is still its first question, or its text."""
     splits = np.frombuffer(scan.splits, dtype=np.uint8)
     contents = np.frombuffer(scan.contents, dtype="<u8")
     keys = np.frombuffer(scan.keys, dtype="<u8").copy()  # `use_groups` and `rekey_shared_openings` write into it
@@ -91,8 +92,8 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
     own = np.repeat(np.array([not source.is_sample for source in sources], dtype=np.bool_), scan.counts)
     readable = splits != int(OwnSplit.REJECTED)
 
-    # `np.unique` gives the first place of each content. Places among the readable records become
-    # places in the table.
+    # `np.unique` gives the first index of each content among the readable records; `members` turns
+    # it into a row of the table.
     members = np.flatnonzero(readable)
     first = np.zeros(len(splits), dtype=np.bool_)
     first[members[np.unique(contents[members], return_index=True)[1]]] = True
@@ -115,22 +116,24 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
 
 
 def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[str]) -> None:
-    """Let `group` be the key, but not in a user's file of which one group is too large a share of
-    the category."""
+    """Make `group` the key of the records that have one.
+
+    A file of the user's loses its groups if one of them is too large a share of the category.
+    """
     groups = np.frombuffer(scan.groups, dtype="<u8")
     groupers = np.frombuffer(scan.groupers, dtype=np.uint32).astype(np.intp)  # (G,), the record of each group
     source_of = np.searchsorted(np.cumsum(scan.counts), groupers, side="right")
     taken = np.ones(len(groups), dtype=np.bool_)
     for index in table.used():
-        # The size of each group of this category, in distinct records of the user's: samples are
-        # made to be grouped.
+        # The size of each group of this category, in distinct records of the user's. Samples do not
+        # count: their groups are made for this.
         mine = np.flatnonzero(table.category[groupers] == index)
         counted = (table.first & table.own)[groupers[mine]]
         _, group_of = np.unique(groups[mine], return_inverse=True)
         sizes = np.bincount(group_of[counted], minlength=int(group_of.max(initial=-1)) + 1)
         limit = table.largest(index)
         for number, source in enumerate(sources):
-            # Only the file in whose records the large group stands loses its groups.
+            # Only a file with records of the large group loses its groups.
             of_source = source_of[mine] == number
             biggest = int(sizes[group_of[of_source]].max(initial=0))
             if source.is_sample or biggest <= limit:
@@ -148,12 +151,15 @@ def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[
 
 
 def rekey_shared_openings(table: Table, scan: Scan, notes: list[str]) -> None:
-    """Where too many of the user's conversations open with one turn (在吗), all that the user says
-    is the key."""
+    """Give a new key to conversations whose first turn too many others share (在吗).
+
+    The new key is all that the user says. Otherwise one common opening would put all of them on one
+    side.
+    """
     questions, askers = scan.turns()
     if not len(askers):
         return
-    # The turns of one record stand together. Where do they begin, and how many are they?
+    # The turns of one record are neighbours: `starts` is its first turn, `turns` their number.
     starts = np.flatnonzero(np.concatenate(([True], askers[1:] != askers[:-1])))
     turns = np.diff(starts, append=len(askers))
     candidates = table.own & table.readable & ~table.asks_last
@@ -176,7 +182,7 @@ def rekey_shared_openings(table: Table, scan: Scan, notes: list[str]) -> None:
 
 
 def _with_shared_opening(table: Table, candidates: Flags) -> Flags:
-    """Which of the candidates have a key that too many candidates of their category share."""
+    """Which candidates have a key that too many candidates of their category share, (N,)."""
     shared = np.zeros(len(table.keys), dtype=np.bool_)
     for index in table.used():
         mine = np.flatnonzero(candidates & (table.category == index))
@@ -187,11 +193,12 @@ def _with_shared_opening(table: Table, candidates: Flags) -> Flags:
 
 
 def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: npt.NDArray[np.intp]) -> Hashes:
-    """A hash of all questions of each record and of their order.
+    """For each record a hash of all its questions in their order.
 
-    Args: starts, turns: where the turns of each record begin, and how many they are.
+    Args: starts, turns: the first turn of each record, and the number of its turns.
     """
-    # A sum knows no order, so each turn's place goes into its hash. Sums of 64 bits may overflow.
+    # The hash is a sum, which does not depend on the order. So the place of a turn goes into its
+    # own hash first. The sum may overflow 64 bits; that does no harm to a hash.
     place = np.arange(len(questions), dtype=np.uint64) - np.repeat(starts, turns).astype(np.uint64)
     with np.errstate(over="ignore"):
         said: Hashes = np.add.reduceat(mixed(questions ^ mixed(place, 1), 2), starts)
@@ -199,9 +206,9 @@ def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: np
 
 
 def mixed(values: Hashes, seed: int) -> Hashes:
-    """A pseudo-random number for each value and seed.
+    """A pseudo-random number of 64 bits for each value, which also depends on the seed.
 
-    The finaliser of SplitMix64 (Steele et al. 2014).
+    These are the last steps of SplitMix64 (Steele, Lea and Flood 2014). Overflow is part of it.
     """
     with np.errstate(over="ignore"):
         z: Hashes = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)

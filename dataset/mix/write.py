@@ -31,18 +31,18 @@ OUTPUTS = {
 """(stage, whether held out) -> file name."""
 _DROPPED, _TRAIN = int(Side.DROPPED), int(Side.TRAIN)
 _SPLIT_NAMES = {int(Side.VALIDATION): "validation", int(Side.TEST): "test"}
-"""As plain numbers, which compare faster than the members of an enum."""
+"""Plain numbers, because they compare faster than the members of an enum."""
 BUCKET_BYTES = 64 << 20
-"""Size that a bucket of the shuffle may have in memory."""
+"""Bytes of a bucket of the shuffle, as long as MAX_BUCKETS are enough."""
 MAX_BUCKETS = 64
-"""Files open at once for one output; some systems allow a process only 256."""
+"""Buckets of one output. Each is an open file, and some systems allow a process only 256 files."""
 
 
 class ShuffledLines:
-    """Lines to write in a random order, without holding them all in memory.
+    """Lines to write in a random order, without all of them in memory at once.
 
-    Each line goes to a random bucket on the disk, and each bucket is shuffled in memory. The
-    buckets are unnamed files, which vanish with the process.
+    Each line goes to a random bucket on the disk. Then each bucket is shuffled in memory. The
+    buckets are unnamed files, which disappear with the process.
     """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
@@ -55,13 +55,16 @@ class ShuffledLines:
             self.buckets.append(stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 17)))  # noqa: SIM115
 
     def add(self, line: bytes, copies: int = 1) -> None:
-        """Take a line, as often as it is to be written."""
+        """Take a line that is to be written `copies` times."""
         for _ in range(copies):
             self.buckets[int(self.rng.random() * len(self.buckets))].write(line)
         self.count += copies
 
     def write(self, path: Path) -> str:
-        """Write everything to `path` at once, and give the buckets back. Returns: its SHA-256."""
+        """Write all lines to `path` in random order, and close the buckets.
+
+        Returns: its SHA-256.
+        """
         digest = hashlib.sha256()
         with atomic_write(path, "wb") as file:
             for bucket in self.buckets:
@@ -78,8 +81,11 @@ class ShuffledLines:
 def write_outputs(
     scan: Scan, choice: Choice, sources: Sequence[Source], config: MixConfig, folder: Path, bar: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Write the six files. Returns: name -> records and SHA-256. Raises: UserError when a source
-    changed meanwhile."""
+    """Write the six files.
+
+    Returns: name -> records and SHA-256.
+    Raises: UserError when a source has changed since the first pass, or a file can't be written.
+    """
     expected = _expected_bytes(scan, choice, sources)
     try:
         with ExitStack() as stack:
@@ -92,7 +98,7 @@ def write_outputs(
                 _write_source(source, choice.sides[span], choice.copies[span], config, outputs, bar)
                 if file_state(source.path) != found.state:
                     raise _changed(source)
-            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the files of an older mix are going
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # now the files of an older mix are replaced
             return {
                 name: {"records": outputs[key].count, "sha256": outputs[key].write(folder / name)}
                 for key, name in OUTPUTS.items()
@@ -106,10 +112,10 @@ def _changed(source: Source) -> UserError:
 
 
 def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> dict[tuple[str, bool], int]:
-    """Roughly the size of each output, from the mean size of each source's records."""
+    """About how many bytes each output gets, by the mean size of each source's records."""
     expected = dict.fromkeys(OUTPUTS, 0)
     for source, found, span in zip(sources, scan.of_source, scan.spans(), strict=True):
-        mean = found.size / max(found.count, 1) + 100  # bytes; 100 for the fields that a record gains
+        mean = found.size / max(found.count, 1) + 100  # bytes; 100 for the fields that we add
         copies = int(choice.copies[span].sum())
         once = int(np.count_nonzero(choice.copies[span]))
         heldout = int(np.count_nonzero(is_heldout(choice.sides[span])))
@@ -121,7 +127,7 @@ def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> di
 
 
 def _stages(category: str) -> tuple[str, ...]:
-    """The stages that the records of a category are for."""
+    """The stages that train on the records of a category."""
     if category == "preference":
         return ("dpo",)
     return ("pretrain", "sft") if category in CHAT_CATEGORIES else ("pretrain",)
@@ -135,12 +141,15 @@ def _write_source(
     outputs: Mapping[tuple[str, bool], ShuffledLines],
     bar: Progress,
 ) -> None:
-    """Give the records of one source to their outputs. Raises: UserError where it has changed."""
-    # A memoryview gives plain numbers, several times as fast as an array does.
+    """Give the records of one source to their outputs.
+
+    Raises: UserError when the source has changed since the first pass.
+    """
+    # To read single numbers, a memoryview is several times as fast as an array.
     sides, copies = memoryview(side_of), memoryview(copies_of)  # type: ignore[arg-type]
 
     def is_written(position: int) -> bool:
-        if position >= len(sides):  # the file has grown: that is told once it is read
+        if position >= len(sides):  # the file has grown; `write_outputs` notices it afterwards
             return False
         side = sides[position]
         return bool(copies[position]) if side == _TRAIN else side != _DROPPED
@@ -160,7 +169,7 @@ def _write_source(
             if source.category == "corpus":
                 outputs["pretrain", heldout].add(text, times)
                 continue
-            # A conversation is repeated for SFT alone; pretraining sees its text once.
+            # Only SFT repeats a conversation. Pretraining sees its text once.
             outputs["pretrain", heldout].add(text)
             outputs["sft", heldout].add(json_line({**record.fields, **gained}), times)
         else:
