@@ -1,4 +1,4 @@
-"""Which columns hold a question, a passage or an answer; the question that they make up."""
+"""The columns (fields) that hold a question, a passage or an answer, and how they are joined."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ ANSWERS = ("output", "response", "completion", "answer", "golden", "target", "å›
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str:
-    """A question's or a passage's text. Raises: BadRecord."""
+    """The text of a question or a passage. A passage may be a list of texts. Raises: BadRecord."""
     value = fields[name]
     if isinstance(value, list) and name in PASSAGES and all(isinstance(part, str) for part in value):
         return "\n".join(value)
@@ -36,7 +36,10 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
 
 
 def question_parts(fields: Mapping[str, Any]) -> list[str]:
-    """What makes up the question: the task, the passage, the question itself, each text once."""
+    """The parts of a question: the task, the passage, the question itself, equal texts only once.
+
+    Raises: BadRecord for a part that is not text.
+    """
     parts: list[str] = []
     for name in (*TASKS, *PASSAGES, *QUERIES):
         if not fields.get(name):

@@ -1,4 +1,4 @@
-"""A whole conversation: its turns, and what stands beside them (history, system text, tools)."""
+"""A whole conversation: its turns, and the fields beside them (history, system text, tools)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,13 @@ from dataset.records.spoken import spoken_turns
 from dataset.records.turns import MEDIA, named_entries, read_history, read_turns, user_turn
 
 _SYSTEMS = ("system", "system_prompt", "system_message", "meta_instruction")
+"""Names of a system text beside a conversation."""
 _BAD_ANSWER = ("label", "kto_tag")
-"""KTO's mark of a single answer: good or bad."""
+"""KTO's fields that say whether an answer is good or bad."""
 
 
 def chat_record(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecord:
-    """A record of these messages, without foreign marks. Raises: BadRecord, LeftOut."""
+    """A record of these messages, without other formats' marks. Raises: BadRecord, LeftOut."""
     _refuse_unlearnable(fields)
     messages, marks = without_marks(messages)
     messages = checked(messages)
@@ -24,16 +25,17 @@ def chat_record(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecor
 
 
 def conversation_record(fields: Mapping[str, Any], turns: Any) -> ChatRecord:
-    """A list of turns, and what stands beside it."""
+    """A record of a list of turns and the fields beside it. Raises: BadRecord, LeftOut."""
     messages = with_surroundings(fields, read_turns(turns))
     refuse_elsewhere(fields, (*QUESTIONS, *PASSAGES), messages)
     return chat_record(fields, messages)
 
 
 def without_marks(messages: list[Message]) -> tuple[list[Message], int]:
-    """The turns without other formats' marks, and how many there were.
+    """The turns without the marks of other formats, and how many marks there were.
 
-    Raises: BadRecord where one turn holds several: who speaks where would be guesswork.
+    Marks inside a turn stay: somebody may talk about them.
+    Raises: BadRecord when one turn holds several turns: we would have to guess who speaks.
     """
     cleaned, count = [], 0
     for message in messages:
@@ -47,8 +49,8 @@ def without_marks(messages: list[Message]) -> tuple[list[Message], int]:
 
 
 def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
-    """Raises: LeftOut where the record says that its answer is bad, BadRecord where it holds
-    more than text."""
+    """Raises: LeftOut when a record says that its answer is bad or not for training; BadRecord when
+    it needs more than text, such as a picture."""
     for name in _BAD_ANSWER:
         value = fields.get(name)
         if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
@@ -65,10 +67,13 @@ def _refuse_unlearnable(fields: Mapping[str, Any]) -> None:
 
 
 def with_surroundings(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Add the history, the system text and the tools that stand beside a conversation instead of in
-    it."""
+    """A conversation with the history, the system text and the tools that are in fields beside it.
+
+    Raises: BadRecord when they contradict the conversation.
+    """
     earlier = read_history(fields.get("history"))
     if earlier:
+        # The history goes behind the conversation's own system message, unless it has one itself.
         start = int(bool(messages) and messages[0]["role"] == "system" != earlier[0]["role"])
         if not _begins_with(messages[start:], earlier):
             messages = [*messages[:start], *earlier, *messages[start:]]
@@ -76,6 +81,7 @@ def with_surroundings(fields: Mapping[str, Any], messages: list[Message]) -> lis
 
 
 def _begins_with(messages: list[Message], earlier: list[Message]) -> bool:
+    """Whether the history is already the beginning of the conversation."""
     return [said(m) for m in messages[: len(earlier)]] == [said(m) for m in earlier]
 
 
@@ -85,19 +91,23 @@ def said(message: Message) -> tuple[str, str]:
 
 
 def _bare(text: str) -> str:
-    """A text as it is compared with a turn that may have lost other formats' marks already: a
-    record that was brought into shape and written is read once more."""
+    """A text without the marks of other formats, to compare it with a turn.
+
+    A record that we wrote has lost them in its turns, but not in its other fields.
+    """
     return without_foreign_marks(text)[0].strip()
 
 
 def holds(messages: list[Message], text: str) -> bool:
-    """Whether a turn holds a text."""
+    """Whether some turn contains a text."""
     return any(text.strip() in m["content"] or _bare(text) in _bare(m["content"]) for m in messages)
 
 
 def refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages: list[Message]) -> None:
-    """A question or passage beside a conversation that does not hold it: its place is unclear.
+    """Refuse a question or passage beside a conversation that does not contain it.
 
+    We would have to guess where it belongs.
+    Args: names: the fields to check.
     Raises: BadRecord with the field's name.
     """
     for name in names:
@@ -115,7 +125,7 @@ def refuse_elsewhere(fields: Mapping[str, Any], names: tuple[str, ...], messages
 
 
 def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Add `system` and `tools` that stand beside the conversation instead of in it."""
+    """The conversation with `system` and `tools` of the fields beside it. Raises: BadRecord."""
     system, tools = _system(fields), fields.get("tools")
     if not system and not tools:
         return messages
@@ -133,7 +143,10 @@ def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mes
 
 
 def _system(fields: Mapping[str, Any]) -> str:
-    """The system text beside a question or a conversation, or empty."""
+    """The system text in the fields beside a question or a conversation; "" if there is none.
+
+    Raises: BadRecord when two fields differ.
+    """
     found = ""
     for name in _SYSTEMS:
         text = fields.get(name)
@@ -148,9 +161,9 @@ def _system(fields: Mapping[str, Any]) -> str:
 
 
 def checked(messages: list[Message]) -> list[Message]:
-    """The conversation up to the last answer that is learnt: what comes after it teaches nothing.
+    """The conversation up to its last answer with targets: what comes after it teaches nothing.
 
-    Raises: BadRecord, LeftOut.
+    Raises: BadRecord when it can't be rendered for training, LeftOut when no answer has targets.
     """
     if any(m["role"] == "assistant" for m in messages):
         end = len(messages)

@@ -1,8 +1,8 @@
-"""What a record file really is, whatever its name says: its encoding and its layout.
+"""What a record file really is, even if its name says otherwise: its encoding and its layout.
 
-Encodings: UTF-8, UTF-16, UTF-32, GB18030. Layouts: a record a line, a JSON array, records over
-several lines. All of it is told from the first bytes. A file that holds something else is refused
-with what it is.
+Encodings: UTF-8, UTF-16, UTF-32, GB18030. Layouts: one record a line, a JSON array, records over
+several lines. We find both from the first bytes. A file that holds something else is refused, and
+the error says what it is.
 """
 
 import codecs
@@ -15,8 +15,9 @@ from typing import IO, Any
 from configs.schema import UserError
 
 HEAD_BYTES = 1 << 16
-"""Bytes from which a file is told."""
+"""Bytes at the beginning of a file that decide what it is."""
 BLOCK_BYTES = 1 << 20
+"""Bytes that are read at once."""
 BOM = b"\xef\xbb\xbf"
 
 _BINARY = (
@@ -38,6 +39,7 @@ _BINARY = (
     (b"\xff\xd8\xff", "a JPEG picture", "remove it"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data", "git lfs pull, or download the file itself"),
 )  # fmt: skip
+"""First bytes of a file, what it is, and how to make lines of JSON of it."""
 _PICKLES = re.compile(rb"\x80[\x02-\x05][\x95}\]()c]")
 _MARKUP = re.compile(rb"\s*<(?:!DOCTYPE|html|head|\?xml)", re.IGNORECASE)
 _BOMS = (
@@ -50,13 +52,13 @@ _OTHERS = (("big5", "Big5"), ("shift_jis", "Shift JIS"), ("cp1252", "Windows-125
 ENCODING_NAMES = {"utf-8": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
                   "utf-32": "UTF-32", "gb18030": "GB18030 (GBK)"}  # fmt: skip
 FEW_LINES = 0.05
-"""Share of a file's lines that may be in another encoding before the whole file is taken to be."""
+"""If at most this share of a file's lines is in another encoding, only those lines are rejected."""
 LEAST_COMMON = 0.9
-"""Share of double bytes in the area of GB2312's characters from which text is taken for GB18030."""
+"""A text may be GB18030 if at least this share of its double bytes are characters of GB2312."""
 
 
 def refuse_foreign(head: bytes, where: str) -> None:
-    """Raises: UserError, with what it is and what to do, for a file that is not text."""
+    """Raises: UserError for a file that is not text. It says what the file is and what to do."""
     kind, remedy = "", ""
     for magic, name, advice in _BINARY:
         if head.startswith(magic):
@@ -81,13 +83,14 @@ def encoding_of(head: bytes, where: str) -> str:
         if head.startswith(mark):
             return codec
     if b"\0" in head:
+        # UTF-16 without a mark: one byte of each ASCII character is zero, always at the same side.
         even, odd = head[0::2].count(0), head[1::2].count(0)
         if max(even, odd) > 0.2 * len(head) / 2 and min(even, odd) * 10 < max(even, odd):
             return "utf-16-be" if even > odd else "utf-16-le"
     whole = _whole_lines(head)
     lines = [line for line in whole if not line.isascii()]
     if not lines or any(_decodes(line, "utf-8") for line in lines):
-        return "utf-8"  # single lines that are not are rejected one by one
+        return "utf-8"  # lines in another encoding are rejected one by one
     if all(_decodes(line, "gb18030") for line in lines) and _looks_chinese(b"".join(lines)):
         return "gb18030"
     likely = [(codec, name) for codec, name in _OTHERS if all(_decodes(line, codec) for line in lines)]
@@ -101,21 +104,24 @@ def encoding_of(head: bytes, where: str) -> str:
 
 
 def _whole_lines(head: bytes) -> list[bytes]:
-    """The lines of a file's head without the last one, which may be cut; a single one as it is."""
+    """The lines of a file's head, without the last one if it may be cut. A single line stays."""
     lines = head.removeprefix(BOM).split(b"\n")
     return lines[:-1] or lines if len(head) >= HEAD_BYTES else lines
 
 
 def _decodes(line: bytes, codec: str) -> bool:
+    """Whether a line is valid in an encoding."""
     try:
-        codecs.getincrementaldecoder(codec)().decode(line)  # which forgives a last character that is cut
+        codecs.getincrementaldecoder(codec)().decode(line)  # accepts a last character that is cut
     except UnicodeDecodeError:
         return False
     return True
 
 
 _DOUBLE = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
+"""A character of two bytes in GB18030."""
 _COMMON = re.compile(rb"[\xa1-\xa3\xb0-\xf7][\xa1-\xfe]")
+"""A character of GB2312, which has the common ones."""
 
 
 def is_chinese_gb18030(line: bytes) -> bool:
@@ -124,15 +130,16 @@ def is_chinese_gb18030(line: bytes) -> bool:
 
 
 def _looks_chinese(text: bytes) -> bool:
+    """Whether most characters of two bytes are common ones, as in Chinese text."""
     doubles = _DOUBLE.findall(text)
     return sum(bool(_COMMON.match(pair)) for pair in doubles) >= LEAST_COMMON * len(doubles) > 0
 
 
 class Transcoded(io.RawIOBase):
-    """A file of another encoding, read as UTF-8. What can't be decoded stays as it is, and makes
-    its line invalid.
+    """A file of another encoding, read as UTF-8.
 
-    Raises, while it is read: UserError where the file ends within a character.
+    Bytes that can't be decoded stay as they are, so that their line is rejected later.
+    Raises: UserError, while it is read, when the file ends within a character.
     """
 
     def __init__(self, file: IO[bytes], codec: str, where: str) -> None:
@@ -161,14 +168,16 @@ class Transcoded(io.RawIOBase):
 
 
 def head_of(file: IO[bytes]) -> bytes:
-    """A file's first bytes, which are not consumed."""
+    """The first bytes of a file. The next read gives them again."""
     head: bytes = file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined]  # a BufferedReader
     return head
 
 
 def unicode_file(file: IO[bytes], where: str) -> tuple[IO[bytes], str]:
-    """The file, read as UTF-8, and what its encoding was. Raises: UserError for one that is no
-    text."""
+    """The file as UTF-8, and the name of its own encoding.
+
+    Raises: UserError for a file that is not text, or in an encoding that we can't read.
+    """
     head = head_of(file)
     refuse_foreign(head, where)
     codec = encoding_of(head, where)
@@ -180,13 +189,18 @@ def unicode_file(file: IO[bytes], where: str) -> tuple[IO[bytes], str]:
 # --- layout ---------------------------------------------------------------------------------------
 
 _SCANNER = json.JSONDecoder(parse_int=float)
-"""Finds where a value ends; a whole number of 5,000 digits is no error here."""
+"""Finds where a value ends. `parse_int=float`, because Python refuses whole numbers with too many
+digits."""
 _BETWEEN = re.compile(r"[\s,]*")
+"""What may be between two values of an array."""
 
 
 def is_multi_line(head: bytes) -> bool:
-    """Whether a file (its head, in UTF-8) holds a JSON array, or JSON values that go over several
-    lines, instead of a value a line. Lines that each hold an array are lines."""
+    """Whether a file holds a JSON array, or JSON values over several lines, not one value a line.
+
+    Args: head: its first bytes, in UTF-8.
+    """
+    # Lines that each hold a whole array are still one value a line.
     text = head.removeprefix(BOM).decode("utf-8", "replace").lstrip()
     first_line = text.split("\n", 1)[0]
     if text[:1] == "[":
@@ -201,6 +215,7 @@ def is_multi_line(head: bytes) -> bool:
 
 
 def _end_of_value(text: str, start: int) -> int | None:
+    """The place after the JSON value that begins at `start`; None if none ends in the text."""
     try:
         return _SCANNER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -208,10 +223,10 @@ def _end_of_value(text: str, start: int) -> int | None:
 
 
 def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, bytes]]:
-    """The values of a JSON array, or one after the other, with the lines on which they begin.
+    """The values of a JSON array, or JSON values in a row, each with the line on which it begins.
 
-    `limit`: bytes of the largest value.
-    Raises: UserError where the text is not JSON: what follows could not be read.
+    Args: limit: characters of the largest value.
+    Raises: UserError when something is not JSON, because nothing after it can be read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, position, line, depth, ended = "", 0, 1, 0, False
@@ -254,7 +269,7 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
 
 
 def _no_value(where: str, text: str, ended: bool, limit: int) -> UserError:
-    """Why no JSON value begins here."""
+    """The error when no JSON value can be read here."""
     try:
         _SCANNER.raw_decode(text)
     except json.JSONDecodeError as error:
@@ -308,7 +323,7 @@ _TABLE_WORDS |= {
 
 
 def refuse_table(head: bytes, where: str) -> None:
-    """Raises: UserError for a table (CSV or TSV) whose name says that it holds lines of JSON."""
+    """Raises: UserError for a table (CSV or TSV) whose name ends as if it held lines of JSON."""
     lines = head.removeprefix(BOM).decode("utf-8", "replace").strip().splitlines()[:20]
     if not lines or any(line.lstrip()[:1] in ("{", "[") for line in lines):
         return
@@ -320,7 +335,7 @@ def refuse_table(head: bytes, where: str) -> None:
 
 
 def why_no_json(text: str) -> str:
-    """What a line that is not JSON seems to be, for the reason of its rejection."""
+    """What a line that is not JSON seems to be: the reason why the record is rejected."""
     start = text.lstrip()[:1]
     if re.match(r"\s*[{\[]\s*'", text):
         return "a Python dict (single quotes), not JSON: write it with json.dumps"

@@ -1,4 +1,4 @@
-"""Record files, read with line numbers: JSON lines, a JSON array or CSV, packed or not."""
+"""Reading record files, with line numbers: JSON lines, a JSON array or CSV, also .gz and .xz."""
 
 import csv
 import gzip
@@ -26,14 +26,14 @@ from dataset.records.record import BadRecord
 from dataset.records.shapes import parse_record
 
 MAX_LINE_BYTES = 64 << 20
-"""A longer line is rejected without being held in memory."""
+"""Bytes. A longer line is rejected and never held in memory as a whole."""
 READ_BLOCK_BYTES = 1 << 20
 PLAIN_SUFFIXES = (".jsonl", ".json", ".csv")
 PACKED_SUFFIXES = (".gz", ".xz")
 
 
 def is_source(path: Path) -> bool:
-    """Whether a file's name says that it holds records."""
+    """Whether a file's name ends in .jsonl, .json or .csv (also with .gz or .xz)."""
     return bare_name(path).lower().endswith(PLAIN_SUFFIXES)
 
 
@@ -43,7 +43,7 @@ def bare_name(path: Path) -> str:
 
 
 class _Watched(io.RawIOBase):
-    """A file as it lies on the disk; tells a hash and a progress bar which bytes are read."""
+    """The bytes of a file on the disk. A function, such as a hash, sees each block that is read."""
 
     def __init__(self, file: io.FileIO, on_bytes: Callable[[memoryview], object] | None) -> None:
         self.file, self.on_bytes = file, on_bytes
@@ -59,7 +59,7 @@ class _Watched(io.RawIOBase):
 
 
 class _Filled(io.RawIOBase):
-    """A packed file, read in whole blocks: its first bytes tell what it is."""
+    """A packed file whose reads are always full, so that one read gives enough of its beginning."""
 
     def __init__(self, file: gzip.GzipFile | lzma.LZMAFile) -> None:
         self.file = file
@@ -75,9 +75,10 @@ class _Filled(io.RawIOBase):
 
 @contextmanager
 def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[IO[bytes]]:
-    """Open a record file for reading, unpacked where its name ends in `.gz` or `.xz`.
+    """Open a record file for reading. It is unpacked if its name ends in `.gz` or `.xz`.
 
-    Raises: UserError when it can't be read or its packing is damaged, also while it is being read.
+    Args: on_bytes: is called with each block as it is on the disk.
+    Raises: UserError when the file can't be read or is damaged, also later, while it is being read.
     """
     try:
         with ExitStack() as stack:
@@ -102,10 +103,11 @@ def open_source(path: Path, on_bytes: Callable[[memoryview], object] | None = No
 
 
 def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = None) -> Iterator[tuple[int, Item]]:
-    """The records of a file with their line numbers, from 1: lines of JSON, the values of a JSON
-    array, or rows of CSV; in UTF-8, UTF-16, UTF-32 or GB18030. Blank lines are left out.
+    """The records of a file with their line numbers, from 1. Blank lines are left out.
 
-    Raises: UserError for a file that is something else, with what it is.
+    They are lines of JSON, the values of a JSON array, or rows of CSV, in UTF-8, UTF-16, UTF-32 or
+    GB18030.
+    Raises: UserError for a file that is something else; it says what the file seems to be.
     """
     with open_source(path, on_bytes) as packed:
         file, _ = unicode_file(packed, display(path))
@@ -120,13 +122,12 @@ def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = Non
 
 
 def _is_table(path: Path, head: bytes) -> bool:
-    """Whether a file is CSV by its name, and no JSON by its first character."""
+    """Whether a file is CSV: its name says so, and its first character is not that of JSON."""
     return bare_name(path).lower().endswith(".csv") and not head.removeprefix(BOM).lstrip().startswith((b"{", b"["))
 
 
 def format_of(path: Path) -> str:
-    """What a file is where that is not plain lines in UTF-8, such as `GB18030 (GBK), a JSON array`;
-    else empty."""
+    """What a file is, such as `GB18030 (GBK), a JSON array`; "" for plain lines in UTF-8."""
     with open_source(path) as packed:
         file, codec = unicode_file(packed, display(path))
         head = head_of(file)
@@ -139,12 +140,14 @@ def format_of(path: Path) -> str:
 
 
 def _read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | BadItem]]:
+    """The lines of a file with their numbers, without blank ones."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 2):
         number += 1
         if number == 1 and line.startswith(BOM):
             line = line[len(BOM) :]
         if len(line) > MAX_LINE_BYTES and len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES:
+            # Read the rest of the long line in blocks and forget them.
             head, ended = line[:HEAD_BYTES], line.endswith(b"\n")
             del line
             while not ended and (rest := file.readline(READ_BLOCK_BYTES)):
@@ -155,7 +158,7 @@ def _read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | BadItem]]:
 
 
 def _read_rows(lines: Iterator[tuple[int, bytes | BadItem]]) -> Iterator[tuple[int, Item]]:
-    """Rows of a CSV file as dicts by its header; a cell may hold line ends."""
+    """The rows of a CSV file as dicts by its header. A cell may hold line ends."""
     bad: list[tuple[int, BadItem]] = []
     numbers = [0]
 
@@ -196,8 +199,10 @@ def _read_rows(lines: Iterator[tuple[int, bytes | BadItem]]) -> Iterator[tuple[i
 
 
 def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a file with their line numbers, brought into shape. Raises: UserError with
-    file and line at the first bad one."""
+    """The records of a file in our shapes, with their line numbers.
+
+    Raises: UserError with file and line at the first bad one.
+    """
     for number, item in read_items(path):
         try:
             record = parse_record(decode_item(item, {}))
@@ -207,11 +212,11 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def bad_line(where: str, problem: Exception) -> UserError:
-    """The message for a record that can't be used, in both languages."""
+    """The error for a record that can't be used. `where`: file and line."""
     chinese = problem.chinese if isinstance(problem, UserError) else "这条记录不可用"
     return UserError(f"{where}: {str(problem).rstrip('.')}. Fix or remove that line.", f"{chinese}，请修改或删除该行")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file. Raises: as `numbered_records`."""
+    """The records of a file in our shapes. Raises: UserError at the first bad one."""
     return (record for _, record in numbered_records(path))

@@ -1,7 +1,8 @@
 """Marks of other chat formats inside texts, such as `<|im_start|>` and `<s>`: they are taken out.
 
-Our tokenizer knows none of them, so they would be learnt as text: 16 of 40 tokens of an exchange in
-minimind's format. They are borders between turns or documents, and become line ends.
+Our tokenizer does not know them, so the model would learn them as text. In an exchange in
+minimind's format that would be 16 of 40 tokens. They separate turns or documents, so they become
+line ends.
 """
 
 import re
@@ -11,7 +12,7 @@ _TURN = re.compile(
     rf"<\|im_start\|>[ \t]*{_ROLE}|<\|start_header_id\|>[ \t]*{_ROLE}|<start_of_turn>[ \t]*{_ROLE}"
     r"|<\|(?:Human|MOSS|user|assistant)\|>|<｜(?:User|Assistant)｜>|\[/INST\]"
 )
-"""What begins a turn."""
+"""A mark that begins a turn."""
 _BORDER = re.compile(
     rf"<\|im_start\|>(?:[ \t]*{_ROLE}[ \t]*\n)?|<\|im_end\|>"  # ChatML: Qwen, minimind since 2025
     rf"|<\|start_header_id\|>[ \t]*{_ROLE}[ \t]*<\|end_header_id\|>|<\|(?:begin|end)_of_text\|>|<\|eot_id\|>"  # Llama 3
@@ -22,17 +23,19 @@ _BORDER = re.compile(
     r"|\[/?INST\]|<</?SYS>>"  # Llama 2
     r"|<\|endoftext\|>|<bos>|<eos>"  # GPT-2, Qwen, Gemma
 )
+"""Any mark."""
 _SENTENCE = re.compile(r"</?s>")
-"""Llama 2 and older minimind files. Also HTML's mark for text that is struck out."""
+"""A mark of Llama 2 and of older minimind files. In HTML it means text that is struck out."""
 _SPACES = re.compile(r"[ \t]*\n\s*")
 
 
 def without_foreign_marks(text: str) -> tuple[str, int]:
-    """The text with a line end in place of other formats' marks, and how many marks there were.
+    """The text with line ends instead of the marks of other formats, and how many marks there were.
 
-    `<s>` and `</s>` count only in a text that begins with the first or ends with the second. A
-    text without marks is returned as it is.
+    `<s>` and `</s>` are marks only if the text begins with `<s>` or ends with `</s>`. A text
+    without marks is returned unchanged.
     """
+    # Almost all texts hold no mark, and this test is much faster than the regular expressions.
     if "<" not in text and "INST]" not in text and "[gMASK]" not in text:
         return text, 0
     cleaned, count = _BORDER.subn("\n", text)
@@ -44,8 +47,10 @@ def without_foreign_marks(text: str) -> tuple[str, int]:
 
 
 def is_wrapped(text: str) -> bool:
-    """Whether a turn's text stands between marks: it begins with a mark and a role, or ends with a
-    mark. Marks that somebody talks about stay."""
+    """Whether a turn's text is wrapped in marks: it begins with one and a role, or ends with one.
+
+    Other marks stay, because somebody may talk about them.
+    """
     bare = text.strip()
     *_, last = [0, *(mark.end() for mark in _BORDER.finditer(bare))]
     ends_so = bare.endswith("</s>") and "<s>" not in bare[1:]  # else HTML's mark
@@ -53,5 +58,5 @@ def is_wrapped(text: str) -> bool:
 
 
 def holds_turns(text: str) -> bool:
-    """Whether the text of a single turn holds other turns, marked as other formats do."""
+    """Whether the text of a single turn holds several turns, with the marks of other formats."""
     return sum(bool(without_foreign_marks(piece)[0].strip()) for piece in _TURN.split(text)) > 1

@@ -11,8 +11,10 @@ from dataset.records.turns import assistant_turn, read_turns, user_turn
 
 
 def question_and_answer(fields: Mapping[str, Any]) -> ChatRecord:
-    """`instruction` and `input` to `output`, and the same under other names, with an optional
-    `history`."""
+    """`instruction` and `input` with `output`, also under other names, with an optional `history`.
+
+    Raises: BadRecord, LeftOut.
+    """
     given = [fields[name] for name in ANSWERS if fields.get(name) is not None]
     answer = next((value for value in given if value != ""), given[0])
     if isinstance(answer, list) or any(isinstance(fields.get(name), list) for name in QUESTIONS):
@@ -32,7 +34,7 @@ def question_and_answer(fields: Mapping[str, Any]) -> ChatRecord:
 
 
 def _with_passage(fields: Mapping[str, Any], parts: list[str]) -> list[str]:
-    """Add `text`: a passage, unless it is (Alpaca) the whole exchange once more."""
+    """The question with `text`, a passage. In Alpaca `text` repeats the exchange: it stays out."""
     text = fields.get("text")
     if not isinstance(text, str) or not text.strip():
         return parts
@@ -42,7 +44,10 @@ def _with_passage(fields: Mapping[str, Any], parts: list[str]) -> list[str]:
 
 
 def _prompt_and_completion(fields: Mapping[str, Any], answer: Any) -> ChatRecord:
-    """trl's conversational prompt and completion: the completion alone is learnt."""
+    """trl's conversational prompt and completion. Only the completion has targets.
+
+    Raises: BadRecord, LeftOut.
+    """
     turns = next((fields[name] for name in QUESTIONS if isinstance(fields.get(name), list) and fields[name]), None)
     parts = question_parts(fields) if turns is None else []
     if turns is None and not parts:
@@ -63,8 +68,10 @@ def _prompt_and_completion(fields: Mapping[str, Any], answer: Any) -> ChatRecord
 
 
 def first_answer(answers: Any) -> Any:
-    """SQuAD's and CMRC's `answers`: `{"text": [...]}`, or a list of texts or of objects with a
-    text; the first one."""
+    """The first of the `answers` of SQuAD and CMRC. Raises: BadRecord.
+
+    They are `{"text": [...]}`, or a list of texts, or a list of objects with a `text`.
+    """
     if isinstance(answers, dict):
         answers = answers.get("text")
     first = answers[0] if isinstance(answers, list) and answers else answers

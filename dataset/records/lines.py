@@ -9,24 +9,24 @@ from dataset.records.file_kinds import is_chinese_gb18030, why_no_json
 from dataset.records.record import BadRecord
 
 HEAD_BYTES = 800
-"""Bytes of a rejected line that are kept to show it."""
+"""Bytes of a rejected line that are kept, so that we can show its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadItem:
-    """A line that can't even be read as JSON or as a row."""
+    """A line or row that can't be read, with the reason and its first bytes."""
 
     reason: str
     head: bytes
 
 
 Item = bytes | dict[str, str] | BadItem
-"""A line of JSON, a row of CSV, or neither."""
+"""A line of JSON (bytes), a row of CSV (dict), or what can't be read."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which no key stands twice: the first value would be lost. Raises:
-    BadRecord."""
+    """A JSON object. Raises: BadRecord for a key that is there twice, because Python would lose the
+    first value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise BadRecord("a key twice in one JSON object")
@@ -34,15 +34,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
-"""NaN and Infinity, which are not JSON, become null: a column of somebody's scores is no reason to
-lose a record."""
+"""NaN and Infinity are not JSON, but data sets have them in columns of scores. They become null."""
 _LENIENT = json.JSONDecoder(
     parse_constant=lambda _: None, parse_int=lambda digits: _whole_number(digits), object_pairs_hook=_object
 )
 
 
+"""The same, also for whole numbers with more digits than Python reads (4,300). It is slower."""
+
+
 def _whole_number(digits: str) -> int | str:
-    """The number; as text where Python refuses to read so many digits."""
+    """The number, or its digits as text if Python refuses to read so many."""
     try:
         return int(digits)
     except ValueError:
@@ -50,9 +52,9 @@ def _whole_number(digits: str) -> int | str:
 
 
 def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
-    """The record in a line or row. `fill` maps placeholders such as `{{name}}` to what replaces
-    them.
+    """The record in a line or row.
 
+    Args: fill: placeholder, such as `{{name}}` -> what replaces it.
     Raises: BadRecord.
     """
     if isinstance(item, BadItem):
@@ -83,6 +85,7 @@ _JSON_KINDS = {list: "a list", str: "a string", type(None): "null", bool: "true 
 
 
 def _decoded(text: str) -> Any:
+    """The value of a line of JSON. Raises: BadRecord with what the line seems to be instead."""
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError):
@@ -94,7 +97,7 @@ def _decoded(text: str) -> Any:
 
 
 def _refuse_half_characters(fields: dict[str, Any]) -> None:
-    """An escape such as \\ud800 alone is no character and could never be written again."""
+    """Raises: BadRecord for half of a surrogate pair, such as \\ud800: UTF-8 can't hold it."""
     try:
         json.dumps(fields, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -102,7 +105,7 @@ def _refuse_half_characters(fields: dict[str, Any]) -> None:
 
 
 def shown_text(item: Item) -> str:
-    """The first 200 characters of a line or row, for a person who looks for what is wrong."""
+    """The first 200 characters of a line or row, so that a person can see what is wrong."""
     if isinstance(item, dict):
         return ",".join(item.values())[:200]
     head = item.head if isinstance(item, BadItem) else item[:HEAD_BYTES]
@@ -113,5 +116,5 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """A record as it is written: a line of JSON in UTF-8, with its line end."""
+    """A record as a line of JSON in UTF-8, with its line end."""
     return _ENCODER.encode(record).encode("utf-8") + b"\n"

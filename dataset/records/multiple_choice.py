@@ -1,4 +1,4 @@
-"""Multiple choice (question, options A to D, answer) as a question and its answer."""
+"""Multiple choice (question, options A, B, ... and answer) as a question and its answer."""
 
 import re
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ _OWN_LETTER = re.compile(r"^\s*[(（]?[A-H]\s*[)）.．、:：]\s*")
 
 
 def is_multiple_choice(fields: Mapping[str, Any]) -> bool:
-    """Whether a record has lettered options, each in a column or all in one."""
+    """Whether a record has options, each in a column named by its letter, or all in one column."""
     return ("A" in fields and "B" in fields) or any(isinstance(fields.get(name), list | dict) for name in _CHOICES)
 
 
 def multiple_choice(fields: Mapping[str, Any]) -> tuple[str, str]:
-    """Question with lettered options, and the answer with its letter."""
+    """The question with its lettered options, and the answer with its letter. Raises: BadRecord."""
     if not any(isinstance(fields.get(name), str) and fields[name].strip() for name in QUESTIONS):
         raise BadRecord("multiple choice without a question")
     options = _options(fields)
@@ -29,6 +29,7 @@ def multiple_choice(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _options(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Letter -> text of each option, without a letter in the text itself. Raises: BadRecord."""
     listed = next((fields[name] for name in _CHOICES if isinstance(fields.get(name), list | dict)), None)
     if isinstance(listed, dict):
         options = dict(listed)
@@ -45,7 +46,10 @@ def _options(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _answer_letter(fields: Mapping[str, Any], options: dict[str, str]) -> str:
-    """The right option, given by letter, by index from 0, or by its text."""
+    """The letter of the right option. It is given as a letter, an index from 0, or the text.
+
+    Raises: BadRecord when it is none of the options.
+    """
     given = next(
         (fields[name] for name in ("answer", "Answer", "label") if fields.get(name) not in (None, "", [])), None
     )

@@ -1,4 +1,4 @@
-"""Preference pairs: `chosen` and `rejected` as lists or texts, OpenAI's and ms-swift's ways."""
+"""Preference pairs: `chosen` and `rejected` as lists or texts; also those of OpenAI, ms-swift."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,10 @@ from dataset.records.turns import MEDIA, assistant_turn, read_turn, read_turns, 
 
 
 def preference_record(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> PreferenceRecord:
-    """A pair out of its two answers and what stands beside them. Raises: BadRecord, LeftOut."""
+    """A pair from its two answers (or conversations) and the fields beside them.
+
+    Raises: BadRecord, LeftOut.
+    """
     for name in MEDIA:
         if fields.get(name):
             raise BadRecord(f"{name}: the record needs more than its text")
@@ -36,7 +39,8 @@ def preference_record(fields: Mapping[str, Any], chosen: Any, rejected: Any) -> 
 
 
 def openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
-    """`input` with `messages` and `tools`, `preferred_output`, `non_preferred_output`."""
+    """OpenAI's shape: `input` with `messages` and `tools`, `preferred_output`,
+    `non_preferred_output`. Raises: BadRecord, LeftOut."""
     given = fields.get("input")
     if not isinstance(given, dict):
         raise BadRecord("input is not an object with messages")
@@ -50,14 +54,16 @@ def openai_preference(fields: Mapping[str, Any]) -> PreferenceRecord:
 
 
 def _sides_of(record: PreferenceRecord) -> dict[str, Any]:
+    """The two fields of our shape."""
     return {"chosen": record.chosen, "rejected": record.rejected}
 
 
 def swift_preference(fields: Mapping[str, Any], chosen: Record, rejected: Any) -> PreferenceRecord:
-    """ms-swift: a conversation with a good answer, and beside it a worse one, or a worse
-    conversation.
+    """ms-swift's shape: a conversation with a good answer, and a worse answer or conversation.
 
-    `fields`: without the worse one. `chosen`: the same, brought into shape.
+    Args: fields: the record without the worse one. chosen: the same in our shape. rejected: the
+    worse one.
+    Raises: BadRecord, LeftOut.
     """
     if not isinstance(chosen, ChatRecord):
         raise BadRecord("rejected_response beside no conversation")
@@ -74,8 +80,10 @@ def swift_preference(fields: Mapping[str, Any], chosen: Record, rejected: Any) -
 
 
 def _prompt(fields: Mapping[str, Any]) -> list[Message]:
-    """The turns before the two answers, where they stand apart from them, without history and
-    system text."""
+    """The turns before the two answers, if a field of their own holds them; else none.
+
+    History and system text are not among them. Raises: BadRecord.
+    """
     messages: list[Message] = []
     for name in (*CONVERSATIONS, *QUESTIONS):
         if isinstance(fields.get(name), list):
@@ -91,7 +99,7 @@ def _prompt(fields: Mapping[str, Any]) -> list[Message]:
         return messages
     parts = question_parts(fields)
     if not any(fields.get(name) for name in QUESTIONS):
-        return []  # a passage alone is no prompt; beside whole conversations it is looked for in them
+        return []  # a passage alone is no prompt; `_side` looks for it in the conversations
     earlier = spoken_turns(parts[0]) if len(parts) == 1 else []
     if earlier and earlier[-1]["role"] == "assistant" and not earlier[-1]["content"]:
         return earlier[:-1]
@@ -99,7 +107,7 @@ def _prompt(fields: Mapping[str, Any]) -> list[Message]:
 
 
 def _side(value: Any, fields: Mapping[str, Any], before: list[Message]) -> list[Message]:
-    """One of the two conversations, whole."""
+    """One of the two conversations, whole. `before`: as `_prompt` gives it. Raises: BadRecord."""
     if isinstance(value, str) and not before:
         messages = spoken_turns(value)
         if not messages:

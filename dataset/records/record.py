@@ -1,4 +1,4 @@
-"""The three shapes of a record: text, conversation, preference pair; why one can't be used."""
+"""The three shapes of a record: text, conversation, preference pair; the error for a bad one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +7,11 @@ Message = dict[str, Any]
 
 
 class BadRecord(Exception):
-    """A record that can't be used. The message is a fixed phrase, by which such records are
-    counted."""
+    """A record that can't be used. The message is the reason, by which the mix counts records."""
 
 
 class LeftOut(BadRecord):
-    """A record that is sound, and says itself that it is not to be learnt."""
+    """A good record that itself says that nobody should train on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +20,16 @@ class TextRecord:
 
     text: str
     fields: dict[str, Any]
-    """The whole record: its own fields and the ones brought into shape."""
+    """The whole record: its own fields, and those of our shape."""
     marks: int = 0
-    """Marks of other chat formats that became line ends."""
+    """How many marks of other chat formats became line ends."""
 
     def plain_text(self) -> str:
         """The document."""
         return self.text
 
     def questions(self) -> list[str]:
-        """A document asks nothing."""
+        """Empty: a document has no user."""
         return []
 
 
@@ -44,8 +43,7 @@ class ChatRecord:
     """As in `TextRecord`."""
 
     def plain_text(self) -> str:
-        """What user and assistant say, a turn a line, without the turns that are not to be
-        learnt."""
+        """What user and assistant say, one turn a line, without turns whose `loss` is false."""
         said = [m for m in self.messages if m["role"] in {"user", "assistant"} and m.get("loss") is not False]
         return "\n".join(m["content"] for m in said if m["content"])
 
@@ -56,7 +54,7 @@ class ChatRecord:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRecord:
-    """Two conversations that differ in the last answer alone."""
+    """Two conversations that differ only in the last answer."""
 
     chosen: list[Message]
     rejected: list[Message]

@@ -7,10 +7,10 @@
 - preference pairs: `chosen`/`rejected` as lists, or as strings with a `prompt`; OpenAI, ms-swift
 - multiple choice: question, A to D, answer; in JSON lines or in CSV
 
-Some fields change the meaning: history, system, context, a mark that an answer is bad. Such a field
-takes its place, or the record is refused by the field's name. docs/formats.md has the table. A
-record keeps its own fields. What is brought into shape goes to `text`, `conversations`, or `chosen`
-and `rejected`.
+Some fields change the meaning: history, system, context, a mark that an answer is bad. We put such
+a field where it belongs, or refuse the record and name the field. docs/formats.md has the table. A
+record keeps its own fields. Our shape is in `text`, in `conversations`, or in `chosen` and
+`rejected`.
 """
 
 from collections.abc import Mapping
@@ -27,18 +27,19 @@ from dataset.records.spoken import moss_plain_turns, moss_turns
 from dataset.records.turns import assistant_turn, user_turn
 
 _LISTS_OF_TURNS = ("items", "dialog", "dialogue", "turns", "chat_rounds")
-"""The same under names that other things bear too: taken where they are lists of objects."""
+"""Other names of a list of turns. They may also mean something else, so the value must be a list of
+objects."""
 _DOCUMENTS = ("content", "raw_content", "正文", "内容", "文本")
-"""A document where there is no `text` and no question."""
+"""Names of a document, if the record has no `text` and no question."""
 _WORSE = ("rejected_response", "rejected_messages")
 """ms-swift's names for the worse answer, or the worse conversation."""
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
-    """Bring one record into shape. Every field whose meaning is known takes its place:
-    docs/formats.md lists them.
+    """Bring one record into one of our three shapes. docs/formats.md lists the fields that we know.
 
-    Raises: BadRecord with the reason, LeftOut for what is marked as not to be learnt.
+    The order of the questions matters: a record often has fields of several shapes.
+    Raises: BadRecord with the reason, LeftOut for a record that is marked as not for training.
     """
     if fields.get("chosen") is not None or fields.get("rejected") is not None:
         return preference_record(fields, fields.get("chosen"), fields.get("rejected"))
@@ -79,7 +80,7 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
 
 
 def _text_name(fields: Mapping[str, Any]) -> str:
-    """The field that holds a document; empty where there is none."""
+    """The name of the field that holds a document; "" if there is none."""
     if "text" in fields:
         return "text"
     if any(fields.get(name) for name in (*QUESTIONS, "desc", "description")):
@@ -88,8 +89,7 @@ def _text_name(fields: Mapping[str, Any]) -> str:
 
 
 def _why_unknown(fields: Mapping[str, Any]) -> str:
-    """The name of a known shape that is not read, with what to do, else the fields that there
-    are."""
+    """Why a record has none of our shapes: a shape that we can't read, or just its fields."""
     if "paragraphs" in fields or "qas" in fields:
         return "SQuAD's nested paragraphs: write one question, context and answer a line"
     for name, value in fields.items():

@@ -1,4 +1,4 @@
-"""Turns that stand inside one text: `Human:` and `Assistant:` (BELLE, HH-RLHF); MOSS."""
+"""Several turns inside one text: `Human:` and `Assistant:` (BELLE, HH-RLHF), and MOSS's marks."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,10 @@ _MOSS_MARKS = re.compile(r"<\|\w+(?: \w+)?\|>:?|<eo\w>")
 
 
 def spoken_turns(text: str) -> list[Message]:
-    """The turns of a text that writes them as `Human:` and `Assistant:` (BELLE's multi-turn set,
-    HH-RLHF), else none."""
+    """The turns of a text that marks them by `Human:` and `Assistant:`; none for another text.
+
+    BELLE's multi-turn set and HH-RLHF are written so.
+    """
     if not text.lstrip().startswith(("Human:", "Human：")):
         return []
     _, *pieces = _SPOKEN.split(text)
@@ -25,7 +27,10 @@ def spoken_turns(text: str) -> list[Message]:
 
 
 def moss_turns(chat: Mapping[str, Any]) -> list[Message]:
-    """MOSS: `turn_1`, `turn_2` ... with `Human` and `MOSS`."""
+    """The turns of MOSS's `chat`: `turn_1`, `turn_2` ... with `Human` and `MOSS`.
+
+    Raises: BadRecord for a turn without them, or one that calls a plugin.
+    """
     messages: list[Message] = []
     for turn in chat.values():
         if (
@@ -44,7 +49,7 @@ def moss_turns(chat: Mapping[str, Any]) -> list[Message]:
 
 
 def moss_plain_turns(text: str) -> list[Message]:
-    """MOSS 002: `[Human]: ... <eoh> [MOSS]: ... <eoa>` in one text."""
+    """The turns of MOSS 002's text: `[Human]: ... <eoh> [MOSS]: ... <eoa>`."""
     _, *pieces = re.split(r"\[(Human|MOSS)\]\s*[:：]", text)
     said = zip(pieces[::2], pieces[1::2], strict=True)
     return [

@@ -1,4 +1,4 @@
-"""The turns of a conversation: roles under all their names, contents, tool calls, what counts."""
+"""The turns of a conversation: all names of roles, contents, tool calls, and what has targets."""
 
 import json
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ _ROLES = {
     "ipython": "tool",
     "工具": "tool",
 }
-"""Names of roles, in lower case, and ours."""
+"""Name of a role in other data, in lower case -> our role."""
 _PLAIN_TURN = {"role", "content"}
 _CHAT_ROLES = ("system", "user", "assistant")
 _PAIR_NAMES = (
@@ -61,13 +61,16 @@ _PAIR_NAMES = (
     ("instruction", "output"),
     ("input", "output"),
 )
-"""A question and its answer in one turn of a list."""
+"""Fields of an object that holds a question and its answer."""
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+"""Fields of a record that needs more than text."""
 _TURN_SWITCHES = ("loss", "weight", "train", "training", "output_with_loss")
-"""Whether a turn is learnt: ms-swift and xtuner, OpenAI and axolotl, axolotl, axolotl, xtuner."""
+"""Fields that say whether a turn has targets. They come from ms-swift and xtuner; OpenAI and
+axolotl; axolotl; axolotl; xtuner."""
 _SWITCH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""Value of such a field, as text -> whether the turn has targets."""
 _SPANS = ("train_detail", "training_detail")
-"""axolotl: which characters of a turn are learnt."""
+"""axolotl's fields that say which characters of a turn are targets."""
 
 
 def user_turn(content: Any) -> Message:
@@ -81,7 +84,7 @@ def assistant_turn(content: Any) -> Message:
 
 
 def read_turns(turns: Any) -> list[Message]:
-    """A list of turns, whatever they are called, as messages. Raises: BadRecord."""
+    """A list of turns, with any names of fields and roles, as messages. Raises: BadRecord."""
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a CSV file
         turns = _from_json(turns, "conversation is not a list")
     if not isinstance(turns, list):
@@ -90,7 +93,8 @@ def read_turns(turns: Any) -> list[Message]:
     for turn in turns:
         if isinstance(turn, dict) and not ("role" in turn or "from" in turn) and (pair := _pair_of(turn)):
             system = turn.get("system")
-            if system and isinstance(system, str) and not messages:  # xtuner
+            # xtuner writes the system text into the first pair. A later one must be the same text.
+            if system and isinstance(system, str) and not messages:
                 messages.append({"role": "system", "content": system})
             elif system and (not messages or messages[0].get("content") != system):
                 raise BadRecord("a system text in a later turn")
@@ -101,8 +105,10 @@ def read_turns(turns: Any) -> list[Message]:
 
 
 def _pair_of(turn: Mapping[str, Any]) -> list[Message]:
-    """A question and its answer in one object (Firefly, ms-swift, xtuner); empty when it is
-    none."""
+    """Two messages of an object that holds a question and its answer (Firefly, ms-swift, xtuner).
+
+    Empty if the object is something else.
+    """
     for asked, answered in _PAIR_NAMES:
         if asked in turn and answered in turn:
             marks = {name: turn[name] for name in (*_TURN_SWITCHES, *_SPANS) if name in turn}
@@ -111,22 +117,25 @@ def _pair_of(turn: Mapping[str, Any]) -> list[Message]:
 
 
 def read_turn(turn: Any) -> Message:
-    """One turn, under `role` and `content`. Other fields stay where they hold something."""
+    """One turn as a message with `role` and `content`. Other fields stay unless they are empty.
+
+    Raises: BadRecord.
+    """
     if not isinstance(turn, dict):
         raise BadRecord("turn is not an object")
     if turn.keys() == _PLAIN_TURN and turn["role"] in _CHAT_ROLES and isinstance(turn["content"], str):
-        return turn  # nearly all turns are so
+        return turn  # the common case, kept fast
     role = turn["role"] if "role" in turn else turn.get("from")
     content = turn["content"] if "content" in turn else turn.get("value")
     if role == "function_call":  # ShareGPT's name for an assistant that calls a tool
         call = {"role": "assistant", "content": "", "tool_calls": named_entries(content)}
-        return call if _is_learnt(turn) else {**call, "loss": False}
+        return call if _has_targets(turn) else {**call, "loss": False}
     if not isinstance(role, str) or role.strip().lower() not in _ROLES:
         raise BadRecord(f"unknown role: {str(role).strip()[:20]}")
     role = _ROLES[role.strip().lower()]
     named = {"role", "content", "from", "value", *_TURN_SWITCHES}
     extra = {key: value for key, value in turn.items() if key not in named and value}
-    if not _is_learnt(turn) and role == "assistant":
+    if not _has_targets(turn) and role == "assistant":
         extra["loss"] = False
     for key in ("tools", "tool_calls"):
         if key in extra:
@@ -144,10 +153,12 @@ def read_turn(turn: Any) -> Message:
     return message
 
 
-def _is_learnt(turn: Mapping[str, Any]) -> bool:
-    """Whether no mark says that a turn is context alone. Raises: BadRecord for a mark that can't be
-    honoured."""
-    learnt = True
+def _has_targets(turn: Mapping[str, Any]) -> bool:
+    """Whether an assistant's turn has targets: no field says that it is only context.
+
+    Raises: BadRecord for a field that we can't follow.
+    """
+    has_targets = True
     for name in _TURN_SWITCHES:
         value = turn.get(name)
         if value is None:
@@ -155,16 +166,18 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
         switch = _SWITCH.get(str(value).strip().lower())
         if switch is None:
             raise BadRecord(f"a turn's {name} is neither 0 nor 1, false nor true")
-        learnt = learnt and switch
+        has_targets = has_targets and switch
     for name in _SPANS:
         if turn.get(name):
             raise BadRecord(f"a turn's {name} marks single characters")
-    return learnt
+    return has_targets
 
 
 def _joined_parts(content: Any) -> Any:
-    """The text of a list of text parts (OpenAI, ms-swift); anything else as it is. Raises:
-    BadRecord for a picture."""
+    """The text of a list of text parts (OpenAI, ms-swift); other contents unchanged.
+
+    Raises: BadRecord for a part that is not text, such as a picture.
+    """
     if isinstance(content, dict) and isinstance(content.get("parts"), list):  # an exported ChatGPT conversation
         content = content["parts"]
     elif isinstance(content, dict):
@@ -183,6 +196,7 @@ def _joined_parts(content: Any) -> Any:
 
 
 def _from_json(text: str, problem: str) -> Any:
+    """The value in a text of JSON. Raises: BadRecord with `problem` as the reason."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -190,7 +204,10 @@ def _from_json(text: str, problem: str) -> Any:
 
 
 def named_entries(value: Any) -> list[dict[str, Any]]:
-    """Tools or calls as a list of objects; data sets also store them as text that holds JSON."""
+    """Tools or calls as a list of objects. Data sets also store them as a text that holds JSON.
+
+    Raises: BadRecord for one without a name.
+    """
     if isinstance(value, str):
         value = _from_json(value, "tools or tool_calls are not JSON")
     entries = value if isinstance(value, list) else [value]
@@ -200,7 +217,10 @@ def named_entries(value: Any) -> list[dict[str, Any]]:
 
 
 def read_history(value: Any) -> list[Message]:
-    """Earlier turns: pairs of question and answer, as lists or objects, or a list of turns."""
+    """The earlier turns in `history`: pairs of question and answer, or turns, as messages.
+
+    Raises: BadRecord.
+    """
     if isinstance(value, str) and value.strip():  # a cell of a CSV file
         value = _from_json(value, "history is not a list of [question, answer]")
     if not value or isinstance(value, str):
