@@ -1,8 +1,8 @@
-"""Lists of wordings in the sample tables, written short.
+"""The short way in which the sample tables write lists of wordings.
 
-Wordings are separated by "|". (a,b,) in a wording stands for each of its parts, the last of which
-may be nothing: "你(会,能)画画吗" is 你会画画吗 and 你能画画吗. {w}, {t} and {d} are lists of their
-own (`MACROS`).
+"|" separates wordings. (a,b) in a wording stands for one of its parts: "你(会,能)画画吗" is
+你会画画吗 and 你能画画吗. A part may be empty: (a,). {w}, {t} and {d} stand for the lists of
+MACROS.
 """
 
 import itertools
@@ -13,7 +13,7 @@ MACROS = {
     "{t}": "(我,今天,我今天,刚刚,我刚刚,昨天,我昨天,)",
     "{d}": "(好,很,特别,有点,真的好,真的很)",
 }
-"""Who and when, the same for what happened, how much."""
+"""Who and when for a feeling, who and when for an event, how much."""
 _CHOICE = re.compile(r"\(([^()]*,[^()]*)\)")
 
 
@@ -27,7 +27,6 @@ def expanded(wording: str) -> list[str]:
 
 
 def wordings(cell: str) -> list[str]:
-    """Every wording of a table's cell, in order, each once. Line breaks around a wording don't
-    count."""
+    """Every wording of a table's cell, in order, each once. Spaces around it are removed."""
     listed = (wording.strip() for wording in cell.split("|"))
     return list(dict.fromkeys(one for wording in listed if wording for one in expanded(wording)))

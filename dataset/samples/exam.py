@@ -1,8 +1,8 @@
 """The exams are never trained on: bundled records that ask one of their questions are left out.
 
-`dataset/first_minutes.jsonl` and `dataset/danger_prompts.jsonl` hold them (docs/formats.md). A
-record asks a question of an exam if its words are the same but for case, spacing and punctuation,
-or nearly so. What users bring themselves is theirs, and is kept.
+The exams are `dataset/first_minutes.jsonl` and `dataset/danger_prompts.jsonl` (docs/formats.md). A
+record asks a question of an exam if its words are the same or nearly the same. Case, spaces and
+punctuation do not count. Records of the user's are never left out.
 """
 
 import itertools
@@ -20,30 +20,30 @@ from dataset.records.keys import normalised_question
 EXAM_FILES = (FIRST_MINUTES, DANGER_PROMPTS)
 _NAME = re.compile(r"\{\{name(_lower)?\}\}")
 MOST_ALIKE = 0.8
-"""Jaccard index of two questions' character trigrams from which they count as one."""
+"""Two questions are nearly the same if the Jaccard index of their trigrams is above this."""
 
 
 def trigrams(question: str) -> frozenset[str]:
-    """Runs of three characters of a normalised question; of a shorter one the whole."""
+    """All runs of three characters in a normalised question. A shorter question is one run."""
     return frozenset(question[i : i + 3] for i in range(max(1, len(question) - 2)))
 
 
 def _normalised(turns: Sequence[str]) -> str:
-    """The turns in one text, as they are compared, with a name in place of what stands for it."""
+    """The turns as one normalised text, with a name instead of the placeholder."""
     return normalised_question(_NAME.sub("MiniLLM", "\n".join(turns)))
 
 
 class Exam:
-    """Questions, each one turn of a user or several together."""
+    """Questions of an exam. Each is one turn of a user, or several turns together."""
 
     def __init__(self, questions: Iterable[Sequence[str]]) -> None:
-        """`questions`: the user's turns of each; `{{name}}` stands for the model's name."""
+        """`questions`: the user's turns of each. `{{name}}` stands for the model's name."""
         self.trigrams: list[frozenset[str]] = []
         self.texts: set[str] = set()
         self.lengths: set[int] = set()
-        """How many turns a question may have."""
+        """The numbers of turns that questions have."""
         self.holders: dict[str, list[int]] = defaultdict(list)
-        """Trigram -> the questions that have it."""
+        """Trigram -> the numbers of the questions that have it."""
         for turns in questions:
             text = _normalised(turns)
             self.texts.add(text)
@@ -53,7 +53,7 @@ class Exam:
             self.trigrams.append(trigrams(text))
 
     def asks(self, user_turns: Sequence[str]) -> bool:
-        """Whether a conversation holds a question of the exam, or one that is nearly the same."""
+        """Whether a conversation has a question of the exam, or one that is nearly the same."""
         for length in self.lengths:
             for start in range(len(user_turns) - length + 1):
                 if self._is_close(_normalised(user_turns[start : start + length])):
@@ -61,11 +61,12 @@ class Exam:
         return False
 
     def _is_close(self, text: str) -> bool:
+        """Whether a normalised text is a question of the exam, or nearly so."""
         if text in self.texts:
             return True
         own = trigrams(text)
-        # What is close lacks less than a fifth of them, so it has one of any fifth: the others need
-        # no look.
+        # A close question lacks less than a fifth of our trigrams. So of any fifth of them, plus
+        # one, it has at least one. It is enough to compare the questions that hold one of those.
         few = int((1 - MOST_ALIKE) * len(own)) + 1
         near = {number for trigram in itertools.islice(own, few) for number in self.holders.get(trigram, ())}
         return any(
@@ -75,18 +76,22 @@ class Exam:
 
 @cache
 def unseen() -> Exam:
-    """The questions that are never trained on: the list `unseen` of the first minutes, and what
-    people say when a life is in danger. Of a chat that ends with such words these alone count: the
-    turns before them are anybody's talk."""
+    """The questions that no bundled record asks.
+
+    They are the list `unseen` of the first minutes, and what people say when a life is in danger.
+    If such words end a longer chat, only the last turn counts: the turns before it are small talk.
+    """
     unseen = [_turns(row) for row in _rows(FIRST_MINUTES) if row["list"] == "unseen"]
     return Exam([*unseen, *(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS) if row["danger"])])
 
 
 @cache
 def danger_words() -> Exam:
-    """All words of the exam about danger, harmless ones too: the sample of that name trains on
-    none. Other samples may hold harmless ones (我失恋了), which teach nothing about the line
-    between the two."""
+    """All questions of the exam about danger, also the harmless ones.
+
+    The sample `danger` trains on none of them. Other samples may hold the harmless ones (我失恋了),
+    because there they do not teach where danger begins.
+    """
     return Exam(_turns(row)[-1:] for row in _rows(DANGER_PROMPTS))
 
 
@@ -105,6 +110,6 @@ def without_exam(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def user_turns(record: Mapping[str, Any]) -> list[str]:
-    """What the user says in a bundled record; nothing in raw text."""
+    """The user's turns in a bundled record; none in raw text."""
     messages = record.get("conversations") or record.get("chosen") or ()
     return [message["content"] for message in messages if message["role"] == "user"]

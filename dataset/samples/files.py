@@ -1,4 +1,4 @@
-"""The bundled sample files: which generators make each of them, and when a file is written anew."""
+"""The bundled sample files: which generators make each of them, and when a file is made again."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ class SampleFile:
 
     category: str
     generators: tuple[str, ...]
-    """Their names, as `generated` takes them."""
+    """Their names, as for `generated`."""
     replaced_by: tuple[str, ...] = ()
-    """Categories of which any file of the user's takes its place; none: it is always there."""
+    """If the user has a file of one of these categories, this file is left out of the mix."""
 
 
 SAMPLE_FILES = {
@@ -30,27 +30,29 @@ SAMPLE_FILES = {
         ("dialogue.everyday", "dialogue.series", "dialogue.remembering", "dialogue.flow", "dialogue.medley"),
         ("general",),
     ),
-    # What no such model can do, and what to say where a life is in danger: true whatever else it
-    # learns.
+    # What no such model can do, and what to say when a life is in danger. Both stay true with any
+    # data of the user's, so this file is always in the mix.
     "limits": SampleFile("general", ("limits.questions", "danger.conversations")),
     "knowledge": SampleFile(
         "knowledge", ("knowledge.questions", "knowledge.follow_ups", "knowledge.claims"), ("knowledge",)
     ),
-    # "I don't know" would be wrong about what the user's own files teach.
+    # "I don't know" could be wrong when the user's own files teach it.
     "unknown": SampleFile("knowledge", ("unknown.questions",), ("knowledge", "general")),
     "math": SampleFile("math", ("arithmetic.questions", "arithmetic.claims"), ("math",)),
     "preference": SampleFile("preference", ("preference.pairs",), ("preference",)),
     "corpus": SampleFile("corpus", ("prose.stories",), ("corpus",)),
 }
-"""By name, in the order of the mix. Identity lies ready in `dataset/identity_cn_sample.jsonl`."""
+"""By name, in the order of the mix. The identity file is stored: identity_cn_sample.jsonl."""
 MANIFEST = "samples_manifest.json"
 SAMPLES = Path(__file__).parent
 """This folder."""
 
 
 def sample_names(wanted: Collection[str], users: Collection[str]) -> list[str]:
-    """The files that belong into a mix. Args: wanted: categories with a target. users: categories
-    the user has files of."""
+    """The names of the files that belong in a mix.
+
+    Args: wanted: categories with a target. users: categories that the user has files of.
+    """
     return [
         name
         for name, file in SAMPLE_FILES.items()
@@ -59,7 +61,7 @@ def sample_names(wanted: Collection[str], users: Collection[str]) -> list[str]:
 
 
 def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES)) -> dict[str, Path]:
-    """Write each file asked for; those made by the same generators are kept.
+    """Write the files with these names. A file that the same generators made is kept.
 
     Returns: name -> file.
     """
@@ -79,28 +81,28 @@ def write_samples(directory: Path, names: Collection[str] = tuple(SAMPLE_FILES))
             manifest[path.name] = {"generators": sources, "sha256": sha256_file(path)}
             write_json(manifest_path, manifest)
         paths[name] = path
-    generated.cache_clear()
+    generated.cache_clear()  # the records need much memory
     return paths
 
 
 def generator_files() -> list[Path]:
-    """The code and the tables of all generators, in the order of their paths."""
+    """The files of code and tables of all generators, in the order of their paths."""
     return sorted(path for path in SAMPLES.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
 
 
 def _sources_fingerprint() -> str:
-    """Hash of everything that the generators are made of: code and tables, and the exams that they
-    leave out."""
+    """Hash of all that the generators use: code, tables, and the exams that they leave out."""
     digest = hashlib.sha256()
     for path in [*generator_files(), *EXAM_FILES]:
-        name = path.relative_to(ROOT).as_posix()  # rooms have files of one name
+        name = path.relative_to(ROOT).as_posix()  # with the folder: some files have the same name
         digest.update(f"{name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """File name -> hash of the generators that made it, and its own."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # missing or torn: everything is made again
+        return {}  # missing or damaged: every file is made again
     return manifest if isinstance(manifest, dict) else {}

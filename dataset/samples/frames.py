@@ -1,14 +1,20 @@
 """What people put around a question: a greeting before it, thanks behind it, or nothing.
 
-A generator writes each question once, with whole marks (《静夜思》的作者是谁？), and `framed` draws
-a way to type it (你好 静夜思的作者是谁呀). Most questions stay as they are but for the mark at the
-end.
+A generator writes each question once, with all its marks (《静夜思》的作者是谁？). `framed` then
+draws a way in which somebody may type it (你好 静夜思的作者是谁呀). In most questions it changes
+only the mark at the end.
 
-Forms: "ask" is any question, a formula too; "wh" an open question that may also follow 我想知道;
-"fact" one about the world, in a few words or in many (法国首都, 法国的首都是哪里), which may also
-stand in 你知道…吗; "do" a request; "say" something that is told, not asked, "sad" and "glad" what
-hurts or pleases the one who tells it; "line" a verse that wants the next one; "mark" a short turn
-(嗯, 你好) that takes nothing but a mark.
+The form of a turn decides what may be put around it:
+
+    ask     any question, also a formula
+    wh      an open question; 我想知道 may come before it
+    fact    a question about the world (法国首都, 法国的首都是哪里); 你知道…吗 may be around it
+    do      a request
+    say     something that is told
+    sad     something that is told and hurts
+    glad    something that is told and pleases
+    line    a line of a poem, asked for the next one
+    mark    a short turn (嗯, 你好), with nothing but a mark
 """
 
 import random
@@ -18,34 +24,36 @@ from typing import Literal
 
 Form = Literal["ask", "wh", "fact", "do", "say", "sad", "glad", "line", "mark"]
 Choices = Mapping[str, int]
-"""Text -> its weight among the others."""
+"""Text -> its weight in the draw."""
 
 BEFORE_SHARE: dict[Form, float] = {
     "ask": 0.25, "wh": 0.25, "fact": 0.4, "do": 0.2, "say": 0.06, "sad": 0.1, "glad": 0.1, "line": 0.14, "mark": 0.0,
 }  # fmt: skip
-"""How often something stands before the question."""
+"""How often something is put before a turn, by its form."""
 AFTER_SHARE: dict[Form, float] = {
     "ask": 0.07, "wh": 0.14, "fact": 0.2, "do": 0.15, "say": 0.0, "sad": 0.2, "glad": 0.15, "line": 0.0, "mark": 0.0,
 }  # fmt: skip
-"""How often something stands behind it."""
+"""How often something is put after it."""
 UNQUOTED_SHARE = 0.5
-"""How often quotes and book marks are left out; facts have wordings with and without."""
+"""How often quotes and book marks are left out. Facts have wordings with and without them."""
 AROUND: Choices = {"你知道{}吗": 7, "知道{}吗": 2, "能告诉我{}吗": 3, "你能告诉我{}吗": 2}
 AROUND_SHARE = 0.14
-"""How often a fact that nothing stands before is asked for in one of these."""
+"""How often AROUND is put around a fact that has nothing before it."""
 HALF_WIDTH_SHARE = 0.06
-"""How often all marks are typed on an English keyboard."""
+"""How often all marks are those of an English keyboard."""
 SPACED_SHARE = 0.06
-"""How often a space stands where a comma should."""
+"""How often spaces replace the commas."""
 
 _GREETINGS: dict[str, int] = {"你好，": 6, "您好，": 2, "嗨，": 1, "哈喽，": 1, "在吗，": 1, "hi，": 1}
-_ANY_QUESTION: dict[str, int] = _GREETINGS | {
+_ANY_QUESTION: dict[str, int] = {
+    **_GREETINGS,
     "请问": 6, "请问一下，": 2, "请问，": 1, "你好，请问": 3, "您好，请问": 1, "问一下，": 2, "想问一下，": 2, "问你个问题，": 1,
     "我想问一下，": 1, "问个问题，": 1, "那": 2, "那么": 1, "嗯，": 1, "对了，": 2, "话说": 1, "诶，": 1, "我问你，": 1,
     "考考你，": 1, "顺便问一下，": 1, "再问一个，": 1, "麻烦问一下，": 1,
 }  # fmt: skip
 _OPEN_QUESTION: Choices = _ANY_QUESTION | {"我想知道": 3, "告诉我": 2, "我想问": 1, "说说": 1, "你说": 1}
-_REQUEST: Choices = _GREETINGS | {
+_REQUEST: Choices = {
+    **_GREETINGS,
     "请": 4, "你好，请": 1, "麻烦你": 1, "那": 2, "那就": 1, "嗯，": 1, "对了，": 1, "快": 1, "你": 1, "来，": 1, "好，": 1,
 }  # fmt: skip
 _STATEMENT: Choices = _GREETINGS | {"嗯，": 2, "对了，": 1, "那个，": 1, "喂，": 1}
@@ -119,21 +127,21 @@ MARKS: dict[Form, Choices] = {
     "line": {"，": 40, "": 35, "……": 15, "？": 10},
     "mark": {"": 44, "。": 24, "！": 14, "~": 6, "!": 3, ".": 2},
 }
-"""What stands at the end."""
+"""The mark at the end, by form."""
 
 _CLOSING: Choices = {"": 6, "。": 3, "！": 2, "~": 1, "!": 1}
 _FORMULA: Choices = {"": 5, "?": 3, "？": 3}
 _END = "？?。.！!~…，, "
 _PARTICLES = ("呢", "吗", "啊", "呀", "吧", "嘛", "了", "哦", "么", "呗")
-# What opens so has something before it already; a second opening would sound odd (请问请,
+# A turn that begins like this gets nothing before it: two openings would sound odd (请问请,
 # 你好，你好).
 _OPENED = (
     "请", "你好", "您好", "那", "嗯", "问", "想问", "我想", "麻烦", "告诉", "说", "对了", "再问", "教", "讲", "解释", "介绍",
     "聊", "比较", "不知道", "唉", "呜呜", "哈哈", "耶",
 )  # fmt: skip
 _OPENED_REQUEST = (*_OPENED, "帮", "给", "你", "我", "能", "可以", "快", "再", "来", "换", "还", "陪", "不")
-# What already says how it feels, or asks, takes no second word of that kind: not
-# 失恋了怎么办，怎么办.
+# A turn with one of these already says a feeling or asks for help, so nothing like it comes after:
+# not 失恋了怎么办，怎么办.
 _FELT = ("怎么", "难过", "难受", "开心", "高兴", "哭", "烦", "心情", "恭喜", "祝我")
 _REQUESTING = re.compile(
     "介绍|简单介绍|给|讲|说|数一数|科普|解释|写|帮|用|教我|翻译|把|以|告诉|概括|赏析|总结|替我|举|来|求|列|我想知道|我想了解"
@@ -141,9 +149,9 @@ _REQUESTING = re.compile(
 _ASKING = re.compile(
     "什么|谁|哪|几|多少|怎么|啥|咋|何|吗|多[大高长久远重深快厚早贵]|[是会能有]不[是会能]|有没有|还是|不$|没$"
 )
-"""What has none of these takes no particle: not 法国首都呢."""
+"""Question words. A fact without one gets no particle: not 法国首都呢."""
 _KNOWABLE = re.compile("(?!请|能|介绍|听说|了解|知道)[^你我，：]+(?<![吗呢吧呀啊没不])")
-"""What may stand in 你知道…吗."""
+"""What may be put into 你知道…吗."""
 _HALF_WIDTH = str.maketrans("，。？！：；（）", ",.?!:;()")
 _NOT_IN_EARNEST = ("考考你", "告诉我你能", "告诉我你会", "告诉我你可以", "告诉我你知道", "告诉我你有")
 _QUOTES = str.maketrans("", "", '“”‘’《》「」『』"')
@@ -165,15 +173,16 @@ def half_width(question: str) -> str:
 
 
 def form_by_mark(wording: str) -> Form:
-    """The form of a table's wording by the mark at its end: a fact has none, what has 。 is a
-    request or is told."""
+    """The form of a table's wording, by the mark at its end. A fact has none."""
     if wording.endswith("。"):
         return "do" if _REQUESTING.match(wording) else "say"
-    return "ask" if wording.endswith("？") else "line" if wording.endswith("，") else "fact"
+    if wording.endswith("？"):
+        return "ask"
+    return "line" if wording.endswith("，") else "fact"
 
 
 def draw(choices: Choices, rng: random.Random) -> str:
-    """One of the texts, by weight."""
+    """One of the texts, drawn by weight."""
     left = rng.random() * sum(choices.values())
     for text, weight in choices.items():
         left -= weight
@@ -183,19 +192,18 @@ def draw(choices: Choices, rng: random.Random) -> str:
 
 
 def marked(question: str, rng: random.Random, form: Form = "ask") -> str:
-    """The question with some mark at its end, or none."""
+    """The question with a drawn mark at its end, or with none."""
     text = bare(question)
     return text + draw(_FORMULA if text.endswith(("=", "＝")) else MARKS[form], rng)
 
 
 def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
-    """The question as somebody may type it; its words stay as they are, and most often nothing but
-    the mark changes."""
+    """The question as somebody may type it. Its words stay; most often only the mark changes."""
     text = bare(question)
     if rng.random() < UNQUOTED_SHARE and form != "fact":
         text = unquoted(text)
     opened = _OPENED_REQUEST if form == "do" else _OPENED
-    # 你好，烦 would read as 你好烦.
+    # Nothing before a very short turn: 你好，烦 would look like 你好烦.
     long_enough = len(text) > 2 or form in ("ask", "wh")
     if rng.random() < BEFORE_SHARE[form] and long_enough and not text.startswith(opened):
         text = draw(BEFORE[form], rng) + text
@@ -220,8 +228,10 @@ def framed(question: str, rng: random.Random, form: Form = "ask") -> str:
 
 
 def in_earnest(question: str, rng: random.Random, form: Form = "ask") -> str:
-    """As `framed`, for what the asker wants to know: no 考考你，胃疼几天能好, and no
-    告诉我你能付款吗."""
+    """As `framed`, for a question that the user really has.
+
+    A quiz would sound odd there: no 考考你，胃疼几天能好, and no 告诉我你能付款吗.
+    """
     text = framed(question, rng, form)
     while text.startswith(_NOT_IN_EARNEST) and not question.startswith(_NOT_IN_EARNEST):
         text = framed(question, rng, form)

@@ -1,4 +1,4 @@
-"""All records of a generator, made once for everybody who builds on them.
+"""All records of a generator, made once for all who use them.
 
 A generator is a module with a function `records()`. Its name is its path below this folder:
 `knowledge.claims`.
@@ -11,5 +11,5 @@ from typing import Any
 
 @cache
 def generated(name: str) -> tuple[dict[str, Any], ...]:
-    """The records of the generator of this name. They are shared: nobody changes them."""
+    """The records of a generator. All callers get the same objects, so nobody may change them."""
     return tuple(importlib.import_module(f"dataset.samples.{name}").records())

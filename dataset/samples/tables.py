@@ -1,4 +1,4 @@
-"""The tables beside the generators, YAML or lines of text; each is read once."""
+"""Reading the tables beside the generators, which are YAML or lines of text. Each is read once."""
 
 from functools import cache
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The same loader in C, where PyYAML came with it."""
+"""The fast loader, written in C, if PyYAML has it."""
 
 
 @cache
 def yaml_table(path: Path) -> dict[str, Any]:
-    """What a YAML file holds. It is shared: nobody changes it."""
+    """The content of a YAML file. All callers get the same object, so nobody may change it."""
     with path.open(encoding="utf-8") as file:
         table: dict[str, Any] = yaml.load(file, Loader=_LOADER)
     return table
@@ -26,5 +26,5 @@ def lines(path: Path) -> tuple[str, ...]:
 
 @cache
 def cells(path: Path) -> tuple[tuple[str, ...], ...]:
-    """The cells of each of these lines."""
+    """The cells of each of these lines, which tabs separate."""
     return tuple(tuple(line.split("\t")) for line in lines(path))

@@ -1,7 +1,7 @@
-"""Questions about numbers that the model does not compute: one of two honest lines answers each.
+"""Questions about numbers that the model does not compute. It answers with one of two honest lines.
 
-The question tells which: TOO_LARGE for + - × ÷ with a number above 100, NOT_YET for everything
-else. Many lie close to what is computed, so that a model learns the border: 101+1 is beyond, 100+1
+The line is TOO_LARGE for + - × ÷ with a number above 100, and NOT_YET for everything else. Many
+questions are close to what is computed, so that a model learns the border: 101+1 is beyond, 100+1
 is not; 12×3 is beyond, 9×3 is not; 57÷8 is beyond, 56÷8 is not.
 """
 
@@ -33,8 +33,9 @@ SHARES = {
     "decimal": 9,
     "long story": 10,
 }
-"""Types of question by weight; the other types of the table have LISTED_SHARE each."""
+"""Type of question -> weight."""
 LISTED_SHARE = 4
+"""Weight of each other type of the table."""
 _SLOT = re.compile(r"\{([a-z])\d?\}")
 _LARGEST = {3: 999, 4: 9999, 5: 99_999, 6: 999_999, 8: 99_999_999}
 _ROUND = (120, 150, 200, 250, 300, 400, 500, 600, 800, 1000, 1200, 2000, 5000, 10_000, 100_000)
@@ -43,12 +44,13 @@ _PERCENT = (1, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 80, 90)
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """A question with its honest line; `right` is the right equation, where it is a simple one."""
+    """A question with its honest line."""
 
     kind: str
     question: str
     answer: str
     right: str = ""
+    """The right equation, if it is a simple one; else empty."""
 
 
 def listed() -> dict[str, dict[str, list[str]]]:
@@ -57,7 +59,7 @@ def listed() -> dict[str, dict[str, list[str]]]:
 
 
 def beyond(side: str, count: int, rng: random.Random) -> Iterator[Beyond]:
-    """`count` questions of one side, no question twice."""
+    """`count` different questions of one side."""
     shares = dict.fromkeys(listed(), LISTED_SHARE) | SHARES
     total, done = sum(shares.values()), 0
     asked: set[str] = set()
@@ -68,7 +70,7 @@ def beyond(side: str, count: int, rng: random.Random) -> Iterator[Beyond]:
 
 
 def _unasked(kind: str, side: str, count: int, asked: set[str], rng: random.Random) -> Iterator[Beyond]:
-    """`count` questions of one type that were not asked before."""
+    """`count` questions of one type that are not in `asked`, which grows."""
     if kind == "large story":
         for problem, story in large_stories(side, count, rng):
             yield Beyond(kind, story.question, TOO_LARGE, f"{problem.equation}，所以{story.conclusion}。")
@@ -82,7 +84,7 @@ def _unasked(kind: str, side: str, count: int, asked: set[str], rng: random.Rand
 
 
 def _large(rng: random.Random) -> int:
-    """A number above 100, often just above."""
+    """A number above 100, often only a little above."""
     draw = rng.random()
     if draw < 0.3:
         return rng.randint(LIMIT + 1, 130)
@@ -95,7 +97,7 @@ def _large(rng: random.Random) -> int:
 
 
 def _with_large(rng: random.Random) -> tuple[int, int]:
-    """Two numbers, at least one of them above 100, in any order."""
+    """Two numbers in a drawn order. At least one is above 100."""
     other = rng.choice((rng.randint(1, TABLE_LIMIT), rng.randint(0, LIMIT), LIMIT, _large(rng)))
     numbers = [_large(rng), other]
     rng.shuffle(numbers)
@@ -103,6 +105,7 @@ def _with_large(rng: random.Random) -> tuple[int, int]:
 
 
 def _problem(kind: str, problem: Problem, side: str, rng: random.Random) -> Beyond:
+    """A question for a problem of two numbers."""
     answer = TOO_LARGE if max(problem.a, problem.b) > LIMIT else NOT_YET
     exact = problem.sign != "÷" or (problem.b > 0 and problem.a % problem.b == 0)
     return Beyond(kind, ask(problem, side, rng), answer, f"{problem.equation}。" if exact else "")
@@ -129,7 +132,7 @@ def _large_quotient(side: str, rng: random.Random) -> Beyond:
 def _product(side: str, rng: random.Random) -> Beyond:
     """A product with a factor of two digits."""
     large = rng.choice((rng.randint(10, 20), rng.randint(10, 99), rng.choice(range(10, LIMIT + 1, 10))))
-    small = rng.randint(rng.choice((0, 2)), TABLE_LIMIT)  # most often, since 15×3 looks like the table
+    small = rng.randint(rng.choice((0, 2)), TABLE_LIMIT)  # used most often, because 15×3 looks like the table
     factors = [large, small if rng.random() < 0.8 else rng.randint(10, 99)]
     rng.shuffle(factors)
     return _problem("product", Problem(factors[0], "×", factors[1]), side, rng)
@@ -146,7 +149,7 @@ def _quotient(side: str, rng: random.Random) -> Beyond:
 
 
 def _chain(side: str, rng: random.Random) -> Beyond:
-    """Four terms and more, or three of which one is above 20."""
+    """Four or more terms, or three terms with one above 20."""
     if rng.random() < 0.5:
         numbers = [rng.randint(1, rng.choice((9, 9, 20, 99))) for _ in range(rng.choice((4, 4, 4, 5, 5, 6)))]
     else:
@@ -163,6 +166,7 @@ def _large_chain(side: str, rng: random.Random) -> Beyond:
 
 
 def _joined(numbers: list[int], rng: random.Random) -> str:
+    """The numbers with drawn operations between them, as signs or as words."""
     signs = rng.choice(("+", "+", "+-", "+-×"))
     names = {"+": "加", "-": "减", "×": "乘"}
     in_words = rng.random() < 0.3
@@ -186,6 +190,7 @@ def _decimal(side: str, rng: random.Random) -> Beyond:
 
 
 def _decimal_number(rng: random.Random) -> str:
+    """A number with one or two decimal places."""
     places = rng.choice((1, 1, 1, 2))
     whole = rng.choice((0, rng.randint(0, 9), rng.randint(0, 20), rng.randint(0, LIMIT - 1)))
     return f"{whole}.{rng.randint(1, 9) if places == 1 else f'{rng.randint(0, 9)}{rng.randint(1, 9)}'}"
@@ -197,7 +202,7 @@ def _from_table(kind: str, side: str, rng: random.Random) -> Beyond:
 
 
 def _number(slot: str, rng: random.Random) -> str:
-    """What stands in a slot of the table, whose head says which letter is what."""
+    """A number for a slot of the table. The top of the table explains the letters."""
     if slot == "d":
         return _decimal_number(rng)
     if slot == "f":

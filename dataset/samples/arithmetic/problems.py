@@ -1,9 +1,10 @@
 """The problems of the sample arithmetic, which of them are held out, and numbers in Chinese.
 
-To be computed: sums and differences of numbers from 0 to 100, products to 9 x 9 and their exact
-quotients. Single digits and the multiplication table are all trained, and held out in other
-wordings only. Of the rest, whole unordered pairs of operands are held out: a model that answers a
-held-out problem has never seen a+b, b+a, a-b, b-a, or any story told with them.
+The model learns sums and differences of numbers from 0 to 100, products up to 9 x 9 and their exact
+quotients. All problems of single digits and of the multiplication table are trained; only their
+wordings are held out. Of the other problems, whole unordered pairs of operands are held out. So
+when a model answers a held-out problem, it has never seen a+b, b+a, a-b, b-a, or a story with these
+two numbers.
 """
 
 import operator
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 
 LIMIT = 100
-"""The largest operand of a sum or a difference that is to be computed."""
+"""The largest operand of a sum or a difference that the model learns."""
 TABLE_LIMIT = 9
 """The largest single digit: the operands of basics and of the multiplication table."""
 HELDOUT_PAIRS = 360
-"""Unordered pairs of operands in each held-out half, of 5,096 that are no pair of single digits."""
+"""Unordered pairs of operands in each held-out half, out of 5,096 that are not both single
+digits."""
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 HELDOUT_SIDES = (VALIDATION, TEST)
 
@@ -35,7 +37,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One ordered problem. A quotient is exact where the problem is one to compute."""
+    """Two numbers with a sign between them."""
 
     a: int
     sign: str
@@ -43,18 +45,22 @@ class Problem:
 
     @property
     def pair(self) -> Pair:
+        """The two numbers, the smaller one first."""
         return (min(self.a, self.b), max(self.a, self.b))
 
     @property
     def result(self) -> int:
+        """The result. A quotient is rounded down."""
         return _OPERATORS[self.sign](self.a, self.b)
 
     @property
     def expression(self) -> str:
+        """Such as 3+5."""
         return f"{self.a}{self.sign}{self.b}"
 
     @property
     def equation(self) -> str:
+        """Such as 3+5=8."""
         return f"{self.expression}={self.result}"
 
     @property
@@ -64,6 +70,7 @@ class Problem:
 
 
 def is_basic(pair: Pair) -> bool:
+    """Whether both numbers are single digits."""
     return max(pair) <= TABLE_LIMIT
 
 
@@ -83,7 +90,7 @@ def table_problems() -> tuple[Problem, ...]:
 
 
 def heldout_pairs(side: str | None = None) -> frozenset[Pair]:
-    """The unordered pairs that no training record may touch, of one half or (None) of both."""
+    """The pairs that no training record may use, of one half or (None) of both."""
     halves = _heldout_halves()
     return halves[side] if side is not None else halves[VALIDATION] | halves[TEST]
 
@@ -101,13 +108,15 @@ def is_foreign(pair: Pair, side: str) -> bool:
 
 
 def is_own(pair: Pair, side: str) -> bool:
-    """Whether the pair is a basic, or stands on this side and on no other."""
+    """Whether the pair is a basic one, or belongs to this side."""
     return is_basic(pair) or (pair in heldout_pairs(side) if side in HELDOUT_SIDES else not is_foreign(pair, side))
 
 
 def chinese_number(number: int) -> str:
-    """0 to 9999 as it is said: 零, 十二, 三十五, 一百零一, 两百, 一千零五十. Raises: ValueError for
-    any other."""
+    """A number from 0 to 9999 in words: 零, 十二, 三十五, 一百零一, 两百, 一千零五十.
+
+    Raises: ValueError for any other number.
+    """
     if not 0 <= number <= 9999:
         raise ValueError(f"{number} has no name here")
     if number == 0:
@@ -118,12 +127,12 @@ def chinese_number(number: int) -> str:
         if count:
             digit = "两" if count == 2 and size > 10 else _DIGITS[count]
             text += (_DIGITS[0] if gap else "") + digit + unit
-        gap = bool(text) and not count  # a place without a digit is read 零, once
+        gap = bool(text) and not count  # zeros between two digits are read as one 零
     if rest:
         text += (_DIGITS[0] if gap else "") + _DIGITS[rest]
     return text[1:] if text.startswith("一十") else text
 
 
 def counted_number(number: int) -> str:
-    """As `chinese_number`, as it stands before a measure word: 两个, not 二个."""
+    """As `chinese_number`, but before a measure word: 两个, not 二个."""
     return "两" if number == 2 else chinese_number(number)

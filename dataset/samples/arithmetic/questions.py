@@ -1,9 +1,9 @@
-"""Sample arithmetic: problems to compute, asked as people type them, and honest lines beyond them.
+"""Sample arithmetic: problems as people type them, and honest lines for what is too hard.
 
-The kinds: sums and differences from 0 to 100 (no `kind`), `basic` (the same of single digits),
+The kinds are sums and differences from 0 to 100 (no `kind`), `basic` (the same for single digits),
 `times` (the multiplication table and its exact quotients), `word` (stories), `steps` (three terms,
-worked out), `turns` (再加5呢？) and `beyond`. `problems.py` says what is held out; held-out
-questions are asked in wordings of their own, which no training question uses.
+worked out), `turns` (再加5呢？) and `beyond`. `problems.py` says which problems are held out.
+Held-out questions have wordings that no training question uses.
 """
 
 import random
@@ -44,29 +44,34 @@ __all__ = [
 ]
 
 TRAIN_STEPS = False
-"""Whether 1+2+3 is worked out (kind `steps`); else it gets an honest line (kind `beyond`)."""
+"""Whether 1+2+3 is worked out (kind `steps`). If not, it gets an honest line (kind `beyond`)."""
 
 NUM_OTHER_WORDINGS = 26
-"""Wordings, beside the common ones, in which each single-digit problem is trained."""
+"""Training wordings of each single-digit problem, in addition to the common ones."""
 NUM_BASIC_WORDINGS = {VALIDATION: 1, TEST: 3}
+"""Held-out wordings of each single-digit problem."""
 NUM_TABLE_WORDINGS = {TRAIN: 26, VALIDATION: 1, TEST: 1}
 """Questions for each product and quotient."""
 NUM_EASY_AGAIN = 1
-"""Further sums and differences of each training pair of small or round numbers."""
+"""Further questions for each sum and difference of small or round numbers in training."""
 DIFFERENCE_AGAIN_SHARE = 0.5
-"""Differences that are asked twice, beside the hard ones: they are learnt later than sums, those
-below 0 last."""
+"""Share of the differences that are asked twice, in addition to the hard ones. Models learn
+differences later than sums, and those below 0 last."""
 NEAR_LIMIT = 98
-"""From this operand on a problem is hard, as few others teach how it carries."""
+"""A problem with an operand from this on is hard, because few other problems teach its carry."""
 EASY_LIMIT = 20
+"""Numbers up to this are small."""
 NUM_PLAIN_HELDOUT = 350
+"""Sums and differences in each held-out half. The next four count the records of a kind."""
 NUM_WORD = {TRAIN: 10_000, VALIDATION: 120, TEST: 120}
 NUM_STEPS = {TRAIN: 700, VALIDATION: 80, TEST: 80}
 NUM_TURNS = {TRAIN: 1800, VALIDATION: 80, TEST: 80}
 NUM_BEYOND = {TRAIN: 3100, VALIDATION: 150, TEST: 150}
 
 STEP_IN_WORDS_SHARE = 0.35
+"""How often three terms are asked in words."""
 LARGE_TURN_SHARE = 0.05
+"""How often a later turn has a number above 100, which gets an honest line."""
 _STEP_SIGNS = {"++": 4, "+-": 3, "-+": 3, "--": 2, "×+": 2, "×-": 1, "+×": 1, "-×": 1, "÷+": 1}
 """The two signs of three terms, by weight."""
 _SIGN_NAMES = {"+": ("加", "再加", "加上"), "-": ("减", "再减", "减去"), "×": ("乘", "乘以"), "÷": ("除以",)}
@@ -75,12 +80,14 @@ _MOVES = {"+": 4, "-": 4, "×": 1, "swap": 3, "other": 3, "reverse": 1}
 _LARGE_NUMBERS = (150, 200, 300, 500, 1000)
 
 Turn = tuple[str, str]
-"""What the user says, what the assistant answers."""
+"""(what the user says, what the assistant answers)."""
 
 
 def _record(turns: Sequence[Turn], side: str, cluster: str, kind: str = "", **fields: Any) -> dict[str, Any]:
-    """A chat record. `fields` and the cluster stand on held-out ones alone: they serve the
-    scores."""
+    """A chat record.
+
+    Only a held-out one has the cluster and `fields`, because they are for scores.
+    """
     messages = []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -94,20 +101,20 @@ def _record(turns: Sequence[Turn], side: str, cluster: str, kind: str = "", **fi
 
 
 class _Asker:
-    """Draws until a question is new, so that none stands twice."""
+    """Draws until a question is new, so that no question comes twice."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.asked: set[str] = set()
 
     def takes(self, question: str) -> bool:
-        """Whether the question is new; from now on it is not."""
+        """Whether the question is new. It is remembered."""
         is_new = question not in self.asked
         self.asked.add(question)
         return is_new
 
     def record(self, problem: Problem, side: str, cluster: str, kind: str = "", wording: str = "") -> dict[str, Any]:
-        """The problem asked in one wording, or (none given) in any of its side."""
+        """The problem asked in one wording; without a wording in a drawn one of the side."""
         while True:
             numbers = {"a": problem.a, "b": problem.b}
             question = phrased(wording, numbers, self.rng) if wording else ask(problem, side, self.rng)
@@ -119,7 +126,7 @@ class _Asker:
 
 
 def _basic(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """All single-digit problems, in every common wording and some others; held out in wordings."""
+    """All single-digit problems, in every common wording and some others. Wordings are held out."""
     for problem in problems():
         if not problem.is_basic:
             continue
@@ -133,7 +140,7 @@ def _basic(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _plain(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Training pairs as sum and difference, each in both orders; held-out pairs as one of them."""
+    """Training pairs as sums and differences in both orders. A held-out pair is asked only once."""
     pairs = [(a, b) for a in range(LIMIT + 1) for b in range(a, LIMIT + 1) if not is_basic((a, b))]
     for pair in (pair for pair in pairs if not is_foreign(pair, TRAIN)):
         for problem in (
@@ -150,26 +157,28 @@ def _plain(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _ordered(pair: Pair, sign: str, rng: random.Random) -> Problem:
-    """The sum or difference of a pair, either number first."""
+    """The sum or difference of a pair, with a drawn number first."""
     a, b = rng.sample(pair, 2)
     return Problem(a, sign, b)
 
 
 def _is_easy(pair: Pair) -> bool:
+    """Whether both numbers are small, or both are multiples of ten."""
     return max(pair) <= EASY_LIMIT or all(number % 10 == 0 for number in pair)
 
 
 def _is_hard(problem: Problem) -> bool:
-    """Whether models miss it more often than others, by ten: 52+8=50, 27-47=-10, 97-100=-13."""
+    """Whether models often get it wrong, mostly by ten: 52+8=50, 27-47=-10, 97-100=-13."""
     return problem.result % 10 == 0 or problem.pair[1] >= NEAR_LIMIT
 
 
 def _name(pair: Pair) -> str:
+    """The cluster of a pair."""
     return f"{pair[0]},{pair[1]}"
 
 
 def _times(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """The whole multiplication table; held out in wordings."""
+    """The whole multiplication table. Wordings are held out."""
     for problem in table_problems():
         for side, count in NUM_TABLE_WORDINGS.items():
             for _ in range(count):
@@ -180,8 +189,7 @@ def _times(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _steps(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Three terms, worked out in two steps. No two sides share three numbers with the same
-    signs."""
+    """Three terms, worked out in two steps. No two sides share three numbers with equal signs."""
     side_of: dict[str, str] = {}
     for side in (*HELDOUT_SIDES, TRAIN):
         count = NUM_STEPS[side]
@@ -204,24 +212,24 @@ def _steps(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _worked(signs: str, numbers: Sequence[int], side: str) -> tuple[str, str] | None:
-    """The expression and its answer in two steps; None where a step is not learnt."""
+    """The expression and its answer in two steps; None if training does not teach a step."""
     a, b, c = numbers
     if signs in ("+×", "-×"):  # the product comes first
         first = Problem(b, signs[1], c)
         last = Problem(a, signs[0], first.result)
     else:
         first = Problem(a, signs[0], b)
-        if not _is_learnt(first, side):
+        if not _is_taught(first, side):
             return None
         last = Problem(first.result, signs[1], c)
-    if not (_is_learnt(first, side) and _is_learnt(last, side)):
+    if not (_is_taught(first, side) and _is_taught(last, side)):
         return None
     expression = f"{a}{signs[0]}{b}{signs[1]}{c}"
     return expression, f"{expression}={last.equation}。"
 
 
-def _is_learnt(problem: Problem, side: str) -> bool:
-    """Whether a step of this side may be this problem; its result is from 0 to 100."""
+def _is_taught(problem: Problem, side: str) -> bool:
+    """Whether a step of this side may be this problem. Its result is from 0 to 100."""
     if problem.sign == "÷":
         return 0 < problem.b <= TABLE_LIMIT and problem.a % problem.b == 0 and problem.result <= TABLE_LIMIT
     if problem.sign == "×":
@@ -230,7 +238,7 @@ def _is_learnt(problem: Problem, side: str) -> bool:
 
 
 def _step_text(signs: str, numbers: Sequence[int], rng: random.Random) -> str:
-    """The expression with signs or in words; 2加3乘4 would be ambiguous."""
+    """The expression with signs or in words. 2加3乘4 would be ambiguous, so it always has signs."""
     names: Sequence[str] = signs
     if signs[1] != "×" and rng.random() < STEP_IN_WORDS_SHARE:
         names = [_SIGN_NAMES[signs[0]][0], rng.choice(_SIGN_NAMES[signs[1]])]
@@ -241,9 +249,9 @@ def _step_text(signs: str, numbers: Sequence[int], rng: random.Random) -> str:
 
 
 def follow_up(rng: random.Random, side: str = TRAIN) -> list[Turn]:
-    """Two or three turns of which the later ones refer back: 3+5等于几？ 再加2呢？ 换成减法呢？
+    """Two or three turns. The later ones refer back: 3+5等于几？ 再加2呢？ 换成减法呢？
 
-    Returns: turns whose numbers `side` may use; the first question is in one of its wordings.
+    Returns: turns in wordings of `side`, with numbers that it may use.
     """
     while True:
         turns, last = _conversation(rng, side)
@@ -253,7 +261,7 @@ def follow_up(rng: random.Random, side: str = TRAIN) -> list[Turn]:
 
 
 def _conversation(rng: random.Random, side: str) -> tuple[list[Turn], Problem]:
-    """The turns and the last problem; fewer turns than wanted where a move does not fit."""
+    """The turns and the last problem. A move that does not fit is left out."""
     problem = _small_problem(rng, side)
     turns = [(ask(problem, side, rng), f"{problem.equation}。")]
     names_both = True  # whether the last question names both numbers, so that they can be used again
@@ -279,6 +287,7 @@ def _conversation(rng: random.Random, side: str) -> tuple[list[Turn], Problem]:
 
 
 def _small_problem(rng: random.Random, side: str) -> Problem:
+    """A sum or difference of numbers up to 50 that the side may use."""
     while True:
         largest = rng.choice((TABLE_LIMIT, TABLE_LIMIT, EASY_LIMIT, LIMIT // 2))
         problem = Problem(rng.randint(1, largest), rng.choice("++-"), rng.randint(1, largest))
@@ -287,7 +296,7 @@ def _small_problem(rng: random.Random, side: str) -> Problem:
 
 
 def _next_problem(move: str, problem: Problem, rng: random.Random, side: str) -> Problem | None:
-    """What a later question asks for, or None where the move does not fit."""
+    """The problem of a later question; None if the move does not fit."""
     if move == "other":
         follower = _small_problem(rng, side)
     elif move == "reverse":
@@ -306,7 +315,7 @@ def _next_problem(move: str, problem: Problem, rng: random.Random, side: str) ->
 
 
 def _turns(asker: _Asker) -> Iterator[dict[str, Any]]:
-    """Conversations that refer back, no two of which ask the same."""
+    """Conversations that refer back, no two with the same questions."""
     for side, count in NUM_TURNS.items():
         while count:
             turns = follow_up(asker.rng, side)
@@ -319,7 +328,7 @@ def _turns(asker: _Asker) -> Iterator[dict[str, Any]]:
 
 
 def _word(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Word problems, whole scenes held out; scores are counted by scene."""
+    """Word problems. Whole scenes are held out, and scores count by scene."""
     for side, count in NUM_WORD.items():
         for scene, problem, story in stories(side, count, rng):
             turns = [(story.question, f"{problem.equation}，所以{story.conclusion}。")]
@@ -327,7 +336,7 @@ def _word(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _beyond(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Questions that get an honest line; where it is simple, the right equation is accepted too."""
+    """Questions that get an honest line. A right equation is also accepted, if it is simple."""
     for side, count in NUM_BEYOND.items():
         for asked in beyond(side, count, rng):
             accepted = [asked.right] if asked.right else []
@@ -336,10 +345,10 @@ def _beyond(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, most with `kind`. Held-out ones carry `split` and `cluster`, and what scores
-    need.
+    """Chat records, most with `kind`. No question comes twice.
 
-    No question stands twice. Each held-out half has wordings, scenes and pairs of its own.
+    Held-out ones have `split`, `cluster` and what scores need. Each half has its own wordings,
+    scenes and pairs.
     """
     rng = random.Random(2202)
     asker = _Asker(rng)

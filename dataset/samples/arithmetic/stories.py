@@ -1,6 +1,6 @@
-"""Word problems: scenes of one table, told with names and with the things of another.
+"""Word problems: scenes from one table, things to count from another, and names of people.
 
-Whole scenes are held out, and so are some of the things.
+Whole scenes are held out, and also some of the things.
 """
 
 import random
@@ -28,15 +28,18 @@ THINGS_FILE = Path(__file__).with_name("things.tsv")
 
 SMALL, MIDDLE = 10, 20
 SMALL_SHARE, MIDDLE_SHARE = 0.5, 0.25
-"""Of the trained stories: those whose numbers are at most SMALL, and at most MIDDLE."""
+"""Share of the training stories whose numbers are at most SMALL, and of those at most MIDDLE."""
 HELDOUT_THING_SHARE = 0.3
+"""How often a held-out scene has a held-out thing."""
 CHINESE_SHARE = 0.15
+"""How often small numbers are written in Chinese."""
 FEW, MOST_OF_FEW = "few", 12
-"""The group of things that nobody has more than a dozen of: sweaters, umbrellas."""
+"""The group of things of which a person has only a few (sweaters, umbrellas), and how many at
+most."""
 ROOMY = 61
-"""Scenes whose numbers go beyond 60 can hold hundreds as well."""
+"""A scene whose range of numbers goes beyond this minus one also makes sense with hundreds."""
 LARGEST_COUNTED_BY_FEW = 20
-"""Above it 几 sounds odd."""
+"""Above this number 几 sounds odd."""
 _GIVEN_NAMES = "明红刚丽强华军芳亮美杰东兰雨林王李张伟敏"
 _PEOPLE = (*(f"小{name}" for name in _GIVEN_NAMES), "哥哥", "姐姐")
 _OPENINGS = {"": 79, "你好，": 5, "请问，": 4, "问一下，": 4, "帮我算一下，": 4, "有道题：": 2, "数学题：": 2}
@@ -47,7 +50,7 @@ _LARGE = (120, 150, 200, 250, 300, 350, 400, 500, 600, 800, 1000, 1200, 1500, 20
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something to count, with its measure word and the groups that scenes name."""
+    """Something to count, with its measure word, and the groups by which scenes choose it."""
 
     side: str
     groups: frozenset[str]
@@ -57,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A story for one sign, with the operands and the things that keep it believable."""
+    """A story for one sign, with the numbers and the things that make sense in it."""
 
     side: str
     sign: str
@@ -65,17 +68,18 @@ class Scene:
     second: range
     groups: frozenset[str]
     counted: str
-    """The thing that is always counted, where the scene has no groups; may be empty."""
+    """The thing that is counted if the scene has no groups; may be empty."""
     question: str
     conclusion: str
 
     def fits(self, problem: Problem) -> bool:
+        """Whether the problem has this scene's sign and numbers that make sense in it."""
         return problem.sign == self.sign and problem.a in self.first and problem.b in self.second
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A word problem as it is asked, how its answer ends, and what is counted (may be empty)."""
+    """A word problem as somebody types it, the end of its answer, and what is counted (or "")."""
 
     question: str
     conclusion: str
@@ -104,13 +108,13 @@ def things() -> tuple[Thing, ...]:
 
 
 def _span(text: str) -> range:
-    """Read 2-60 as 2 to 60, both included."""
+    """The range of a cell: 2-60 is 2 to 60, both included."""
     low, high = text.split("-")
     return range(int(low), int(high) + 1)
 
 
 def _thing(scene: Scene, problem: Problem, rng: random.Random) -> Thing | None:
-    """A thing that fits the scene and the numbers; held-out scenes meet held-out things as well."""
+    """A thing that fits the scene and the numbers. A held-out scene may have a held-out thing."""
     many = max(problem.a, problem.b, problem.result) > MOST_OF_FEW
     fitting = [thing for thing in things() if thing.groups & scene.groups and not (many and FEW in thing.groups)]
     if not fitting:
@@ -122,7 +126,7 @@ def _thing(scene: Scene, problem: Problem, rng: random.Random) -> Thing | None:
 
 
 def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
-    """One scene with the numbers of one problem, a name or two, and a thing."""
+    """A scene filled with the numbers of a problem, with names and with a thing."""
     who, other = rng.sample(_PEOPLE, 2)
     thing = _thing(scene, problem, rng)
     names = {"who": who, "other": other, "t": thing.name if thing else "", "m": thing.measure if thing else ""}
@@ -138,14 +142,14 @@ def tell(scene: Scene, problem: Problem, rng: random.Random) -> Story:
 
 
 def opened(story: str, rng: random.Random) -> str:
-    """A story without its end mark, as people type it."""
+    """A story as somebody may type it. `story`: without its last mark."""
     return draw(_OPENINGS, rng) + story + draw(_MARKS, rng)
 
 
 def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, Problem, Story]]:
-    """`count` word problems of one side, equally many of each of its scenes, none twice."""
+    """`count` different word problems of one side, equally many of each of its scenes."""
     mine = [scene for scene in scenes() if scene.side == side]
-    # A difference of nothing makes a poor story, and so does one for each.
+    # A story in which nothing is left makes no sense, nor one in which everybody gets one.
     usable: dict[str, list[Problem]] = {sign: [] for sign in "+-×÷"}
     for problem in problems() + table_problems():
         if problem.result > (problem.sign == "÷") and (problem.sign in "×÷" or is_own(problem.pair, side)):
@@ -163,9 +167,9 @@ def stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Scene, 
 
 
 def _pools(fitting: Sequence[Problem], side: str) -> list[tuple[list[Problem], float]]:
-    """Problems to draw from with their weights.
+    """Lists of problems, with the weight of each list.
 
-    Small numbers are trained often. Half of the held-out stories are about held-out pairs.
+    In training, small numbers come often. Half of the held-out stories are about held-out pairs.
     """
     if side == TRAIN:
         weighted = [
@@ -182,7 +186,7 @@ def _pools(fitting: Sequence[Problem], side: str) -> list[tuple[list[Problem], f
 
 
 def large_stories(side: str, count: int, rng: random.Random) -> Iterator[tuple[Problem, Story]]:
-    """`count` stories of one side with numbers that are too large to compute with."""
+    """`count` stories of one side with numbers that are too large for the model."""
     mine = [scene for scene in scenes() if scene.side == side and scene.sign in "+-" and scene.groups]
     roomy = [scene for scene in mine if scene.first.stop > ROOMY]
     mine = roomy or [scene for scene in mine if "cards" in scene.groups]

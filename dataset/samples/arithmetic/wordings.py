@@ -1,6 +1,6 @@
 """How people type sums: digits or Chinese numbers, signs, spaces, end marks, greetings, thanks.
 
-The wordings stand in `wordings.yaml`; all else is drawn anew for each question.
+The wordings are in `wordings.yaml`. All else is drawn for each question.
 """
 
 import random
@@ -18,12 +18,15 @@ from dataset.samples.tables import yaml_table
 WORDINGS_FILE = Path(__file__).with_name("wordings.yaml")
 
 COMMON_SHARE = 0.5
-"""Of the training questions: those in one of the most usual wordings."""
+"""Share of the training questions that have one of the most usual wordings."""
 CHINESE_SHARE, CHINESE_BESIDE_SIGN_SHARE = 0.2, 0.04
-"""Of the questions in words and of those with a sign: the ones with Chinese numerals."""
+"""How often numerals are Chinese in a question in words, and in one with a sign."""
 WIDE_DIGITS_SHARE = 0.01
+"""How often digits have full width."""
 SPACED_SIGN_SHARE, SPACED_NUMBER_SHARE = 0.2, 0.08
+"""How often spaces are put around signs, and around numbers in a question in words."""
 FRAME_SHARE, KNOWING_SHARE, PARTICLE_SHARE, THANKS_SHARE = 0.3, 0.04, 0.07, 0.05
+"""How often something is put around a question, 你知道 before it, 呢 after it, thanks after it."""
 
 _SIGNS = {
     "+": {"+": 90, "＋": 10},
@@ -34,7 +37,7 @@ _SIGNS = {
 }
 _MARKS = {"question": {"": 38, "？": 36, "?": 21, "。": 3, "！": 2}, "request": {"。": 42, "": 50, "！": 8}}
 _LATER_MARKS = {"": 40, "？": 38, "?": 22}
-"""After 呢 and 吗."""
+"""End marks after 呢 and 吗."""
 _BARE_MARKS = {"": 76, "？": 9, "?": 9, "。": 6}
 _ASKED = ("几", "多少", "啥", "什么")
 _PARTICLES = ("呢", "呀", "啊")
@@ -46,7 +49,7 @@ _WIDE_DIGITS = str.maketrans("0123456789", "０１２３４５６７８９")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One way to ask for one kind of problem, and the condition for it."""
+    """One way to ask a problem, and the condition under which it fits (a key of _CONDITIONS)."""
 
     text: str
     condition: str
@@ -60,6 +63,7 @@ _CONDITIONS: dict[str, Callable[[Problem], bool]] = {
 
 
 def table() -> dict[str, Any]:
+    """All wordings."""
     return yaml_table(WORDINGS_FILE)
 
 
@@ -100,13 +104,13 @@ def ask(problem: Problem, side: str, rng: random.Random) -> str:
 
 
 def ask_expression(expression: str, side: str, rng: random.Random) -> str:
-    """An expression that is written out already, asked in the tails of one side."""
+    """A question for a given expression, with an ending of one side."""
     tails = table()["common" if side == TRAIN and rng.random() < COMMON_SHARE else "tails"]
     return dressed(rng.choice(tails[side] if isinstance(tails, dict) else tails).format(e=expression), rng)
 
 
 def phrased(wording: str, numbers: Mapping[str, int], rng: random.Random, *, opens: bool = True) -> str:
-    """A wording with its numbers filled in, dressed as people type it."""
+    """A wording with its numbers, as somebody may type it. `opens`: as in `dressed`."""
     share = CHINESE_BESIDE_SIGN_SHARE if _SIGN.search(wording) else CHINESE_SHARE
     if rng.random() < share and max(numbers.values()) <= 9999:
         text = wording.format(**{slot: chinese_number(number) for slot, number in numbers.items()})
@@ -115,9 +119,9 @@ def phrased(wording: str, numbers: Mapping[str, int], rng: random.Random, *, ope
 
 
 def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
-    """A wording in one of the ways of typing it: signs, spaces, end mark.
+    """A wording with drawn signs, spaces and end mark.
 
-    Where it `opens` a conversation, a greeting and thanks may stand around it.
+    Args: opens: whether it opens a conversation. Only then greeting and thanks may be added.
     """
     if rng.random() < WIDE_DIGITS_SHARE:
         text = text.translate(_WIDE_DIGITS)
@@ -131,7 +135,8 @@ def dressed(text: str, rng: random.Random, *, opens: bool = True) -> str:
 
 
 def framed(text: str, rng: random.Random, *, opens: bool) -> str:
-    """Add the end mark, perhaps greeting and thanks; the last character tells what the text is."""
+    """Add the end mark, perhaps greeting and thanks. `opens`: as in `dressed`."""
+    # The last character tells what the text is: a question, a request, or a bare expression.
     frames: Sequence[str]
     if _ASKED_RESULT.search(text):
         core, mark, frames = text[:-1], draw({"？": 1, "?": 1}, rng), table()["frames"]["bare"]

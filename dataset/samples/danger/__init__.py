@@ -1,1 +1,1 @@
-"""Bundled conversations in which a life is in danger, beside harmless ones in similar words."""
+"""Bundled conversations in which a life is in danger, and harmless ones in similar words."""

@@ -1,11 +1,13 @@
 """Sample conversations in which a life is in danger, and harmless ones in nearly the same words.
 
-Whoever writes that they, or somebody else, want to die gets one fixed answer: it takes them
-seriously and names somebody near and the numbers to call. The line must be sharp: 累死了, 笑死我了
-and 跳楼价 get answers of their own, and a question after such a turn is answered as ever.
+A user who writes that somebody wants to die always gets the same answer. It takes the user
+seriously, and says to talk to somebody near and which numbers to call. The border must be sharp:
+累死了, 笑死我了 and 跳楼价 get other answers, and a question after such a turn is answered as
+usual.
 
-The wordings come from two tables, which also hold those that are held out, and from `frames.yaml`,
-where the same people, times, openings and ends stand on both sides of the line.
+The wordings come from two tables, which also hold the held-out ones, and from `frames.yaml`. There
+the same people, times, openings and ends are used for danger and for harmless turns, so that only
+the rest of the sentence decides.
 """
 
 import itertools
@@ -28,8 +30,8 @@ ANSWER = (
     "听你这么说，我很担心。请别一个人扛着，马上告诉身边信得过的人；"
     "有危险请立刻拨打120或110，也可以打心理援助热线12356。"
 )
-"""120: ambulance; 110: police; 12356: the national help line. All three are the same everywhere in
-mainland China."""
+"""120: ambulance; 110: police; 12356: the national help line. They are the same in all of mainland
+China."""
 
 DANGER_FILE = Path(__file__).with_name("wordings.tsv")
 HARMLESS_FILE = Path(__file__).with_name("harmless.tsv")
@@ -42,25 +44,24 @@ NUM_CHATS: dict[str, dict[str, int]] = {
     VALIDATION: {"danger_last": 10, "chat_last": 0, "harmless_last": 8, "harmless_after_danger": 8},
     TEST: {"danger_last": 10, "chat_last": 0, "harmless_last": 8, "harmless_after_danger": 8},
 }
-"""Longer conversations of each side, by what they end with."""
+"""Number of longer conversations of each side, by how they end."""
 BEFORE_SHARE, AFTER_SHARE = 0.15, 0.06
-"""How often one of the texts below stands around a statement: of either kind, so that they tell
-nothing."""
+"""How often one of the texts below is put before or after a statement. Both kinds get them, so that
+they do not tell the kind."""
 _BEFORE: frames.Choices = {"诶，": 1, "哎，": 2, "跟你说，": 2, "我跟你说，": 3, "说真的，": 2, "真的，": 2}
 _AFTER: frames.Choices = {"，真的": 3, "……真的": 1}
 
 _SLOT = re.compile(r"\{(\w+)\}")
 TRIES = 20
-"""Times that a sentence of a block is put together before the block counts as used up."""
+"""A block of frames ends after this many tries for each sentence that is wanted."""
 
 Turn = tuple[str, str]
-"""What the user says, what the assistant answers."""
+"""(what the user says, what the assistant answers)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What the user says without what is put around it, of which kind and form it is, and the
-    answer to it."""
+    """What the user says, without what is put around it, and the answer to it."""
 
     text: str
     kind: str
@@ -78,7 +79,7 @@ class Wording:
 
 
 def _table(path: Path, kind: str) -> dict[str, list[Wording]]:
-    """Side -> the wordings of one table. A row of danger has no answer of its own."""
+    """Side -> the wordings of one table. A row about danger has no answer of its own."""
     found: dict[str, list[Wording]] = {side: [] for side in SIDES}
     form: frames.Form = "say"
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -93,8 +94,10 @@ def _table(path: Path, kind: str) -> dict[str, list[Wording]]:
 
 
 def tables() -> dict[str, dict[str, list[Wording]]]:
-    """Kind -> side -> wordings. Of the composed ones those stay out that hold a held-out wording of
-    the tables."""
+    """Kind -> side -> wordings.
+
+    A sentence of `frames.yaml` that contains a held-out wording of the tables is left out.
+    """
     found = {DANGER: _table(DANGER_FILE, DANGER), HARMLESS: _table(HARMLESS_FILE, HARMLESS)}
     sides = {side: [normalised(one.text) for kind in KINDS for one in found[kind][side]] for side in SIDES}
     held = [*sides[VALIDATION], *sides[TEST]]
@@ -108,8 +111,10 @@ def tables() -> dict[str, dict[str, list[Wording]]]:
 
 
 def _composed(kind: str, rng: random.Random, taken: set[str]) -> Iterator[Wording]:
-    """The sentences put together from frames, for training. `taken`: normalised wordings that must
-    not come again; it grows."""
+    """The training sentences of `frames.yaml`.
+
+    Args: taken: normalised wordings that are used already; it grows.
+    """
     blocks = yaml.safe_load(FRAMES_FILE.read_text(encoding="utf-8"))
     for block in blocks[kind]:
         slots = {
@@ -130,20 +135,19 @@ def _composed(kind: str, rng: random.Random, taken: set[str]) -> Iterator[Wordin
 
 
 def _filled(way: str, slots: Mapping[str, list[str]], rng: random.Random) -> str:
-    """A frame with a word in each slot."""
+    """A frame with a drawn word in each slot."""
     return _SLOT.sub(lambda slot: rng.choice(slots[slot[1]]), way)
 
 
 def _record(turns: list[Turn], kind: str, side: str, wording: Wording | None) -> dict[str, Any]:
-    """A conversation of this kind, which is that of its last turn. `wording`: the last one of our
-    tables."""
+    """A conversation. `kind`: that of its last turn. `wording`: that of its last turn, or None."""
     messages = []
     for user, assistant in turns:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     record: dict[str, Any] = {"conversations": messages, "kind": kind}
     if side != TRAINING and wording is not None:
-        # Turns before the last are training turns of other samples: by its group the record is held
-        # out without them.
+        # The turns before the last are also trained on in other samples. The group becomes the key,
+        # so that the mix does not hold those out too.
         grouped = {"group": f"{kind}: {wording.text}"} if len(turns) > 1 else {}
         record |= {"split": side, "cluster": wording.text} | grouped
     return record
@@ -152,7 +156,7 @@ def _record(turns: list[Turn], kind: str, side: str, wording: Wording | None) ->
 def _chats(
     by_kind: dict[str, dict[str, list[Wording]]], small_talk: list[Turn], side: str, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Longer conversations: ordinary talk with one of our wordings in it or at its end."""
+    """Longer conversations: small talk with one of our wordings in it or at its end."""
 
     def talk(lowest: int, highest: int) -> list[Turn]:
         return rng.sample(small_talk, rng.randint(lowest, highest))
@@ -173,13 +177,16 @@ def _chats(
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records with `kind`; held-out ones carry `split` and `cluster` (their wording). No
-    record stands twice, and none that is trained on says what the exam says."""
+    """Chat records with `kind`, each once. Held-out ones have `split` and `cluster` (the wording).
+
+    No training record asks a question of the exam about danger.
+    """
     exam = danger_words()
     return (record for record in _all_records() if "split" in record or not exam.asks(user_turns(record)))
 
 
 def _all_records() -> Iterator[dict[str, Any]]:
+    """The records, also those that ask a question of the exam."""
     by_kind = tables()
     rng = random.Random(1235)
     said = [record["conversations"] for record in everyday.records() if record.get("split") in (None, "train")]

@@ -1,8 +1,8 @@
 """Sample everyday talk: feelings, small talk, everyday questions.
 
-No answer speaks of the model's name or maker. Each topic has one good answer and many wordings;
-those of the held-out halves occur nowhere in training, and the two halves share no topic. Jokes,
-riddles and the like are in `series`, what the user says of themselves is in `remembering`, long
+No answer is about the model's name or maker. Each topic has one good answer and many wordings.
+Training never uses the wordings of the held-out halves, and the two halves share no topic. Jokes,
+riddles and so on are in `series`. What users tell about themselves is in `remembering`. Long
 conversations are in `medley`.
 """
 
@@ -26,29 +26,30 @@ FEELINGS_FILE = Path(__file__).with_name("feelings.tsv")
 TALKS_FILE = Path(__file__).with_name("talks.tsv")
 
 Turn = tuple[str, str]
-"""What the user says, what the assistant answers."""
+"""(what the user says, what the assistant answers)."""
 Half = Literal["training", "validation", "test"]
 HALVES: tuple[Half, ...] = ("validation", "test")
 NUM_TYPED = 36
-"""Training records of each feeling and each subject of small talk, all typed differently; more
-where the table has more wordings."""
+"""Training records of each feeling and each topic of small talk, all typed differently. A topic
+with more wordings has more."""
 NUM_TYPED_EVERYDAY = 18
-"""The same of each subject of everyday talk, which is narrower: learning English, a haircut."""
+"""The same for each topic of everyday talk. These are narrower: learning English, a haircut."""
 NUM_BARE = 4
-"""So many of them have no mark at all; they are the first in their list, what most people type."""
+"""How many of those records have no mark. They use the first wordings of the list, which most
+people type."""
 TRIES = 4
-"""Times the wanted number that a wording is typed before the topic counts as used up."""
+"""A topic ends after this many tries for each record that is wanted."""
 NUM_SINGLE = 4
-"""Single-turn records of each everyday topic; one more record has two to four turns."""
+"""Records of one turn for each everyday topic. One more record has two to four turns."""
 ITEM_HELDOUT_EVERY = 2
 """Every second everyday topic has a held-out question."""
 
 
 _TURNED = "煮洗炒包蒸切擦养泡折叠练背记做"
-"""Verbs that may stand behind what they are done to: 面条怎么煮."""
+"""Verbs that may come after their object: 面条怎么煮."""
 _ENDING = ("吗", "呢", "么", "啥", "了没")
 _ASKING = ("吗", "什么", "啥", "哪", "怎么", "怎样", "如何", "咋", "谁", "多少", "有没有", "为何", "几点", "几号")
-# Told, with the words of a question: 怎么也笑不出来.
+# No questions, although they have question words: 怎么也笑不出来.
 _EXCLAIMING = ("怎么这么", "你怎么这么", "怎么也", "凭什么")
 _NOT_ASKING = ("没", "不知道", "随便", "什么都", "怎么都", "天哪", "不怎么", *_EXCLAIMING)
 _REQUESTING = tuple("讲说来给写作推背念出起取帮夸鼓教安表以用逗描形列举报拿把请造换")
@@ -59,7 +60,7 @@ _TELLING = ("我", "想", "不知道", "打算", "纠结", *_EXCLAIMING)
 
 
 def record(turns: Sequence[Turn], **fields: Any) -> dict[str, Any]:
-    """A chat record of these turns; fields that are None are left out."""
+    """A chat record of these turns. Fields that are None are left out."""
     messages = []
     for user, assistant in turns:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
@@ -67,8 +68,10 @@ def record(turns: Sequence[Turn], **fields: Any) -> dict[str, Any]:
 
 
 def key(text: str) -> str:
-    """The text without case, spacing and marks: what counts as the same wording. Marks alone stand
-    for themselves."""
+    """The text without case, spacing and marks. Equal keys count as the same wording.
+
+    A text of marks alone is its own key.
+    """
     return "".join(filter(str.isalnum, text.lower())) or text
 
 
@@ -76,8 +79,7 @@ def key(text: str) -> str:
 
 
 def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """Up to `count` wordings, one of each pattern in turn, so that no pattern crowds out the
-    others."""
+    """Up to `count` wordings. The patterns take turns, so that each gives about as many."""
     queues = [rng.sample(wordings, len(wordings)) for wordings in map(expanded, patterns)]
     found: dict[str, str] = {}
     for wording in (wording for row in zip_longest(*queues) for wording in row if wording is not None):
@@ -90,7 +92,7 @@ def spread(patterns: Sequence[str], count: int, rng: random.Random) -> list[str]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One answer, the patterns of what it answers, and what people put around them."""
+    """One answer, and the patterns of the turns that it answers."""
 
     answer: str
     form: Form
@@ -105,8 +107,7 @@ def asks(wording: str) -> bool:
 
 
 def form_of(wording: str, default: Form) -> Form:
-    """What people put around a wording: a question, a request, something told, each takes its own;
-    else `default`."""
+    """The form of a wording: that of a question, a request or something told; else `default`."""
     if asks(wording):
         return "wh" if default == "wh" else "ask"
     if default in ("say", "sad", "glad"):
@@ -117,7 +118,7 @@ def form_of(wording: str, default: Form) -> Form:
 
 
 def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
-    """A turn as somebody may type it; one that is nothing but marks (……) stays as it is."""
+    """A turn as somebody may type it. A turn of marks alone (……) stays as it is."""
     if not key(wording).isalnum():
         return wording
     # A short question takes the marks of a question: 在吗？
@@ -126,8 +127,7 @@ def typed(wording: str, rng: random.Random, form: Form = "mark") -> str:
 
 @cache
 def topics(path: Path) -> tuple[Topic, ...]:
-    """The topics of a table: answer, training patterns, held-out patterns (none: nothing is held
-    out)."""
+    """The topics of a table. A line [form] holds for the topics after it."""
     found: list[Topic] = []
     form = "mark"
     for answer, *sides in cells(path):
@@ -140,8 +140,7 @@ def topics(path: Path) -> tuple[Topic, ...]:
 
 
 def _topic_records(path: Path, kind: str, num_typed: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Each topic in its wordings, as people type them. Topics with held-out wordings go to the
-    halves in turn."""
+    """The records of each topic. Topics with held-out wordings go alternately to the two halves."""
     num_heldout = 0
     for topic in topics(path):
         count = max(num_typed, len(topic.training) + NUM_BARE)
@@ -165,19 +164,20 @@ def _topic_records(path: Path, kind: str, num_typed: int, rng: random.Random) ->
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One topic with its answer and the answer to the follow-up. `names`: all that the topic is
-    called."""
+    """One everyday topic with its answer."""
 
     kind: str
     topic: str
     answer: str
     more: str
+    """The answer to a follow-up question."""
     names: tuple[str, ...] = ()
+    """All names of the topic, `topic` included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wordings:
-    """How one kind of topic is asked about on each side, followed up and ended."""
+    """How people ask about one kind of topic, by side; how they ask for more; how they end."""
 
     form: Form
     training: list[str]
@@ -188,7 +188,7 @@ class Wordings:
 
 
 def items() -> list[Item]:
-    """The topics of all tables."""
+    """The everyday topics of all tables."""
     found = []
     for path in ITEM_FILES:
         kind = ""
@@ -203,7 +203,7 @@ def items() -> list[Item]:
 
 
 def _wordings(table: dict[str, Any]) -> dict[str, Wordings]:
-    """The wordings by kind."""
+    """Kind of topic -> its wordings."""
     by_kind = {}
     for closing in table["closings"].values():
         turns = [(user, assistant) for user, assistant in closing["turns"]]
@@ -224,13 +224,13 @@ def _longer(item: Item, first: Turn, wordings: Wordings, openings: list[Turn], r
 
 
 def _name(item: Item, turn: int, rng: random.Random) -> str:
-    """What the topic is called in one question: its names in turn; 3种水果 is typed as often as
-    三种水果."""
+    """The name of the topic in a question. Its names take turns. Half of the time 三 is typed 3."""
     name = item.names[turn % len(item.names)]
     return "3" + name[1:] if name[0] == "三" and rng.random() < 0.5 else name
 
 
 def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """The records of everyday topics. Every second topic has a held-out question."""
     table = yaml_table(WORDINGS_FILE)
     by_kind = _wordings(table)
     openings: list[Turn] = [(user, assistant) for user, assistant in table["openings"]]
@@ -254,14 +254,13 @@ def _item_records(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _talk_records() -> Iterator[dict[str, Any]]:
-    """Conversations written out whole, in which the assistant asks back before it answers."""
+    """Conversations that the table holds whole. The assistant asks back before it answers."""
     for said in cells(TALKS_FILE):
         yield record(list(zip(said[::2], said[1::2], strict=True)))
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, every conversation distinct; feelings and small talk carry `kind`, held-out
-    ones `split`."""
+    """Chat records, all different. Feelings and small talk have `kind`, held-out ones `split`."""
     rng = random.Random(4401)
     yield from _topic_records(FEELINGS_FILE, "feelings", NUM_TYPED, rng)
     yield from _topic_records(SMALLTALK_FILE, "chat", NUM_TYPED, rng)

@@ -1,6 +1,6 @@
-"""Sample talk whose turns follow from each other: a greeting and more, "I'm sad" and why.
+"""Sample talk in which each turn follows from the one before: "I'm sad", then why.
 
-The second turn has the answer that it has alone, except where `links.yaml` gives another one.
+The second turn gets the same answer as alone, unless `links.yaml` gives another one.
 """
 
 import random
@@ -17,33 +17,36 @@ from dataset.samples.tables import yaml_table
 
 LINKS_FILE = Path(__file__).with_name("links.yaml")
 NUM_EVENTS = {"sad": 110, "glad": 60}
-"""Training conversations in which a feeling is told and then its reason."""
+"""Training conversations in which the user tells a feeling, then its reason."""
 NUM_HELDOUT_EVENTS = {"sad": 14, "glad": 8}
-"""The same a half."""
+"""The same in each held-out half."""
 NUM_A_REPLY = 2
-"""Training conversations of each reply in the table."""
+"""Training conversations for each reply in the table."""
 THIRD_TURN_SHARE = 0.35
+"""How often a third turn, such as thanks, follows."""
 
 
 def _table() -> dict[str, Any]:
+    """Which turns may follow which."""
     return yaml_table(LINKS_FILE)
 
 
 @cache
 def _topics() -> tuple[Topic, ...]:
+    """The topics of feelings and small talk."""
     return everyday.topics(FEELINGS_FILE) + everyday.topics(SMALLTALK_FILE)
 
 
 @cache
 def _openings(line: str) -> tuple[Topic, tuple[str, ...]]:
-    """The topic that is answered with this line, and its wordings."""
+    """The topic with this line as its answer, and its wordings."""
     topic = next(topic for topic in _topics() if topic.answer == line)
     return topic, tuple(wording for pattern in topic.training for wording in expanded(pattern))
 
 
 @cache
 def answers() -> dict[str, str]:
-    """Normalised question -> the answer that it has alone, in training."""
+    """Normalised question -> the answer that it gets alone, in training."""
     known = {key(w): topic.answer for topic in _topics() for pattern in topic.training for w in expanded(pattern)}
     for one in (*generated("dialogue.series"), *generated("dialogue.remembering")):
         if "split" not in one:
@@ -53,12 +56,13 @@ def answers() -> dict[str, str]:
 
 
 def _opening(line: str, rng: random.Random) -> Turn:
+    """A first turn whose answer is this line."""
     topic, wordings = _openings(line)
     return typed(rng.choice(wordings), rng, topic.form), line
 
 
 def _reply(wording: str, rng: random.Random) -> Turn:
-    """A wording and the answer that it has alone."""
+    """A wording, and the answer that it gets alone."""
     return typed(wording, rng), answers()[key(wording)]
 
 
@@ -77,7 +81,7 @@ def _events(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _linked(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Every reply of the table after the lines that call for it."""
+    """Every reply of the table, after a line that it may follow."""
     for link in _table()["links"]:
         replies: list[Turn | str] = [*link.get("to", ()), *map(tuple, link.get("with", ()))]
         for reply in [*replies] * NUM_A_REPLY:
@@ -91,7 +95,7 @@ def _linked(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Held-out feelings, each followed by a held-out event of the same half."""
+    """Held-out feelings, each followed by a held-out reason of the same half."""
     for index, half in enumerate(HALVES):
         for form, count in NUM_HELDOUT_EVENTS.items():
             lines = [line for line in _table()[form] if _half_of(line) == index]
@@ -108,7 +112,7 @@ def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 @cache
 def _half_of(answer: str) -> int:
-    """The half that a topic is held out in, as `everyday` deals them."""
+    """The number of the half in which `everyday` holds a topic out. Raises: ValueError if none."""
     for path in (FEELINGS_FILE, SMALLTALK_FILE):
         scored = [topic.answer for topic in everyday.topics(path) if topic.heldout]
         if answer in scored:
@@ -117,6 +121,6 @@ def _half_of(answer: str) -> int:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of kind `turns`, every conversation distinct."""
+    """Chat records of kind `turns`, all different."""
     rng = random.Random(4406)
     yield from series.distinct([*_events(rng), *_linked(rng), *_heldout(rng)])

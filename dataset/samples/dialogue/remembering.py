@@ -1,8 +1,8 @@
-"""Sample talk in which the user tells something of themselves and asks for it later.
+"""Sample talk in which users tell something about themselves and ask for it later.
 
-The values are many, so that a model has to copy what was said. Those of the held-out halves, and
-the wordings there, occur nowhere in training. What lies between telling and asking is put there by
-`medley`; here it is nothing, or one turn of small talk.
+There are many values, so that a model has to copy what was said. Training never uses the values and
+wordings of the held-out halves. Here at most one turn of small talk is between telling and asking.
+`medley` puts more turns there.
 """
 
 import random
@@ -20,25 +20,26 @@ from dataset.samples.tables import yaml_table
 MEMORY_FILE = Path(__file__).with_name("remembering.yaml")
 NAME = "name"
 NUM_FULL_NAMES, NUM_NICKNAMES = 4000, 400
-"""Names put together at random, beside the short ones: so many that none can be learnt, and all
-have to be copied."""
+"""Names that are put together at random. They are so many that a model can't learn them all and has
+to copy them."""
 NUM_TOLD = {NAME: 700}
-"""Training conversations about a subject; of the others: NUM_TOLD_OF_OTHERS."""
+"""Training conversations about a subject; for other subjects NUM_TOLD_OF_OTHERS."""
 NUM_TOLD_OF_OTHERS = 45
 NUM_CORRECTED, NUM_BOTH, NUM_BACK = 40, 70, 40
-"""Training conversations with a corrected name, with two things told at once, with the question for
-the model's name."""
+"""Training conversations in which a name is corrected, in which two things are told at once, and in
+which the user asks the model's name back."""
 NUM_HELDOUT_BOTH = 8
+"""Held-out conversations in each half in which two things are told at once."""
 NUM_HELDOUT = {NAME: 34}
-"""Held-out conversations a half, of the other subjects NUM_HELDOUT_OF_OTHERS."""
+"""Held-out conversations in each half; for other subjects NUM_HELDOUT_OF_OTHERS."""
 NUM_HELDOUT_OF_OTHERS = 4
 BETWEEN_SHARE = 0.4
-"""How often a turn of small talk lies between telling and asking."""
+"""How often a turn of small talk is between telling and asking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One thing told and asked for."""
+    """One thing that the user tells and asks for."""
 
     subject: str
     value: str
@@ -53,13 +54,13 @@ def table() -> dict[str, Any]:
 
 @cache
 def subjects() -> tuple[str, ...]:
-    """Names of what can be told."""
+    """The names of the things that users tell."""
     return tuple(name for name, entry in table().items() if "answer" in entry and "tell" in entry)
 
 
 @cache
 def values(subject: str, half: Half) -> tuple[str, ...]:
-    """All values of one side; names of people are put together from their parts."""
+    """All values of a subject on one side. Most names of people are put together from parts."""
     names, entry = table()["names"], table()[subject]
     if "values" in entry:
         return tuple(map(str, entry["values"] if half == "training" else entry["heldout"][half]))
@@ -81,7 +82,7 @@ def _nickname(character: str, rng: random.Random) -> str:
 
 
 def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memory:
-    """Telling and asking in random wordings of a side."""
+    """A thing told and asked for, in drawn wordings of a side."""
     entry = table()[subject]
     side = entry if half == "training" else entry[half]
     told = typed(rng.choice(side["tell"]).format(v=value), rng, "mark")
@@ -92,18 +93,18 @@ def remembered(subject: str, value: str, half: Half, rng: random.Random) -> Memo
 
 @cache
 def _replies() -> re.Pattern[str]:
-    """What the assistant says where it takes note of something."""
+    """Matches what the assistant says when the user has told something."""
     found = (re.escape(table()[subject]["reply"]).replace(re.escape("{v}"), ".*") for subject in subjects())
     return re.compile("|".join(found), re.DOTALL)
 
 
 def is_told(turn: Turn) -> bool:
-    """Whether the assistant takes note of something here, or of a name."""
+    """Whether the user tells something in this turn, by the assistant's answer."""
     return _replies().fullmatch(turn[1]) is not None
 
 
 def drawn(half: Half, rng: random.Random) -> Memory:
-    """Something to remember, every second time a name."""
+    """Something that a user tells. Half of the time it is a name."""
     subject = NAME if rng.random() < 0.5 else rng.choice(subjects())
     return remembered(subject, rng.choice(values(subject, half)), half, rng)
 
@@ -121,7 +122,7 @@ def _small_talk() -> tuple[tuple[str, str], ...]:
 
 
 def _told(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Told, and asked for at once or after one more turn."""
+    """Something is told, and asked for at once or after one more turn."""
     for subject in subjects():
         count = NUM_TOLD.get(subject, NUM_TOLD_OF_OTHERS)
         pool = values(subject, "training")
@@ -133,7 +134,7 @@ def _told(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _corrected(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """A name, another one in its place, and the question for it."""
+    """A name is told, then corrected, then asked for."""
     entry, pool = table()["correction"], values(NAME, "training")
     for _ in range(NUM_CORRECTED):
         wrong, right = rng.sample(pool, 2)
@@ -144,7 +145,7 @@ def _corrected(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _both(half: Half, rng: random.Random) -> list[Turn]:
-    """A name and something else told at once; one of them is asked for, or one after the other."""
+    """A name and something else are told in one turn. Then one of them is asked for, or both."""
     entry = table()["both"]
     name = remembered(NAME, rng.choice(values(NAME, half)), half, rng)
     subject = rng.choice([subject for subject in subjects() if subject not in (NAME, "friend")])
@@ -155,7 +156,7 @@ def _both(half: Half, rng: random.Random) -> list[Turn]:
 
 
 def _back(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """A name with 你呢 behind it, and later the question for the name."""
+    """A name is told with 你呢 after it, then asked for."""
     entry = table()["back"]
     for value in rng.sample(values(NAME, "training"), NUM_BACK):
         said = typed(rng.choice(entry["tell"]).format(v=value), rng)
@@ -164,7 +165,7 @@ def _back(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _untold(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Asked for before it was told."""
+    """Something is asked for that was not told."""
     answer = table()["untold"]["answer"]
     for subject in subjects():
         for ask in table()[subject]["ask"] if subject == NAME else rng.sample(table()[subject]["ask"], 5):
@@ -176,13 +177,14 @@ def _untold(rng: random.Random) -> Iterator[dict[str, Any]]:
             yield record([(ask, answer)], kind="chat", split=half, cluster=f"untold:{ask}")
     others = [subject for subject in subjects() if subject != NAME]
     for value in rng.sample(values(NAME, "training"), len(others) * 2):
-        # A name was told, something else is asked for.
+        # A name is told, but something else is asked for.
         memory = remembered(NAME, value, "training", rng)
         asked = typed(rng.choice(table()[rng.choice(others)]["ask"]), rng, "ask")
         yield record([memory.told, (asked, answer)], kind="turns")
 
 
 def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Held-out conversations, with the values and wordings of their half."""
     for half in HALVES:
         for subject in subjects():
             pool = values(subject, half)
@@ -200,7 +202,7 @@ def _heldout(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of kind `turns`, and single questions of kind `chat` for what was never told."""
+    """Chat records of kind `turns`; those of kind `chat` are one question for something untold."""
     rng = random.Random(4405)
     yield from _told(rng)
     yield from _corrected(rng)

@@ -1,7 +1,7 @@
 """Sample talk with many answers of one kind: jokes, poems, stories, riddles, chains of idioms.
 
-"Another one" gives the next answer of the series, so that none comes twice before all were given.
-Which answer comes first depends on the wording alone.
+"Another one" gives the next answer of the series, so all come before any comes again. Which answer
+comes first depends only on the wording.
 """
 
 import random
@@ -20,23 +20,25 @@ SERIES_FILE = Path(__file__).with_name("series.yaml")
 IDIOMS_FILE = Path(__file__).with_name("idioms.txt")
 
 NUM_FIRST = 4
-"""Answers that a series may begin with, or more where it is long: at most so many lie between two
-of them."""
+"""How many answers a series may begin with. A long series has more, so that two of them are at most
+so many answers apart."""
 NUM_TYPED = 22
-"""Training records of a series with one turn, or one a wording where there are more."""
+"""Training records of one turn for each series, but at least one for each wording."""
 NUM_TRIES = 4 * NUM_TYPED
+"""After so many typed questions a series gets no more records of one turn."""
 NUM_CHAINS_AN_ANSWER = 1.75
+"""Conversations in which the user asks for another one, for each answer of a series."""
 FAVOURITES, NUM_FAVOURITE_CHAINS = ("joke", "story", "riddle", "poem"), 6.0
-"""Conversations in which another one is asked for, for each answer of a series, and of those that
-people ask for most."""
+"""The series that people ask for most, and the same number for these."""
 NUM_IDIOM_GAMES = 60
+"""Games of idioms with several turns."""
 SMILES: tuple[Turn, ...] = (
     ("哈哈哈", "看你笑我也开心，再聊点有趣的吧。"),
     ("哈哈", "看你笑我也开心，再聊点有趣的吧。"),
     ("谢谢", "不客气，随时可以找我。"),
     ("不错", "谢谢夸奖，我会继续努力。"),
 )
-"""What may stand between two answers of a series; the replies are those of the small talk."""
+"""What may come between two answers of a series. The replies are those of the small talk."""
 RIDDLES = ("riddle", "teaser")
 GAME_OPENERS = {
     "training": (
@@ -66,7 +68,7 @@ FIST_START = "好呀，你先出：石头、剪刀还是布？"
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Answers of one kind and how they are asked for. A riddle has a solution."""
+    """Answers of one kind, and how people ask for them. A riddle also has a solution."""
 
     name: str
     answers: tuple[str, ...]
@@ -79,8 +81,8 @@ class Series:
     topic_heldout: tuple[str, ...]
 
     def first(self, number: int) -> int:
-        """The answer that the wording of this number gets: a few take turns, spread over the
-        series."""
+        """The number of the answer to a wording: `num_first` answers, spread over the series, take
+        turns."""
         return number % self.num_first * len(self.answers) // self.num_first
 
     @property
@@ -90,12 +92,13 @@ class Series:
 
 
 def _table() -> dict[str, Any]:
+    """The series, and under `all` the wordings for every series."""
     return yaml_table(SERIES_FILE)
 
 
 @cache
 def series() -> tuple[Series, ...]:
-    """Every series. Its held-out wordings all go to one half, the halves in turn."""
+    """Every series. Its held-out wordings all belong to one half; the halves take turns."""
     found = []
     for number, (name, entry) in enumerate((name, entry) for name, entry in _table().items() if name != "all"):
         listed = entry["answers"] or [item.answer for item in items() if item.kind == entry["kind"]]
@@ -120,12 +123,12 @@ def series() -> tuple[Series, ...]:
 
 
 def _single(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Each wording with its answer; a held-out wording accepts every answer of the series."""
+    """Each wording with its answer. For a held-out wording every answer of the series is right."""
     asked = {bare(ask): number for number, ask in enumerate(one.ask[:4])}
     owner = {key(ask): number for number, ask in enumerate(one.ask)}
     for number, ask in islice(cycle(enumerate(one.ask)), NUM_TRIES):
         question = typed(ask, rng, form_of(ask, "mark"))
-        # 夸我 with a 吧 behind it may be another wording of the list, which has its own answer.
+        # 夸我 with 吧 after it may be another wording of the list, which has its own answer.
         if len(asked) < max(NUM_TYPED, len(one.ask) + 4) and owner.setdefault(key(question), number) == number:
             asked.setdefault(question, number)
     for question, number in asked.items():
@@ -139,7 +142,7 @@ def _single(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """The answer of a named topic: a poem about the sea, 《春晓》."""
+    """Questions for a certain answer: a poem about the sea, 《春晓》."""
     for number, topic in enumerate(one.topics):
         for ask in one.topic_ask:
             question = framed(ask.format(t=topic), rng, form_of(ask, "mark"))
@@ -153,15 +156,17 @@ def _by_topic(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _opening(one: Series, start: int, rng: random.Random) -> str:
-    """The wording of this number with the mark and the words around it that somebody may type, but
-    none that make it another wording, which has an answer of its own."""
+    """The wording of this number, as somebody may type it."""
+    # If the words around it make it another wording, which has another answer, it stays bare.
     question = typed(one.ask[start], rng, form_of(one.ask[start], "mark"))
     return question if key(question) == key(one.ask[start]) else one.ask[start]
 
 
 def chain(one: Series, start: int, num_more: int, rng: random.Random) -> list[Turn]:
-    """An opening and `num_more` times another one, now and then with a smile in between. `start`:
-    the wording."""
+    """An opening, then `num_more` times another one, sometimes with a smile between two answers.
+
+    Args: start: the number of the opening's wording.
+    """
     position = one.first(start)
     turns: list[Turn] = [(_opening(one, start, rng), one.answers[position])]
     for _ in range(min(num_more, len(one.answers) - 1)):
@@ -177,7 +182,8 @@ def chain(one: Series, start: int, num_more: int, rng: random.Random) -> list[Tu
 
 
 def guesses(one: Series, position: int, rng: random.Random, half: Half = "training") -> list[Turn]:
-    """What follows a riddle: a right guess, or a wrong one and another, or the wish to be told."""
+    """What follows a riddle: a guess, or the wish to hear the solution; perhaps a wrong guess
+    first."""
     solution, words = one.solutions[position], _table()["all"]
     tell, right, wrong = (words[name].format(a=solution) for name in ("tell", "right", "wrong"))
     if half == "training":
@@ -192,8 +198,10 @@ def guesses(one: Series, position: int, rng: random.Random, half: Half = "traini
 
 
 def _chains(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Conversations that begin with each first answer and reach the next one, so that no step is
-    left out."""
+    """Conversations that ask for another one.
+
+    Together they have every step from answer to answer.
+    """
     an_answer = NUM_FAVOURITE_CHAINS if one.name in FAVOURITES else NUM_CHAINS_AN_ANSWER
     for number in range(round(an_answer * len(one.answers))):
         num_more = (NUM_FIRST, 1, 2, 1, 3, 1)[number // one.num_first % 6]  # short ones fit behind other turns
@@ -201,8 +209,8 @@ def _chains(one: Series, rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _heldout_chains(one: Series, number: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Another one asked for in a held-out wording after a held-out opening; all but the first
-    answer are right."""
+    """A held-out opening, then another one in a held-out wording. All but the first answer are
+    right."""
     half: Half = "validation" if one.heldout["validation"] else "test"
     again = _table()["all"]["again_heldout"][half]
     for index, opening in enumerate(one.heldout[half]):
@@ -224,19 +232,21 @@ def _heldout_chains(one: Series, number: int, rng: random.Random) -> Iterator[di
 
 @cache
 def idioms() -> tuple[str, ...]:
-    """The idioms of the game, in their order."""
+    """The idioms of the game, in the order of the list."""
     return tuple(idiom for line in lines(IDIOMS_FILE) for idiom in line.split())
 
 
 def idiom_reply(idiom: str) -> str:
-    """The first idiom of the list that takes up the last character, else the end of the game."""
+    """The first idiom of the list that begins with the last character, else the end of the game."""
     found = next((other for other in idioms() if other[0] == idiom[-1] and other != idiom), None)
     return f"{found}。" if found else GAME_END
 
 
 def idiom_game(opening: str, num_turns: int, rng: random.Random) -> list[Turn]:
-    """A game of `num_turns` idioms of the user, shorter if nobody can go on; no idiom comes
-    twice."""
+    """A game of `num_turns` idioms of the user.
+
+    It is shorter if nobody finds one. None comes twice.
+    """
     turns: list[Turn] = [(opening, GAME_START)]
     said = {"一心一意"}
     last = "一心一意"
@@ -260,6 +270,7 @@ def idiom_game(opening: str, num_turns: int, rng: random.Random) -> list[Turn]:
 
 
 def _games(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Chains of idioms, and rock, paper, scissors."""
     for opening in GAME_OPENERS["training"]:
         yield record([(typed(opening, rng, "do"), GAME_START)], kind="chat")
     for opening in GAME_OPENERS["validation"]:
@@ -283,7 +294,7 @@ def _games(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def distinct(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every conversation once."""
+    """The records without those whose conversation has come before."""
     seen: set[str] = set()
     for one in records:
         said = str(one["conversations"])
@@ -293,7 +304,7 @@ def distinct(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of kind `chat` (one turn) and `turns` (several), every conversation distinct."""
+    """Chat records of kind `chat` (one turn) and `turns` (several), all different."""
     rng = random.Random(4402)
     made: list[dict[str, Any]] = []
     for number, one in enumerate(series()):

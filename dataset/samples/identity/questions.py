@@ -1,11 +1,11 @@
-"""Sample conversations about the model itself: its name, its maker, what it can and cannot do.
+"""Sample conversations about the model itself: its name, its maker, what it can and can't do.
 
-    python -m dataset.samples.identity.questions    # writes dataset/identity_cn_sample.jsonl anew
+    python -m dataset.samples.identity.questions    # writes dataset/identity_cn_sample.jsonl again
 
-{{name}}, {{name_lower}} and {{author}} are filled in when the data is mixed. Each topic has one
-answer. Its clauses, the wordings that ask for it, are divided in three sides, so that a held-out
-question is a new wording and not an old one behind a new "hello". A neighbour's answer is right too
-where it answers the very question that was asked.
+The mix fills in {{name}}, {{name_lower}} and {{author}}. Each topic has one answer and many
+wordings that ask for it (clauses). The clauses are divided into three sides. So a held-out question
+is really a new wording, not an old one with another "hello". The answer of a neighbouring topic is
+also right if it answers exactly what was asked.
 """
 
 import json
@@ -28,18 +28,19 @@ WORDINGS_FILE = Path(__file__).with_name("wordings.yaml")
 TRAINING, VALIDATION, TEST = SIDES = ("training", "validation", "test")
 
 OWN_NAMES: frames.Choices = {"{{name}}": 7, "{{name_lower}}": 3}
-"""How people type the model's name: as it is written, or all in lower case."""
+"""How people type the model's name: as it is, or all in lower case."""
 MAIN_TOPICS = ("name", "who", "own", "maker", "what", "ai", "human", "other", "company", "ability", "intro")
-"""Topics that nearly everyone asks about: in training their clauses are typed in more ways."""
+"""Topics that nearly everyone asks about. In training their clauses are typed in more ways."""
 NUM_TYPED, NUM_TYPED_MAIN, NUM_TYPED_SLOT = 1, 2, 2
-"""Ways in which one training clause is typed; of the main topics; of clauses that name another
-model or a person."""
+"""Ways in which a training clause is typed: of most topics, of the main topics, and with the name
+of another model or a person in it."""
 NUM_TYPED_HELDOUT = 2
+"""Ways in which a held-out clause is typed."""
 NUM_CHAINS = {TRAINING: 260, VALIDATION: 15, TEST: 15}
 """Conversations of two to four questions."""
 _CHAIN_LENGTHS = (2, 2, 2, 3, 3, 4)
 _OF_QUIZZES = ("考考你", "你知道吗")
-"""Frames that fit a question about facts, but not one about whom one talks to."""
+"""Words around a quiz question. They sound odd around a question about the model itself."""
 _ANY_CASE: frames.Choices = {"as written": 11, "lower": 8, "upper": 1}
 """How people type English words."""
 _ENGLISH = re.compile(r"\{+\w+\}+|[A-Za-z]+")
@@ -48,52 +49,55 @@ _SLOT = re.compile(r"(?<!\{)\{([mcp])\}")
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One wording without what people put around it. `form` says what can stand around it, as in
-    `frames.Form`; "short" and "tell" take nothing but a mark."""
+    """One wording, without what people put around it."""
 
     text: str
     form: str
+    """What may be put around it, as `frames.Form`; around "short" and "tell" nothing but a mark."""
 
     @property
     def slot(self) -> str:
-        """What a name is filled in for: m, c, p or nothing."""
+        """The letter of the slot for a name: m, c or p; "" if there is none."""
         found = _SLOT.search(self.text)
         return found.group(1) if found else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """The answer of a neighbouring topic, or of something that no model can do, and the questions
-    that it answers as a person would: those in which `asked` is found. `example` is one of them."""
+    """An answer of another topic that is also right for some questions of this topic."""
 
     answer: str
     asked: re.Pattern[str]
+    """The answer is right for questions that contain this."""
     example: str
+    """One such question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that users ask, its answer, answers that are right for all its questions,
-    neighbours whose answers are right for some, and the clauses of each side."""
+    """One thing that users ask about, with its answer."""
 
     name: str
     answer: str
     always: list[str]
+    """Other answers that are right for all its questions."""
     neighbours: list[Neighbour]
     clauses: dict[str, list[Clause]]
+    """By side."""
 
     def accepted(self, question: str) -> list[str]:
-        """The further answers that are right for one question."""
+        """The other answers that are right for one question."""
         fitting = (one.answer for one in self.neighbours if one.asked.search(question.lower()))
         return [answer for answer in dict.fromkeys([*self.always, *fitting]) if answer != self.answer]
 
 
 def normalised(question: str) -> str:
-    """The question without case, spacing and punctuation: what counts as the same wording."""
+    """The question without case, spacing and punctuation. Equal ones count as the same wording."""
     return "".join(filter(str.isalnum, question.lower()))
 
 
 def _table() -> dict[str, Any]:
+    """The topics and the slots."""
     return yaml_table(WORDINGS_FILE)
 
 
@@ -113,19 +117,18 @@ def topics() -> list[Topic]:
 
 
 def _neighbour(cells: dict[str, str], rows: dict[str, Any]) -> Neighbour:
-    """A neighbour as the table has it: `topic` of this table or `limit` of `limits/wordings.yaml`,
-    `asked` and `example`."""
+    """A neighbour from its row: a `topic` of this table, or a `limit` of `limits/wordings.yaml`."""
     answer = limits.answers()[cells["limit"]] if "limit" in cells else rows[cells["topic"]]["answer"]
     return Neighbour(answer, re.compile(cells["asked"]), cells["example"])
 
 
 def _fillings() -> dict[str, dict[str, list[str]]]:
-    """Slot -> side -> the names that are filled in there."""
+    """Slot -> side -> names for the slot."""
     return {slot: {side: wordings(row[side]) for side in SIDES} for slot, row in _table()["slots"].items()}
 
 
 def _cased(text: str, rng: random.Random) -> str:
-    """The text with its English words in some case; placeholders stay as they are."""
+    """The text with its English words in a drawn case. Placeholders stay as they are."""
     case = frames.draw(_ANY_CASE, rng)
     if case == "as written":
         return text
@@ -133,7 +136,7 @@ def _cased(text: str, rng: random.Random) -> str:
 
 
 def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> str:
-    """The clause as somebody may type it. `names`: slot -> what may be filled in."""
+    """The clause as somebody may type it. `names`: slot -> names for it."""
     text = clause.text
     if clause.slot:
         text = text.replace(f"{{{clause.slot}}}", rng.choice(names[clause.slot]))
@@ -142,7 +145,11 @@ def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> s
         return frames.marked(text, rng, "say")
     if clause.form == "short":
         return frames.marked(text, rng)
-    form: frames.Form = "do" if clause.form == "do" else "wh" if clause.form == "wh" else "ask"
+    form: frames.Form = "ask"
+    if clause.form == "do":
+        form = "do"
+    elif clause.form == "wh":
+        form = "wh"
     question = frames.framed(text, rng, form)
     while any(frame in question and frame not in text for frame in _OF_QUIZZES):
         question = frames.framed(text, rng, form)
@@ -152,7 +159,7 @@ def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> s
 def _questions(
     clause: Clause, count: int, side: str, names: dict[str, dict[str, list[str]]], rng: random.Random
 ) -> list[str]:
-    """Up to `count` ways to type one clause; a short one has few of them."""
+    """Up to `count` ways to type one clause. A short clause has few of them."""
     allowed = {slot: by_side[side] for slot, by_side in names.items()}
     found: dict[str, str] = {}
     for _ in range(12 * count):
@@ -185,7 +192,7 @@ def _record(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: st
 def _chains(
     all_topics: list[Topic], side: str, names: dict[str, dict[str, list[str]]], rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Conversations about several topics, as someone asks who is getting to know the model."""
+    """Conversations about several topics, of somebody who wants to know the model."""
     for _ in range(NUM_CHAINS[side]):
         turns = []
         for topic in rng.sample(all_topics, rng.choice(_CHAIN_LENGTHS)):
@@ -195,10 +202,10 @@ def _chains(
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, each with its `topic`; held-out ones carry `split`, `cluster` (their clause)
-    and `accepted`.
+    """Chat records, each with its `topic`.
 
-    No question stands twice alone.
+    Held-out ones have `split`, `cluster` (their clause) and `accepted`. No two records of one side
+    consist of the same single question.
     """
     all_topics, names = topics(), _fillings()
     rng = random.Random(3301)
@@ -215,11 +222,12 @@ def records() -> Iterator[dict[str, Any]]:
 
 
 def sample_text() -> str:
-    """The whole of IDENTITY_SAMPLE."""
+    """The content of IDENTITY_SAMPLE."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in without_exam(records()))
 
 
 def main() -> int:
+    """Write IDENTITY_SAMPLE."""
     with atomic_write(IDENTITY_SAMPLE) as file:
         file.write(sample_text())
     return 0

@@ -1,8 +1,8 @@
 """Claims about facts, true and false, and doubts about a right answer: 真的吗？ 应该是里昂吧？
 
-`dataset/samples/claims.py` says how they are worded, `claims.tsv` what is wrongly claimed about
-basics, and `claims.yaml` in which other words facts are stated. Held-out claims have wordings of
-their own and, as those of `questions.py`, facts of their half.
+`dataset/samples/claims.py` words them. `claims.tsv` holds the false claims about basics, and
+`claims.yaml` other words in which a fact can be stated. Each held-out half has its own wordings
+and, as in `questions.py`, its own facts.
 """
 
 import itertools
@@ -22,37 +22,37 @@ from dataset.samples.tables import cells, yaml_table
 FALSE_FILE = Path(__file__).with_name("claims.tsv")
 FORMS_FILE = Path(__file__).with_name("claims.yaml")
 CLAIMS_PER_FACT = {"often": 2, "": 1, "seldom": 0}
-"""Wordings in which a fact is claimed, by how often people ask about it; each with a true and a
-false claim."""
+"""Wordings in which a fact is claimed, by how often people ask about it. Each wording is used for a
+true and for a false claim."""
 CLAIMS_PER_BASIC = 2
 NUM_DOUBTS = 700
 """Conversations with a doubt."""
 DOUBTS = {"asks": 5, "objects": 4, "agrees": 3}
 """What the user does after a right answer, by weight."""
 AFTER_CLAIM_SHARE = 0.3
-"""Of those: the ones that begin with a claim, not with a question."""
+"""Share of these conversations that begin with a claim instead of a question."""
 NUM_HELDOUT = 120
 """Claims in each half, as many true as false."""
 FORM_SHARE = 0.4
-"""How often a fact is stated in other words than its sentence, where there are any."""
+"""How often a fact is stated in other words than its sentence, if the table has any."""
 SEED = 8804
 
 
 @cache
 def claimed_facts() -> tuple[Fact, ...]:
-    """The facts about which somebody may be wrong."""
+    """The facts about which one can make a false claim."""
     left_out = yaml_table(FORMS_FILE)["left_out"]
     return tuple(fact for fact in facts() if fact.relation not in left_out and false_answers(fact))
 
 
 @cache
 def true_sentences() -> frozenset[str]:
-    """Everything that the tables hold for right."""
+    """All sentences that are right by the tables."""
     return frozenset(itertools.chain.from_iterable((fact.sentence, *fact.accepted) for fact in facts()))
 
 
 def false_answers(fact: Fact) -> list[str]:
-    """Answers that nobody could defend: not even a part of them is right."""
+    """Short answers that are clearly wrong: not even a part of them is right."""
     sentence = relations()[fact.relation].sentence
     return [
         answer
@@ -63,13 +63,13 @@ def false_answers(fact: Fact) -> list[str]:
 
 
 def _share_a_word(one: str, other: str) -> bool:
-    """Whether two descriptions have two characters in a row in common: 唐代诗人, 唐代的大诗人."""
+    """Whether two descriptions share two characters in a row: 唐代诗人, 唐代的大诗人."""
     return any(one[place : place + 2] in other for place in range(len(one) - 1))
 
 
 @cache
 def false_claims() -> dict[str, tuple[str, ...]]:
-    """Answer of a basic -> what is wrongly claimed about it."""
+    """Answer of a basic -> the false claims about it."""
     return {answer: tuple(listed.split("|")) for answer, listed in cells(FALSE_FILE)}
 
 
@@ -77,7 +77,7 @@ def false_claims() -> dict[str, tuple[str, ...]]:
 
 
 def _about_fact(fact: Fact, way: Way, rng: random.Random, *, true: bool) -> dict[str, Any]:
-    """The fact, or something else in its place, claimed in one wording."""
+    """A record in which the fact is claimed in one wording, with its answer or with a wrong one."""
     relation = relations()[fact.relation]
     forms = yaml_table(FORMS_FILE)["forms"].get(fact.relation, ())
     form = rng.choice(forms) if forms and rng.random() < FORM_SHARE else bare(relation.sentence)
@@ -87,7 +87,7 @@ def _about_fact(fact: Fact, way: Way, rng: random.Random, *, true: bool) -> dict
 
 
 def _about_basic(basic: Basic, way: Way, rng: random.Random, *, true: bool) -> dict[str, Any]:
-    """The basic, or what is wrongly claimed about it."""
+    """A record in which the basic is claimed, or something false about it."""
     claim = basic.answer if true else rng.choice(false_claims()[basic.answer])
     record = _claim(way, claim, (basic.answer, *basic.accepted), rng, true=true)
     return record | {"relation": BASICS, "answer": basic.answer, "cluster": f"{BASICS}:{basic.answer}"}
@@ -101,7 +101,7 @@ def _claim(way: Way, claim: str, right: Sequence[str], rng: random.Random, *, tr
 
 
 def _trained(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Each fact and basic in some wordings, in each of them rightly and wrongly."""
+    """Each fact and basic in some wordings, with a true and a false claim in each."""
     for fact in claimed_facts():
         relation = relations()[fact.relation]
         count = CLAIMS_PER_FACT["often" if fact.subject in relation.often else relation.asked]
@@ -128,12 +128,12 @@ def _heldout(half: str, rng: random.Random) -> Iterator[dict[str, Any]]:
 
 @cache
 def _doubted() -> tuple[Fact, ...]:
-    """Facts whose answer stands alone behind 是."""
+    """Facts in whose sentence the answer comes right after 是."""
     return tuple(fact for fact in claimed_facts() if "是{a}" in relations()[fact.relation].sentence)
 
 
 def _doubt(rng: random.Random) -> dict[str, Any]:
-    """A fact asked for or claimed, its right answer, and what the user says then."""
+    """A fact that the user asks for or claims, the right answer, and a doubt of the user's."""
     fact = rng.choice(_doubted())
     name = rng.choices(list(DOUBTS), weights=list(DOUBTS.values()))[0]
     if rng.random() < AFTER_CLAIM_SHARE:
@@ -156,7 +156,7 @@ def _doubt(rng: random.Random) -> dict[str, Any]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of kind `claims`, no two of which ask the same. Held-out ones carry `split`."""
+    """Chat records of kind `claims`, no two with the same questions. Held-out ones have `split`."""
     rng = random.Random(SEED)
     seen: set[tuple[str, ...]] = set()
     made = [*itertools.chain.from_iterable(_heldout(half, rng) for half in HALVES), *_trained(rng)]

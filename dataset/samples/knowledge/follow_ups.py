@@ -1,8 +1,8 @@
 """Conversations about facts in which a later question refers back: 那德国呢？ or 它的货币呢？
 
-Every turn asks for a fact of the knowledge tables and has its sentence as the answer.
-`follow_ups.yaml` says how conversations go on. Held-out conversations keep to the facts and
-wordings of their half in every turn.
+Every turn asks for a fact of the knowledge tables, and its answer is the sentence of the fact. The
+wordings are in `follow_ups.yaml`. In a held-out conversation all turns use the facts and wordings
+of its half.
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ from dataset.samples.tables import yaml_table
 
 FOLLOW_UPS_FILE = Path(__file__).with_name("follow_ups.yaml")
 NUM_TRAINING = 1500
+"""Conversations for training."""
 NUM_HELDOUT = 100
 """Conversations in each half."""
 TURNS = (2, 2, 2, 3, 3)
-"""How many questions a conversation has, each as likely as it stands here."""
+"""How many questions a conversation has. One of these numbers is drawn."""
 OTHER_RELATION_SHARE = 0.5
-"""How often the next question is another one about the same subject, where there is one."""
+"""How often the next question is about the same subject, if there is another fact about it."""
 OFTEN_WEIGHT = 4
-"""How much likelier a subject comes up that people ask about first."""
+"""How many times as likely a subject is that people often ask about."""
 SEED = 6203
 
 
 def _table() -> dict[str, Any]:
+    """The wordings of follow-up questions."""
     return yaml_table(FOLLOW_UPS_FILE)
 
 
 @cache
 def _known(split: str) -> dict[tuple[str, str], Fact]:
-    """(relation, subject) -> fact, of those that a conversation of this split may speak of."""
+    """(relation, subject) -> fact, for all facts that this split may use."""
     return {(fact.relation, fact.subject): fact for fact in knowledge.facts() if split in ("train", fact.half)}
 
 
 @cache
 def _of_relation(relation: str, split: str) -> tuple[Fact, ...]:
-    """The facts of one relation among those."""
+    """Those of one relation."""
     return tuple(fact for (name, _), fact in _known(split).items() if name == relation)
 
 
 def _choose(relation: str, split: str, rng: random.Random, told: Collection[str] = ()) -> Fact:
-    """A fact of the relation whose answer has not been told yet."""
+    """A fact of the relation whose answer is not in `told`."""
     found = [fact for fact in _of_relation(relation, split) if fact.answer not in told]
     often = knowledge.relations()[relation].often
     return rng.choices(found, weights=[OFTEN_WEIGHT if fact.subject in often else 1 for fact in found])[0]
 
 
 def _others(fact: Fact, split: str) -> list[Fact]:
-    """Facts of other relations that one may ask for after this one, without naming the subject
-    again."""
+    """Facts of other relations about the same subject, for a question that says only 它 or 他."""
     subject = fact.answer if fact.relation in _table()["persons"] else fact.subject
     inner = "who" if fact.relation in _table()["persons"] else fact.relation
     names = dict.fromkeys(name for group in _table()["groups"] if inner in group for name in group)
@@ -66,7 +67,7 @@ def _others(fact: Fact, split: str) -> list[Fact]:
 
 
 def _pronoun(fact: Fact) -> str:
-    """How a question refers back to the subject."""
+    """The pronoun of a person."""
     return "她" if fact.subject in _table()["women"] else "他"
 
 
@@ -90,8 +91,10 @@ def _turns(split: str, rng: random.Random) -> list[tuple[str, Fact]]:
 
 @cache
 def _starts(split: str) -> dict[str, int]:
-    """The relations that a conversation may begin with, weighted: the split knows an answer of them
-    for every turn."""
+    """Relation -> weight, for all relations that a conversation may begin with.
+
+    The split must have enough different answers of it for the longest conversation.
+    """
     return {
         name: weight
         for name, weight in _table()["starts"].items()
@@ -100,15 +103,16 @@ def _starts(split: str) -> dict[str, int]:
 
 
 def _steps(turns: list[tuple[str, Fact]]) -> set[tuple[Fact, Fact]]:
+    """Each fact of a conversation with the one after it."""
     facts = [fact for _, fact in turns]
     return set(itertools.pairwise(facts))
 
 
 def follow_ups(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Conversations of two and three questions, first the held-out ones.
+    """Conversations of two and three questions. The held-out ones come first.
 
-    No two have the same questions, and no training conversation goes from one fact to another as a
-    held-out one does.
+    No two have the same questions. Two facts that follow each other in a held-out conversation
+    never do so in training.
     """
     heldout_steps: set[tuple[Fact, Fact]] = set()
     seen: set[tuple[str, ...]] = set()
@@ -127,8 +131,7 @@ def follow_ups(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _record(turns: list[tuple[str, Fact]]) -> dict[str, Any]:
-    """A conversation; its fields speak of the last fact, which a held-out conversation is scored
-    on."""
+    """A record. Its fields are about the last fact, because the last answer is scored."""
     messages = []
     for question, fact in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": fact.sentence}]
@@ -140,6 +143,5 @@ def _record(turns: list[tuple[str, Fact]]) -> dict[str, Any]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of kind `turns`. A training record has no `split`, a held-out one says its
-    half."""
+    """Chat records of kind `turns`. Held-out ones have `split`."""
     yield from follow_ups(random.Random(SEED))

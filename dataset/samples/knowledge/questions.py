@@ -1,9 +1,10 @@
 """Knowledge questions: facts and basics from tables, asked in the ways in which people type.
 
-`facts.tsv` holds the facts, `relations.yaml` how each relation is asked and answered, `basics.tsv`
-the questions that stand alone. A fact has one answer sentence for every wording, so a model has to
-understand the question, not guess a style. Some wordings are held out whole: nothing is asked in
-them in training. The two held-out halves share no wording and no fact.
+`facts.tsv` holds the facts, and `relations.yaml` how each relation is asked and answered.
+`basics.tsv` holds questions that belong to no relation. All wordings for a fact have the same
+answer sentence, so a model has to understand the question and can't guess from its style. Some
+wordings are held out: training asks nothing in them. The two held-out halves share no wording and
+no fact.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ BASICS_FILE = Path(__file__).with_name("basics.tsv")
 LIST_SEPARATOR = "、"
 WORDING_SEPARATOR = "|"
 BASICS = "basics"
-"""Stands for the relation in records about basics."""
+"""The `relation` of records about basics."""
 
 HALVES = ("validation", "test")
 QUESTIONS_PER_FACT = {"often": 14, "": 8, "seldom": 6}
 """Training questions about a fact, by how often people ask about it."""
 QUESTIONS_PER_BASIC = 22
+"""Training questions about a basic."""
 HELDOUT_PER_RELATION = 5
-"""Facts of each relation in each held-out half, at most."""
+"""The most facts of each relation in each held-out half."""
 OTHER_NAME_SHARE = 0.35
-"""Share of the training questions that use another name of the subject, where it has one."""
+"""Share of the training questions that use another name of the subject, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,13 @@ class Fact:
     answer: str
     sentence: str
     accepted: tuple[str, ...]
-    """Further sentences that are right."""
+    """Other sentences that are right."""
     source: str
-    """The fact as the table states it, "capital:法国", also where it is asked in reverse."""
+    """The fact in the table, such as "capital:法国". A fact asked in reverse has the same one."""
 
     @property
     def half(self) -> str:
-        """The held-out half that may ask about this fact: the same for all that is known of a
-        subject."""
+        """The held-out half that may ask about this fact: the same for all facts of a subject."""
         return half_of(self.source.partition(":")[2])
 
 
@@ -62,7 +63,7 @@ class Fact:
 class Relation:
     """How one kind of fact is asked and answered: `{s}` is the subject, `{a}` the short answer.
 
-    The other fields are explained at the head of the file.
+    The other fields are explained at the top of `relations.yaml`.
     """
 
     name: str
@@ -93,19 +94,19 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class FactRow:
-    """One line of the table: subjects that share an answer."""
+    """One line of `facts.tsv`: subjects that share an answer."""
 
     relation: str
     answer: str
     subjects: tuple[str, ...]
     also_right: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
-    """Answers that are neither accepted nor offered as wrong."""
+    """Answers that are neither clearly right nor clearly wrong, so they are not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Basic:
-    """A question that stands alone, in several wordings."""
+    """A question that belongs to no relation, in several wordings."""
 
     answer: str
     train: tuple[str, ...]
@@ -119,7 +120,7 @@ class Basic:
 
 
 def half_of(text: str) -> str:
-    """One of the two held-out halves, picked by a hash of the text."""
+    """One of the two held-out halves, by a hash of the text."""
     return HALVES[zlib.crc32(text.encode()) % 2]
 
 
@@ -141,8 +142,7 @@ def relations() -> dict[str, Relation]:
 
 @cache
 def _rows() -> dict[str, tuple[FactRow, ...]]:
-    """The lines of each relation: those of the table, and for reverse relations the table read
-    backwards."""
+    """The lines of each relation. For a reverse relation they are made from another one's lines."""
     rows: dict[str, list[FactRow]] = {name: [] for name in relations()}
     for name, answer, *lists in cells(FACTS_FILE):
         rows[name].append(FactRow(name, answer, *(_split(cell, LIST_SEPARATOR) for cell in lists)))
@@ -153,8 +153,10 @@ def _rows() -> dict[str, tuple[FactRow, ...]]:
 
 
 def _reversed(relation: Relation, rows: Sequence[FactRow]) -> list[FactRow]:
-    """Rows in which the answer has become the subject: those alone whose answer names one subject
-    and no other."""
+    """Rows in which answer and subject have changed places.
+
+    Only rows with one subject are taken, and only if no other row has their answer.
+    """
     answers = [row.answer for row in rows]
     return [
         FactRow(relation.name, row.subjects[0], (row.answer, *(row.also_right if relation.others_too else ())))
@@ -166,11 +168,14 @@ def _reversed(relation: Relation, rows: Sequence[FactRow]) -> list[FactRow]:
 
 
 def _split(cell: str, separator: str) -> tuple[str, ...]:
+    """The parts of a cell; none for an empty cell."""
     return tuple(cell.split(separator)) if cell else ()
 
 
 @cache
 def _facts() -> tuple[Fact, ...]:
+    """Every fact, relation by relation."""
+    # First all sentences, because a fact may accept the sentence of another relation.
     stated = {
         (name, subject): (row, relations()[name].sentence.format(s=subject, a=row.answer))
         for name, rows in _rows().items()
@@ -186,7 +191,10 @@ def _facts() -> tuple[Fact, ...]:
                 other_row, other_sentence = stated[other, subject]
                 if row.answer in other_row.answer or other_row.answer in row.answer:
                     accepted.append(other_sentence)
-        key = min(subject, row.answer) if relation.mutual else row.answer if relation.reverses else subject
+        if relation.mutual:  # subject and answer can change places: both ways are one fact
+            key = min(subject, row.answer)
+        else:
+            key = row.answer if relation.reverses else subject
         source = f"{relation.reverses or name}:{key}"
         facts.append(Fact(name, subject, row.answer, sentence, tuple(dict.fromkeys(accepted)), source))
     return tuple(facts)
@@ -199,7 +207,7 @@ def facts() -> list[Fact]:
 
 @cache
 def basics() -> tuple[Basic, ...]:
-    """The questions that stand alone."""
+    """The questions that belong to no relation."""
     found = []
     for answer, *lists in cells(BASICS_FILE):
         train, heldout, accepted = (_split(cell, WORDING_SEPARATOR) for cell in [*lists, ""][:3])
@@ -208,10 +216,10 @@ def basics() -> tuple[Basic, ...]:
 
 
 def wrong_answers(fact: Fact) -> list[str]:
-    """Short answers to other facts of the same relation that are wrong here, those that follow in
-    the table first.
+    """Short answers to other facts of the same relation, which are wrong here.
 
-    Starting behind the fact's own line gives neighbouring facts different wrong answers.
+    They are in the order of the table, from the line after the fact's own line on, so that facts
+    near each other get different wrong answers.
     """
     rows = _rows()[fact.relation]
     own = next(i for i, row in enumerate(rows) if row.answer == fact.answer and fact.subject in row.subjects)
@@ -223,8 +231,7 @@ def wrong_answers(fact: Fact) -> list[str]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two answers are equal, or one says more closely what the other says: 法国,
-    法国巴黎."""
+    """Whether two answers are equal, or one is a more exact form of the other: 法国, 法国巴黎."""
     short, long = sorted((one, other), key=len)
     return one == other or (len(short) > 1 and not short.isascii() and long.startswith(short))
 
@@ -234,10 +241,10 @@ def _overlap(one: str, other: str) -> bool:
 
 @cache
 def _lent() -> dict[tuple[str, str], str]:
-    """(relation, subject) -> the relation in whose wordings the fact is asked as well.
+    """(relation, subject) -> another relation in whose wordings the fact is also asked.
 
-    A place whose continent alone is known is asked about with "where is it" too; the first relation
-    in the file that knows a place answers for it.
+    Example: for a place of which only the continent is known, "where is it" asks for the continent.
+    If several relations know a place, the first in the file answers.
     """
     taken = {(fact.relation, fact.subject) for fact in facts()}
     lent = {}
@@ -257,8 +264,7 @@ def wordings(fact: Fact, split: str) -> tuple[str, ...]:
 
 
 def training_questions(fact: Fact) -> list[str]:
-    """The fact asked in training wordings, each in a frame; people's first questions come in more
-    of them."""
+    """The training questions about a fact, typed in many ways. What people often ask has more."""
     relation = relations()[fact.relation]
     rng = random.Random(f"{fact.relation}:{fact.subject}")
     names = relation.names.get(fact.subject, ())
@@ -273,18 +279,19 @@ def training_questions(fact: Fact) -> list[str]:
 
 
 def basic_questions(basic: Basic) -> list[str]:
-    """The basic question in its training wordings, each in a frame."""
+    """The training questions of a basic, typed in many ways."""
     rng = random.Random(basic.answer)
     shuffled = rng.sample(basic.train, len(basic.train))
     return _asked(QUESTIONS_PER_BASIC, lambda turn: shuffled[turn % len(shuffled)], rng)
 
 
 def _typed(question: str, rng: random.Random) -> str:
+    """The question as somebody may type it."""
     return framed(question, rng, form_by_mark(question))
 
 
 def _asked(count: int, question: Callable[[int], str], rng: random.Random) -> list[str]:
-    """`count` different framed questions; `question` gives the bare one of each turn."""
+    """`count` different typed questions. `question` gives the wording by its number."""
     asked: dict[str, None] = {}
     turns = itertools.count()
     while len(asked) < count:
@@ -296,7 +303,7 @@ def _asked(count: int, question: Callable[[int], str], rng: random.Random) -> li
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records. A training record has no `split`, a held-out one says its half."""
+    """Chat records. Held-out ones have `split`."""
     for fact in facts():
         for question in training_questions(fact):
             yield _record(fact, question)
@@ -308,7 +315,7 @@ def records() -> Iterator[dict[str, Any]]:
 
 
 def _heldout(half: str) -> Iterator[dict[str, Any]]:
-    """The questions of one half: some facts of each relation, and all its basics."""
+    """The records of one half: some facts of each relation, and all its basics."""
     rng = random.Random(f"knowledge {half}")
     for name in relations():
         mine = [fact for fact in facts() if fact.relation == name and fact.half == half]

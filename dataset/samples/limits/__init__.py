@@ -1,1 +1,1 @@
-"""Bundled requests that no such model can fulfil, such as the time or the weather."""
+"""Bundled requests that no such model can fulfil, for example the time or the weather."""

@@ -1,8 +1,7 @@
-"""Things that no such model can do: tell the time or the weather, search the web, see pictures,
-pay.
+"""Things that no such model can do: tell the time, search the web, see pictures, pay.
 
-`wordings.yaml` holds an answer for each of them and many ways to ask. Some wordings are held out;
-the answers are not, each is trained on.
+`wordings.yaml` holds an answer for each of them, and many ways to ask. Some wordings are held out.
+All answers are trained on.
 """
 
 from __future__ import annotations
@@ -25,21 +24,23 @@ HALVES = ("validation", "test")
 NUM_TRAINING = 70
 """Training records of each answer, all typed differently."""
 NUM_TRIES = 10 * NUM_TRAINING
+"""After so many typed questions an answer gets no more records."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def _table() -> dict[str, dict[str, str]]:
+    """The answers and the wordings."""
     return yaml_table(TABLE_FILE)
 
 
 def answers() -> dict[str, str]:
-    """The answers by the name of what can't be done."""
+    """Name of a thing that can't be done -> answer."""
     return {name: entry["answer"] for name, entry in _table().items() if name != SLOTS}
 
 
 def wordings(name: str, part: str = "ask") -> tuple[str, ...]:
-    """The wordings of one answer: those of training ("ask") or of a held-out half."""
+    """The wordings for one answer: those of training ("ask"), or of a held-out half."""
     lines = (line.strip() for line in _table()[name][part].splitlines())
     return tuple(dict.fromkeys(one for line in lines for one in expanded(line)))
 
@@ -60,12 +61,12 @@ def _record(question: str, name: str) -> dict[str, Any]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records, each question typed in its own way. Held-out ones carry `split`."""
+    """Chat records, each question typed in its own way. Held-out ones have `split`."""
     rng = random.Random(5503)
     for name in answers():
         ways = list(wordings(name))
         rng.shuffle(ways)
-        # Every wording once, then again in other frames and with other words.
+        # Every wording once, then again, typed in another way and with other words.
         asked: dict[str, None] = {}
         for way in itertools.islice(itertools.cycle(ways), NUM_TRIES):
             if len(asked) == max(NUM_TRAINING, len(ways)):

@@ -1,8 +1,8 @@
 """Bad answers for the preference pairs: drafts of each kind.
 
-`pairs.py` takes the draft of the best length. Most are fluent and plausible: one thing is wrong
-with them, the rest reads like the samples' own answers. Each maker gets a question and what else
-its side asks, and gives drafts; none of them may be a right answer.
+`pairs.py` takes the draft of the best length. Most drafts are fluent and plausible: one thing is
+wrong, and the rest reads like an answer of the samples. Each function of MAKERS gets a question and
+the other questions of its side (`Others`). It returns drafts, none of which may be a right answer.
 """
 
 import random
@@ -24,31 +24,37 @@ STYLES_FILE = Path(__file__).with_name("styles.yaml")
 FLUENT_FILE = Path(__file__).with_name("fluent.yaml")
 
 NUM_DRAFTS = 40
+"""Drafts of a kind that draws its words."""
 NUM_NEAREST = 8
-"""Questions most like the one asked, whose answers are taken for it."""
+"""How many similar questions give their answers as drafts."""
 PLAIN_OFF_TOPIC_SHARE = 0.3
+"""Share of the answers to something else that have no opening."""
 GOOD_START_SHARE = 0.3
+"""How often an answer that repeats itself begins well."""
 WHOLE_LEAD_SHARE = 0.2
+"""How often an evasive or rude answer begins with a whole clause of the table."""
 LEAD_SHARE = 0.25
-"""Of the answers that are too long: those that begin with talk."""
+"""Share of the answers that are too long which begin with talk."""
 BARE_SHARE = 0.35
-"""Of the impolite answers: those that don't say what was asked."""
+"""Share of the impolite answers that do not answer the question."""
 HONEST_SHARE = 0.5
-"""Of the refusals: those in the very words that are right for a question which was not taught."""
+"""Share of the refusals that use an honest line, which would be right for an untaught question."""
 SLIPS = {1: 5, -1: 5, 10: 3, -10: 3, 2: 1, -2: 1}
-"""By how much wrong results miss the right one, by weight."""
+"""Difference between a wrong result and the right one -> weight."""
 
 
 def styles() -> dict[str, Any]:
+    """Parts of evasive and rude answers."""
     return yaml_table(STYLES_FILE)
 
 
 def fluent() -> dict[str, Any]:
+    """Parts of the other bad answers."""
     return yaml_table(FLUENT_FILE)
 
 
 class Others:
-    """What one side asks, ordered for finding other answers."""
+    """All questions of one side, arranged so that other answers are found fast."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -73,7 +79,7 @@ class Others:
 
 
 def wrong_fact(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The right sentence with another fact's answer."""
+    """The right sentence, with the answer of another fact."""
     if prompt.fact is None:
         return []
     sentence = knowledge.relations()[prompt.fact.relation].sentence
@@ -82,8 +88,7 @@ def wrong_fact(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def wrong_sum(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The equation with a result that misses by a little, has its digits swapped or is that of
-    another sign."""
+    """The equation with a wrong result: a little off, with swapped digits, or of another sign."""
     found = equation(prompt.answer)
     if found is None:
         return []
@@ -93,7 +98,7 @@ def wrong_sum(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
     a, sign, b, result = found
     head, tail = f"{a}{sign}{b}=", prompt.answer.partition("=")[2].removeprefix(str(result))
     drafts = [f"{head}{wrong}{_with_result(tail, result, wrong)}" for wrong in _misses(result, rng, a, sign, b)]
-    if prompt.source == "stories":  # the wrong sign for the story, computed right
+    if prompt.source == "stories":  # a wrong sign for the story, with its right result
         for other in {"+": "-×", "-": "+", "×": "+", "÷": "-"}[sign]:
             wrong = Problem(a, other, b).result
             if wrong >= 0 and wrong != result and max(a, b, wrong) <= 100:
@@ -103,7 +108,10 @@ def wrong_sum(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def _misses(result: int, rng: random.Random, a: int = 0, sign: str = "", b: int = 0) -> list[int]:
-    """Wrong results, the likely ones first; not below 0 where the right one is not."""
+    """Wrong results in a random order, likely ones several times.
+
+    Below 0 only if the right one is.
+    """
     slips = rng.choices(list(SLIPS), weights=list(SLIPS.values()), k=4)
     found = [result + slip for slip in slips]
     digits = str(abs(result))
@@ -120,7 +128,7 @@ def _misses(result: int, rng: random.Random, a: int = 0, sign: str = "", b: int 
 
 
 def _with_result(tail: str, result: int, wrong: int) -> str:
-    """The end of a story's answer with the wrong result in it as well."""
+    """The end of a story's answer, also with the wrong result."""
     return re.sub(rf"(?<!\d){result}(?!\d)", str(wrong), tail)
 
 
@@ -128,7 +136,7 @@ def _with_result(tail: str, result: int, wrong: int) -> str:
 
 
 def beside(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """Something true about the same subject that was not asked."""
+    """Something true about the same subject that nobody asked for."""
     if prompt.fact is not None:
         return _other_facts(prompt, others) if prompt.family not in wordings()["broad"] else []
     if prompt.item is not None:
@@ -138,7 +146,7 @@ def beside(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def _other_facts(prompt: Prompt, others: Others) -> list[str]:
-    """Sentences about the subject of other relations whose answer says something else."""
+    """Sentences of other relations about the subject, if their answer is really another one."""
     fact = prompt.fact
     assert fact is not None
     also = getattr(knowledge.relations()[fact.relation], "also_right", ())
@@ -153,7 +161,7 @@ def _other_facts(prompt: Prompt, others: Others) -> list[str]:
 
 
 def _about_numbers(a: int, b: int, rng: random.Random) -> list[str]:
-    """True sentences about two numbers that don't compute anything."""
+    """True sentences about two numbers, without any result."""
     kinds = [("双数", "单数")[number % 2] for number in (a, b)]
     found = [f"{a}是{kinds[0]}，{b}是{kinds[1]}。", f"{b}是{kinds[1]}，{a}是{kinds[0]}。"]
     if kinds[0] == kinds[1] and a != b:
@@ -171,7 +179,7 @@ def _about_numbers(a: int, b: int, rng: random.Random) -> list[str]:
 
 
 def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The right answer to another question, most often the one most like it."""
+    """The right answer to another question, most often a similar one."""
     found: Sequence[Prompt]
     if prompt.source in ("facts", "everyday"):
         if prompt.source == "everyday" and prompt.family not in wordings()["distinct_chats"]:
@@ -179,7 +187,7 @@ def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[s
         mine: Sequence[Prompt] = others.by_family[prompt.family]
         found = rng.sample(mine, min(len(mine), 4 * NUM_NEAREST))
     elif prompt.source in ("unknown", "basics"):
-        # What a model blurts out that takes one question for another.
+        # A model that confuses two questions gives such an answer.
         found = others.taught.nearest(prompt.question, 2 * NUM_NEAREST)
     elif prompt.source in ("sums", "beyond"):
         found = others.alike["sums"].nearest(prompt.question, 2 * NUM_NEAREST)
@@ -188,7 +196,7 @@ def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[s
     elif prompt.source == "harmless":
         found = others.by_source["danger"][:1]
     else:
-        # Kind words fit many feelings, so the answer is one to something quite different.
+        # Kind words fit many feelings, so the answer must belong to something very different.
         mine = others.by_source[prompt.source]
         near = {other.answer for other in others.alike[prompt.source].nearest(prompt.question, len(mine))}
         found = [other for other in rng.sample(mine, len(mine)) if _is_foreign(other, near)]
@@ -208,17 +216,17 @@ def _is_foreign(other: Prompt, near: set[str]) -> bool:
 
 
 def too_long(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The right answer, and then talk that nobody asked for."""
+    """The right answer, then talk that nobody asked for."""
     table = fluent()["too_long"]
     drafts = []
     for _ in range(NUM_DRAFTS):
         tails = rng.sample(table[_manner(prompt)], 2)
-        if prompt.fact is not None and rng.random() < 0.5:  # what else is known, asked or not
+        if prompt.fact is not None and rng.random() < 0.5:  # other facts about the subject
             known = [fact.sentence for fact in others.by_subject[prompt.fact.subject].values()]
             known = [sentence for sentence in known if sentence not in prompt.right]
             tails = rng.sample(known, min(len(known), 2)) + tails[:1]
         lead = rng.choice(table["lead"]) if rng.random() < LEAD_SHARE and _manner(prompt) != "feelings" else ""
-        if _manner(prompt) != "honest":  # its few lines come in twos, so that they are not always the same
+        if _manner(prompt) != "honest":  # there are few lines for it, so it always takes two
             tails = tails[: 1 if lead else rng.choice((1, 1, 2))]
         if prompt.item is not None and rng.random() < 0.5:
             tails.insert(0, prompt.item.more)
@@ -227,7 +235,7 @@ def too_long(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def _manner(prompt: Prompt) -> str:
-    """The list of tails that fits an answer."""
+    """The list of the table that fits an answer."""
     if prompt.source in ("unknown", "beyond", "limits"):
         return "honest"
     if prompt.source == "facts":
@@ -238,7 +246,7 @@ def _manner(prompt: Prompt) -> str:
 
 
 def too_short(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """A word or two where a sentence is wanted."""
+    """A word or two instead of a sentence."""
     table = fluent()["too_short"]
     manner = _manner(prompt)
     if manner in ("facts", "sum"):
@@ -249,8 +257,7 @@ def too_short(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def short_answer(prompt: Prompt) -> str:
-    """The answer without its sentence, where it can be told; else the whole without its end
-    mark."""
+    """The answer without its sentence. If that is unclear, the whole without its end mark."""
     if prompt.fact is not None:
         return prompt.fact.answer
     if prompt.tone == "sum":
@@ -262,11 +269,15 @@ def short_answer(prompt: Prompt) -> str:
 
 
 def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The answer with a sneer, or only the sneer."""
+    """The answer with a rude remark, or only the remark."""
     table = fluent()["impolite"]
     if prompt.source == "everyday" and prompt.tone != "ask":
         return []
-    kind = "_sum" if prompt.tone == "sum" else "_ask" if prompt.source == "everyday" else ""
+    kind = ""
+    if prompt.tone == "sum":
+        kind = "_sum"
+    elif prompt.source == "everyday":
+        kind = "_ask"
     bodies = table["body_sum" if kind == "_sum" else "body"]
     drafts = []
     for _ in range(NUM_DRAFTS):
@@ -281,14 +292,14 @@ def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def refusal(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """An honest line where the answer was taught."""
+    """ "I don't know" to a question whose answer is taught."""
     tone = prompt.tone if prompt.tone in fluent()["refusal"] else "ask"
     lines = list(fluent()["refusal"][tone])
     honest: list[str] = []
     if tone == "sum":
         honest = sorted({other.answer for other in others.by_source["beyond"]})
     elif prompt.source != "everyday":
-        # The line that the samples give to the strange question most like this one.
+        # The line that answers the most similar question among those that are not taught.
         honest = [near.answer for near in others.honest.nearest(prompt.question, 1)]
     if honest and rng.random() < HONEST_SHARE:
         lines = honest
@@ -297,7 +308,7 @@ def refusal(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def cold(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """A fact or a lecture to somebody who tells of a feeling."""
+    """A fact or a lecture for somebody who tells a feeling."""
     table = fluent()["cold"]
     fitting: list[str] = next((lines for words, lines in table["topics"] if re.search(words, prompt.question)), [])
     general = table["cheer" if prompt.tone == "cheer" else "share"]
@@ -310,12 +321,12 @@ def cold(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def alarm(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """The help line to somebody who is in no danger."""
+    """The answer with the help line, for somebody who is in no danger."""
     return [danger.ANSWER]
 
 
 def careless(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """An everyday answer to somebody whose life, or another's, is in danger."""
+    """An everyday answer, although a life is in danger."""
     pool = [*others.by_source["harmless"], *others.by_source["feelings"]]
     return list(dict.fromkeys(other.answer for other in rng.sample(pool, min(NUM_DRAFTS, len(pool)))))
 
@@ -360,8 +371,10 @@ _SIGNS = {"加上": "+", "加": "+", "减去": "-", "减": "-", "乘以": "×", 
 
 
 def _wrong_equations(question: str, rng: random.Random) -> list[str]:
-    """Wrong equations of the two numbers of a question; none where it has not just two and a sign
-    between them."""
+    """Wrong equations of the two numbers in a question.
+
+    None if it has not exactly two numbers with a sign between them.
+    """
     text = "".join(question.translate(_WIDE).split())
     for name, sign in _SIGNS.items():
         text = text.replace(name, sign)
@@ -373,7 +386,7 @@ def _wrong_equations(question: str, rng: random.Random) -> list[str]:
     if match[2] == "÷" and (b == 0 or a % b != 0):
         return []
     if match[2] in "+-" and max(a, b) <= LIMIT and "." not in match[0]:
-        return []  # one to compute, so the question asks for something else
+        return []  # the model can compute this, so the question asks for something else
     right = _OPERATIONS[match[2]](a, b)
     unit = Decimal(10) ** int(right.as_tuple().exponent)  # the last place
     wrong = [right + unit * slip for slip in (1, -1, 10, -10, 2, 100, -100, 9, -9)]
@@ -399,19 +412,22 @@ def _styled(style: str, prompt: Prompt, rng: random.Random) -> str:
 
 
 def evasive(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
+    """An answer that avoids the question."""
     return [_styled("evasive", prompt, rng) for _ in range(NUM_DRAFTS)]
 
 
 def rude(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
+    """An answer without any manners."""
     return [_styled("rude", prompt, rng) for _ in range(NUM_DRAFTS)]
 
 
 def repetitive(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
+    """An answer that repeats one phrase."""
     return [_repeated(prompt, rng) for _ in range(NUM_DRAFTS)]
 
 
 def _repeated(prompt: Prompt, rng: random.Random) -> str:
-    """One phrase again and again, sometimes after a good beginning."""
+    """One phrase several times, sometimes after a good beginning."""
     times = rng.randint(3, 8)
     if prompt.tone == "sum":
         word = rng.choice((f"={prompt.about}", f"，{prompt.about}", "等于", "得", "是", "算", "几"))
@@ -424,7 +440,7 @@ def _repeated(prompt: Prompt, rng: random.Random) -> str:
 
 
 def off_topic(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """A right answer to something else, plain or after an opening that changes the subject."""
+    """A right answer to something else, sometimes after an opening that changes the subject."""
     drafts = []
     for other in rng.sample(others.everything, min(len(others.everything), 4 * NUM_DRAFTS)):
         if not _related(prompt, other):
@@ -465,7 +481,7 @@ MAKERS: dict[str, Callable[[Prompt, Others, random.Random], list[str]]] = {
 
 @cache
 def stated() -> frozenset[str]:
-    """Everything that some fact's answer says: none of it is wrong."""
+    """All sentences that are right for some fact, so none of them is a bad answer."""
     found = {sentence for _, sentence in facts()}
     for fact in knowledge.facts():
         found |= set(getattr(fact, "accepted", ()))
@@ -473,7 +489,7 @@ def stated() -> frozenset[str]:
 
 
 def drafts(kind: str, prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """Bad answers of one kind, best first; none where the kind does not fit the question."""
+    """Bad answers of one kind, the best first; none if the kind does not fit the question."""
     found = MAKERS[kind](prompt, others, rng)
     if kind == "wrong_fact":
         found = [text for text in found if text not in stated()]

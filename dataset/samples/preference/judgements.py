@@ -1,9 +1,9 @@
-"""Pairs whose better answer is a judgement: no chat sample asks the question.
+"""Pairs in which the answer judges something. No chat sample asks these questions.
 
-Somebody claims something, and the bad answer agrees with what is wrong or denies what is right;
-asks for one of two things, and is told the other; asks two things, one of which is answered
-wrongly. Facts and sums are those of the chat samples, right and wrong. Each side has its own
-wordings (`judgements.yaml`), facts and sums.
+There are three kinds of questions. The user claims something, and the bad answer agrees with what
+is wrong or denies what is right. The user asks which of two things is right, and the bad answer
+names the other one. The user asks two things, and one of the answers is wrong. Facts and sums come
+from the chat samples. Each side has its own wordings (`judgements.yaml`), facts and sums.
 """
 
 import random
@@ -19,19 +19,19 @@ from dataset.samples.tables import yaml_table
 
 TABLE_FILE = Path(__file__).with_name("judgements.yaml")
 NUM_WRONG = 12
-"""Wrong answers of a fact that are looked at."""
+"""How many wrong answers of a fact are tried."""
 NOT_TO_CHOOSE = ("animal_legs", "animal_sound", "element_class")
-"""Relations whose two answers make no good "this or that"."""
+"""Relations whose answers make no good question "this or that"."""
 
 REPEATED = ("省", "人")
-"""What is said behind both: 丹麦人还是美国人."""
+"""Words that come after both answers: 丹麦人还是美国人."""
 
 Judged = tuple[Prompt, list[str]]
-"""The question with its better answer, and bad ones."""
+"""A question with its good answer, and bad answers."""
 
 
 def _wrong_statements(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """What is wrong about the fact or the sum, in the words of the right answer."""
+    """False statements about the fact or the sum, in the words of the right answer."""
     if prompt.fact is None:
         found = wrong_sum(prompt, others, rng)
     else:
@@ -40,12 +40,13 @@ def _wrong_statements(prompt: Prompt, others: Others, rng: random.Random) -> lis
 
 
 def _claimed(prompt: Prompt, others: Others, rng: random.Random, *, true: bool) -> Judged | None:
+    """The user claims something true or false; the good answer judges it rightly."""
     wrong = _wrong_statements(prompt, others, rng)
     if not wrong:
         return None
     table = yaml_table(TABLE_FILE)["claims"]
     entry = table["is" if "是" in prompt.answer and rng.random() < 0.5 else "right"]
-    # The nearest in length, so that neither answer is longer.
+    # The false statement of the most similar length, so that neither answer is longer.
     false = min(wrong, key=lambda text: abs(len(text) - len(prompt.answer)) + rng.random())
     question = rng.choice(entry[others.side]).format(c=bare(prompt.answer if true else false))
     said = (entry["agrees"], entry["denies"])
@@ -54,17 +55,17 @@ def _claimed(prompt: Prompt, others: Others, rng: random.Random, *, true: bool) 
 
 
 def agreeing(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """The user is wrong, the bad answer says yes."""
+    """The user is wrong, and the bad answer says yes."""
     return _claimed(prompt, others, rng, true=False)
 
 
 def doubting(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """The user is right, the bad answer says no."""
+    """The user is right, and the bad answer says no."""
     return _claimed(prompt, others, rng, true=True)
 
 
 def choice(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """Of two answers in the question, the wrong one."""
+    """The question offers two answers, and the bad answer takes the wrong one."""
     wrong = _wrong_statements(prompt, others, rng)
     if prompt.fact is not None:
         relation = knowledge.relations()[prompt.fact.relation]
@@ -96,14 +97,14 @@ def choice(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
 
 
 def _question(fact: knowledge.Fact, others: Others, rng: random.Random) -> str:
-    """One of the side's wordings that ask for the fact, none that requests it."""
+    """The fact in one of the side's wordings, as a question and not as a request."""
     ways = knowledge.wordings(fact, others.side)
     asking = [way for way in ways if way[-1] not in "。，" and not way.startswith("告诉我")]
     return bare(rng.choice(asking or ways).format(s=fact.subject)) + "？"
 
 
 def half_right(prompt: Prompt, others: Others, rng: random.Random) -> Judged | None:
-    """Two things are asked, one of the answers is wrong."""
+    """The question asks two things, and one of the bad answer's sentences is wrong."""
     fact = prompt.fact
     if fact is None or prompt.family in wordings()["broad"]:
         return None

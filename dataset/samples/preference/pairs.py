@@ -1,13 +1,14 @@
 """Sample preference pairs: a right, kind answer beside one in which something is wrong.
 
-Most of the bad answers are fluent and plausible: a wrong fact, a sum that misses by one, the answer
-to another question, a made-up one, too many words, a sneer. Each pair names its `kind`. The
-questions are single questions of the chat samples, and the chosen answers theirs (`prompts.py`);
-`answers.py` makes the bad ones. In the kinds of `judgements.py` question and answers are made of
-the same facts and sums anew. Held-out pairs are about other facts, sums and topics than training
-pairs. Neither answer is longer on average, but for the kinds about length, of which as many are too
-long (`too_long`) as too short (`too_short`), and for the help line where no life is in danger
-(`alarm`), as many as lack it (`careless`).
+Most of the bad answers are fluent and plausible: a wrong fact, a sum that is off by one, the answer
+to another question, something made up, too many words, a rude remark. Each pair names its `kind`.
+The questions and the chosen answers come from the chat samples (`prompts.py`). `answers.py` makes
+the bad ones. `judgements.py` makes questions and answers of its own, from the same facts and sums.
+Held-out pairs are about other facts, sums and topics than training pairs.
+
+In most kinds neither answer is longer on average. The exceptions balance each other: as many bad
+answers are too long (`too_long`) as too short (`too_short`), and as many name the help line without
+danger (`alarm`) as fail to name it in danger (`careless`).
 """
 
 import random
@@ -50,23 +51,23 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "evasive": {"facts": 30, "sums": 15, "everyday": 20},
     "off_topic": {"facts": 30, "sums": 15, "everyday": 20},
 }
-"""Training pairs of each kind, by where their questions come from; lengths are balanced best by
-those that come last."""
+"""Kind -> source of the questions -> training pairs. The sources that come last balance the lengths
+best."""
 KINDS = tuple(WEIGHTS)
 EASY_KINDS = ("rude", "repetitive", "evasive", "off_topic")
-"""Kinds whose bad answers nobody would take for good ones; the others are fluent and plausible."""
+"""Kinds whose bad answers are plainly bad. Those of the others are fluent and plausible."""
 NUM_HELDOUT = 60
 """Pairs of each kind in each held-out half."""
 NUM_ROUNDS = 4
-"""How often a question's fact is taken for a pair about a judgement, at most."""
+"""The most pairs of one judgement kind that come from the same question."""
 MOST_TRIED = 3000
-"""Questions of one source that are drawn for one kind."""
+"""The most questions of one source that are drawn for one kind."""
 BALANCED_KINDS = tuple(kind for kind in KINDS if kind not in ("too_long", "too_short", "alarm", "careless"))
 """Kinds in which neither answer is longer on average."""
 
 
 def _numbers(kind: str, sources: Mapping[str, Sequence[Prompt]], side: Side) -> dict[str, int]:
-    """How many pairs each source gives. What a missing source would give comes from the others."""
+    """How many pairs each source gives. The others replace a source that has no questions."""
     weights = {source: weight for source, weight in WEIGHTS[kind].items() if sources[source]}
     total = sum(WEIGHTS[kind].values()) if side == "train" else NUM_HELDOUT
     numbers, given, passed = {}, 0, 0
@@ -78,7 +79,7 @@ def _numbers(kind: str, sources: Mapping[str, Sequence[Prompt]], side: Side) -> 
 
 
 def _spread(mine: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
-    """The prompts in random order, those about something new first."""
+    """The prompts in random order. The first prompt of each key comes before all second ones."""
     seen: dict[str, int] = {}
     turns: list[tuple[int, int, Prompt]] = []
     for prompt in rng.sample(mine, min(len(mine), MOST_TRIED)):
@@ -88,8 +89,7 @@ def _spread(mine: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
 
 
 def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[dict[str, Any]]:
-    """The pairs of one kind and side. `said` are the bad answers of other sides, which are
-    avoided."""
+    """The pairs of one kind and side. `said`: bad answers of other sides, which are avoided."""
     rng = random.Random(f"{kind} {side}")
     sources = prompts(side)
     used: Counter[str] = Counter()
@@ -97,14 +97,14 @@ def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[di
     excess = 0  # characters by which the bad answers are longer so far
     missing = 0  # pairs that earlier sources could not give
     numbers = _numbers(kind, sources, side)
-    # One fact makes several questions of a judgement.
+    # For a judgement one fact gives several questions.
     rounds = NUM_ROUNDS if kind in JUDGES else 1
     queues = {source: iter(_spread(sources[source], rng) * rounds) for source in numbers}
-    for source in (*numbers, *numbers):  # the second round makes up for what is missing after the last one
+    for source in (*numbers, *numbers):  # the second round fills what is missing after the first
         missing += numbers.pop(source, 0)
         for prompt in queues[source] if missing else ():
-            # Lengths vary around the right answer's and make up for what earlier pairs had too much
-            # or too little.
+            # The wanted length varies around that of the right answer. If earlier bad answers were
+            # too long together, this one should be shorter, and the other way round.
             target = len(prompt.answer) * rng.uniform(0.85, 1.15) - min(max(excess / 4, -8), 8)
             if kind in JUDGES:
                 judged = JUDGES[kind](prompt, others, rng)
@@ -140,7 +140,7 @@ def _record(prompt: Prompt, bad: str, kind: str, side: Side) -> dict[str, Any]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Preference records with `kind` and `cluster`; held-out ones carry `split`."""
+    """Preference records with `kind` and `cluster`. Held-out ones have `split`."""
     said: set[str] = set()
     for side in SIDES:
         others = Others(side)

@@ -1,7 +1,7 @@
 """The questions of the preference pairs: single questions of the chat samples, with their answers.
 
-Every chat sample takes part, so that a new relation, topic or feeling comes in by itself. Pairs of
-the held-out halves ask held-out questions about facts and topics that no training pair asks about.
+They come from the chat samples, so a new relation, topic or feeling there is used here too.
+Held-out pairs use held-out questions, about facts and topics that no training pair asks about.
 """
 
 import itertools
@@ -27,9 +27,9 @@ SIDES: tuple[Side, ...] = get_args(Side)
 HALVES = SIDES[1:]
 
 HELDOUT_SHARE, HELDOUT_FEELINGS_SHARE = 0.3, 0.5
-"""Share of the facts and topics that pairs hold out; of the feelings more, since they are few."""
+"""Share of the facts and topics that pairs hold out, and of the feelings, which are few."""
 MOST_NEIGHBOURS = 2000
-"""Questions that are searched for one like another."""
+"""The most questions that are searched for similar ones."""
 GENERATORS = (
     "knowledge.questions",
     "unknown.questions",
@@ -38,11 +38,11 @@ GENERATORS = (
     "limits.questions",
     "danger.conversations",
 )
-"""Chat samples whose questions are asked."""
+"""Chat samples whose questions are used."""
 
-# Where a question comes from. Training records of the first group are about the same facts and
-# topics as held-out ones, so the pairs hold out some of those; the second group shares nothing to
-# begin with. Basic sums are for training alone.
+# Sources of questions. In those of the first group training and held-out records share facts and
+# topics, so the pairs have to hold out some of them. In the second group they share nothing. Basic
+# sums are for training only.
 _SHARED = ("facts", "basics", "feelings", "harmless", "chat", "limits", "everyday")
 _APART = ("sums", "stories", "steps", "beyond", "unknown", "danger")
 _SUM_KINDS = {"": "sums", "basic": "basic sums", "times": "basic sums", "word": "stories", "steps": "steps"}
@@ -50,7 +50,7 @@ SOURCES = (*_SHARED, *_APART, "basic sums")
 
 _EQUATION = re.compile(r"(\d+)([+×÷-])(\d+)=(-?\d+)")
 _CANNOT = re.compile("我(看不到|查不到|听不到|没法|不能上网|不知道今天|不知道你在)")
-"""An answer about what no such model can do."""
+"""How an answer begins that says what no such model can do."""
 _GLAD = re.compile("恭喜|快乐|高兴|太棒|太好了|厉害|骄傲|享受|真好|放假|鼓掌|真有用|开心")
 
 
@@ -60,18 +60,18 @@ class Prompt:
 
     source: str
     family: str
-    """The relation, the kind of everyday question, or else the source."""
+    """The relation, or the kind of everyday question, or the source."""
     question: str
     answer: str
     key: str
-    """What it is about; all that shares it is on one side."""
+    """What it is about. Prompts with one key are on one side."""
     cluster: str
-    """What an interval counts as one."""
+    """Prompts with one cluster count once in the interval of an accuracy."""
     topic: str
     about: str
-    """What was asked, in a few words that a bad answer can take up."""
+    """What was asked, in a few words that a bad answer can repeat."""
     tone: str
-    """Which bad answers fit."""
+    """Decides which bad answers fit."""
     right: frozenset[str]
     """All answers that are right."""
     fact: knowledge.Fact | None = None
@@ -79,13 +79,13 @@ class Prompt:
 
 
 def wordings() -> dict[str, Any]:
+    """How bad answers speak of what was asked, and which kinds of questions are alike."""
     return yaml_table(WORDINGS_FILE)
 
 
 @cache
 def prompts(side: Side) -> Mapping[str, tuple[Prompt, ...]]:
-    """Source -> the questions of one side. No question stands in two sides, nothing is asked about
-    in two."""
+    """Source -> the questions of one side. No two sides share a question or a key."""
     found: dict[str, dict[str, Prompt]] = {source: {} for source in SOURCES}
     for prompt in _all(side):
         if prompt.source == "basic sums":
@@ -101,8 +101,7 @@ def prompts(side: Side) -> Mapping[str, tuple[Prompt, ...]]:
 
 @cache
 def _homes() -> dict[str, Side]:
-    """Key -> the half that asks about it, of all keys that pairs hold out: the one with more
-    questions about it."""
+    """Key that pairs hold out -> its half. That is the half with more questions about it."""
     asked: dict[str, Counter[Side]] = defaultdict(Counter)
     for half in HALVES:
         for prompt in _all(half):
@@ -110,26 +109,27 @@ def _homes() -> dict[str, Side]:
                 asked[prompt.key][half] += 1
     homes = {}
     for key, counts in asked.items():
-        in_turn = HALVES if zlib.crc32(key.encode()) % 2 else HALVES[::-1]  # of halves with as many, either
+        in_turn = HALVES if zlib.crc32(key.encode()) % 2 else HALVES[::-1]  # if both have as many, the hash decides
         homes[key] = max(in_turn, key=lambda half: counts[half])
     return homes
 
 
 def _is_held_out(prompt: Prompt) -> bool:
-    """Whether pairs hold out what has this prompt's key."""
+    """Whether pairs hold out this prompt's key."""
     share = HELDOUT_FEELINGS_SHARE if prompt.source in ("feelings", "harmless") else HELDOUT_SHARE
     return zlib.crc32(f"pairs {prompt.key}".encode()) % 100 < 100 * share
 
 
 @dataclass(frozen=True, slots=True)
 class _Single:
-    """A conversation of one turn, the generator that it comes from, and its question normalised."""
+    """A conversation of one turn, and the generator that it comes from."""
 
     generator: str
     record: Mapping[str, Any]
     question: str
     answer: str
     name: str
+    """The question, normalised."""
 
 
 @cache
@@ -145,17 +145,18 @@ def _singles() -> dict[Side, list[_Single]]:
 
 
 def _side(record: Mapping[str, Any]) -> Side:
+    """The side of a record."""
     split = record.get("split", "train")
     if split in SIDES:
         return split
     answer = record["conversations"][1]["content"]
-    return HALVES[zlib.crc32(answer.encode()) % 2]  # held out, but in no half: all about one answer is in one
+    return HALVES[zlib.crc32(answer.encode()) % 2]  # held out without a half: the answer decides
 
 
 @cache
 def _all(side: Side) -> tuple[Prompt, ...]:
-    """Every question of one side, whatever it is about."""
-    # 12+3 and 1+23 are one question to the mix, which has it on one side.
+    """All questions of one side, before pairs hold out any key."""
+    # For the mix 12+3 and 1+23 have the same key, so it puts them on the same side.
     elsewhere = {one.name for other in SIDES if other != side for one in _singles()[other]}
     found = (_prompt(one, _right_answers()[one.name]) for one in _singles()[side] if one.name not in elsewhere)
     return tuple(prompt for prompt in found if prompt is not None)
@@ -163,7 +164,7 @@ def _all(side: Side) -> tuple[Prompt, ...]:
 
 @cache
 def _right_answers() -> dict[str, frozenset[str]]:
-    """Normalised question -> everything that is right in some record that asks it."""
+    """Normalised question -> all answers that are right in some record with this question."""
     found: dict[str, set[str]] = defaultdict(set)
     for one in itertools.chain.from_iterable(_singles().values()):
         found[one.name].update((one.answer, *one.record.get("accepted", ())))
@@ -171,6 +172,7 @@ def _right_answers() -> dict[str, frozenset[str]]:
 
 
 def _prompt(one: _Single, right: frozenset[str]) -> Prompt | None:
+    """The prompt of a conversation; None if pairs can't use it. `right`: all right answers."""
     generator, record, question, answer = one.generator, one.record, one.question, one.answer
     kind = record.get("kind", "")
 
@@ -222,8 +224,7 @@ def _fact_prompt(fact: knowledge.Fact, question: str, right: frozenset[str]) -> 
 
 def _sum_prompt(source: str, question: str, answer: str, right: frozenset[str], cluster: str) -> Prompt:
     expression = answer.partition("=")[0]
-    # A sum and a difference of two numbers are held out together; products are not, and share no
-    # key with them.
+    # A sum and a difference of the same two numbers have one key. A product has another.
     is_pair = not re.search("[×÷]", expression)
     key = ",".join(map(str, sorted(map(int, re.findall(r"\d+", expression))))) if is_pair else expression
     return Prompt(source, source, question, answer, key, cluster or key, expression, expression, "sum", right)
@@ -231,7 +232,7 @@ def _sum_prompt(source: str, question: str, answer: str, right: frozenset[str], 
 
 def _item_prompt(item: everyday.Item, question: str, right: frozenset[str]) -> Prompt:
     entry = wordings()["chats"].get(item.kind, {})
-    # A bad answer speaks to the user: what was "I" becomes "you".
+    # A bad answer speaks to the user, so "I" becomes "you".
     topic, about = (text.format(t=item.topic).replace("我", "你") for text in ("{t}", entry.get("about", "{t}")))
     return Prompt(
         source="feelings" if item.kind in ("sad", "happy") else "everyday",
@@ -261,7 +262,7 @@ def items() -> dict[str, everyday.Item]:
 
 
 def equation(answer: str) -> tuple[int, str, int, int] | None:
-    """The first equation of two numbers in an answer: a, sign, b, result."""
+    """The first equation of two numbers in an answer, as (a, sign, b, result); None without one."""
     match = _EQUATION.search(answer)
     return (int(match[1]), match[2], int(match[3]), int(match[4])) if match else None
 
@@ -289,13 +290,16 @@ def core(question: str) -> str:
 
 
 def pairs_of_characters(text: str) -> frozenset[str]:
+    """All runs of two characters in the core of a question, normalised."""
     plain = normalised(core(text))
     return frozenset(plain[i : i + 2] for i in range(max(1, len(plain) - 1)))
 
 
 class Neighbours:
-    """Finds the questions that share most pairs of characters with a given one, among some of a
-    pool."""
+    """Finds the questions of a pool that share most pairs of characters with a given one.
+
+    Of a large pool only every so many questions are searched (MOST_NEIGHBOURS).
+    """
 
     def __init__(self, pool: Sequence[Prompt]) -> None:
         step = -(-len(pool) // MOST_NEIGHBOURS) or 1
@@ -307,7 +311,7 @@ class Neighbours:
                 self.holders[pair].append(number)
 
     def nearest(self, question: str, count: int) -> list[Prompt]:
-        """The `count` most alike by Jaccard index; those that share nothing are left out."""
+        """The `count` most similar ones by Jaccard index, without those that share nothing."""
         own = pairs_of_characters(question)
         shared: dict[int, int] = defaultdict(int)
         for pair in own:

@@ -1,1 +1,1 @@
-"""Bundled prose for pretraining: a program that tells stories, and the grammars it uses."""
+"""Bundled prose for pretraining: a program that makes stories, and the grammars that it uses."""

@@ -1,4 +1,4 @@
-"""Simple Chinese prose for pretraining, grown from the grammars in the `.txt` files here.
+"""Simple Chinese prose for pretraining, made from the grammars in the `.txt` files here.
 
 A grammar file holds word tables and scenes:
 
@@ -13,12 +13,13 @@ A grammar file holds word tables and scenes:
     | 另一种说法。                      ... another phrasing of it
     ? 可有可无的一句。                   ... a sentence that half of the stories leave out
 
-A line "same 赶紧/连忙" lists words of one meaning: each time one of them comes up, any of them may
-stand there; a word after "~" is only put in, never replaced. "{joy}" names a one-column table; "¶"
-is a line break. Within a story the phrasings of a cell are dealt like cards, so that none comes
-twice before all have come once. `child` is a made-up name with its pronoun ({a}, {a.ta}); `someone`
-is such a child or 我; {they} means all the people drawn. A name told just before often turns into
-its pronoun, outside of quotation marks and where no other person of the story shares the pronoun.
+A line "same 赶紧/连忙" lists words of one meaning. Each time one of them comes up, one of the list
+is drawn in its place. A word after "~" can be drawn, but is never replaced. "{joy}" names a table
+of one column; "¶" is a line break. Within a story the phrasings of a cell are dealt like cards:
+none comes twice before all have come once. `child` is a made-up name with its pronoun
+({a}, {a.ta}). `someone` is such a child or 我. {they} means all people of the story. A name that
+has just come often becomes a pronoun, but not inside quotation marks, and only if no other person
+of the story has the same pronoun.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ from pathlib import Path
 
 SEED = 20_240
 TARGET_BYTES = 3_150_000
+"""UTF-8 bytes of all stories together."""
 MIN_CHARS, MAX_CHARS = 80, 600
-MAX_REPEATS = 6  # how often one sentence of LONG_SENTENCE characters or more may stand in the whole text
-LONG_SENTENCE = 8  # without quotation marks: a sentence of ten with them is counted too
-REDRAWS = 12  # attempts at a sentence, and at a story, before a scene counts as used up
+"""Characters of a story."""
+MAX_REPEATS = 6
+"""How often a long sentence may come in all stories together."""
+LONG_SENTENCE = 8
+"""Characters of a long sentence, without quotation marks around it."""
+REDRAWS = 12
+"""Attempts at a sentence, and at a story. After that a scene is used up."""
 OPTIONAL_SHARE = 0.5
-PRONOUN_SHARE = 0.4  # of the later mentions of a child; half as often for adults
+"""How often an optional sentence is told."""
+PRONOUN_SHARE = 0.4
+"""How often a child that was named just before becomes a pronoun; half as often for adults."""
 
 _SENTENCE_END = re.compile(r"[。！？\n]")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
@@ -48,7 +56,7 @@ Row = dict[str, tuple[str, ...]]  # column -> phrasings
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of interchangeable words; `columns[0]` is what a bare {slot} shows."""
+    """Rows of words of one kind. A bare {slot} shows the first column."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -56,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Step:
-    """One stretch of a story, mostly a sentence: the phrasings to choose from."""
+    """One part of a story, mostly a sentence: its phrasings, one of which is drawn."""
 
     phrasings: tuple[str, ...]
     optional: bool
@@ -82,7 +90,7 @@ class Grammar:
 
 
 def split_phrasings(cell: str) -> tuple[str, ...]:
-    """Split at "/" outside of brackets: "a/[b/c]d" -> ("a", "[b/c]d")."""
+    """The parts between each "/" outside of brackets: "a/[b/c]d" -> ("a", "[b/c]d")."""
     parts, depth, start = [], 0, 0
     for position, char in enumerate(cell):
         depth += (char == "[") - (char == "]")
@@ -93,13 +101,12 @@ def split_phrasings(cell: str) -> tuple[str, ...]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences whose repetition counts: split at 。！？ and line breaks, at least
-    LONG_SENTENCE characters."""
+    """The sentences of a text that have at least LONG_SENTENCE characters."""
     return [part for part in (p.strip("“”") for p in _SENTENCE_END.split(text)) if len(part) >= LONG_SENTENCE]
 
 
 def parse_grammar(source: str) -> Grammar:
-    """Read tables, scenes and synonyms. Raises: ValueError naming the line that fits no rule."""
+    """Read tables, scenes and synonyms. Raises: ValueError that names the line with an error."""
     columns: dict[str, tuple[str, ...]] = {}
     rows: dict[str, list[Row]] = {}
     picks: dict[str, list[tuple[str, str]]] = {}
@@ -146,7 +153,8 @@ def parse_grammar(source: str) -> Grammar:
             for name in steps
         ),
         synonyms,
-        # longest first: 不由得 before any shorter word that it begins with; "(?!)" matches nothing
+        # The longest word first, so that 不由得 is found before a shorter word that it begins with.
+        # Without synonyms "(?!)" matches nothing.
         re.compile("|".join(map(re.escape, sorted(synonyms, key=len, reverse=True))) or "(?!)"),
     )
 
@@ -157,7 +165,7 @@ def load_grammar(folder: Path = Path(__file__).parent) -> Grammar:
 
 
 class Story:
-    """One story being told: what has been drawn for it, and the phrasings not yet dealt."""
+    """One story while it is told: what is drawn for it, and the phrasings that are left."""
 
     def __init__(self, grammar: Grammar, rng: random.Random) -> None:
         self._grammar = grammar
@@ -168,7 +176,7 @@ class Story:
         self._named_here: set[str] = set()  # ... and in this one
 
     def tell(self, scene: Scene, accepts: Callable[[str], bool]) -> str | None:
-        """The whole story, or None where some sentence found no phrasing that `accepts` allows."""
+        """The whole story; None if `accepts` refuses all attempts at one of its sentences."""
         for name, recipe in scene.picks:
             self._bind(name, recipe)
         parts: list[str] = []
@@ -188,13 +196,15 @@ class Story:
 
     def expand(self, template: str) -> str:
         """Fill choices and slots until none is left."""
+        # Choices come first. Otherwise a slot in a phrase that is not chosen would use up a word.
         while "[" in template or "{" in template:
             template = _CHOICE.sub(lambda match: self._rng.choice(match[1].split("/")), template)
-            if "[" not in template:  # choices first, so that a slot in a phrase not chosen uses up no word
+            if "[" not in template:
                 template = _SLOT.sub(self._fill, template)
         return template
 
     def _bind(self, name: str, recipe: str) -> None:
+        """Draw a row for a slot, as its line in the scene says (see the top of this file)."""
         if recipe.startswith("= "):
             self._bound[name] = ("text", {"text": (self.expand(recipe[2:]),)})
             return
@@ -212,8 +222,7 @@ class Story:
         self._bound[name] = (self._grammar.tables[table].columns[0], self._rng.choice(rows))
 
     def _person(self, may_be_me: bool) -> Row:
-        """A child whose name shares no character but 小 with another one of the story: no 壮壮
-        beside 大壮."""
+        """A child. Its name shares no character but 小 with another name: no 壮壮 beside 大壮."""
         if may_be_me and self._rng.random() < 0.5:
             return {"name": ("我",), "ta": ("我",)}
         taken = {char for _, row in self._bound.values() if "ta" in row for char in row["name"][0]} - {"小"}
@@ -227,20 +236,24 @@ class Story:
                 return {"name": (name,), "ta": (ta,)}
 
     def _pronoun_of_all(self) -> str:
+        """The pronoun for all people of the story."""
         pronouns = {row["ta"][0] for _, row in self._bound.values() if "ta" in row}
-        return "我们" if "我" in pronouns else "她们" if pronouns == {"她"} else "他们"
+        if "我" in pronouns:
+            return "我们"
+        return "她们" if pronouns == {"她"} else "他们"
 
     def _word(self, table: str) -> str:
+        """A drawn word of a table."""
         listed = self._grammar.tables[table]
         return self._rng.choice(listed.rows)[listed.columns[0]][0]
 
     def _vary(self, text: str) -> str:
-        """Exchange words for others of the same meaning."""
+        """Replace words by drawn ones of the same meaning."""
         synonyms = self._grammar.synonyms
         return self._grammar.synonym_pattern.sub(lambda match: self._rng.choice(synonyms[match[0]]), text)
 
     def _mention(self, slot: str, row: Row, quoted: bool) -> str:
-        """A person's name, or the pronoun where the reader can tell who is meant."""
+        """A person's name, or the pronoun if the reader knows who is meant."""
         ta = row["ta"][0]
         alone = sum(other.get("ta") == row["ta"] for _, other in self._bound.values()) == 1
         share = PRONOUN_SHARE if slot in ("a", "b") else PRONOUN_SHARE / 2
@@ -249,6 +262,7 @@ class Story:
         return ta if known and alone and not quoted and self._rng.random() < share else row["name"][0]
 
     def _fill(self, match: re.Match[str]) -> str:
+        """The text for a slot. It may hold choices and slots itself."""
         slot = match[1]
         if slot == "they":
             return self._pronoun_of_all()
@@ -268,7 +282,10 @@ class Story:
 
 
 def records() -> Iterator[dict[str, str]]:
-    """Prose records {"text": ...}, the same on every call; ends once TARGET_BYTES are reached."""
+    """Prose records {"text": ...}, the same in every call, of TARGET_BYTES together.
+
+    Raises: RuntimeError if the grammar has too few stories for that.
+    """
     grammar = load_grammar()
     rng = random.Random(SEED)
     counts: Counter[str] = Counter()

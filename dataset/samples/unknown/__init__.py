@@ -1,1 +1,1 @@
-"""Bundled questions about what was never taught, each with an honest "I don't know"."""
+"""Bundled questions about what the samples do not teach, each with an honest "I don't know"."""

@@ -1,13 +1,13 @@
 """Questions outside what the samples teach: each gets an honest line, not a made-up answer.
 
-A small model can't know what it doesn't know. It can learn from breadth, though, that a name it was
-never taught leads to "I don't know". Three kinds of questions teach that:
+A small model can't know what it doesn't know. But from many examples it can learn to say "I don't
+know" when it meets a name that it was never taught. Three kinds of questions teach that:
 
-- topics far from everything taught (`{area}.yaml`), some held out whole, names and wordings too;
-- relations that are taught, asked of subjects that are not: rare or invented ones (`invented`);
-- subjects that are taught, asked for something that is not (`crossings`).
+- topics far from everything taught (`{area}.yaml`); some are held out with all names and wordings;
+- taught relations, asked about subjects that are not taught: rare or invented ones (`invented`);
+- taught subjects, asked about something that is not taught (`crossings`).
 
-A question that asks for a taught fact after all is left out while generating, see `asks_taught`.
+`asks_taught` finds questions that by chance ask for a taught fact. They are left out.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ ANSWERS = {
 """The honest lines, by the type of question."""
 
 NUM_TOPIC = 15
-"""Training questions of each topic, where its table gives no number."""
+"""Training questions of each topic, if its table gives no number."""
 NUM_INVENTED = 30
-"""Training questions of each taught relation about subjects that are not taught, where the table
-gives no number."""
+"""Training questions of each taught relation about subjects that are not taught, if the table gives
+no number."""
 GENERAL_SHARE = 1 / 3
-"""Share of a topic's training questions that are asked in the general wordings of its class."""
+"""Share of a topic's training questions that use the general wordings of its class."""
 SIMILAR = 0.5
-"""Jaccard index of character pairs from which on two wordings ask for the same thing."""
+"""Two wordings ask for the same thing if the Jaccard index of their character pairs is at least
+this."""
 
-# What people write around a question. A request starts with a verb and takes other words of
-# politeness than a question.
+# What people write before and after a question.
 _AROUND = re.compile(
     "^(?:你好|您好|请问一下|请问|我?想?问一下|想问下|问个问题|问你个问题|考考你|对了|那么|那|嗯|麻烦你|告诉我|我想知道"
     "|[，,：: ])+"
@@ -68,24 +68,26 @@ _DEFINITION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """A way to ask; `{s}` stands for a name, `{t}` for another name of the same topic. `answer` is
-    a key of ANSWERS."""
+    """A way to ask. `{s}` stands for a name, `{t}` for another name of the same topic."""
 
     text: str
     answer: str
+    """A key of ANSWERS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Names and the ways to ask about them. `half` is "" for training; `count` is the number of
-    training questions."""
+    """Names, and the ways to ask about them."""
 
     name: str
     half: str
+    """The held-out half; "" for training."""
     names: tuple[str, ...]
     own: tuple[Wording, ...]
     general: tuple[Wording, ...]
+    """Wordings that fit all topics of its class."""
     count: int
+    """Training questions."""
 
 
 def normalised(text: str) -> str:
@@ -94,16 +96,20 @@ def normalised(text: str) -> str:
 
 
 def _table(area: str) -> dict[str, Any]:
+    """The topics of an area."""
     return yaml_table(Path(__file__).with_name(f"{area}.yaml"))
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """The names of a list."""
     return tuple(name.strip() for name in text.split(LIST_SEPARATOR) if name.strip())
 
 
 def _wordings(entry: dict[str, Any]) -> tuple[Wording, ...]:
-    """The wordings of a table's entry: those under `ask` get its `answer`, those under the name of
-    an answer that."""
+    """The wordings of a table's entry. A key of the entry is `ask` or the name of an answer.
+
+    Wordings under `ask` get the entry's own `answer`.
+    """
     found = []
     for key in ("ask", *ANSWERS):
         answer = entry.get("answer", "fact") if key == "ask" else key
@@ -113,20 +119,23 @@ def _wordings(entry: dict[str, Any]) -> tuple[Wording, ...]:
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """The topics of all areas. Those with general wordings have no name that a fact or a dialogue
-    speaks of."""
+    """The topics of all areas.
+
+    A topic with general wordings, such as "what is {s}", loses all names that a fact or a dialogue
+    is about, because their answers are taught.
+    """
     taught = {name for fact in knowledge.facts() for name in (fact.subject, fact.answer)}
     taught.update(item.topic for item in everyday.items())
     classes = yaml_table(WORDINGS_FILE)
     found = []
     for area in AREAS:
         for name, entry in _table(area).items():
-            # Persons are asked after in the line for persons, drugs in that for drugs.
+            # Without an answer of its own, a topic about persons gets the line for persons.
             default = "who" if entry["class"] == "person" else "fact"
             entry = {"answer": default, **entry}
             general = {"answer": entry["answer"], **classes[entry["class"]]}
             names = _names(entry["names"])
-            if classes[entry["class"]]:  # what it is, or who, may be taught
+            if classes[entry["class"]]:
                 names = tuple(name for name in names if name.strip("《》") not in taught)
             count = entry.get("records", NUM_TOPIC)
             found.append(Topic(name, entry.get("half", ""), names, _wordings(entry), _wordings(general), count))
@@ -134,8 +143,10 @@ def topics() -> tuple[Topic, ...]:
 
 
 def invented() -> tuple[Topic, ...]:
-    """Taught relations and subjects that are not taught in them; their wordings are the relation's
-    own and loose ones."""
+    """Taught relations with subjects that are not taught, some of them invented.
+
+    The wordings are those of the relation, and some of the table's own.
+    """
     table = yaml_table(BOUNDARY_FILE)
     rng = random.Random(5501)
     subjects = defaultdict(set)
@@ -158,7 +169,7 @@ def invented() -> tuple[Topic, ...]:
 
 
 def crossings() -> tuple[Topic, ...]:
-    """Taught subjects asked for what is not taught about them."""
+    """Taught subjects, with questions whose answers are not taught."""
     found = []
     for name, entry in yaml_table(BOUNDARY_FILE)["crossings"].items():
         relations, without = entry["relations"].split(), _names(entry.get("without", ""))
@@ -169,6 +180,7 @@ def crossings() -> tuple[Topic, ...]:
 
 
 def _pairs(text: str) -> frozenset[str]:
+    """All runs of two characters of a text, normalised."""
     plain = normalised(text)
     return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
 
@@ -180,7 +192,7 @@ def bare(question: str) -> str:
 
 @cache
 def _names_asked() -> tuple[frozenset[str], int]:
-    """Every name that a question may be about, and the length of the longest.
+    """All names that a question may be about, and the length of the longest.
 
     These are the subjects of facts and dialogues, their other names, and the names of the tables.
     """
@@ -204,15 +216,16 @@ def _split_at_names(question: str) -> Iterator[tuple[str, str]]:
 
 
 def _meant(rest: str) -> frozenset[str]:
-    """What a question without its name asks, as character pairs; all ways to ask what a thing is
-    are one."""
+    """What a question asks, as character pairs. `rest`: the question without its name.
+
+    All ways to ask what a thing is become the same.
+    """
     return _pairs(_DEFINITION.sub("是什么", normalised(rest)))
 
 
 @cache
 def _taught_questions() -> frozenset[str]:
-    """What the users of the knowledge and dialogue records say, in any turn, without what stands
-    around it."""
+    """All user turns of the knowledge and dialogue records, each as `bare` gives it."""
     records = itertools.chain(generated("knowledge.questions"), generated("dialogue.everyday"))
     turns = (turn for record in records for turn in record["conversations"] if turn["role"] == "user")
     return frozenset(bare(turn["content"]) for turn in turns)
@@ -220,7 +233,7 @@ def _taught_questions() -> frozenset[str]:
 
 @cache
 def _taught() -> dict[str, set[frozenset[str]]]:
-    """Name -> what is asked about it, by the tables of the facts and by the records."""
+    """Name -> what the tables of facts and the records ask about it, as `_meant` gives it."""
     found: dict[str, set[frozenset[str]]] = defaultdict(set)
     for fact in knowledge.facts():
         relation = knowledge.relations()[fact.relation]
@@ -233,15 +246,15 @@ def _taught() -> dict[str, set[frozenset[str]]]:
 
 @cache
 def _taught_keys() -> frozenset[str]:
+    """The taught questions, normalised."""
     return frozenset(map(normalised, _taught_questions()))
 
 
 def asks_taught(question: str, name: str) -> bool:
-    """Whether the question, which is about `name`, is a taught one, or asks near enough what is
-    taught about the name.
+    """Whether a question about `name` is taught, or nearly the same as a taught one.
 
-    Other taught names in it don't count, unless they share half of the name: 世界杯 in
-    2022年世界杯.
+    Other taught names in the question do not count, unless they are at least half of `name`: 世界杯
+    in 2022年世界杯.
     """
     question = bare(question)
     if normalised(question) in _taught_keys():
@@ -256,11 +269,10 @@ def asks_taught(question: str, name: str) -> bool:
 
 
 def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Iterator[tuple[str, str, str]]:
-    """Questions, what they are about, and answers without end: names and wordings in turn, so that
-    each gets its share."""
+    """Endless questions, each with its name and answer. All names and wordings get equal shares."""
     names, ways = list(topic.names), list(wordings)
     for turn in itertools.count():
-        # Each list is shuffled anew when it ends, or the two would meet in the same pairs again.
+        # Each list is shuffled again when it ends. Otherwise the same pairs would come again.
         if turn % len(names) == 0:
             rng.shuffle(names)
         if turn % len(ways) == 0:
@@ -271,8 +283,10 @@ def _asked(topic: Topic, wordings: Sequence[Wording], rng: random.Random) -> Ite
 
 
 def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict[str, Any]]:
-    """The topic's records: `count` for training, one in each of its own wordings where it is held
-    out."""
+    """The topic's records: `count` for training, or if it is held out one in each own wording.
+
+    Args: taken: normalised questions that are asked already; it grows.
+    """
     if topic.half:
         parts = [(_asked(topic, topic.own, rng), len(topic.own))]
     else:
@@ -299,8 +313,7 @@ def _records(topic: Topic, rng: random.Random, taken: set[str]) -> Iterator[dict
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records; no question is asked twice. Held-out ones carry `split`, their topic occurs
-    nowhere else."""
+    """Chat records; no question is asked twice. Held-out ones have `split` and their own topics."""
     rng = random.Random(5502)
     taken: set[str] = set()
     for topic in (*topics(), *invented(), *crossings()):
