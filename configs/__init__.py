@@ -7,18 +7,20 @@ from types import TracebackType
 
 from configs.messages import both
 
-# OpenMP's threads spin while they wait. As soon as another program wants a core, the spinning
-# thread holds up the one that works: on two busy cores training ran at a sixth of its speed. Read
-# when torch is loaded, hence set here.
+# By default OpenMP's threads spin while they wait, which uses a core. When other programs want the
+# cores too, the spinning threads slow down the thread that works: on two busy cores training ran at
+# a sixth of its speed. Torch reads the variable when it is loaded, so we set it here, before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PACKAGES = ("numpy", "tiktoken", "torch", "tqdm", "yaml")
-"""What requirements.txt installs, by the names under which it is imported."""
+"""The packages of requirements.txt, by the names of their imports."""
 
 
 def _tell_of_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Under a Python without our requirements, say which Python has them: one line in place of a
-    traceback."""
+    """In a Python without our requirements, print one line that says which Python has them.
+
+    Other errors are shown as usual.
+    """
     if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
         sys.__excepthook__(kind, error, trace)
         return

@@ -1,4 +1,4 @@
-"""Artefacts on disk: written whole or not at all, with fingerprints and manifests."""
+"""Artefacts on disk: written completely or not at all; hashes, fingerprints and JSON files."""
 
 import errno
 import hashlib
@@ -13,6 +13,7 @@ from typing import IO, Any
 from configs.schema import UserError
 
 HASH_BLOCK_BYTES = 1 << 20
+"""Bytes that are read at once."""
 
 
 def sha256_file(path: Path) -> str:
@@ -25,14 +26,16 @@ def sha256_file(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-like value; the order of its keys does not matter."""
+    """SHA-256 of a value that JSON can hold. The order of its keys does not matter."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut (a no-op where folders can't be opened, as
-    on Windows)."""
+    """Write the names in a folder to the disk, so that a rename survives a power cut.
+
+    Does nothing on a system that can't open folders, such as Windows.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -40,16 +43,16 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        pass  # some network file systems refuse to sync a folder; the file itself is synced
+        pass  # some network file systems can't sync a folder; at least the file itself is synced
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` and move it there once it is whole and on the disk.
+    """Open a temporary file beside `path`. At the end, when it is on the disk, it becomes `path`.
 
-    Text is UTF-8 with `\\n` line ends. After an error `path` is as it was.
+    Text is UTF-8 with `\\n` line ends. After an error `path` is unchanged.
     Raises: UserError when the folder can't be written or the disk is full.
     """
     text = "b" not in mode
@@ -74,13 +77,14 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _umask() -> int:
+    """The process's umask. It can only be read by setting it."""
     value = os.umask(0)
     os.umask(value)
     return value
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """The one-line message for a file that can't be written."""
+    """The error for a file that can't be written."""
     reason = error.strerror or str(error)
     return UserError(
         f"{path}: can't be written ({reason}). Free disk space or check the folder's permissions, rerun.",
@@ -89,9 +93,9 @@ def write_error(path: Path, error: OSError) -> UserError:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder, and find out now, not after hours of work, that it can't be written.
+    """Make a folder and check that it can be written, now and not after hours of work.
 
-    Raises: UserError.
+    Raises: UserError when it can't.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,16 +106,17 @@ def require_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically."""
+    """Write a value as readable JSON, completely or not at all. Raises: UserError if it can't."""
     with atomic_write(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
         file.write("\n")
 
 
 def read_json(path: Path, remedy: str, chinese: str = "") -> Any:
-    """Read a JSON file.
+    """The value of a JSON file.
 
-    Raises: UserError when it is missing or torn, with `remedy` and the Chinese half.
+    Args: remedy, chinese: end of the error message, and its Chinese half.
+    Raises: UserError when the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -122,10 +127,9 @@ def read_json(path: Path, remedy: str, chinese: str = "") -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that no reader and no kill ever sees half a line.
+    """Append one JSON line in a single write, so that no half line is left, even after a kill.
 
-    What a full disk took of a line is removed again.
-
+    If a full disk takes only a part of the line, that part is removed again.
     Raises: UserError when the file can't be written.
     """
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

@@ -1,4 +1,4 @@
-"""What every entry point shares: how flags are spelt, one line an error, the exit codes."""
+"""What every entry point shares: how flags are spelt, one line for an error, the exit codes."""
 
 import argparse
 import contextlib
@@ -22,7 +22,10 @@ from configs.schema import UserError
 
 
 def parse_switch(text: str) -> bool:
-    """A switch's value: 1/0, true/false, yes/no, on/off."""
+    """The value of a switch: 1/0, true/false, yes/no, on/off.
+
+    Raises: ArgumentTypeError for others.
+    """
     value = text.strip().lower()
     if value in {"1", "true", "yes", "on"}:
         return True
@@ -32,9 +35,9 @@ def parse_switch(text: str) -> bool:
 
 
 def split_words(name: str, text: str) -> tuple[str, ...]:
-    """The words of a flag or variable that holds more flags, quoted as in a shell.
+    """The words of a flag or variable that holds more flags, with quotes as in a shell.
 
-    Raises: UserError where a quote stays open.
+    Raises: UserError when a quote is not closed.
     """
     try:
         return tuple(shlex.split(text))
@@ -45,29 +48,30 @@ def split_words(name: str, text: str) -> tuple[str, ...]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser in which `--batch-size` and `--batch_size` are one flag, and abbreviations
-    are refused."""
+    """An argument parser that takes `--batch-size` for `--batch_size`, and no abbreviations."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """Normalise the spelling of flags (never of values), then parse."""
+        """Parse. Before that the spelling of flags is normalised, but never that of values."""
         given = [self._normalise(argument) for argument in (sys.argv[1:] if args is None else args)]
         for name, _, value in (argument.partition("=") for argument in given):
-            if value == "--" and name in self._option_string_actions:  # argparse would make an empty list of it
+            if value == "--" and name in self._option_string_actions:  # argparse would make it an empty list
                 self.error(f"argument {name}: expected a value, not --")
         parsed: argparse.Namespace = super().parse_args(self._with_texts(given), namespace)
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """As argparse's, with a Chinese half."""
+        """As in argparse, with a Chinese half."""
         super().error(both(message, "参数有误，用法见 --help"))
 
     def _with_texts(self, given: Sequence[str]) -> list[str]:
-        """The arguments; a flag's text that begins with a hyphen, such as `--prompt "-5+3=?"`, is
-        joined to the flag."""
+        """The arguments, with a text that begins with a hyphen joined to its flag.
+
+        Otherwise argparse would take the text of `--prompt "-5+3=?"` for a flag.
+        """
         words: list[str] = []
         for argument in given:
             before = self._option_string_actions.get(words[-1]) if words else None
@@ -79,9 +83,11 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _is_flag(self, argument: str) -> bool:
+        """Whether an argument is a flag of this parser (with or without a value), or `--`."""
         return argument == "--" or argument.partition("=")[0] in self._option_string_actions
 
     def _normalise(self, argument: str) -> str:
+        """A flag in the spelling of this parser. Other arguments stay as they are."""
         if not argument.startswith("--") or argument == "--":
             return argument
         name, equals, value = argument.partition("=")
@@ -90,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_switch(group: Any, name: str, *, help: str, default: bool | None = None) -> None:
-    """Add a switch in its three forms: `--name`, `--name 0|1`, and `--no-name`."""
+    """Add a switch in its three forms: `--name`, `--name 0|1` and `--no-name`."""
     dest = name.lstrip("-").replace("-", "_")
     group.add_argument(
         name, dest=dest, nargs="?", const=True, default=default, type=parse_switch, metavar="0|1", help=help
@@ -105,20 +111,24 @@ OUT_OF_MEMORY = (
 _NO_MEMORY = re.compile(
     r"(?i)out of memory|not enough memory|(?:can't|cannot|failed to) allocate|Storage size calculation"
 )
-"""What torch says on a CPU, a GPU and MPS."""
+"""The words of torch when a CPU, a GPU or MPS has too little memory."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; carries no message because the sender knows."""
+    """SIGTERM has arrived."""
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    """Turn the signal into an exception, so that files are closed and locks released."""
     raise _Terminated
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run an entry point's `main` and leave with 0, 1 (one line on stderr), 2 (usage), 130 (Ctrl-C)
-    or 143 (SIGTERM)."""
+    """Run the `main` of an entry point, then exit.
+
+    Exit codes: 0; 1 with one line on stderr; 2 for wrong usage; 130 for Ctrl-C; 143 for SIGTERM.
+    Any other exception is our own mistake and leaves its traceback.
+    """
     signal.signal(signal.SIGTERM, _on_sigterm)
     prepare_streams()
     try:
@@ -133,13 +143,13 @@ def run(main: Callable[[], int]) -> NoReturn:
         _say("stopped by SIGTERM | 收到 SIGTERM，已停止")
         code = 143
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to report
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has ended, as `head` does
         code = 0
     except (MemoryError, RuntimeError) as error:  # torch's allocators raise a RuntimeError
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         code = _fail(f"error: {both(OUT_OF_MEMORY, '内存不足：请减小模型、批大小或长度')}")
-    except UnicodeEncodeError as error:  # Python reads such bytes of names and arguments as half characters
+    except UnicodeEncodeError as error:  # in names and arguments, bytes that are not UTF-8 become half characters
         text = error.object[max(0, error.start - 40) : error.end + 40]
         what = (
             f"{text!r}: a file's name or an argument holds bytes that are no UTF-8. Rename the file, or type it again."
@@ -149,19 +159,22 @@ def run(main: Callable[[], int]) -> NoReturn:
         where = error.filename or "input or output"
         what = f"{where}: {error.strerror or error}. Check the path, its permissions and free space."
         code = _fail(f"error: {both(what, '读写失败：请检查路径、权限和磁盘空间')}")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is near: a second one would only break it off
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # we are ending: a second one must not interrupt that
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # a terminal that was closed: Python would tell of it on its way out
+        except OSError:  # the terminal was closed, and Python would print an error about it at its end
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
 def prepare_streams() -> None:
-    """Let no stream end a program: a character that the terminal's encoding lacks is shown as `?`,
-    bytes that are no text are read as U+FFFD, and a stream that is closed is empty."""
+    """Prepare the standard streams, so that none of them can end the program with an error.
+
+    A character that the terminal's encoding does not have is shown as `?`. Bytes that are no text
+    are read as U+FFFD. A closed stream is replaced by an empty one.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -171,31 +184,31 @@ def prepare_streams() -> None:
 
 
 def silence_terminal() -> None:
-    """Let what is still written to a terminal that was closed go nowhere."""
+    """After a terminal was closed, send all further output to nowhere."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         for number in (1, 2):
-            if stat.S_ISCHR(os.fstat(number).st_mode):  # of one that was closed nobody says that it is a terminal
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # `isatty` is false for a terminal that was closed
                 os.dup2(nowhere.fileno(), number)
 
 
 def _say(line: str) -> None:
-    """A line on stderr, if anybody still reads it."""
+    """Print a line on stderr, unless it is closed."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def _fail(line: str) -> int:
-    """Show why a program ends. Of the processes that torchrun started, which mostly fail alike, the
-    first one speaks.
+    """Print why a program ends. Returns: the exit code, 1.
 
-    Their error files lie beside each other in a folder of this attempt. The line is written there
-    too, so that torchrun shows it at the end of its report.
+    Processes that torchrun started mostly fail in the same way. Then only the first one prints the
+    line: it creates a file, named after the line, in the folder that holds their error files. Each
+    also writes the line to its own error file, so that torchrun shows it at the end of its report.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file is None:
         _say(line)
         return 1
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others as soon as one has failed
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to the others when one has failed
     path = Path(error_file)
     try:
         path.write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
@@ -203,6 +216,6 @@ def _fail(line: str) -> int:
     except FileExistsError:
         return 1
     except OSError:
-        pass  # twice is better than never
+        pass  # a line that is printed twice is better than none
     _say(line)
     return 1

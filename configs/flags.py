@@ -15,8 +15,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "tf_dir": {"type": Path, "metavar": "DIR", "help": "where metrics go 指标输出目录 (TF_DIR, tf_dir)"},
     "device": {"default": "auto", "metavar": "NAME", "help": f"{knobs_of(TrainConfig)['device'].help} (auto)"},
 }  # fmt: skip
-"""Flags that several programs have, as arguments of `add_argument`. Of those without a default None
-means: not given."""
+"""Flag of several programs -> arguments of `add_argument`. A flag without a default is None when it
+is not given."""
 
 
 def add_shared(parser: Any, *names: str) -> None:
@@ -26,9 +26,9 @@ def add_shared(parser: Any, *names: str) -> None:
 
 
 def add_knobs(parser: Any, settings: type, *names: str) -> None:
-    """Add a flag for each of these fields of a settings class (none named: for all that have one).
+    """Add a flag for each of these fields of a settings class. No names: for all that have a flag.
 
-    Left out, a flag is None: then the profile decides, and without one the default of the class.
+    A flag that is not given is None. Then the profile decides, or else the default of the class.
     """
     knobs = knobs_of(settings)
     for name in names or [name for name, knob in knobs.items() if knob.flag]:
@@ -36,17 +36,18 @@ def add_knobs(parser: Any, settings: type, *names: str) -> None:
 
 
 def _add_knob(parser: Any, knob: Knob) -> None:
+    """Add the flag of one field."""
     if knob.kind is bool:
         add_switch(parser, f"--{knob.name}", help=knob.help)
     elif knob.choices:
         parser.add_argument(f"--{knob.name}", choices=knob.choices, help=knob.help)
     else:
-        # Text has no type here: such a flag takes words that begin with a hyphen (configs/cli.py).
+        # No type for text: such a flag also takes texts that begin with a hyphen (configs/cli.py).
         kind = None if knob.kind is str else knob.kind
         parser.add_argument(f"--{knob.name}", type=kind, metavar=knob.unit, help=knob.help)
 
 
 def given_knobs(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
-    """The fields of a settings class that flags gave, by name."""
+    """Name -> value of the fields of a settings class that were given as flags."""
     given = {name: getattr(arguments, name, None) for name in knobs_of(settings)}
     return {name: value for name, value in given.items() if value is not None}

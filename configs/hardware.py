@@ -1,7 +1,8 @@
 """What the CPU can do and how much of the machine is ours, read without torch.
 
-A container may use less than the machine has: its control group (cgroup, version 1 or 2) limits the
-CPU time and the memory of all its processes together, and the kernel ends one that asks for more.
+A container may use less than the machine has. Its control group (cgroup, version 1 or 2) limits the
+CPU time and the memory of all its processes together. The kernel ends a process that takes more
+memory.
 """
 
 import math
@@ -15,13 +16,14 @@ from functools import cache
 from pathlib import Path
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-"""Instructions that multiply bfloat16 matrices; without them it takes a hundred times as long."""
+"""Instructions that multiply bfloat16 matrices. Without them it takes a hundred times as long."""
 NOTED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+"""Instructions that decide how fast training is."""
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction set flags as Linux names them; on other systems none, so nothing is assumed."""
+    """The CPU's instructions, with the names of Linux. Empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -34,7 +36,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether bfloat16 matrix products are real on this CPU."""
+    """Whether this CPU has instructions for bfloat16 matrix products."""
     return bool(cpu_flags() & BF16_FLAGS)
 
 
@@ -58,14 +60,16 @@ def cpu_name() -> str:
 
 
 def cpu_instructions() -> list[str]:
-    """Those of the flags that decide how fast training is."""
+    """The CPU's instructions among NOTED_FLAGS."""
     return [flag for flag in NOTED_FLAGS if flag in cpu_flags()]
 
 
 def num_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: those it may run on, or fewer by a container's quota.
+    """The number of cores that this process may use.
 
-    A quota of 1.5 cores counts as 2, one of 1.4 as 1: more threads would mostly wait.
+    These are the cores that it may run on, or fewer if a container has a quota. A quota of 1.5
+    cores counts as 2, one of 1.4 as 1: a second thread would mostly wait.
+    Args: root: of the file system; tests give another one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(cores, _cpu_quota(root)) + 0.5))
@@ -73,19 +77,19 @@ def num_cores(root: Path = Path("/")) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, within the limit of a container."""
+    """Bytes of memory, within the limit of a container."""
 
     total: int
     free: int
 
 
 def memory(root: Path = Path("/")) -> Memory | None:
-    """What this process may take in all and now; None where nobody says."""
+    """The memory that this process may use; None if the system does not say. `root`: as above."""
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE))
     if "MemTotal" in found and "MemAvailable" in found:
         total, free = int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
     else:
-        try:  # macOS: no figure of what is free, so half of what there is
+        try:  # macOS does not say how much is free, so we take half of the total
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):
             return None
@@ -99,22 +103,24 @@ def memory(root: Path = Path("/")) -> Memory | None:
 
 
 def _cpu_quota(root: Path) -> float:
-    """Cores' worth of time that our control groups grant; infinite where none sets a limit."""
+    """How many cores' time our control groups allow; infinite if none has a limit."""
     cores = [math.inf]
     for group in _groups(root, ""):
         quota, _, period = _text(group / "cpu.max").strip().partition(" ")
-        if quota.isdigit() and period.strip("0").isdigit():  # else the word `max`
+        if quota.isdigit() and period.strip("0").isdigit():  # without a limit it is the word `max`
             cores.append(int(quota) / int(period))
     for group in _groups(root, "cpu"):
         granted, microseconds = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-        if granted is not None and microseconds:  # else -1
+        if granted is not None and microseconds:  # without a limit it is -1, which `_number` does not take
             cores.append(granted / microseconds)
     return min(cores)
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Of each control group above us that has a limit: the limit, and what it uses but for files
-    kept from the disk, which the kernel drops first."""
+    """The limit and the used memory of each of our control groups that has a limit, in bytes.
+
+    Files that are cached in memory do not count as used, because the kernel drops them first.
+    """
     for kind, limit, usage, cached in (
         ("", "memory.max", "memory.current", "inactive_file"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -127,11 +133,11 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of our control groups, the innermost first; all their limits count.
+    """The folders of our control groups, the innermost first. All their limits count.
 
-    In a container the kernel may name the path that the host knows, while the container sees its
-    own group as the root of the tree: folders that are not there are left out. Args: controller:
-    such as `cpu`; empty: those of version 2.
+    In a container the kernel may give the path of the host, while the container sees its own group
+    as the root of the tree. So folders that do not exist are left out.
+    Args: controller: such as `cpu`; "": the groups of version 2.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -146,6 +152,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _text(path: Path) -> str:
+    """The text of a file; "" if it can't be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -153,6 +160,6 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int | None:
-    """The one number in a file; None where there is no file, or no such number in it."""
+    """The number in a file; None if there is no file, or its text is not a whole number."""
     text = _text(path).strip()
     return int(text) if text.isdigit() else None

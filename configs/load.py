@@ -1,6 +1,6 @@
 """Profiles: what one describes, and how `configs/NAME.yaml` becomes checked settings.
 
-Imports no torch, so that `run.sh` can ask what a stage depends on.
+It does not import torch, so that `run.sh` can quickly ask what a stage depends on.
 """
 
 import sys
@@ -20,12 +20,13 @@ DEFAULT_PROFILE = "default"
 
 
 def _settings_of_stages() -> dict[str, TrainConfig]:
+    """Stage -> its settings with all defaults."""
     return {stage: spec.settings() for stage, spec in STAGE_TABLE.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """One whole run: `configs/NAME.yaml`, where each stage of the table has a block."""
+    """The settings of a whole pipeline: `configs/NAME.yaml`, in which each stage has a block."""
 
     profile: str = DEFAULT_PROFILE
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -42,9 +43,9 @@ Config = TypeVar("Config")
 
 
 def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
-    """A copy of a settings object with `values` put in: types checked, unknown keys refused.
+    """A copy of a settings object in which `values` replace fields.
 
-    Raises: UserError with `where` and the key.
+    Raises: UserError, with `where` and the key, for an unknown key or a value of a wrong type.
     """
     before = {one.name: getattr(base, one.name) for one in fields(base)}  # type: ignore[arg-type]
     changes = merged(before, get_type_hints(type(base)), values, where)
@@ -57,10 +58,11 @@ def from_mapping(base: Config, values: Mapping[str, Any], where: str) -> Config:
 def merged(
     before: Mapping[str, Any], hints: Mapping[str, Any], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """`values`, each of the type that its hint asks for; a block of keys is put into the settings
-    that were there before.
+    """`values` with the types of their hints. A block of keys becomes a settings object.
 
-    Raises: UserError with `where` and the key.
+    Args: before: name -> value of each known key; a block replaces fields of its value here. hints:
+    name -> type.
+    Raises: UserError, with `where` and the key, for an unknown key or a value of a wrong type.
     """
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -78,6 +80,10 @@ def merged(
 
 
 def _checked(value: Any, wanted: type, where: str) -> Any:
+    """The value, as a float if one is wanted. Raises: UserError for another type.
+
+    For Python True is a whole number, so it is refused by hand.
+    """
     if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -90,7 +96,7 @@ def _checked(value: Any, wanted: type, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a block: all but the last value would be ignored."""
+    """Refuses a key that is twice in a block. PyYAML would ignore all but the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -101,14 +107,17 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises: UserError when it is missing, malformed, or no mapping."""
+    """The mapping in a YAML file.
+
+    Raises: UserError when it is missing, malformed, or no mapping.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file. Profiles there are: {', '.join(profile_names())}.", "没有这个配置：请用列出的名称"
         ) from None
-    except Exception as error:  # PyYAML lets through what int, float and datetime raise: `2024-13-45` is a ValueError
+    except Exception as error:  # PyYAML also raises errors of int, float and datetime: `2024-13-45` is a ValueError
         raise UserError(
             f"{path}: can't be read as YAML ({' '.join(str(error).split())}). Fix it there.", "不是合法的 YAML：请修正"
         ) from None
@@ -118,14 +127,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def profile_names() -> list[str]:
-    """The profiles that ship, by name."""
+    """The names of the profiles in `configs/`."""
     return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem != "mixture")
 
 
 def load_profile(name: str | None) -> Profile:
-    """The profile `configs/NAME.yaml`, or the YAML file of that path; None: the default one.
+    """The profile `configs/NAME.yaml`, or the YAML file with this path; None: the default profile.
 
-    Its mix starts from `mixture.yaml`.
+    Its `mix` block overrides `mixture.yaml`.
+    Raises: UserError as `read_yaml` and `merged`.
     """
     name = name or DEFAULT_PROFILE
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / f"{name}.yaml"
@@ -143,14 +153,17 @@ def load_profile(name: str | None) -> Profile:
 
 
 def load_mixture() -> MixConfig:
-    """Targets and names of `configs/mixture.yaml`, without its `files` block."""
+    """The settings of `configs/mixture.yaml`, without its `files` block. Raises: UserError."""
     path = CONFIG_DIR / "mixture.yaml"
     values = {key: value for key, value in read_yaml(path).items() if key != "files"}
     return from_mapping(MixConfig(), values, str(path))
 
 
 def load_file_categories() -> dict[str, str]:
-    """File name patterns of `configs/mixture.yaml` and their categories, in its order."""
+    """The `files` block of `configs/mixture.yaml`: name pattern -> category, in its order.
+
+    Raises: UserError when it is malformed.
+    """
     path = CONFIG_DIR / "mixture.yaml"
     files = read_yaml(path).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):

@@ -1,11 +1,11 @@
-"""The lock of an open file or folder: who holds it, and how to wait for it. Standard library only."""
+"""The lock of an open file or folder: who holds it, and how to wait for it."""
 
 import fcntl
 from enum import Enum
 
 
 class Lock(Enum):
-    """What became of an attempt to take a lock."""
+    """The result of an attempt to take a lock."""
 
     OURS = "until the descriptor is closed, also by every process that inherited it"
     TAKEN = "another process holds it"
@@ -13,7 +13,10 @@ class Lock(Enum):
 
 
 def take_lock(descriptor: int, *, wait: bool = False) -> Lock:
-    """Take the lock of what is open under a descriptor. Args: wait: until it is free."""
+    """Take the lock of the file or folder that a descriptor has open.
+
+    Args: wait: wait until the lock is free.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,14 +15,17 @@ OUT_DIR = ROOT / "out"
 TF_DIR = ROOT / "tf_dir"
 TOKENIZER_DIR = ROOT / "model"
 IDENTITY_SOURCE = "identity_conversations.jsonl"
-"""The user's identity file in SOURCE_DIR; where it is missing, the mix writes IDENTITY_SAMPLE."""
+"""The user's identity file in SOURCE_DIR.
+
+If it is missing, the mix copies IDENTITY_SAMPLE there.
+"""
 IDENTITY_MARK = ".identity_conversations.sha256"
-"""Beside it: its hash as the mix wrote it, which tells whether somebody has edited it since."""
+"""A file beside it with the hash of what the mix wrote. It shows whether somebody has edited it."""
 IDENTITY_SAMPLE = ROOT / "dataset" / "identity_cn_sample.jsonl"
 FIRST_MINUTES = ROOT / "dataset" / "first_minutes.jsonl"
-"""What people type first: an exam after SFT and each later stage."""
+"""An exam after SFT and each later stage: what people type first."""
 DANGER_PROMPTS = ROOT / "dataset" / "danger_prompts.jsonl"
-"""What people type when a life is in danger, and harmless neighbours: the other exam."""
+"""The other exam: what people type when a life is in danger, and harmless texts that look alike."""
 
 
 def env_path(variable: str, default: Path) -> Path:
@@ -32,22 +35,24 @@ def env_path(variable: str, default: Path) -> Path:
 
 
 def default_tokenizer_dir(out_dir: Path) -> Path:
-    """The tokenizer that was trained in `OUT_DIR/tokenizer`, else the one that ships."""
+    """The tokenizer that was trained in `OUT_DIR/tokenizer`, else the one in `model/`."""
     trained = out_dir / "tokenizer"
     return trained if (trained / "tokenizer.pkl").exists() else TOKENIZER_DIR
 
 
 def source_dir(data_dir: Path = DATA_DIR) -> Path:
-    """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`; in a
-    read-only checkout without that one, `chinese` in `data_dir`."""
+    """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`.
+
+    In a read-only checkout that has no `data/chinese`, it is `chinese` in `data_dir`.
+    """
     if given := os.environ.get("SOURCE_DIR"):
         return Path(given)
     return SOURCE_DIR if SOURCE_DIR.is_dir() or _is_writable(SOURCE_DIR) else data_dir / "chinese"
 
 
 def sample_dir(data_dir: Path = DATA_DIR) -> Path:
-    """Where the bundled samples are made: `data/samples`; in a read-only checkout `samples` in
-    `data_dir`."""
+    """The folder of the bundled samples: `data/samples`, or in a read-only checkout
+    `data_dir/samples`."""
     return SAMPLE_DIR if _is_writable(SAMPLE_DIR) else data_dir / "samples"
 
 
@@ -57,9 +62,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 def find_dataset(path: Path) -> Path:
-    """A user's data file or folder: as given, else in `dataset/`, the sources' folder or the root.
+    """A user's data file or folder: as given, else in `dataset/`, the folder of sources or the
+    root.
 
-    Raises: UserError naming every place that was looked at.
+    Raises: UserError that names every place where we looked.
     """
     candidates = [path] if path.is_absolute() else [path, ROOT / "dataset" / path, source_dir() / path, ROOT / path]
     for candidate in candidates:
@@ -77,8 +83,8 @@ def find_dataset(path: Path) -> Path:
 def heldout_beside(source: Path) -> Path | None:
     """The held-out file of a training file: `sft_chinese_heldout.jsonl` beside `sft_chinese.jsonl`.
 
-    None where there is no such file. What comes after the first dot of the name stays: `a.jsonl.gz`
-    has `a_heldout.jsonl.gz`.
+    None if there is no such file. The part of the name after its first dot stays: `a.jsonl.gz` has
+    `a_heldout.jsonl.gz`.
     """
     name, dot, suffix = source.name.partition(".")
     if not name:  # such as / or ..
@@ -88,7 +94,7 @@ def heldout_beside(source: Path) -> Path | None:
 
 
 def _maker(path: Path) -> str:
-    """The command that makes a file or folder of this name; empty where none of ours does."""
+    """The command that makes a file or folder of this name; "" if none of ours does."""
     for data, stem in DATA_STEMS.items():
         if path.name == tensor_folder(data):
             return f"python scripts/export_embeddings.py {stem} {IN_ORDER}"
@@ -101,17 +107,17 @@ IN_ORDER = "(bash scripts/run.sh does all in order)"
 
 
 def trainer_command(weights: str) -> str:
-    """The command that trains weights of this file name, or whose names begin so; empty where this
-    version has none."""
+    """The command that trains weights of this file name (or this beginning of one); "" if there is
+    none."""
     trainer = trainer_of(weights)
     return f"python trainer/{trainer} {IN_ORDER}" if trainer else ""
 
 
 def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
-    """The weights `stem_*.pth` in a folder: the only match, else the newest. Those kept from before
-    a change (`stem_192.previous.pth`) are taken only where somebody names them.
+    """The weights `stem_*.pth` in a folder: the only match, else the newest.
 
-    Raises: UserError when there is none.
+    Weights that were kept before a change (`stem_192.previous.pth`) do not count.
+    Raises: UserError when there are none.
     """
     matches = [
         path
@@ -138,7 +144,7 @@ def latest_weights(stem: str, out_dir: Path, *, hidden_size: int | None = None, 
 
 
 def display(path: Path) -> str:
-    """The path as a reader knows it: relative where it lies below them, else absolute."""
+    """The path for a message: relative if it is below the current folder, else absolute."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""How long work shows how far it is: a bar on a terminal, a few plain lines in a log."""
+"""Progress of long work: a bar on a terminal, a few plain lines in a log."""
 
 import shutil
 import sys
@@ -8,13 +8,13 @@ from typing import TextIO, TypeAlias
 from tqdm import tqdm
 
 SHARES_SHOWN = 5
-"""Plain lines of a whole piece of work."""
+"""Plain lines for the whole of the work, at most."""
 SECONDS_BETWEEN_LINES = 5.0
-"""Work that is quicker than this writes no plain line at all."""
+"""The least time between two plain lines. Work that takes less writes none."""
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
-"""Fits 80 columns with a loss and a speed behind it; tqdm's own bar leaves no room."""
+"""Format of the bar. With a loss and a speed it fits 80 columns; tqdm's own format does not."""
 WIDE = 110
-"""Columns from which a bar has room for more figures."""
+"""A terminal with at least this many columns has room for more figures."""
 
 
 def progress_bar(
@@ -28,35 +28,44 @@ def progress_bar(
     disable: bool = False,
     file: TextIO | None = None,
 ) -> "Progress":
-    """A bar on a terminal, plain lines elsewhere; both on stderr unless `file` is given.
+    """A bar on a terminal, plain lines elsewhere. Both go to stderr unless `file` is given.
 
-    Args: total: what there is to do, in `unit`. unit_scale: show 1.2M for 1,200,000. leave: keep
-    the bar when it is full (plain lines: write any at all). disable: show nothing.
+    Args: total: the whole of the work, in `unit`. unit_scale: show 1.2M for 1,200,000. initial: how
+    much is done already. leave: keep the bar when it is full; false also means no plain lines.
+    disable: show nothing.
     """
     file = file or sys.stderr
     if disable or not file.isatty():
         silent = disable or not leave
         return PlainLines(total, desc=desc, unit=unit, unit_scale=unit_scale, initial=initial, silent=silent, file=file)
     return Bar(
-        total=total, desc=desc, unit=unit, unit_scale=unit_scale, initial=initial, leave=leave, file=file,
-        bar_format=BAR, dynamic_ncols=True, mininterval=0.5,
-    )  # fmt: skip
+        total=total,
+        desc=desc,
+        unit=unit,
+        unit_scale=unit_scale,
+        initial=initial,
+        leave=leave,
+        file=file,
+        bar_format=BAR,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
 
 
 def is_wide() -> bool:
-    """Whether the terminal has room for more than the figures that matter most."""
+    """Whether the terminal has room for more than the most important figures."""
     return shutil.get_terminal_size().columns >= WIDE
 
 
 class Bar(tqdm):
-    """tqdm's bar, in a form that leaves room for figures at 80 columns."""
+    """tqdm's bar, which draws only when it is due, and can print lines above itself."""
 
     def set_description(self, desc: str | None = None, refresh: bool | None = False) -> None:
-        """As tqdm's, without the colon and without drawing at once."""
+        """As in tqdm, but without a colon, and by default it does not draw at once."""
         super().set_description_str(desc, refresh=bool(refresh))
 
     def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
-        """As tqdm's, without drawing at once."""
+        """As in tqdm, but by default it does not draw at once."""
         super().set_postfix_str(s, refresh=refresh)
 
     def say(self, text: str) -> None:
@@ -65,7 +74,7 @@ class Bar(tqdm):
 
 
 class PlainLines:
-    """A line for each fifth of the work, for logs: no carriage returns, nothing drawn."""
+    """A line for each fifth of the work. It is for logs, so it never writes a carriage return."""
 
     def __init__(
         self, total: float, *, desc: str, unit: str, unit_scale: bool, initial: int, silent: bool, file: TextIO
@@ -83,10 +92,11 @@ class PlainLines:
         self.close()
 
     def _share(self) -> int:
+        """Which part of SHARES_SHOWN parts of the work has been reached."""
         return int(SHARES_SHOWN * self.n / self.total) if self.total else 0
 
     def update(self, n: float = 1) -> None:
-        """So much more is done; writes a line where one is due."""
+        """Count `n` more as done, and write a line if one is due."""
         self.n += n
         now = time.monotonic()
         if self._share() > self.shares_shown and now - self.written >= SECONDS_BETWEEN_LINES:
@@ -94,6 +104,8 @@ class PlainLines:
             self.say(self._line(now))
 
     def _line(self, now: float) -> str:
+        """A plain line: what is done, the time it took, and the time that is left."""
+        # The rest is expected to go at the mean speed until now.
         done = self.n - self.initial
         left = (now - self.started) * (self.total - self.n) / done if done > 0 else 0.0
         n, total = (tqdm.format_sizeof(x) if self.unit_scale else f"{x:,.0f}" for x in (self.n, self.total))
@@ -102,21 +114,21 @@ class PlainLines:
         return f"{self.desc} {percent} ({n}/{total} {self.unit}) {times}{self.postfix and ', '}{self.postfix}"
 
     def set_description(self, desc: str) -> None:
-        """What is being worked on, from the next line on."""
+        """Set the name of the work for the next lines."""
         self.desc = desc
 
     def set_postfix_str(self, s: str) -> None:
-        """Figures for the next line."""
+        """Set the figures for the next lines."""
         self.postfix = s
 
     def say(self, text: str) -> None:
-        """Write a line."""
+        """Write a line unless this object is silent."""
         if not self.silent:
             print(text, file=self.file, flush=True)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing; tqdm's bar has it."""
 
 
 Progress: TypeAlias = Bar | PlainLines
-"""What a caller shows its progress with."""
+"""What `progress_bar` returns."""

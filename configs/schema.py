@@ -1,7 +1,7 @@
 """Every setting of MiniLLM, as small frozen dataclasses, and the error that users see.
 
-A default and its help live here and nowhere else. `configs/*.yaml` overrides it for a whole run, a
-flag overrides both. What a single stage adds stands in `stage_settings.py`.
+Each default and its help are here and nowhere else. `configs/*.yaml` overrides a default for a
+whole pipeline, and a flag overrides both. What a single stage adds is in `stage_settings.py`.
 """
 
 import math
@@ -19,16 +19,17 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("trapezoid", "cosine", "constant")
 LARGEST_SEED = 2**62
-"""Processes add their rank to it, and torch takes 64 bits."""
+"""Each process adds its rank to the seed, and torch takes 64 bits."""
 LARGEST_COUNT = 2**31 - 1
-"""No count, size or length is larger: torch and NumPy would fail in their own words."""
+"""The largest count, size or length that we accept. With a larger one torch or NumPy would fail
+with an error that the user does not understand."""
 
 
 class UserError(Exception):
-    """Something the user can fix. The message is one line: what, where, what to do. Printed without
-    a traceback.
+    """An error that the user can fix: one line that says what, where, and what to do.
 
-    Args: english: the message, and all of `str(error)`. chinese: its short Chinese half.
+    Programs print it without a traceback.
+    Args: english: the message, which is also `str(error)`. chinese: its short Chinese half.
     """
 
     def __init__(self, english: str, chinese: str = "") -> None:
@@ -37,15 +38,15 @@ class UserError(Exception):
 
     @property
     def line(self) -> str:
-        """What is printed: both halves."""
+        """The line that programs print, with both halves."""
         return both(" ".join(str(self).splitlines()), self.chinese)
 
 
 def at_least(config: Any, bound: float, *names: str) -> None:
-    """Raises: UserError where one of these fields is below a bound, or no number."""
+    """Raises: UserError when one of these fields is below `bound`, too large, or not a number."""
     for name in names:
         value = getattr(config, name)
-        if not bound <= value < math.inf:  # false for nan too
+        if not bound <= value < math.inf:  # every comparison with nan is false
             raise UserError(
                 f"{name} = {value}: must be {bound} or more{'' if value < bound else ', and a number'}.",
                 f"必须是不小于 {bound} 的数",
@@ -55,12 +56,13 @@ def at_least(config: Any, bound: float, *names: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raises: UserError where torch's generators can't take it."""
+    """Raises: UserError for a seed that torch's generators can't take."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.", "随机种子超出范围")
 
 
 def _one_of_its_choices(config: Any, *names: str) -> None:
+    """Raises: UserError when one of these fields is not among the choices of its knob."""
     for name in names:
         value, choices = getattr(config, name), knobs_of(type(config))[name].choices
         if value not in choices:
@@ -69,7 +71,7 @@ def _one_of_its_choices(config: Any, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of a Qwen3 (dense) or Qwen3-MoE network; the names are those of transformers."""
+    """The shape of a Qwen3 (dense) or Qwen3-MoE network. The names are those of transformers."""
 
     vocab_size: int = knob(6400, "tokens in the vocabulary", "词表大小")
     """Rows of the embedding, special tokens included."""
@@ -79,19 +81,19 @@ class ModelConfig:
     num_key_value_heads: int = knob(2, "key and value heads", "键值头数")
     head_dim: int = knob(0, "width of one head; 0: hidden_size / num_attention_heads", "每个头的宽度", flag=False)
     intermediate_size: int = knob(0, "width of the SwiGLU", "前馈层宽度")
-    """0: 8/3 of hidden_size, rounded up to 64."""
+    """0: 8/3 of hidden_size, rounded up to a multiple of 64."""
     max_position_embeddings: int = knob(32768, "longest text in tokens", "最长文本", flag=False)
     rope_theta: float = knob(1.0e6, "base of RoPE's wavelengths", "RoPE 的底数", flag=False)
     rope_scaling_factor: float = knob(
         1.0, "contexts so many times as long; 1: plain RoPE", "上下文扩展倍数", flag=False
     )
-    """YaRN (arXiv:2309.00071), at inference only."""
+    """By YaRN (arXiv:2309.00071), at inference only."""
     original_max_position_embeddings: int = knob(2048, "longest row of the training in tokens", "训练行长", flag=False)
-    """From it YaRN stretches."""
+    """The context that YaRN extends."""
     rms_norm_eps: float = knob(1.0e-6, "added to the mean square in RMSNorm", "RMSNorm 的小常数", flag=False)
     initializer_range: float = knob(0.02, "standard deviation of the first embedding", "初始词嵌入标准差", flag=False)
     dropout: float = knob(0.0, "share of residual outputs dropped", "丢弃率", "P")
-    """While training only."""
+    """In training only."""
     use_moe: bool = knob(False, "mixture of experts", "混合专家模型")
     num_experts: int = knob(8, "experts in a block", "专家数")
     num_experts_per_tok: int = knob(2, "experts a token", "每个词元用的专家数")
@@ -141,11 +143,14 @@ class ModelConfig:
 
     @property
     def norm_topk_prob(self) -> bool:
-        """Whether the weights of a token's experts sum to one; a single one would always be 1."""
+        """Whether the weights of a token's experts are scaled to the sum 1.
+
+        Not for a single expert: its weight would always be 1, and the router would get no gradient.
+        """
         return self.num_experts_per_tok > 1
 
     def resolve(self) -> "ModelConfig":
-        """A copy in which the widths given as 0 are filled in; this is what a checkpoint stores."""
+        """A copy in which each width of 0 is replaced by its value. Weights store this copy."""
         return replace(
             self,
             head_dim=self.head_dim or self.hidden_size // self.num_attention_heads,
@@ -167,15 +172,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_moe": True, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1088,
     },
 }  # fmt: skip
-"""Shapes by name: fields of ModelConfig. The vocabulary's size is the tokenizer's."""
+"""Name -> fields of ModelConfig. The vocabulary's size comes from the tokenizer."""
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Fields of ModelConfig by name, or by width x depth, such as `256x4`.
+    """The fields of ModelConfig for a name of PRESETS, or for WIDTHxDEPTH, such as `256x4`.
 
-    The latter is dense, with heads of 32 below width 512.
-
-    Raises: UserError on anything else.
+    `256x4` is a dense network. Below width 512 its heads are 32 wide, else it has 8 heads.
+    Raises: UserError for anything else.
     """
     if name in PRESETS:
         return dict(PRESETS[name])
@@ -197,54 +201,54 @@ def preset(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What all training stages use. What one stage adds is in `stage_settings.py`.
+    """The settings of all training stages. What one stage adds is in `stage_settings.py`.
 
-    A step is one optimizer update over batch_size * accumulation_steps * processes rows.
+    A step is one update of the optimizer, over batch_size * accumulation_steps * processes rows.
     """
 
     epochs: int = knob(1, "passes over the data", "轮数")
     max_steps: int = knob(0, "stop after N steps; 0: by epochs", "最多步数")
     tokens_per_step: int = knob(0, "tokens in a step; 0: by rule", "每步词元数，0 为自动")
-    """Over all processes, where batch_size and accumulation_steps don't say it. The rule takes the
-    sizes of model and data."""
+    """Of all processes together. It counts only if batch_size or accumulation_steps is 0. The rule
+    depends on the sizes of model and data."""
     batch_size: int = knob(0, "rows in a micro-batch; 0: by memory", "微批大小（行），0 为自动")
-    """Of one process. 0: as many as are fast and fit the free memory."""
+    """Of one process. 0: as many as are fast and fit into the free memory."""
     accumulation_steps: int = knob(0, "micro-batches in a step; 0: by rule", "梯度累积，0 为自动")
     """0: as many as the tokens of a step need."""
     cpu_processes: int = knob(1, "processes on a CPU, a core each at least", "CPU 上的进程数", changes_result=False)
-    """They share a step's rows: for a small model that is faster than as many threads
-    (trainer/processes.py)."""
+    """They share the rows of a step. For a small model this is faster than the same number of
+    threads (trainer/processes.py)."""
     max_seq_len: int = knob(2048, "tokens in a row", "序列长度")
     learning_rate: float = knob(0.0, "peak learning rate; 0: by rule", "峰值学习率，0 为自动", "LR")
-    """The rule takes the width of the model and the stage."""
+    """The rule depends on the width of the model and on the stage."""
     optimizer: str = knob("muon", "muon or adamw", "优化器", choices=OPTIMIZERS)
     schedule: str = knob("trapezoid", "learning rate over time", "学习率曲线", choices=SCHEDULES)
-    """All begin with the warm-up; the trapezoid is constant, then falls in a line."""
+    """All begin with the warm-up. The trapezoid is constant, then falls linearly."""
     embedding_lr_ratio: float = knob(
         0.0, "embedding's rate as a multiple of the others'; 0: by rule", "词嵌入学习率的倍数，0 为自动", "R"
     )
-    """The embedding is the output matrix too. The rule: 20 with Muon and 60 with AdamW where it is
-    trained from scratch, else 1."""
+    """The embedding is also the output matrix. The rule: in training from scratch 20 with Muon and
+    60 with AdamW, else 1."""
     warmup_ratio: float = knob(0.03, "share of steps to warm up", "预热比例", "P")
     warmdown_ratio: float = knob(0.5, "share of steps to warm down", "衰减比例", "P")
-    """The steps over which the trapezoid's rate falls."""
+    """In these last steps the trapezoid's rate falls."""
     min_lr_ratio: float = knob(0.05, "last rate as a share of the peak", "最终学习率占峰值的比例", "P")
     weight_decay: float = knob(0.1, "decay of the matrices", "权重衰减", "W")
-    """Decoupled; embeddings and norms have none."""
+    """Decoupled weight decay. Embeddings and norms have none."""
     grad_clip: float = knob(1.0, "largest gradient norm; 0: none", "梯度裁剪", "G")
     seed: int = knob(42, "seed of all randomness", "随机种子")
     device: str = knob("auto", f"{', '.join(DEVICES)} or cuda:N", "设备", changes_result=False)
     dtype: str = knob("auto", "arithmetic of the products", "计算精度", choices=DTYPES)
     use_compile: bool | None = knob(None, "torch.compile the step (default: in long runs)", "编译训练步")
-    """The blocks are compiled. None: where the run is long enough for it to pay."""
+    """Only the blocks are compiled. None: if the run is long enough to save time by it."""
     deterministic: bool = knob(False, "on a GPU: the same bits in each run, slower", "显卡上逐位可复现，较慢")
-    """A CPU's kernels always give the same bits."""
+    """On a CPU the results are always the same to the last bit."""
     gradient_checkpointing: bool = knob(
         False, "keep less and compute it again: less memory, slower", "重算激活以节省显存", changes_result=False
     )
-    """Only the input of each block is kept for the backward pass: a third slower."""
+    """Only the input of each block is kept for the backward pass. This is a third slower."""
     num_workers: int = knob(0, "processes that tokenize; 0: one a core", "分词进程数", changes_result=False)
-    """Where a JSONL file is given in place of tensors."""
+    """Only used if a JSONL file is given instead of tensors."""
     log_interval: int = knob(10, "steps between log lines", "日志间隔", changes_result=False)
     save_interval: int = knob(100, "steps between saves", "保存间隔", changes_result=False)
     eval_interval: int = knob(0, "steps between validations; 0: five", "验证间隔", changes_result=False)
@@ -253,10 +257,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "epochs", "log_interval", "save_interval", "cpu_processes")
         at_least(self, 2, "max_seq_len")
-        at_least(
-            self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate",
-            "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval",
-        )  # fmt: skip
+        at_least(self, 0, "max_steps", "tokens_per_step", "batch_size", "accumulation_steps", "learning_rate")
+        at_least(self, 0, "embedding_lr_ratio", "weight_decay", "grad_clip", "num_workers", "eval_interval")
         for name in ("warmup_ratio", "warmdown_ratio", "min_lr_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
@@ -271,25 +273,25 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixConfig:
-    """What goes into the mixture. Targets count records."""
+    """The settings of the mix. Targets are numbers of records."""
 
     general: int = knob(460_000, "general talk; 0: none", "通用对话，0 为不用")
     knowledge: int = knob(100_000, "knowledge; 0: none", "知识，0 为不用")
     math: int = knob(8_000, "math; 0: none", "数学，0 为不用")
     identity: int = knob(1_000, "who the model is, of each file; 0: none", "自我认知，每个文件的条数，0 为不用")
-    """Of each identity file: the bundled one, or those of the user that take its place."""
+    """For each identity file: the bundled one, or those of the user that replace it."""
     preference: int = knob(60_000, "pairs of answers; 0: none", "偏好，0 为不用")
     corpus: int = knob(0, "raw text; 0: all", "语料，0 为全部")
     max_rounds: int = knob(8, "how often a record may be repeated", "单条最多重复次数")
-    """To reach a target. Identity records follow their target alone."""
+    """To reach a target. For identity records there is no limit."""
     heldout_share: float = knob(0.05, "share of keys never trained on", "留出比例", "P")
     heldout_min: int = knob(50, "fewest held-out records of a category", "每类最少留出条数", flag=False)
     heldout_max: int = knob(2_000, "most held-out records of a category", "每类最多留出条数", flag=False)
     seed: int = knob(42, "seed of all randomness", "随机种子")
     name: str = knob("MiniLLM", "what the model calls itself", "模型的名字", "TEXT")
-    """Fills {{name}} in identity records."""
+    """Replaces {{name}} in identity records."""
     author: str = knob("MiniLLM团队", "who made it", "作者", "TEXT")
-    """Fills {{author}} in identity records."""
+    """Replaces {{author}} in identity records."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, *CATEGORIES, "heldout_min", "heldout_max")
@@ -305,7 +307,7 @@ class MixConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation after a stage, on the test half of the held-out records."""
+    """The settings of the evaluation after a stage, on the test half of the held-out records."""
 
     max_samples: int = knob(0, "records a category; 0: all", "每类最多条数")
     batch_size: int = knob(64, "answers side by side", "并行生成条数")

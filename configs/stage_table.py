@@ -1,7 +1,7 @@
 """The stages that train a model, a row each: program, weights, data, start, settings, version.
 
-A new stage is a row here, its settings in `stage_settings.py` where it has any of its own, and a
-page in `trainer/`.
+A new stage needs a row here, its own settings (if any) in `stage_settings.py`, and a page in
+`trainer/`.
 """
 
 import re
@@ -11,32 +11,32 @@ from configs.schema import ModelConfig, TrainConfig
 from configs.stage_settings import DPOConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
-"""Kind of data -> how its files begin: `sft_chinese.jsonl`, `sft_tokens/`. Several stages may share
-a kind."""
+"""Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
+stages may use the same kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSpec:
-    """What all programs know of one stage."""
+    """What all programs know about one stage."""
 
     trainer: str
     """Its program, in `trainer/`."""
     weights: str
-    """How its weight files begin: `full_sft` of `out/full_sft_512.pth`."""
+    """How the names of its weights begin: `full_sft` for `out/full_sft_512.pth`."""
     data: str
-    """Kind of data that it learns from, a key of DATA_STEMS."""
+    """The kind of data that it trains on, a key of DATA_STEMS."""
     start: str
-    """Weights that it starts from unless a flag names others; `none`: random ones."""
+    """The weights that it starts from unless a flag names others; `none`: random ones."""
     rate_share: float
-    """Its learning rate as a share of pretraining's, where no setting gives a rate: what is learnt
-    already must not be lost. The profile `cpu` has rates of its own for SFT and DPO, found by
-    experiment (docs/lab_log.md)."""
+    """Its learning rate, if no setting gives one, as a share of pretraining's rate. A later stage
+    needs a smaller rate, so that the model does not forget. The profile `cpu` has its own rates for
+    SFT and DPO; the experiments are in docs/lab_log.md."""
     recipe_version: int
     """See RECIPE_VERSION."""
     settings: type[TrainConfig] = TrainConfig
-    """The class of its settings: that of all stages, or one of `stage_settings.py`."""
+    """The class of its settings: TrainConfig, or a class of `stage_settings.py`."""
     arguments: str = ""
-    """Environment variable with extra flags for its trainer; empty: `run.sh` does not run this
+    """Environment variable with extra flags for its trainer; "": `run.sh` does not run this
     stage."""
 
 
@@ -62,15 +62,14 @@ STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments)
 RECIPE_VERSION = {"mix": 1, "tokenizer": 1, "export": 1} | {
     stage: spec.recipe_version for stage, spec in STAGE_TABLE.items()
 }
-"""Raised by hand where the arithmetic or a rule of a stage changes, so that the same settings and
-inputs give another result: what was made before no longer counts as done. It stands in for a hash
-of the source files, which would train everything again because a function moved.
-`tests/test_recipe_version.py` fails where a result changed and this did not."""
+"""Stage -> version. Raise it by hand when a change of the arithmetic or of a rule gives another
+result for the same settings and inputs. Then older results no longer count as done. A hash of the
+source files would do that too often: everything would be trained again because a function moved.
+`tests/test_recipe_version.py` fails if a result changed and its version did not."""
 
 
 def continues_text(stage: str) -> bool:
-    """Whether a model of this stage has only read documents, so that it continues a text and
-    answers nothing."""
+    """Whether a model of this stage only continues a text: it was trained on documents alone."""
     return stage in STAGE_TABLE and STAGE_TABLE[stage].data == "documents"
 
 
@@ -78,23 +77,23 @@ def continues_text(stage: str) -> bool:
 
 
 def record_file(data: str) -> str:
-    """The mix's training records of a kind."""
+    """Name of the file with the mix's training records of a kind."""
     return f"{DATA_STEMS[data]}_chinese.jsonl"
 
 
 def heldout_file(data: str) -> str:
-    """Its held-out records of a kind."""
+    """Name of the file with the mix's held-out records of a kind."""
     return f"{DATA_STEMS[data]}_chinese_heldout.jsonl"
 
 
 def tensor_folder(data: str) -> str:
-    """The token tensors of a kind."""
+    """Name of the folder with the token tensors of a kind."""
     return f"{DATA_STEMS[data]}_tokens"
 
 
 WEIGHT_FILE = re.compile(r"(?P<stem>.+)_(?P<shape>\d+(_moe)?)(?P<previous>\.previous)?\.pth")
-"""The name of a weight file. `.previous`: kept from before a change, and taken only where somebody
-names it."""
+"""The name of a weight file. `.previous` marks weights that were kept before a change. A program
+takes them only if the user names them."""
 
 
 def weight_file(stage: str, model: ModelConfig) -> str:
@@ -103,15 +102,16 @@ def weight_file(stage: str, model: ModelConfig) -> str:
 
 
 def weight_file_after(stage: str, start: str) -> str | None:
-    """File name of a stage's weights that start from those of the name `start`; None where it tells
-    no shape."""
+    """File name of a stage's weights, if it starts from the weights with the name `start`.
+
+    None if that name does not tell the shape.
+    """
     found = WEIGHT_FILE.fullmatch(start)
     return f"{STAGE_TABLE[stage].weights}_{found['shape']}.pth" if found else None
 
 
 def trainer_of(file_name: str) -> str:
-    """The program that writes weights of this file name, in `trainer/`; empty where this version
-    has none."""
+    """The program in `trainer/` that writes weights of this file name; "" if there is none."""
     found = WEIGHT_FILE.fullmatch(file_name)
     stem = found["stem"] if found else file_name
     return next((spec.trainer for spec in STAGE_TABLE.values() if spec.weights == stem), "")

@@ -19,37 +19,38 @@ from configs.schema import PRESETS, ModelConfig, TrainConfig, preset
 from configs.stage_table import STAGE_TABLE, tensor_folder
 
 LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
-"""Fields of TrainConfig whose flags stand in a group of their own."""
+"""Fields of TrainConfig whose flags have their own group in `--help`."""
 HASHED_BEFORE = {stage: {"beta": 0.1, "sft_loss_weight": 0.0} for stage in ("pretrain", "sft")}
-"""Settings that were once fields of every stage, with the values that they had where they did
-nothing. Fingerprints covered them: as long as they still do, finished work stays finished."""
+"""Settings that every stage had in older versions, with the values that they had in the stages that
+did not use them. Fingerprints still cover them, so that finished work stays finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRun:
-    """One call of a trainer: what to train, on what, from where, to where."""
+    """One call of a trainer: what it trains, on which data, from which weights, in which
+    folders."""
 
     stage: str
     profile: str
     model: ModelConfig
-    """Shape asked for; a stage that starts from weights takes theirs, which no flag may
-    contradict."""
+    """The shape that profile and flags ask for. A stage that starts from weights takes their shape,
+    and no flag may contradict it."""
     shape_flags: dict[str, Any]
-    """The shape as far as flags gave it."""
+    """The part of the shape that was given as flags."""
     train: TrainConfig
     data_path: Path
     tokenizer_dir: Path
     from_weight: str
-    """A path, a stage's weight name (`pretrain`, `full_sft`), or `none`."""
+    """A path, the beginning of a weight file's name (`pretrain`, `full_sft`), or `none`."""
     from_resume: bool
     out_dir: Path
     tf_dir: Path
     words: tuple[str, ...] = ()
-    """The flags as they were given: a helper process of this run is given the same."""
+    """The flags as they were given. Further processes of this run get the same flags."""
 
 
 def build_parser(stage: str, description: str) -> Parser:
-    """The parser of one trainer: a flag for each of its knobs, and those that programs share."""
+    """The parser of one trainer: a flag for each of its settings, and the flags of all programs."""
     parser, settings = Parser(description=description), STAGE_TABLE[stage].settings
     paths = parser.add_argument_group("data and weights 数据与权重")
     add_shared(paths, "profile")
@@ -57,12 +58,14 @@ def build_parser(stage: str, description: str) -> Parser:
         "--data_path", type=Path, metavar="PATH", help="token tensors or a JSONL file 张量目录或 JSONL 文件"
     )
     add_shared(paths, "tokenizer_dir")
-    paths.add_argument("--out_dir", "--save_dir", **SHARED["out_dir"])  # the second name is that of other projects
+    paths.add_argument("--out_dir", "--save_dir", **SHARED["out_dir"])  # other projects use the second name
     add_shared(paths, "tf_dir")
     paths.add_argument(
-        "--from_weight", default=STAGE_TABLE[stage].start, metavar="NAME|PATH",
+        "--from_weight",
+        default=STAGE_TABLE[stage].start,
+        metavar="NAME|PATH",
         help="weights to start from, or none 起始权重 (%(default)s)",
-    )  # fmt: skip
+    )
     add_switch(paths, "--from_resume", default=True, help="resume where the same run was interrupted 从中断处继续 (1)")
     add_shape_flags(parser)
     common = [name for name in knobs_of(TrainConfig) if name not in LOG_AND_SAVE]
@@ -76,7 +79,7 @@ def build_parser(stage: str, description: str) -> Parser:
 
 
 def add_shape_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the model's shape."""
+    """Add the flags of the model's shape."""
     shape = parser.add_argument_group("model shape 模型结构 (default: the profile 默认取自配置)")
     shape.add_argument(
         "--preset", metavar="NAME", help=f"{', '.join(PRESETS)}, or WIDTHxDEPTH; flags change it further 预设结构"
@@ -85,11 +88,14 @@ def add_shape_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
-    """Flags over profile over schema. Raises: UserError on a value out of range."""
+    """The settings of a run: a flag overrides the profile, which overrides the schema's default.
+
+    Raises: UserError for a value out of range.
+    """
     profile = load_profile(arguments.profile)
     shape, shape_flags = profile.model, {}
     if arguments.preset is not None:
-        shape = replace(shape, head_dim=0, intermediate_size=0)  # widths that follow from those of the preset
+        shape = replace(shape, head_dim=0, intermediate_size=0)  # to be computed from the preset's widths
         shape_flags = preset(arguments.preset)
     shape_flags |= given_knobs(arguments, ModelConfig)
     out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
@@ -110,18 +116,18 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
 
 
 def parse_run(stage: str, description: str, argv: Sequence[str] | None = None) -> TrainRun:
-    """Parse a trainer's command line."""
+    """The run that a trainer's command line asks for. Raises: UserError."""
     words = tuple(sys.argv[1:] if argv is None else argv)
     return replace(resolve_run(stage, build_parser(stage, description).parse_args(words)), words=words)
 
 
 def run_settings(run: TrainRun) -> dict[str, Any]:
-    """What a stage's result depends on, as plain data."""
+    """The settings that a stage's result depends on, as plain data."""
     knobs = knobs_of(type(run.train))
     train = {name: value for name, value in asdict(run.train).items() if knobs[name].changes_result}
     return {"stage": run.stage, "model": asdict(run.model), "train": train, "from_weight": run.from_weight}
 
 
 def hashed_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What fingerprints cover of a stage's settings: all of them, and what they covered before."""
+    """What fingerprints cover: all settings of a stage, and those of HASHED_BEFORE."""
     return settings | {"train": HASHED_BEFORE.get(settings["stage"], {}) | settings["train"]}
