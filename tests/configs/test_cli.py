@@ -60,9 +60,12 @@ def test_what_a_terminal_can_not_show_is_a_question_mark(encoding: str) -> None:
     program = "import sys\nfrom configs.cli import run\n"
     program += "def main():\n    print('好😀\\ufffd')\n    print('好😀', file=sys.stderr)\n"
     shown = subprocess.run(
-        [sys.executable, "-c", program + "    return 0\nrun(main)\n"], cwd=ROOT, capture_output=True, check=False,
+        [sys.executable, "-c", program + "    return 0\nrun(main)\n"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
         env=os.environ | {"PYTHONIOENCODING": encoding},
-    )  # fmt: skip
+    )
     known = "好" if encoding == "gbk" else "?"
     assert shown.returncode == 0
     assert shown.stdout.decode(encoding) == f"{known}??\n"
@@ -72,9 +75,13 @@ def test_what_a_terminal_can_not_show_is_a_question_mark(encoding: str) -> None:
 def test_bytes_that_are_no_text_are_read_as_replacement_characters() -> None:
     program = "from configs.cli import run\ndef main():\n    print(ascii(input()))\n    return 0\nrun(main)\n"
     shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, input=b"a\xff\n", check=False,
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        input=b"a\xff\n",
+        check=False,
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-    )  # fmt: skip
+    )
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, b"'a\\ufffd'\n", b"")
 
 
@@ -85,8 +92,12 @@ def test_closed_streams_are_empty(closed: str) -> None:
     )
     shown = subprocess.run(
         ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program],
-        cwd=ROOT, capture_output=True, text=True, input="", check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        input="",
+        check=False,
+    )
     assert shown.returncode == 0
     assert shown.stderr.strip() == ""
 
@@ -105,7 +116,7 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
 
 
 def parser() -> Parser:
-    """A text, a number, and a switch."""
+    """A parser with a text, a number and a switch."""
     made = Parser()
     made.add_argument("--prompt")
     made.add_argument("--max_new_tokens", type=int)
@@ -116,7 +127,7 @@ def test_a_text_may_begin_with_a_hyphen() -> None:
     for words in (["--prompt", "-5+3等于多少？"], ["--prompt=-5+3等于多少？"]):
         assert parser().parse_args(words).prompt == "-5+3等于多少？"
     with pytest.raises(SystemExit):
-        parser().parse_args(["--prompt", "--max-new-tokens", "3"])  # a flag is no text
+        parser().parse_args(["--prompt", "--max-new-tokens", "3"])  # a known flag is not taken for the text
     assert parser().parse_args(["--max-new-tokens", "-3"]).max_new_tokens == -3
 
 
@@ -128,9 +139,13 @@ def test_processes_that_fail_alike_say_it_once_and_torchrun_is_told(tmp_path: Pa
         program = "from configs.cli import run\nfrom configs.schema import UserError\n"
         program += f"def main():\n    raise UserError({message!r})\n"
         shown = subprocess.run(
-            [sys.executable, "-c", program + "run(main)\n"], cwd=ROOT, capture_output=True, text=True, check=False,
+            [sys.executable, "-c", program + "run(main)\n"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
             env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json"), "RANK": str(rank)},
-        )  # fmt: skip
+        )
         assert shown.returncode == 1
         assert json.loads((folder / "error.json").read_text())["message"] == f"error: {message}"
         said.append(shown.stderr)
@@ -144,9 +159,13 @@ def test_a_python_without_our_packages_names_the_one_that_has_them(tmp_path: Pat
 
     def message() -> str:
         shown = subprocess.run(
-            [sys.executable, "eval_model.py", "--prompt", "你好 吗"], cwd=ROOT, capture_output=True, text=True, check=False,
+            [sys.executable, "eval_model.py", "--prompt", "你好 吗"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
             env=os.environ | {"PYTHONPATH": str(tmp_path), "VENV_DIR": str(tmp_path / "venv")},
-        )  # fmt: skip
+        )
         assert shown.returncode == 1
         return shown.stderr
 

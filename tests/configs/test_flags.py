@@ -24,8 +24,12 @@ def test_each_knob_has_a_flag_unless_it_says_that_it_has_none(settings: type) ->
 def test_only_flags_that_were_given_count() -> None:
     words = ["--seed", "3", "--beta", "0.5", "--no-use_wandb", "--schedule", "cosine", "--device", "cuda:1"]
     assert given_knobs(parser_of(DPOConfig).parse_args(words), DPOConfig) == {
-        "seed": 3, "beta": 0.5, "use_wandb": False, "schedule": "cosine", "device": "cuda:1",
-    }  # fmt: skip
+        "seed": 3,
+        "beta": 0.5,
+        "use_wandb": False,
+        "schedule": "cosine",
+        "device": "cuda:1",
+    }
 
 
 def test_a_value_of_another_type_or_none_of_the_choices_is_wrong_usage() -> None:

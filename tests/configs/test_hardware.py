@@ -18,7 +18,7 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def system(root: Path, groups: str, **files: str) -> Path:
-    """A root folder with the process's control groups, and files of theirs."""
+    """A root folder with the process's control groups and their files."""
     names = {"proc/meminfo": MEMINFO, "proc/self/cgroup": groups}
     names |= {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     for name, text in names.items():
@@ -33,14 +33,15 @@ def cpu_max(root: Path, quota: str) -> Path:
     return system(root, "0::/\n", **{"cpu.max": f"{quota}\n"})
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("140000 100000", 1), ("50000 100000", 1),
-        ("1000 100000", 1), ("350000 50000", 7), ("9900000 100000", 8), ("", 8), ("nonsense", 8), ("200000", 8),
-        ("200000 0", 8),
-    ],
-)  # fmt: skip
+QUOTAS = [
+    ("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("140000 100000", 1), ("50000 100000", 1),
+    ("1000 100000", 1), ("350000 50000", 7), ("9900000 100000", 8), ("", 8), ("nonsense", 8), ("200000", 8),
+    ("200000 0", 8),
+]  # fmt: skip
+"""Content of `cpu.max` and the cores that it allows, on a machine with 8."""
+
+
+@pytest.mark.parametrize(("quota", "cores"), QUOTAS)
 def test_cores_follow_the_quota_of_a_container_of_version_2(tmp_path: Path, quota: str, cores: int) -> None:
     assert num_cores(cpu_max(tmp_path, quota)) == cores
 

@@ -1,4 +1,4 @@
-"""A field says once what flags, help and YAML need of it."""
+"""A field says once what flags, help and YAML need to know about it."""
 
 from dataclasses import dataclass, fields
 
@@ -20,7 +20,7 @@ class Oven:
 def test_a_knob_is_its_default_with_notes() -> None:
     assert (Oven().degrees, Oven().fan, Oven().mode) == (180.0, None, "top")
     knobs = knobs_of(Oven)
-    assert list(knobs) == ["degrees", "fan", "mode"]  # a field without notes is none
+    assert list(knobs) == ["degrees", "fan", "mode"]  # a field without notes is no knob
     assert (knobs["degrees"].kind, knobs["degrees"].unit) == (float, "C")
     assert knobs["degrees"].help == "heat in the middle 炉温"
     assert knobs["fan"].kind is bool and not knobs["fan"].changes_result

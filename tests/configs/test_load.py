@@ -1,5 +1,4 @@
-"""YAML becomes settings: types are checked, unknown keys refused, and a message names the file and
-the key."""
+"""YAML becomes settings: types are checked, unknown keys refused, errors name file and key."""
 
 from pathlib import Path
 

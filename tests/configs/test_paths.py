@@ -1,4 +1,4 @@
-"""A data set is found where its users keep it."""
+"""A data set is found in each folder where users keep one."""
 
 from pathlib import Path
 

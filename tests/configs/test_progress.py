@@ -1,4 +1,4 @@
-"""Progress: a bar that fits a terminal, and few plain lines in a log."""
+"""Progress: a bar that fits into a terminal, and few plain lines in a log."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,7 @@ with progress_bar(300, desc="pretrain", unit="steps") as bar:
 
 
 def on_a_terminal(columns: int) -> str:
-    """What a terminal of so many columns gets of PROGRAM."""
+    """What PROGRAM prints on a terminal with so many columns."""
     terminal = Terminal(["-c", PROGRAM], columns=columns)
     assert terminal.end() == 0
     return terminal.shown
@@ -46,7 +46,7 @@ def test_a_line_between_does_not_break_the_bar() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which a test moves."""
+    """A clock that a test sets."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""Settings refuse what can't be, and fill in what follows from the rest."""
+"""Settings refuse impossible values, and compute those that follow from others."""
 
 import pytest
 

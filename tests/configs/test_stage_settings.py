@@ -1,4 +1,4 @@
-"""Settings that one stage alone has: other stages refuse them by name."""
+"""Settings that only one stage has: the others refuse them and name them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A trainer's flags: over the profile, in every spelling, never parsed and then ignored."""
+"""A trainer's flags override the profile, work in every spelling, and none is ignored."""
 
 import os
 from pathlib import Path
@@ -33,10 +33,10 @@ def test_a_preset_beats_the_profile_and_a_flag_beats_the_preset(tmp_path: Path) 
     model = run.model
     assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads) == (640, 8, 8)
     assert (model.use_moe, model.num_experts, model.moe_intermediate_size) == (True, 4, 1088)
-    assert run.shape_flags["hidden_size"] == 640  # what a later stage compares with the weights it starts from
+    assert run.shape_flags["hidden_size"] == 640  # a later stage compares these with the weights that it starts from
     assert weight_file("pretrain", model) == "pretrain_640_moe.pth"
     narrow = parse_run("pretrain", "", ["--profile", str(profile), "--preset", "256x4"]).model
-    assert (narrow.head_dim, narrow.intermediate_size) == (32, 704)  # they follow from the width
+    assert (narrow.head_dim, narrow.intermediate_size) == (32, 704)  # computed from the width
     with pytest.raises(UserError, match="minillm-104m"):
         parse_run("pretrain", "", ["--preset", "huge"])
 
@@ -115,10 +115,21 @@ def test_missing_weights_name_the_command_that_trains_them(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "words",
-    [["--learning_rate", "nan"], ["--learning_rate", "inf"], ["--grad_clip", "nan"], ["--weight_decay", "inf"],
-     ["--beta", "nan"], ["--beta", "inf"], ["--warmup_ratio", "nan"], ["--dropout", "nan"], ["--seed", "9" * 20],
-     ["--seed", "-1"], ["--embedding_lr_ratio", "nan"], ["--sft_loss_weight", "inf"]],
-)  # fmt: skip
+    [
+        ["--learning_rate", "nan"],
+        ["--learning_rate", "inf"],
+        ["--grad_clip", "nan"],
+        ["--weight_decay", "inf"],
+        ["--beta", "nan"],
+        ["--beta", "inf"],
+        ["--warmup_ratio", "nan"],
+        ["--dropout", "nan"],
+        ["--seed", "9" * 20],
+        ["--seed", "-1"],
+        ["--embedding_lr_ratio", "nan"],
+        ["--sft_loss_weight", "inf"],
+    ],
+)
 def test_what_is_no_number_or_out_of_range_is_refused_by_name(words: list[str]) -> None:
     with pytest.raises(UserError, match=f"{words[0][2:]} = .*must be"):
         parse_run("dpo", "", words)
@@ -142,8 +153,8 @@ def test_fingerprints_of_stages_that_once_had_settings_of_dpo_cover_them_still()
 
 
 FINGERPRINTS = {"pretrain": "fa59c4ab77f0892d", "sft": "ee2c16cb5b39e074", "dpo": "59086189c41d4cc4"}
-"""Of the defaults alone. Where one changes, everybody's finished work is done again: a new knob must
-leave it as it is, or it is meant."""
+"""Fingerprints of the default settings. If one changes, all finished work of all users is done
+again. So a new setting must not change it, unless that is wanted."""
 
 
 @pytest.mark.parametrize("stage", FINGERPRINTS)

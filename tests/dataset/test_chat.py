@@ -24,8 +24,7 @@ def assistant(content: Any = "答", **extra: Any) -> dict[str, Any]:
 
 
 def shown(messages: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Each token as text with its mask; neighbouring tokens of a text joined when their masks
-    agree."""
+    """Each token as text, with its mask. Neighbours of one text with equal masks are joined."""
     ids, mask = tokenizer.render_conversation(messages)
     assert len(ids) == len(mask)
     spans: list[tuple[str, int]] = []

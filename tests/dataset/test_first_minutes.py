@@ -1,10 +1,12 @@
 """The exam of the first minutes: what a person types first, written by hand.
 
-A line of `dataset/first_minutes.jsonl` has `list` (core, unseen), `half` (of unseen: choose, report), `kind`, a `prompt` or
-`turns` (what the user types; the model's own answers stand between), `cluster` (the fact, pair or clause that it is about), and
-its rule. The rule: where `honest` is true, an honest line ("I don't know") is right. Else all conditions that stand in the
-line must hold: one of `accept` is contained, all of `all` are, none of `forbid` is (letters and digits compared alone), the last
-number is `number`, the whole is one of `accept` (`exact`), it has at most `max_chars` characters.
+A line of `dataset/first_minutes.jsonl` has `list` (core, unseen), `half` (of unseen: choose,
+report), `kind`, a `prompt` or `turns` (what the user types; the model's own answers stand between),
+`cluster` (the fact, pair or clause that it is about), and its rule. The rule: where `honest` is
+true, an honest line ("I don't know") is right. Else all conditions that stand in the line must
+hold: one of `accept` is contained, all of `all` are, none of `forbid` is (letters and digits
+compared alone), the last number is `number`, the whole is one of `accept` (`exact`), it has at most
+`max_chars` characters.
 """
 
 import json
@@ -27,7 +29,8 @@ HONEST_LINE = "这个我不知道，我只学过一点常识。"
 COMFORT = "别难过，慢慢说给我听。"
 SMALL_TALK = "好的，我们聊聊吧，有什么想问的？"
 DENIAL = "不是，我是{{name}}，由{{author}}开发。"
-# What a constant answer reaches at most: of one kind, and of all kinds but beyond and unknown, which accept the honest line.
+# The most that a constant answer may score: in one kind, and in all kinds together but beyond and
+# unknown, which accept the honest line.
 BOUND_OF_ALL = 0.15
 BOUND_OF_A_KIND = 0.15
 BOUNDS = {
@@ -35,7 +38,7 @@ BOUNDS = {
     (DENIAL, "identity"): 1 / 3,
     (COMFORT, "feelings"): 1 / 3,
     (SMALL_TALK, "feelings"): 1 / 3,
-    (SMALL_TALK, "chat"): 0.35,  # most of the short turns (好的, 嗯) are answered by it
+    (SMALL_TALK, "chat"): 0.35,  # it answers most of the short turns (好的, 嗯)
 }
 
 
@@ -52,7 +55,7 @@ def filled(text: str) -> str:
 
 
 def asked(row: dict[str, Any]) -> str:
-    """What the user types, all turns in one text, normalised."""
+    """All turns of the user as one text, normalised."""
     return normalised_question(filled("\n".join(row.get("turns") or [row["prompt"]])))
 
 
@@ -61,7 +64,7 @@ def trigrams(text: str) -> set[str]:
 
 
 def is_right(row: dict[str, Any], answer: str) -> bool:
-    """The rule of a line, as far as constant answers need it: the whole of it is the work of the evaluation."""
+    """The rule of a line, as far as constant answers need it. The evaluation has the whole rule."""
     answer = filled(answer)
     if row.get("honest") and HONEST.search(answer):
         return True
@@ -111,7 +114,7 @@ def test_a_wrong_sum_is_never_right_and_honesty_only_helps_where_it_should() -> 
 
 
 def test_sums_name_their_result() -> None:
-    """The cluster of a sum is its two numbers in order of size (plus, times) or as they stand (minus, divided by)."""
+    """The cluster of a sum is its two numbers: sorted for plus and times, else in order."""
     for row in (row for row in ROWS if row["kind"] == "sums"):
         first, sign, second = re.fullmatch(r"(\d+)([-+*/])(\d+)", row["cluster"]).groups()
         a, b = int(first), int(second)
@@ -142,7 +145,7 @@ def test_the_halves_and_core_share_no_wording() -> None:
 
 def test_the_halves_share_no_fact_pair_or_clause() -> None:
     def key(cluster: str) -> str:
-        """A pair of operands as it is, whichever number comes first."""
+        """Both orders of a pair of operands."""
         pair = re.fullmatch(r"(\d+)([-/])(\d+)", cluster)
         return f"{pair[2]} {sorted([int(pair[1]), int(pair[3])])}" if pair else cluster
 

@@ -1,5 +1,4 @@
-"""dataset/lm_dataset.py: batches as they are stored, and an order that depends on step and seed
-alone."""
+"""Batches equal what is stored, and their order depends only on step and seed."""
 
 import json
 from pathlib import Path
@@ -37,7 +36,7 @@ def tensors_of(stage: str, folder: Path) -> Path:
 
 
 def assert_targets_are_found(batch: Batch) -> None:
-    """Take the places out of a batch and compare them with those found one label at a time."""
+    """Take the places out of a batch, and compare them with places found one label at a time."""
     places = batch.pop("target_places")
     columns = batch["labels"].shape[1]
     wanted = [

@@ -66,10 +66,10 @@ def test_tensors_that_were_compared_once_are_not_read_again_until_they_change(
     assert sorted(read) == sorted(f"{name}.npy" for name in manifest["files"])
     check_contents(task.output, manifest)
     assert len(read) == len(manifest["files"])
-    os.utime(task.output / "labels.npy")  # touched, not changed
+    os.utime(task.output / "labels.npy")  # its time has changed, its bytes have not
     check_contents(task.output, manifest)
     assert read[len(manifest["files"]) :] == ["labels.npy"]
-    manifest["files"]["labels"]["sha256"] = "0" * 64  # the note is about another checksum
+    manifest["files"]["labels"]["sha256"] = "0" * 64  # what the last check stored is about another checksum
     with pytest.raises(UserError, match=r"labels\.npy: its bytes have changed"):
         check_contents(task.output, manifest)
 

@@ -92,7 +92,7 @@ def test_a_batch_equals_one_by_one(texts: list[str], num_threads: int) -> None:
 
 
 def test_a_vocabulary_whose_tokens_have_no_two_parts_is_left_to_tiktoken() -> None:
-    assert tokenizer_with(QWEN2_PATTERN, "abc")._rust_encoder is None  # no merges lead to it
+    assert tokenizer_with(QWEN2_PATTERN, "abc")._rust_encoder is None  # it can't be made by merges
     assert tokenizer_with("[a-z]+", "ab")._rust_encoder is None  # a pattern that two engines may read differently
     assert tokenizer_with(QWEN2_PATTERN, "abc").encode_batch(["abc ab", "x"]) == [[256, 32, 97, 98], [120]]
 
@@ -143,14 +143,14 @@ def test_the_shipped_vocabulary_has_6400_ids_with_the_special_ones_at_the_top() 
 
 
 FIRST_TABLE = "76ed5b574fa3b41409f1f8ba9c1d2b952ab1a690b5f0342f4ca471f91aa0de20"
-"""SHA-256 of the tokens of ids 0 to 6380 in hexadecimal, one a line, as they were before three
-marks took 6381 to 6383."""
+"""SHA-256 of the tokens with ids 0 to 6380, in hexadecimal, one a line. They are older than the
+three special tokens with ids 6381 to 6383."""
 FIRST_MARKS = [
     *("bos", "endoftext", "system_start", "system_end", "user_start", "user_end", "assistant_start", "assistant_end"),
     *("think_start", "think_end", "tools_start", "tools_end", "tool_call_start", "tool_call_end"),
     *("tool_result_start", "tool_result_end"),
 ]
-"""Special tokens of that time, from id 6384 on."""
+"""The special tokens of that version, from id 6384 on."""
 
 
 def test_no_published_id_has_changed() -> None:

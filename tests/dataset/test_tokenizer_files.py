@@ -1,4 +1,4 @@
-"""The tokenizer's folder: safe to load, and read alike by Hugging Face's programs."""
+"""The tokenizer's folder is safe to load, and Hugging Face's programs give the same ids."""
 
 import json
 import lzma
@@ -37,7 +37,7 @@ def hugging_face() -> Any:
 
 
 def plain_ids(hugging_face: Any, texts: list[str]) -> list[list[int]]:
-    """Ids by Hugging Face of texts that spell no special token."""
+    """The ids of Hugging Face's tokenizer, for texts that contain no special token."""
     return [encoding.ids for encoding in hugging_face.encode_batch(texts, add_special_tokens=False)]
 
 
@@ -187,7 +187,7 @@ def test_saving_the_shipped_tokenizer_again_changes_no_byte(tmp_path: Path) -> N
 
 
 class Intruder:
-    """A pickle of this would run a command where pickles are loaded without care."""
+    """A pickle of this object runs a command when it is loaded without care."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

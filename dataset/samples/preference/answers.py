@@ -292,7 +292,7 @@ def impolite(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
 
 
 def refusal(prompt: Prompt, others: Others, rng: random.Random) -> list[str]:
-    """ "I don't know" to a question whose answer is taught."""
+    """A refusal, such as "I don't know", although the answer is taught."""
     tone = prompt.tone if prompt.tone in fluent()["refusal"] else "ask"
     lines = list(fluent()["refusal"][tone])
     honest: list[str] = []

@@ -10,7 +10,7 @@ from tests.dataset.mix.small_mix import REFUSALS, chat, pair, write
 
 @pytest.fixture
 def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A tiny stand-in for the bundled samples."""
+    """A few records instead of the bundled samples."""
 
     def write_samples(folder: Path, categories: set[str]) -> dict[str, Path]:
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small mixes for the tests: records, settings, and how a test reads what was written."""
+"""Small mixes for the tests: records, settings, and functions that read what was written."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def turns(record: Record) -> list[Record]:
 
 
 def bare(text: str) -> str:
-    """An independent reading of "case, spacing and punctuation do not count"."""
+    """A text without case, spacing and punctuation, written independently of the product."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text).lower())
 
 
@@ -49,7 +49,7 @@ def key_of(record: Record) -> str:
         return "group:" + re.sub(r"[\W_]+", " ", record["group"].lower()).strip()
     turns = record.get("conversations") or record.get("chosen")
     said = [bare(turn["content"]) for turn in turns or [] if turn["role"] == "user"]
-    if said[:1] == ["你好"]:  # an opening that too many share: all that the user says is the key
+    if said[:1] == ["你好"]:  # too many share this opening, so all that the user says is the key
         return "|".join(said)
     return said[0] if said else bare(record["text"])
 
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Record]:
 
 
 def mixed(folder: Path, given: dict[str, tuple[str, list[Record]]], config: MixConfig = SMALL) -> dict[str, Any]:
-    """Mix files `name: (category, records)` in a folder; the outputs lie in `folder/out`."""
+    """Mix files, given as `name: (category, records)`, in a folder. Outputs are in `folder/out`."""
     files = [Source(write(folder / name, records), category) for name, (category, records) in given.items()]
     return build_mix(Sources(files, {}), config, folder / "out")
 
@@ -74,7 +74,7 @@ def out(folder: Path, stage: str, heldout: bool = False) -> list[Record]:
 
 
 def noted(manifest: dict[str, Any], words: str) -> str:
-    """The one note that holds these words."""
+    """The only note that contains these words."""
     (note,) = [note for note in manifest["notes"] if words in note]
     return str(note)
 

@@ -1,5 +1,4 @@
-"""The whole mix: one seed, one mix; its manifest; a full disk, a second mix, a source that
-changes."""
+"""The whole mix: reproducible, with its manifest; full disks, second mixes, changing sources."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""How many records of each category are taken: targets, rounds, samples beside the user's files."""
+"""How many records of each category are taken: targets, repetitions, samples beside user files."""
 
 from collections import Counter
 from dataclasses import replace
@@ -70,8 +70,8 @@ def test_samples_alone_shrink_all_targets_by_one_factor_but_none_below_what_ther
     assert reached == {"general": 90, "knowledge": 112, "math": 95, "identity": 300, "preference": 95, "corpus": 9}
     config = replace(config, knowledge=4000, identity=100)
     tallies = build_mix(sources, config, tmp_path / "out")["categories"]
-    assert tallies["knowledge"]["reached"] == 4000 * factor  # more than there is: rounds
-    assert tallies["identity"]["reached"] == 100  # fewer than there is, as asked for
+    assert tallies["knowledge"]["reached"] == 4000 * factor  # more than there are, so they are repeated
+    assert tallies["identity"]["reached"] == 100  # fewer than there are, as the target says
 
 
 @pytest.mark.parametrize("own", ["identity_mine.jsonl", "math_mine.jsonl", "sft_mine.jsonl"])

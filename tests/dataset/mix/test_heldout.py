@@ -1,4 +1,4 @@
-"""What is held out, and that nothing held out is ever trained on."""
+"""Which records are held out, and that none of them is ever trained on."""
 
 import random
 from dataclasses import replace
@@ -12,7 +12,7 @@ from tests.dataset.mix.small_mix import OWN, Record, bare, chat, key_of, mixed, 
 
 
 def varied(text: str, rng: random.Random) -> str:
-    """The same question, as other people type it."""
+    """The same question with other case, spaces and punctuation."""
     text = "".join(char.upper() if rng.random() < 0.5 else char for char in text)
     text = "".join(
         chr(ord(char) + 0xFEE0) if char.isascii() and char.isalnum() and rng.random() < 0.3 else char for char in text
@@ -22,17 +22,22 @@ def varied(text: str, rng: random.Random) -> str:
 
 
 def near_duplicates(seed: int) -> dict[str, tuple[str, list[Record]]]:
-    """Each of 300 questions some ten times: in all categories and several files, in variants, with
+    """300 questions, each about ten times: in all categories and several files, in variants, with
     several answers."""
     rng = random.Random(seed)
     questions = [f"question {word} 第{n}个{word}是什么" for n in range(150) for word in ("Apple", "苹果")]
     files: dict[str, tuple[str, list[Record]]] = {
         name: (category, [])
         for name, category in [
-            ("g1.jsonl", "general"), ("g2.jsonl", "general"), ("k.jsonl", "knowledge"), ("m.jsonl", "math"),
-            ("i.jsonl", "identity"), ("p.jsonl", "preference"), ("c.jsonl", "corpus"),
+            ("g1.jsonl", "general"),
+            ("g2.jsonl", "general"),
+            ("k.jsonl", "knowledge"),
+            ("m.jsonl", "math"),
+            ("i.jsonl", "identity"),
+            ("p.jsonl", "preference"),
+            ("c.jsonl", "corpus"),
         ]
-    }  # fmt: skip
+    }
     for number, question in enumerate(questions):
         for repeat in range(10):
             category, records = files[rng.choice(list(files))]
@@ -61,7 +66,7 @@ def test_no_held_out_key_is_ever_on_the_training_side(tmp_path: Path, seed: int)
     manifest = mixed(tmp_path, near_duplicates(seed), config)
     stages = ("pretrain", "sft", "dpo")
     chats = {record["origin"]: record for heldout in (False, True) for record in out(tmp_path, "sft", heldout)}
-    sides = [  # the text of a chat in the pretraining set has no question of its own: its chat is found by its origin
+    sides = [  # in the pretraining set a chat is only a text, so its question is looked up by its origin
         {key_of(chats.get(record["origin"], record)) for stage in stages for record in out(tmp_path, stage, heldout)}
         for heldout in (False, True)
     ]

@@ -15,7 +15,7 @@ from tests.dataset.mix.small_mix import PATTERNS, SMALL, XIAOZHI, chat, out, wri
 def test_a_user_s_identity_file_replaces_the_bundled_one_and_is_held_out_from(
     tmp_path: Path, bundled: Path, name: str
 ) -> None:
-    find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)  # lays the bundled file there
+    find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)  # copies the bundled file there
     write(bundled / name, XIAOZHI)
     sources = find_sources(bundled, tmp_path / "samples", SMALL, PATTERNS)
     assert [s.path.name for s in sources.files if s.category == "identity"] == [name]

@@ -1,4 +1,4 @@
-"""Questions that would give a held-out one away, and records that are there twice."""
+"""Leaks (training records with a held-out question), and duplicates."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -105,8 +105,8 @@ def test_not_knowing_goes_when_the_user_brings_knowledge_but_limits_of_any_model
 
 
 def test_no_conversation_of_other_samples_says_that_the_model_does_not_know() -> None:
-    """Else a user's own knowledge would meet refusals in the bundled talk."""
-    lines = set(unknown.ANSWERS.values()) - {unknown.ANSWERS["task"]}  # which tells what a model so small can do
+    """Otherwise the bundled talk would refuse to answer what the user's own data teaches."""
+    lines = set(unknown.ANSWERS.values()) - {unknown.ANSWERS["task"]}  # it says what such a small model can do
     for generator in (*SAMPLE_FILES["general"].generators, "knowledge.questions"):
         for record in generated(generator):
             said = {turn["content"] for turn in record["conversations"] if turn["role"] == "assistant"}

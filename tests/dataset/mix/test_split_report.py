@@ -1,4 +1,4 @@
-"""What a user is told of the held-out split, and the errors of one that leaves too little."""
+"""What a user is told about the held-out split, and the errors when it leaves too little."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The key of a record: its group, and openings that too many conversations share."""
+"""The key of a record: its group; openings that too many conversations share."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The second pass: what is written, where, in which order."""
+"""The second pass: which records are written, to which files, in which order."""
 
 import json
 import stat

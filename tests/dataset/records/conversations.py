@@ -1,4 +1,4 @@
-"""A conversation to try things on, and how a test reads the turns of a record."""
+"""A conversation for the tests of records, and a function that shows the turns of a record."""
 
 from typing import Any
 

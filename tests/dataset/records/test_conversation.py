@@ -1,4 +1,4 @@
-"""Conversations: what stands beside the turns, and which of them are learnt."""
+"""Conversations: the fields beside the turns, and which turns have targets."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a file is, whatever its name says; it is read, or refused with what it is."""
+"""What a file is, even if its name says otherwise: it is read, or the error says what it is."""
 
 import gzip
 import io
@@ -163,7 +163,7 @@ def test_one_line_in_another_encoding_costs_that_line_alone(tmp_path: Path) -> N
 
 
 def test_a_byte_that_is_no_gb18030_costs_its_line_alone(tmp_path: Path) -> None:
-    lines = (LINES * 200).encode("gbk").splitlines(keepends=True)  # longer than the head by which the file is told
+    lines = (LINES * 200).encode("gbk").splitlines(keepends=True)  # longer than the head that decides what a file is
     lines[-2] = lines[-2].replace("公园".encode("gbk"), b"\xff\xff")
     items = [item for _, item in read_items(written(tmp_path, "a.jsonl", b"".join(lines)))]
     assert len(items) == len(lines)

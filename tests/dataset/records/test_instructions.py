@@ -1,4 +1,4 @@
-"""A question and its answer in columns of their own."""
+"""A question and its answer in separate columns."""
 
 from typing import Any
 

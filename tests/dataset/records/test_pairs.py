@@ -1,4 +1,4 @@
-"""Preference pairs: every accepted way of writing them, and what stands beside them."""
+"""Preference pairs: every shape that is accepted, and the fields beside the answers."""
 
 from typing import Any
 

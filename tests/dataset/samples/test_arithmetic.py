@@ -43,7 +43,7 @@ def answers(record: Record) -> list[str]:
 
 
 def value_of_chinese(text: str) -> int:
-    """Read a Chinese numeral: each digit counts as often as the unit behind it says."""
+    """The value of a Chinese numeral: each digit times the unit after it."""
     value, digit = 0, None
     for char in text:
         if char in CHINESE_UNITS:
@@ -55,7 +55,7 @@ def value_of_chinese(text: str) -> int:
 
 
 def plain(text: str) -> str:
-    """A question without widths, spaces, and other ways to write signs and numbers."""
+    """A question in one form: normal width, no spaces, one way to write signs and numbers."""
     text = unicodedata.normalize("NFKC", text).replace(" ", "").replace("−", "-").replace("—", "-").replace("/", "÷")
     text = re.sub(CHINESE_NUMBER, lambda found: str(value_of_chinese(found[0])), NO_NUMBERS.sub("", text))
     return re.sub(r"(?<=\d)[*xX](?=\d)", "×", text)
@@ -189,7 +189,7 @@ def test_the_mix_keeps_every_record_on_its_side() -> None:
     for record in RECORDS:
         sides[heldout_key(parse_record(record))].add(side_of(record))
     assert all(len(found) == 1 for found in sides.values())
-    # The mix holds out 5% of the keys; marked ones are enough, so that it takes no training record.
+    # The mix holds out 5% of the keys. The marked ones are enough, so it takes no training record.
     assert sum(found != {"train"} for found in sides.values()) >= 0.05 * len(sides)
     opened = {side: {normalised_question(questions(r)[0]) for r in RECORDS if side_of(r) == side} for side in SIDES}
     assert not opened["validation"] & opened["test"]

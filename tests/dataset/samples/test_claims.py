@@ -46,7 +46,7 @@ def agrees(record: Record) -> bool:
 
 
 def told(answer: str) -> str:
-    """What an answer says is right."""
+    """The part of an answer after yes or no."""
     return answer.partition("，")[2]
 
 

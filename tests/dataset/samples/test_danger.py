@@ -1,4 +1,4 @@
-"""Life in danger and its harmless neighbours: one answer, on one side of the line alone."""
+"""A life in danger always gets the same answer; harmless texts that look alike never get it."""
 
 import random
 import re
@@ -87,7 +87,7 @@ def test_a_block_of_frames_fills_every_slot_and_reaches_its_count(kind: str) -> 
 
 
 def test_one_opening_stands_before_danger_and_before_none() -> None:
-    """What is shared by both sides tells nothing."""
+    """Words that both kinds use do not tell the kind."""
     shared = yaml.safe_load(danger.FRAMES_FILE.read_text(encoding="utf-8"))["shared"]
     for name in ("near", "unlucky", "unsaid"):
         openings = tuple(shared[name].split("|"))
@@ -127,8 +127,7 @@ def test_danger_comes_inside_a_chat_and_goes_by_with_it() -> None:
 
 
 def test_a_held_out_chat_takes_no_training_turn_with_it() -> None:
-    """Its first turn is one that other samples train on: its own group, not that turn, decides its
-    side."""
+    """Other samples train on its first turn, so its own group must decide its side."""
     trained = {heldout_key(parse_record(record)) for record in RECORDS if "split" not in record}
     held = {side: {heldout_key(parse_record(record)) for kind in KINDS for record in of(kind, side)} for side in SIDES}
     assert not held[VALIDATION] & trained and not held[TEST] & trained and not held[VALIDATION] & held[TEST]

@@ -1,4 +1,4 @@
-"""What the bundled samples leave out because the exam of the first minutes asks it."""
+"""The bundled samples leave out all questions of the exam of the first minutes."""
 
 import pytest
 from hypothesis import given

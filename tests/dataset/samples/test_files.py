@@ -1,4 +1,4 @@
-"""The files of the bundled generators: written once, renewed when anything changed."""
+"""The files of the bundled generators: written once, and again when anything has changed."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dataset.samples import files
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stand-ins for the generators; the list tells which ran."""
+    """Replaces the generators. The list says which of them ran."""
     ran: list[str] = []
 
     def module(name: str) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""What stands around a question never touches the question itself."""
+"""What is put around a question never changes the question itself."""
 
 import random
 from collections import Counter

@@ -234,7 +234,7 @@ def test_whom_people_ask_about_first_are_subjects_of_the_relation() -> None:
 
 
 def test_no_wording_asks_for_two_facts_and_none_stands_in_two_splits() -> None:
-    """Over every wording of every fact, drawn or not, under every name of the subject."""
+    """Every wording of every fact is tried, drawn or not, with every name of the subject."""
     asked: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for fact in knowledge.facts():
         names = (fact.subject, *knowledge.relations()[fact.relation].names.get(fact.subject, ()))
@@ -324,9 +324,15 @@ def test_what_is_known_of_a_subject_and_its_reverse_are_in_one_half() -> None:
 def test_training_questions_come_with_greetings_thanks_every_mark_and_none() -> None:
     questions = [question(record) for record in of_split(all_records(), "train")]
     for pattern, share in {
-        "^(你好|您好)": 0.08, "谢": 0.05, "^请问": 0.06, "？$": 0.3, r"\?$": 0.05, "！$": 0.015, r"\w$": 0.2,
+        "^(你好|您好)": 0.08,
+        "谢": 0.05,
+        "^请问": 0.06,
+        "？$": 0.3,
+        r"\?$": 0.05,
+        "！$": 0.015,
+        r"\w$": 0.2,
         "^(你好|您好).*谢": 0.003,
-    }.items():  # fmt: skip
+    }.items():
         assert sum(bool(re.search(pattern, text)) for text in questions) >= share * len(questions), pattern
     bare = sum("《" not in text for text in questions if "静夜思" in text)
     assert 0 < bare < sum("静夜思" in text for text in questions)

@@ -38,8 +38,7 @@ def test_no_wording_stands_twice_in_one_part_or_in_two() -> None:
 
 
 def test_heldout_wordings_are_far_from_those_of_training() -> None:
-    """Less than 80% of their character pairs in common, so that it takes more than another
-    particle."""
+    """They share less than 80% of their character pairs, so another particle is not enough."""
 
     def pairs(text: str) -> set[str]:
         return {text[i : i + 2] for i in range(len(text) - 1)}

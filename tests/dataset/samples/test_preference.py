@@ -37,7 +37,7 @@ from dataset.samples.preference.prompts import (
 from dataset.samples.tables import yaml_table
 
 FIXED_KINDS = ("refusal", "too_short", "alarm", "careless")
-"""Kinds of few words that fit anything: their texts repeat."""
+"""Kinds with short answers that fit any question, so their texts repeat."""
 _OPERATIONS = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -78,17 +78,17 @@ def prompt_of() -> dict[str, Prompt]:
 
 
 def source(record: dict[str, Any]) -> str:
-    """Where the question comes from; those of judgements are new."""
+    """The source of a pair's question. Questions of judgements are new ones."""
     return prompt_of()[question(record)].source if record["kind"] not in JUDGES else "judgement"
 
 
 def taught() -> list[dict[str, Any]]:
-    """The pairs whose questions chat samples ask."""
+    """The pairs whose questions come from chat samples."""
     return [record for record in all_records() if record["kind"] not in JUDGES]
 
 
 def kinds_with_questions(name: Side) -> set[str]:
-    """Kinds that some chat sample asks a question for; all of them where every sample is there."""
+    """The kinds for which some chat sample has a question."""
     return {kind for kind, weights in preference.WEIGHTS.items() if any(prompts(name)[source] for source in weights)}
 
 
@@ -183,7 +183,7 @@ def test_no_fact_sum_or_topic_is_on_two_sides() -> None:
     clusters: dict[str, set[str]] = {name: set() for name in SIDES}
     for name in SIDES:
         for record in side(name):
-            if source(record) != "beyond":  # held out by numbers and wordings alone
+            if source(record) != "beyond":  # only their numbers and wordings are held out
                 clusters[name].add(record["cluster"])
     assert clusters["train"].isdisjoint(clusters["validation"] | clusters["test"])
     assert clusters["validation"].isdisjoint(clusters["test"])
@@ -197,7 +197,7 @@ def test_training_pairs_say_nothing_of_a_fact_that_is_held_out() -> None:
 
 
 def test_pairs_keep_to_the_side_on_which_the_chat_samples_ask() -> None:
-    """Else the mix would move chat records or pairs to the other side."""
+    """Otherwise the mix would move chat records or pairs to the other side."""
     trained: set[str] = set()
     held: set[str] = set()
     for samples in (knowledge, arithmetic, everyday):

@@ -1,4 +1,4 @@
-"""The bundled prose: enough, varied, deterministic, clean at every seam of its grammar."""
+"""The bundled prose: enough, varied, always the same, and correct wherever parts are joined."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_pronouns_replace_only_a_name_that_was_told_and_is_unambiguous() -> None
 
 
 def told(scene: str, runs: int = 60) -> list[str]:
-    """Stories of one scene, each from a seed of its own."""
+    """Stories of one scene, each from its own seed."""
     wanted = next(s for s in GRAMMAR.scenes if s.name == scene)
     stories = [prose.Story(GRAMMAR, random.Random(seed)).tell(wanted, lambda _: True) for seed in range(runs)]
     return [story for story in stories if story is not None]

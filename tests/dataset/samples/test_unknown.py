@@ -47,8 +47,8 @@ def test_every_answer_is_one_of_the_few_honest_lines() -> None:
 
 
 def test_no_question_asks_for_a_taught_fact() -> None:
-    """Held against every wording of every fact and every question of the records, greetings and
-    thanks aside."""
+    """They are compared with every wording of every fact and every question of the records, without
+    greetings and thanks."""
     asked = {normalised(unknown.bare(question(record))) for record in all_records()}
     for fact in knowledge.facts():
         relation = knowledge.relations()[fact.relation]
@@ -84,7 +84,7 @@ def test_topics_of_the_halves_share_no_name_with_training_or_each_other() -> Non
         if not topic.half
         for way in (*topic.own, *topic.general)
     )
-    # Longer training names may not hold a held-out one either: 墨尔本大学, 墨尔本.
+    # A longer training name must not contain a held-out name either: 墨尔本大学, 墨尔本.
     everything = "|".join((*sorted(training), asked))
     assert not names_of("validation") & names_of("test")
     for half in ("validation", "test"):

@@ -1,4 +1,4 @@
-"""Records, jobs and a tokenizer with a token a byte, for the tests of tensors."""
+"""Records, jobs and a tokenizer with one token for each byte, for the tests of tensors."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors
 from dataset.tokens.encoding import RecordEncoder
 
-# A token a byte, so that ids can be read: the id of "a" is ord("a").
+# One token for each byte, so that a person can read ids: the id of "a" is ord("a").
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)})
 BOS, EOS = tokenizer.get_bos_token_id(), tokenizer.end_of_text_id
 USER, USER_END, BOT, BOT_END = (

@@ -1,4 +1,4 @@
-"""Tensors from record files: exact labels, counted exactly, whatever the number of workers."""
+"""Tensors from record files: exact labels and counts, with any number of workers."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tensor folder: made once, renewed when anything changed, whole or absent at any moment."""
+"""The tensor folder: made once, made again when anything has changed, never incomplete."""
 
 import errno
 import fcntl
@@ -87,7 +87,7 @@ print("torch" in sys.modules)
 
 
 def build_elsewhere(task: TensorJob, die_in: str = "") -> "subprocess.CompletedProcess[str]":
-    """Build in another process, which kills itself where it enters a function."""
+    """Build in another process, which kills itself when it enters a certain function."""
     command = [sys.executable, "-c", BUILD, str(task.source), str(task.output), die_in]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 

@@ -33,7 +33,7 @@ def test_labels_are_the_next_token_and_never_of_another_sequence() -> None:
 def test_targets_and_their_bytes_are_counted() -> None:
     counts = encode("sft", {"conversations": chat("你好", "好的")}).counts
     assert counts["num_bytes"] == len("好的".encode())
-    assert counts["num_targets"] == counts["num_bytes"] + 1  # the end of the turn is learnt, and has no bytes
+    assert counts["num_targets"] == counts["num_bytes"] + 1  # the end of the turn is a target, and has no bytes
 
 
 def test_both_sides_of_a_pair_follow_each_other() -> None:

@@ -1,4 +1,4 @@
-"""Packing: every sequence in one row, whole and once, and rows as full as the contract says."""
+"""Packing: every conversation is in one row, whole and once, and rows are at least 98% full."""
 
 import random
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def draw_lengths(kind: str, num_tokens: int) -> list[int]:
 
 
 def sequences_of(lengths: list[int], first: int = 0) -> Sequences:
-    """Sequences that are told apart by their id, of which all but the first token are learnt."""
+    """Sequences whose tokens all have the sequence's own id. All but the first are targets."""
     ids = np.repeat(np.arange(first, first + len(lengths)) % 6000, lengths).astype(np.int16)
     sequences = Sequences(ids, ids.copy(), np.array(lengths, np.int64))
     sequences.labels[np.cumsum(lengths) - 1] = IGNORE
@@ -97,7 +97,7 @@ def conversation_rows(folder: Path, parts: list[Sequences], row_length: int = 25
 
 
 def check_conversations(arrays: dict[str, np.ndarray], lengths: list[int]) -> None:
-    """Each conversation is there once and whole, with its labels, and padding follows it alone."""
+    """Each conversation is there once and whole, with its labels. Padding comes only at the end."""
     ids, labels, documents = arrays["input_ids"], arrays["labels"], arrays["document_ids"]
     found = []
     for row in range(len(ids)):

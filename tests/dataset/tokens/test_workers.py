@@ -1,4 +1,4 @@
-"""Encoding in several processes: in order, and nothing is left running."""
+"""Encoding in several processes: results come in order, and no process is left running."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Long conversations are strings of training records; what refers back is right."""
+"""Long conversations are rows of training records, and turns that refer back are right."""
 
 from collections import Counter
 from functools import cache
@@ -29,7 +29,7 @@ def known_turns() -> frozenset[tuple[str, str]]:
 
 
 def is_told_or_asked(turn: tuple[str, str]) -> bool:
-    """Whether the user tells something of themselves here, or asks for it."""
+    """Whether the user tells something about themselves in this turn, or asks for it."""
     table = remembering.table()
     if turn[1] == table["untold"]["answer"]:
         return True
@@ -38,7 +38,7 @@ def is_told_or_asked(turn: tuple[str, str]) -> bool:
 
 
 def refers_back(turn: tuple[str, str], before: tuple[str, str]) -> bool:
-    """Whether the turn answers about the one before it as one of the follow-ups does."""
+    """Whether the turn refers back to the one before it, as one of the follow-ups does."""
     return any(turn[1] == one.answer.format(a=before[1], q=medley.bare(before[0])) for one in medley.follow_ups())
 
 
@@ -103,7 +103,7 @@ def test_subjects_change_within_conversations_and_all_samples_take_part() -> Non
 def test_blocks_come_up_equally_often_and_generators_by_their_shares() -> None:
     asked = Counter(turn for record in LONG for turn in turns_of(record))
     dealt = {name: [asked[block[0]] for block in blocks if len(block) == 1] for name, blocks in medley.blocks().items()}
-    assert all(count <= 2 for count in dealt["knowledge.questions"])  # once itself, once where a doubt about it follows
+    assert all(count <= 2 for count in dealt["knowledge.questions"])  # once alone, once with a doubt after it
     assert sum(count <= 2 for count in dealt["identity.questions"]) >= 0.95 * len(dealt["identity.questions"])
     whole = {name: sum(asked[block[0]] for block in blocks) for name, blocks in medley.blocks().items()}
     for name, count in whole.items():
