@@ -163,6 +163,7 @@ def check_contents(path: Path, manifest: Manifest) -> None:
     Raises: UserError when anything has changed.
     """
     _check_sizes(path, manifest)
+    # An array is read only if its stamp is not the one of the last check.
     stamps = {name: _stamp(path / f"{name}.npy", facts["sha256"]) for name, facts in manifest["files"].items()}
     checked = _read_checked(path)
     for name, facts in manifest["files"].items():

@@ -159,6 +159,7 @@ def measure_vocabulary(
     `characters_per_token` and `bytes_per_token` are measured on the held-out texts (None without
     any). `unused_tokens` are those that encode neither the held-out nor the training texts.
     """
+    # Density is measured on held-out text only. A token counts as used if any text needs it.
     num_characters = num_bytes = num_tokens = 0
     used: set[int] = set()
     for batch in _batches(heldout_texts):

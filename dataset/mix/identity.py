@@ -53,6 +53,7 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
         return {"own": False, "name": config.name, "author": config.author}, config, []
     names = names_in(_answers(own, config), config.name, config.author)
     settled = replace(config, name=names.name or config.name, author=names.author or config.author)
+    # Tell the user about each name that differs from the settings.
     notes = []
     said = [f"the model {names.name}"] * (settled.name != config.name)
     said += [f"its maker {names.author}"] * (settled.author != config.author)

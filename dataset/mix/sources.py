@@ -81,11 +81,13 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
             left_out[path.name] = f"the target of {category} is 0"
         else:
             files.append(Source(path, category))
+    # The user's own identity data replaces the bundled file.
     own = {source.category for source in files}
     if "identity" in own and _is_bundled_identity(source_dir / IDENTITY_SOURCE):
         left_out[IDENTITY_SOURCE] = "bundled; your own identity file takes its place 已由您的身份数据替换"
     if "identity" not in own and _is_wanted("identity", config):
         files.append(_bundled_identity(source_dir))
+    # Bundled samples for the categories without a file of the user's.
     wanted = {name for name in CATEGORIES if _is_wanted(name, config)}
     names = sample_names(wanted, own)
     shrinking = any(getattr(config, name) for name in wanted - own if name != "identity")

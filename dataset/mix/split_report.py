@@ -54,6 +54,7 @@ def check_what_is_left(
     notes: list[str],
 ) -> None:
     """Raises: UserError when a file of the user's, or a category, has too few training records."""
+    # First each file of the user's, then each category.
     marked = np.isin(table.splits, HELDOUT_MARKS)
     lost = leaks | is_heldout(sides)
     for source, span in zip(sources, scan.spans(), strict=True):

@@ -46,6 +46,7 @@ class ShuffledLines:
     """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
+        # So many buckets that each fits into memory (rounded up), within MAX_BUCKETS.
         num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
         self.folder = folder
         self.rng = random.Random(fingerprint(list(seed)))
@@ -158,6 +159,7 @@ def _write_source(
         if isinstance(record, BadRecord):
             raise _changed(source)
         side = sides[position]
+        # Every record gets its source, its category, its place, and if it is held out its half.
         gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
         gained["origin"] = f"{source.path.name}:{line}"
         heldout = side != _TRAIN

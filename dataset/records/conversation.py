@@ -129,6 +129,7 @@ def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mes
     system, tools = _system(fields), fields.get("tools")
     if not system and not tools:
         return messages
+    # The system message of the conversation may repeat the text beside it, but not differ from it.
     if messages and messages[0]["role"] == "system":
         first, rest = dict(messages[0]), messages[1:]
         if system and _bare(first["content"]) != _bare(system):
@@ -165,6 +166,7 @@ def checked(messages: list[Message]) -> list[Message]:
 
     Raises: BadRecord when it can't be rendered for training, LeftOut when no answer has targets.
     """
+    # Cut the end off, back to the last answer with targets.
     if any(m["role"] == "assistant" for m in messages):
         end = len(messages)
         while end and (messages[end - 1]["role"] in {"user", "tool"} or messages[end - 1].get("loss") is False):

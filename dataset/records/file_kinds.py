@@ -231,6 +231,7 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, position, line, depth, ended = "", 0, 1, 0, False
 
+    # `text` is the part of the file that has been read but not given yet, from `position` on.
     def more() -> None:
         nonlocal text, position, ended
         block = file.read(max(BLOCK_BYTES, len(text) - position))
@@ -252,6 +253,8 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
         elif text[position] == "]" and depth:
             depth, position = 0, position + 1
         else:
+            # No end, or an end where the text ends (a number may go on): read more, up to the
+            # limit.
             end = _end_of_value(text, position)
             if (end is None or end == len(text)) and not ended and len(text) - position <= limit:
                 more()

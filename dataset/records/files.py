@@ -109,6 +109,7 @@ def read_items(path: Path, on_bytes: Callable[[memoryview], object] | None = Non
     GB18030.
     Raises: UserError for a file that is something else; it says what the file seems to be.
     """
+    # A JSON array in a file called .csv is still a JSON array: the content decides, not the name.
     with open_source(path, on_bytes) as packed:
         file, _ = unicode_file(packed, display(path))
         head = head_of(file)

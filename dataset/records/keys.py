@@ -89,7 +89,7 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for message in messages:
         parts += [message["role"], message["content"]]
-        if len(message) > 2:
+        if len(message) > 2:  # more than role and content, such as tool calls
             extra = {key: value for key, value in message.items() if key not in {"role", "content"}}
             parts.append(json.dumps(extra, ensure_ascii=False, sort_keys=True))
     return "\x1f".join(parts)

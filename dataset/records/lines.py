@@ -69,6 +69,7 @@ def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
     except UnicodeDecodeError:
         gbk = is_chinese_gb18030(item)
         raise BadRecord("GB18030 (GBK) in a file that is UTF-8 elsewhere" if gbk else "invalid UTF-8") from None
+    # The value goes into a text of JSON, so it is written as JSON, without the quotes around it.
     for mark, value in fill.items() if "{{" in text else ():
         text = text.replace(mark, json.dumps(value, ensure_ascii=False)[1:-1])
     fields = _decoded(text)
@@ -76,7 +77,7 @@ def decode_item(item: Item, fill: Mapping[str, str]) -> dict[str, Any]:
         fields = {"conversations": fields}
     if not isinstance(fields, dict):
         raise BadRecord(f"not a JSON object but {_JSON_KINDS.get(type(fields), 'a number')}")
-    if "\\u" in text:
+    if "\\u" in text:  # only an escape can make half a character
         _refuse_half_characters(fields)
     return fields
 

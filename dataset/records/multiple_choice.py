@@ -39,6 +39,7 @@ def _options(fields: Mapping[str, Any]) -> dict[str, str]:
         options = dict(zip(_LETTERS[: len(listed)], listed, strict=True))
     else:
         options = {letter: fields[letter] for letter in _LETTERS if fields.get(letter) not in (None, "")}
+    # Numbers are options too, as texts. A letter at the start of an option ("A. 北京") goes.
     options = {letter: str(text) if isinstance(text, int | float) else text for letter, text in options.items()}
     if len(options) < 2 or not all(isinstance(text, str) and text.strip() for text in options.values()):
         raise BadRecord("multiple choice without options")

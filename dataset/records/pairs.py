@@ -85,6 +85,7 @@ def _prompt(fields: Mapping[str, Any]) -> list[Message]:
     History and system text are not among them. Raises: BadRecord.
     """
     messages: list[Message] = []
+    # A list of turns, or a text under a conversation's name.
     for name in (*CONVERSATIONS, *QUESTIONS):
         if isinstance(fields.get(name), list):
             messages = read_turns(fields[name])
@@ -97,6 +98,7 @@ def _prompt(fields: Mapping[str, Any]) -> list[Message]:
     if messages:
         refuse_elsewhere(fields, (*QUESTIONS, *PASSAGES), messages)
         return messages
+    # A question in columns. Its text may itself hold several turns (HH-RLHF).
     parts = question_parts(fields)
     if not any(fields.get(name) for name in QUESTIONS):
         return []  # a passage alone is no prompt; `_side` looks for it in the conversations
@@ -120,6 +122,8 @@ def _side(value: Any, fields: Mapping[str, Any], before: list[Message]) -> list[
         messages = read_turns(value)
     else:
         raise BadRecord("chosen or rejected is neither a list nor a string")
+    # An answer alone is completed by the turns before it. A whole conversation has them already,
+    # and must contain them.
     if not any(message["role"] == "user" for message in messages):
         return with_surroundings(fields, [*before, *messages])
     messages = with_surroundings(fields, messages)

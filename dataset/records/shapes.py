@@ -41,6 +41,7 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
     The order of the questions matters: a record often has fields of several shapes.
     Raises: BadRecord with the reason, LeftOut for a record that is marked as not for training.
     """
+    # Pairs come first: beside their two answers they also have a prompt or a conversation.
     if fields.get("chosen") is not None or fields.get("rejected") is not None:
         return preference_record(fields, fields.get("chosen"), fields.get("rejected"))
     if fields.get("preferred_output") is not None or fields.get("non_preferred_output") is not None:
@@ -49,11 +50,13 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
         if fields.get(name):
             good = {key: value for key, value in fields.items() if key not in _WORSE}
             return swift_preference(good, parse_record(good), fields[name])
+    # Then conversations, under the names that mean nothing else.
     for name in CONVERSATIONS:
         if fields.get(name) is not None:
             return conversation_record(fields, fields[name])
     if isinstance(fields.get("chat"), dict):
         return conversation_record(fields, moss_turns(fields["chat"]))
+    # Multiple choice also has a question and an answer, so it comes before those.
     if is_multiple_choice(fields):
         question, answer = multiple_choice(fields)
         return chat_record(fields, with_surroundings(fields, [user_turn(question), assistant_turn(answer)]))
@@ -62,11 +65,14 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
             return conversation_record(fields, fields[name])
     if isinstance(fields.get("plain_text"), str) and "[Human]" in fields["plain_text"]:
         return conversation_record(fields, moss_plain_turns(fields["plain_text"]))
+    # Question and answer. With a `text` too it needs a question: `text` and `answer` alone may be a
+    # document and its label.
     if fields.get("answers") is not None and not any(fields.get(name) is not None for name in ANSWERS):
         fields = {**fields, "answer": first_answer(fields["answers"])}
     answered = any(fields.get(name) is not None for name in ANSWERS)
     if answered and ("text" not in fields or any(fields.get(name) for name in QUESTIONS)):
         return question_and_answer(fields)
+    # What is left may be a document.
     text_name = _text_name(fields)
     if text_name:
         text = fields[text_name]

@@ -148,6 +148,7 @@ class RecordEncoder:
             if not isinstance(record, PreferenceRecord):
                 raise BadRecord("no preference pair")
             whole = self._pair(record)
+        # A cut may remove all targets of a side, or the difference between the two sides of a pair.
         cut = [(ids[: self.max_length], is_target[: self.max_length]) for ids, is_target in whole]
         if not all(is_target.any() for _, is_target in cut):
             raise Dropped(f"no answer within {self.max_length} tokens")

@@ -142,8 +142,8 @@ class DocumentRows(PackedRows):
         self.labels = np.concatenate([self.labels, sequences.labels])
         self.starts = np.concatenate([self.starts, starts])
         # The places in the stream at which rows begin. A row begins with the last token of the row
-        # before it, which had no label there. If a document starts at the next token, that token
-        # would have had none anyway, and the row begins with the document.
+        # before it, which had no label there. But if a document starts right after that token, the
+        # token has no label anyway, and the row begins with the document.
         places = []
         place = 0
         while place + self.length < len(self.ids):
