@@ -155,7 +155,7 @@ class RustBPETokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]:
         """Ids of each text, in order, encoded on several threads.
 
-        Args: num_threads: 0: the crate where it is built, else one thread a core.
+        Args: num_threads: 0: the crate if it is built, else one thread a core.
         """
         if num_threads == 0 and (encoder := self._rust_encoder) is not None:
             ids: list[list[int]] = encoder.batch_encode(list(texts))

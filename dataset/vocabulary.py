@@ -54,7 +54,7 @@ class Corpus:
     """(file, kind of pass) -> reason -> records that could not be read and were skipped."""
 
     def training_texts(self, description: str = "") -> Iterator[str]:
-        """The texts to train on, with a progress bar where a description is given."""
+        """The texts to train on, with a progress bar if a description is given."""
         self.num_texts = self.num_characters = self.num_capped = 0
         self.reached_max_chars = False
         for text in self._texts(self.paths, {None, "train"}, description, heldout=False):

@@ -28,17 +28,17 @@ def shown(messages: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
     ids, mask = tokenizer.render_conversation(messages)
     assert len(ids) == len(mask)
     spans: list[tuple[str, int]] = []
-    for token_id, learnt in zip(ids, mask, strict=True):
+    for token_id, is_target in zip(ids, mask, strict=True):
         token = tokenizer.id_to_token(token_id)
         special = token_id >= len(tokenizer.mergeable_ranks)
-        if spans and not special and not spans[-1][0].startswith("<|") and spans[-1][1] == learnt:
-            spans[-1] = (spans[-1][0] + token, learnt)
+        if spans and not special and not spans[-1][0].startswith("<|") and spans[-1][1] == is_target:
+            spans[-1] = (spans[-1][0] + token, is_target)
         else:
-            spans.append((token, learnt))
+            spans.append((token, is_target))
     return spans
 
 
-def test_each_assistant_turn_and_its_end_is_learnt_and_nothing_else() -> None:
+def test_each_assistant_turn_and_its_end_are_targets_and_nothing_else() -> None:
     assert shown([user("你好"), assistant("你好！"), user("再见"), assistant("再见。")]) == [
         ("<|bos|>", 0),
         ("<|user_start|>", 0),
@@ -56,9 +56,9 @@ def test_each_assistant_turn_and_its_end_is_learnt_and_nothing_else() -> None:
     ]
 
 
-def test_a_turn_whose_loss_is_false_is_not_learnt() -> None:
+def test_a_turn_whose_loss_is_false_has_no_targets() -> None:
     assert [
-        learnt for span, learnt in shown([user("问"), assistant("错", loss=False), user("再"), assistant("对")])
+        is_target for span, is_target in shown([user("问"), assistant("错", loss=False), user("再"), assistant("对")])
     ] == [
         *(0, 0, 0, 0, 0, 0, 0),  # question, wrong answer and its end
         *(0, 0, 0, 0, 1, 1),
@@ -73,7 +73,7 @@ def test_ids_and_mask_are_exact() -> None:
     assert mask == [0, 0, *([0] * len(question)), 0, 0, *([1] * len(answer)), 1]
 
 
-def test_reasoning_and_tool_calls_are_learnt_and_tool_results_are_not() -> None:
+def test_reasoning_and_tool_calls_are_targets_and_tool_results_are_not() -> None:
     tools = [{"type": "function", "function": {"name": "天气"}}]
     call = {"function": {"name": "天气", "arguments": {"城市": "北京"}}}
     assert shown(

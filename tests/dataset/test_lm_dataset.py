@@ -87,7 +87,7 @@ def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_pat
         ids, mask = tokenizer.render_conversation(chat("q", text * length))
         padding = 26 - len(ids)
         assert batch["input_ids"][row].tolist() == ids + [tokenizer.end_of_text_id] * padding
-        labels = [token if learnt else IGNORE for token, learnt in zip(ids, mask, strict=True)][1:]
+        labels = [token if is_target else IGNORE for token, is_target in zip(ids, mask, strict=True)][1:]
         assert batch["labels"][row].tolist() == labels + [IGNORE] * (padding + 1)
     assert len(pairs) == 20
     lengths = [pairs.batch(np.array([number]))["labels"].shape[1] for number in pairs.largest(20)]

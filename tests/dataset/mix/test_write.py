@@ -66,7 +66,7 @@ def test_the_order_is_random_and_the_same_records_survive_many_buckets(
     assert abs(np.corrcoef(position, range(len(position)))[0, 1]) < 0.2
 
 
-def test_turns_not_to_be_learnt_keep_their_mark_and_never_become_text(tmp_path: Path) -> None:
+def test_turns_without_targets_keep_their_mark_and_never_become_text(tmp_path: Path) -> None:
     def corrected(n: int) -> Record:
         right = chat(f"不对{n}", "对的")["conversations"]
         wrong = [{"role": "user", "content": f"问{n}"}, {"role": "assistant", "content": "错的", "weight": 0}]

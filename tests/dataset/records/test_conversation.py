@@ -90,7 +90,7 @@ def test_a_turn_marked_so_is_context_alone(mark: dict[str, Any]) -> None:
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "all answers are marked as not to be learnt"),
     ],
 )
-def test_what_says_that_it_is_not_to_be_learnt_is_left_out(fields: dict[str, Any], expected: str) -> None:
+def test_a_record_that_is_marked_as_not_for_training_is_left_out(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(LeftOut, match=expected):
         parse_record(fields)
 

@@ -258,7 +258,7 @@ def test_an_idiom_is_taken_up_by_its_last_character() -> None:
         assert reply == series.GAME_END or reply[0] == idiom[-1]
 
 
-# How talk goes on
+# How talk continues
 
 
 def test_a_later_turn_of_small_talk_is_answered_as_it_is_alone() -> None:

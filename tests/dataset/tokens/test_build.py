@@ -111,13 +111,13 @@ def test_each_setting_of_the_tensors_is_in_their_fingerprint(tmp_path: Path) -> 
     assert replace(task, num_workers=3, progress=True).fingerprint("x", None) == task.fingerprint("x", None)
 
 
-def test_all_answers_and_their_ends_are_learnt_and_nothing_else(tmp_path: Path) -> None:
+def test_all_answers_and_their_ends_are_targets_and_nothing_else(tmp_path: Path) -> None:
     arrays = arrays_of(job("sft", chats(tmp_path / "a.jsonl", [[("a", "b"), ("c", "de")]])))
     a, b, c, d, e = ids("abcde")
     row = [BOS, USER, a, USER_END, BOT, b, BOT_END, USER, c, USER_END, BOT, d, e, BOT_END]
-    learnt = [NO, NO, NO, NO, b, BOT_END, NO, NO, NO, NO, d, e, BOT_END, NO]
+    targets = [NO, NO, NO, NO, b, BOT_END, NO, NO, NO, NO, d, e, BOT_END, NO]
     assert arrays["input_ids"].tolist() == [[*row, EOS, EOS]]
-    assert arrays["labels"].tolist() == [[*learnt, NO, NO]]
+    assert arrays["labels"].tolist() == [[*targets, NO, NO]]
     assert arrays["document_ids"].tolist() == [[*[0] * 14, -1, -1]]
     assert arrays["loss_mask"].dtype == np.bool_
     assert (arrays["loss_mask"] == (arrays["labels"] != IGNORE)).all()
@@ -158,7 +158,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped
     assert "1 of 3 records (33.3%) were left out: no answer within 16 tokens" in warning
 
 
-def test_pairs_are_stored_without_padding_and_only_the_last_answer_is_learnt(tmp_path: Path) -> None:
+def test_pairs_are_stored_without_padding_and_only_the_last_answer_has_targets(tmp_path: Path) -> None:
     before = conversation([("a", "b")])
     chosen, rejected = ([*before, *conversation([("c", answer)])] for answer in ("d", "ef"))
     source = write_lines(tmp_path / "a.jsonl", [{"chosen": chosen, "rejected": rejected}])

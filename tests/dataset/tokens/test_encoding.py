@@ -67,7 +67,7 @@ def test_marks_of_other_formats_are_no_tokens_and_records_with_them_are_counted(
     assert encoded.sequences.ids.tolist() == plain.sequences.ids.tolist()
 
 
-def test_a_bad_answer_is_left_out_and_a_turn_not_to_be_learnt_has_no_labels() -> None:
+def test_a_bad_answer_is_left_out_and_a_turn_without_targets_has_no_labels() -> None:
     wrong = {"role": "assistant", "content": "错", "loss": False}
     messages = [chat("问", "")[0], wrong, *chat("再想", "对")]
     encoded = encode("sft", {"messages": messages}, {"messages": chat("问", "滚开"), "label": False})
