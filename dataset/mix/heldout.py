@@ -144,8 +144,8 @@ def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: Mix
     mine = keys.category == category
     own = keys.own & mine
     if not own.any():
-        # Bundled samples hold many wordings of one question. So keys are counted instead of
-        # records, and there is no limit on what training may lose.
+        # Bundled samples are made to be counted by keys, not by records. They may hold out as much
+        # as they need, so the room is larger than any cost.
         given = np.minimum(1, np.bincount(keys.of_record[mine], minlength=len(keys.hashes)))
         taken = int(given[held].sum())
         return _Budget(given, taken, heldout_target(int(given.sum()), config), len(keys.place))
@@ -236,7 +236,7 @@ def _halves(keys: _Keys, held: Flags, seed: int) -> Sides:
     In each category the held-out keys go alternately to validation and test, in a random order that
     depends on the seed, so that the halves are equal. A record that names its half decides it.
     """
-    # A key that stands in several categories belongs to the first of them.
+    # A key with records in several categories belongs to the first of them.
     owner = np.zeros(len(keys.hashes), dtype=np.uint8)
     for index in reversed(range(len(CATEGORIES))):
         owner[keys.of_record[keys.category == index]] = index

@@ -1,4 +1,4 @@
-"""Leaks, which are training records with a held-out question, and duplicates.
+"""Leaks (training records that ask a held-out question), and duplicates.
 
 Shapes: N records, Q user turns, K distinct questions.
 """

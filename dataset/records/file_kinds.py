@@ -223,7 +223,7 @@ def _end_of_value(text: str, start: int) -> int | None:
 
 
 def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, bytes]]:
-    """The values of a JSON array, or JSON values in a row, each with the line on which it begins.
+    """JSON values, in an array or one after the other, each with the line on which it begins.
 
     Args: limit: characters of the largest value.
     Raises: UserError when something is not JSON, because nothing after it can be read.
@@ -253,8 +253,8 @@ def read_values(file: IO[bytes], where: str, limit: int) -> Iterator[tuple[int, 
         elif text[position] == "]" and depth:
             depth, position = 0, position + 1
         else:
-            # No end, or an end where the text ends (a number may go on): read more, up to the
-            # limit.
+            # No end yet, or an end at the end of the text, after which a number may continue: read
+            # more, up to the limit.
             end = _end_of_value(text, position)
             if (end is None or end == len(text)) and not ended and len(text) - position <= limit:
                 more()
