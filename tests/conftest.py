@@ -1,4 +1,5 @@
-"""What tests of several folders share: one thread, a tokenizer, and the records and weights of a tiny run."""
+"""What tests of several folders share: one thread, a tokenizer, and the records and weights of a
+tiny run."""
 
 import shutil
 from collections.abc import Iterator

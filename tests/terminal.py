@@ -23,9 +23,14 @@ class Terminal:
         subprocess.run(["stty", "cols", str(columns), "rows", "24"], stdin=theirs, check=True)
         environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
         self.child = subprocess.Popen(
-            [sys.executable, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, env=environment | {"TERM": "xterm"},
+            [sys.executable, *words],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            env=environment | {"TERM": "xterm"},
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(theirs)
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.shown = ""
@@ -37,7 +42,10 @@ class Terminal:
         os.write(self.ours, keys.encode())
 
     def wait_for(self, text: str) -> str:
-        """Read on until `text` is shown; returns what came up to its end. Raises: AssertionError when it never comes."""
+        """Read on until `text` is shown; returns what came up to its end.
+
+        Raises: AssertionError when it never comes.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while text not in self.shown[self.read :]:
             assert time.monotonic() < deadline, f"no {text!r} in {self.shown[self.read :]!r}"

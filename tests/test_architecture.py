@@ -34,7 +34,10 @@ def first_line(path: Path) -> str:
 
 
 def is_shown(path: Path) -> bool:
-    """Whether a file has a line in the tree. A test of one file has none: it is named after that file."""
+    """Whether a file has a line in the tree.
+
+    A test of one file has none: it is named after that file.
+    """
     below = path.relative_to(ROOT)
     if below.parts[0] == "tests" and below.name.startswith("test_") and len(below.parts) > 2:
         return False
@@ -77,7 +80,8 @@ def test_every_file_says_what_one_finds_in_it(folder: str) -> None:
 
 
 def test_a_test_stands_where_the_file_does_that_it_tests() -> None:
-    """tests/dataset/mix/test_scan.py tests dataset/mix/scan.py; so would test_scan_of_a_folder.py."""
+    """tests/dataset/mix/test_scan.py tests dataset/mix/scan.py; so would
+    test_scan_of_a_folder.py."""
     for path in (ROOT / "tests").glob("*/**/test_*.py"):
         folder = ROOT / path.relative_to(ROOT / "tests").parent
         names = {file.stem for place in (folder, folder / "src") if place.is_dir() for file in place.iterdir()}

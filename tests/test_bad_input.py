@@ -1,4 +1,5 @@
-"""Bad input and bad disks, from end to end: one clear line, what was good is kept, nothing half-written is trusted."""
+"""Bad input and bad disks, from end to end: one clear line, what was good is kept, nothing
+half-written is trusted."""
 
 import json
 import os
@@ -150,7 +151,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# --- records --------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_good_records_survive_every_kind_of_bad_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +254,7 @@ def test_missing_permissions_are_named(capsys: pytest.CaptureFixture[str]) -> No
         shutil.rmtree(folder)
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 def test_a_full_disk_stops_mix_and_export_and_leaves_nothing_that_is_trusted(
@@ -306,7 +307,7 @@ def test_a_full_disk_tears_no_line(disk: Path) -> None:
     assert results.read_bytes().endswith(b"\n")
 
 
-# --- a read-only folder -------------------------------------------------------------------------------------------------
+# --- a read-only folder ---------------------------------------------------------------------------
 
 
 def test_a_read_only_folder_is_named_before_any_work(
@@ -331,7 +332,7 @@ def test_a_read_only_folder_is_named_before_any_work(
     assert len(result.errors.splitlines()) == 1
 
 
-# --- weights that do not fit -------------------------------------------------------------------------------------------
+# --- weights that do not fit ----------------------------------------------------------------------
 
 
 def cut(path: Path, target: Path) -> Path:

@@ -1,4 +1,5 @@
-"""A run into a file: no carriage return, and at most 60 lines a stage, however many steps and kinds of questions it has."""
+"""A run into a file: no carriage return, and at most 60 lines a stage, however many steps and kinds
+of questions it has."""
 
 import time
 from pathlib import Path
@@ -71,14 +72,18 @@ def train_thousands_of_steps(folder: Path, stage: str, monkeypatch: pytest.Monke
     """What a trainer's loop says in 7,654 steps of a second each."""
     now, num_steps = [0.0], 7_654
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    metrics = Metrics(
-        folder, stage, "abcdef0123", num_steps=num_steps, first_step=0, use_wandb=False, settings={}
-    )  # fmt: skip
+    metrics = Metrics(folder, stage, "abcdef0123", num_steps=num_steps, first_step=0, use_wandb=False, settings={})
     found = {"validation_loss": 1.5} | ({} if stage == "dpo" else {"validation_bits_per_byte": 0.75})
     run = Run(
-        TrainConfig(log_interval=1_000, save_interval=10**6), Runtime.start("cpu", "float32"), num_steps=num_steps,
-        state=cast(ResumeState, None), resume=None, metrics=metrics, validate=lambda model: found, stop=StopSignal(),
-    )  # fmt: skip
+        TrainConfig(log_interval=1_000, save_interval=10**6),
+        Runtime.start("cpu", "float32"),
+        num_steps=num_steps,
+        state=cast(ResumeState, None),
+        resume=None,
+        metrics=metrics,
+        validate=lambda model: found,
+        stop=StopSignal(),
+    )
     nothing = cast(nn.Module, None), cast(MuonAdamW, None), cast(BatchStream, None)
     for step in range(1, num_steps + 1):
         now[0] += 1
@@ -109,11 +114,27 @@ def test_a_stage_of_thousands_of_steps_with_every_kind_of_question_writes_at_mos
 
     full = metrics_of(stage)
     monkeypatch.setattr(evaluate_stage, "tables", lambda metrics: report.tables(full))
-    assert evaluate_stage.main([
-        "--stage", stage, "--profile", "smoke", "--device", "cpu", "--tokenizer_dir", str(TOKENIZER_DIR),
-        "--checkpoint", str(tiny.path(stage)), "--data_path", str(tiny.data / f"{stage}_heldout.jsonl"),
-        "--results_file", str(tiny.out / "results.jsonl"),
-    ]) == 0  # fmt: skip
+    assert (
+        evaluate_stage.main(
+            [
+                "--stage",
+                stage,
+                "--profile",
+                "smoke",
+                "--device",
+                "cpu",
+                "--tokenizer_dir",
+                str(TOKENIZER_DIR),
+                "--checkpoint",
+                str(tiny.path(stage)),
+                "--data_path",
+                str(tiny.data / f"{stage}_heldout.jsonl"),
+                "--results_file",
+                str(tiny.out / "results.jsonl"),
+            ]
+        )
+        == 0
+    )
     evaluation = written(capsys)
     assert len(evaluation) >= len(report.tables(full)) + 3
     assert LINES_OF_RUN_SH + len(around) + len(loop) + len(evaluation) <= LINES_A_STAGE

@@ -15,7 +15,8 @@ from configs.paths import ROOT
 from configs.schema import UserError
 
 SPOKEN = ("configs", "dataset", "evaluation", "inference", "model", "scripts", "trainer", "eval_model.py")
-"""Folders and files whose messages a user reads; those of benchmarks/ are for developers, in English."""
+"""Folders and files whose messages a user reads; those of benchmarks/ are for developers, in
+English."""
 PRINTERS = ("configs/__init__.py", "configs/cli.py", "configs/messages.py")
 """What puts the first word before a message."""
 HAN = re.compile("[一-鿿]")

@@ -1,4 +1,5 @@
-"""Every program, given flags with values of every odd kind: it works, or ends with one line or with its usage."""
+"""Every program, given flags with values of every odd kind: it works, or ends with one line or with
+its usage."""
 
 import argparse
 import shutil

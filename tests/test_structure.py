@@ -30,7 +30,8 @@ def files_of(name: str) -> list[Path]:
 
 
 def modules_imported(path: Path) -> set[str]:
-    """All modules that a file imports anywhere, submodules named by `from package import module` included."""
+    """All modules that a file imports anywhere, submodules named by `from package import module`
+    included."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -113,3 +114,45 @@ def test_pyproject_and_requirements_state_the_same_core() -> None:
     assert block
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert re.findall(r'"(.+?)"', block[1]) == [line for line in lines if line and not line.startswith("#")]
+
+
+ROOMS = (*MAY_IMPORT, "benchmarks", "tests")
+"""What holds Python files of ours."""
+
+
+def unformatted_lines(path: Path) -> set[int]:
+    """Lines that end in `# fmt: skip`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {number for number, line in enumerate(lines, 1) if line.endswith("# fmt: skip")}
+
+
+def is_table(value: ast.expr | None) -> bool:
+    """Whether an expression is data laid out in rows: a literal collection, or several joined."""
+    if isinstance(value, ast.BinOp):
+        return is_table(value.left) and is_table(value.right)
+    if isinstance(value, ast.Call) and len(value.args) == 1 and not value.keywords:  # frozenset([...])
+        return is_table(value.args[0])
+    return isinstance(value, ast.List | ast.Tuple | ast.Dict | ast.Set)
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_only_tables_are_kept_from_the_formatter(name: str) -> None:
+    for path in files_of(name):
+        tables = {
+            node.end_lineno
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.Return) and is_table(node.value)
+        }
+        assert unformatted_lines(path) <= tables, path
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_no_choice_stands_inside_a_choice(name: str) -> None:
+    """`a if x else b if y else c` takes a reader three readings."""
+    for path in files_of(name):
+        choices = [
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.IfExp)
+        ]
+        for choice in choices:
+            inside = [node for part in (choice.test, choice.body, choice.orelse) for node in ast.walk(part)]
+            assert not any(isinstance(node, ast.IfExp) for node in inside), f"{path}:{choice.lineno}"

@@ -79,10 +79,14 @@ def test_weights_become_a_table_and_a_json_file(tiny: TinyRun, capsys: pytest.Ca
     model, manifest = load_model(tiny.path("sft"))
     save_weights(tiny.path("sft"), lively(model), manifest)
     facts = [
-        {"conversations": [{"role": "user", "content": f"问{n}"}, {"role": "assistant", "content": f"答{n}"}],
-         "category": "knowledge", "split": split}
-        for n in range(6) for split in ("test", "validation")
-    ]  # fmt: skip
+        {
+            "conversations": [{"role": "user", "content": f"问{n}"}, {"role": "assistant", "content": f"答{n}"}],
+            "category": "knowledge",
+            "split": split,
+        }
+        for n in range(6)
+        for split in ("test", "validation")
+    ]
     for name in (conversation.TRAINED, conversation.HELDOUT):
         write_jsonl(tiny.data / name, [{k: v for k, v in fact.items() if k != "split"} for fact in facts])
     result = tiny.out / "talk.json"

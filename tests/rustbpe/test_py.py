@@ -1,4 +1,5 @@
-"""The crate's Python interface: equal to a slow, obvious trainer and to tiktoken, and clear about what it refuses."""
+"""The crate's Python interface: equal to a slow, obvious trainer and to tiktoken, and clear about
+what it refuses."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def train(texts: list[str], vocab_size: int, **arguments: Any) -> Any:
 
 
 def merges_of_a_slow_trainer(texts: list[str], pattern: str) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Count every pair anew for each merge, and merge the most frequent; of several, the lowest, and tell (True)."""
+    """Count every pair anew for each merge, and merge the most frequent; of several, the lowest,
+    and tell (True)."""
     pieces = Counter(tuple(piece.encode()) for text in texts for piece in regex.findall(pattern, text))
     tokens = [bytes([byte]) for byte in range(256)]
     while True:
@@ -106,7 +108,8 @@ def without_half_surrogates(text: str) -> str:
 
 
 def run_python(code: str, folder: Path, **variables: str) -> str:
-    """What code prints in a process of its own; `folder` is not the one with the crate's sources in it."""
+    """What code prints in a process of its own; `folder` is not the one with the crate's sources in
+    it."""
     site = str(Path(rustbpe.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

@@ -27,8 +27,14 @@ def session(tmp_path: Path) -> Session:
     out.mkdir()
     results = Results(out / "results.json", HEAD)
     return Session(
-        device="cpu", tiny=True, data=tmp_path / "data", work=tmp_path / "work", out=out, machine=MACHINE, results=results
-    )  # fmt: skip
+        device="cpu",
+        tiny=True,
+        data=tmp_path / "data",
+        work=tmp_path / "work",
+        out=out,
+        machine=MACHINE,
+        results=results,
+    )
 
 
 def program(name: str, text: str, limit: float = 30.0, **more: Any) -> Check:
