@@ -88,8 +88,8 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
         speeds = [our_speed(bench, seed, seconds) for seed in bench.args.seeds]
         replay()
         facts = bench.corpus.tensor_facts()
-        padded = 1 - facts["num_tokens"] / (facts["rows"] * facts["max_length"])
-        results.append(figures("minillm", speeds, padded) | {"row_tokens": facts["max_length"]})
+        padded = 1 - facts.num_tokens / (facts.rows * facts.max_length)
+        results.append(figures("minillm", speeds, padded) | {"row_tokens": facts.max_length})
         kept()  # in case the other arm fails
     if "baseline" in bench.args.arms:
         by_batch = {
@@ -113,7 +113,7 @@ def measure(bench: Bench, json_file: Path | None) -> list[dict[str, Any]]:
 
 def our_speed(bench: Bench, seed: int, seconds: float) -> Speed:
     """Speed of our trainer, in steps of the size it would choose itself."""
-    step = bench.step_words(bench.run.train.epochs * bench.corpus.tensor_facts()["num_tokens"])
+    step = bench.step_words(bench.run.train.epochs * bench.corpus.tensor_facts().num_tokens)
     speed = measure_speed(
         bench,
         lambda folder: bench.our_command(folder, seed, *step),

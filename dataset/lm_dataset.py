@@ -73,8 +73,7 @@ class _Tensors:
 
     def __len__(self) -> int:
         """Rows, or pairs."""
-        rows: int = self.manifest["rows"]
-        return rows
+        return self.manifest.rows
 
     def largest(self, count: int) -> np.ndarray:
         """Numbers of the `count` rows (or pairs) that need the most memory, (count,).
@@ -125,7 +124,7 @@ class DPODataset(_Tensors):
         sides = [("chosen", int(i)) for i in indices] + [("rejected", int(i)) for i in indices]
         spans = [self._span(side, number) for side, number in sides]
         longest = max(end - start for start, end in spans)
-        input_ids = torch.full((len(spans), longest), self.manifest["pad_id"], dtype=torch.int64)
+        input_ids = torch.full((len(spans), longest), self.manifest.pad_id, dtype=torch.int64)
         labels = torch.full_like(input_ids, IGNORE)
         for row, ((side, _), (start, end)) in enumerate(zip(sides, spans, strict=True)):
             input_ids[row, : end - start] = self.arrays[f"{side}_input_ids"][start:end]

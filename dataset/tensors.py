@@ -14,10 +14,11 @@ and is made from held-out records. `dataset/tokens/` makes the tensors.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -40,14 +41,162 @@ EXPORT_COMMAND = "python scripts/export_embeddings.py"
 CHECKED_FILE = ".checked.json"
 """Holds the size and times that each array had when its checksum was last computed."""
 
-Manifest = dict[str, Any]
-MANIFEST_PARTS: dict[str, Any] = {
-    "max_length": int, "vocab_size": int, "pad_id": int, "tokenizer_sha256": str, "source": dict,
-    "validation": dict | None, "rows": int, "num_tokens": int, "fingerprint": str, "files": dict,
-}  # fmt: skip
-"""What a manifest must hold, with the types. Without it nobody can train on the tensors."""
-FILE_PARTS: dict[str, type] = {"bytes": int, "sha256": str, "shape": list, "dtype": str}
-"""What a manifest must hold about each file, with the types."""
+Part = TypeVar("Part")
+
+
+# --- what a folder says about itself --------------------------------------------------------------
+
+
+class ManifestError(Exception):
+    """A manifest lacks a part, or a part has another type. The text says which."""
+
+    def __init__(self, text: str, chinese: str) -> None:
+        super().__init__(text)
+        self.chinese = chinese
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """One array, as it was written."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    """Size of the .npy file."""
+    sha256: str
+    """Hash of the .npy file."""
+
+    @classmethod
+    def from_json(cls, content: object) -> "FileFacts":
+        """Raises: ManifestError."""
+        return cls(
+            dtype=_needed(content, "dtype", str),
+            shape=tuple(_needed(content, "shape", list)),
+            bytes=_needed(content, "bytes", int),
+            sha256=_needed(content, "sha256", str),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """A record file that tensors were made from."""
+
+    path: str = ""
+    sha256: str
+    records: int = 0
+
+    @classmethod
+    def from_json(cls, content: object) -> "SourceFacts":
+        """Raises: ManifestError."""
+        return cls(
+            path=_optional(content, "path", ""),
+            sha256=_needed(content, "sha256", str),
+            records=_optional(content, "records", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationFacts:
+    """The file of held-out records, and what `validation/` holds of it."""
+
+    path: str = ""
+    sha256: str
+    records: int = 0
+    rows: int
+    """Rows or pairs in `validation/`. 0: there is no such folder."""
+    fingerprint: str
+    """The fingerprint in the manifest of `validation/`."""
+
+    @classmethod
+    def from_json(cls, content: object) -> "ValidationFacts":
+        """Raises: ManifestError."""
+        return cls(
+            **asdict(SourceFacts.from_json(content)),
+            rows=_needed(content, "rows", int),
+            fingerprint=_needed(content, "fingerprint", str),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncatedFacts:
+    """Records that were longer than `max_length` and were cut there."""
+
+    records: int = 0
+    share: float = 0.0
+    """Share of all records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a tensor folder says about itself (docs/formats.md).
+
+    Nobody can train without the parts that have no default, so they must be there when a manifest
+    is read.
+    """
+
+    data: str
+    """Documents, conversations or pairs."""
+    max_length: int
+    """Tokens of a row. For pairs: the most tokens that a side may have."""
+    bos_token: str | None = None
+    """The special token that opens each sequence."""
+    append_eos: bool = False
+    """Whether <|endoftext|> closes each sequence."""
+    split: str = ""
+    """Only records whose `split` is this were taken; empty: all of them."""
+    vocab_size: int
+    pad_id: int
+    tokenizer_sha256: str
+    source: SourceFacts
+    validation: ValidationFacts | None
+    """None: no file of held-out records was given."""
+    rows: int
+    """Rows, or pairs."""
+    num_tokens: int
+    """Tokens without padding."""
+    num_targets: int = 0
+    """Tokens that count in the loss."""
+    num_bytes: int = 0
+    """UTF-8 bytes of the text that is learnt."""
+    truncated: TruncatedFacts = TruncatedFacts()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> how many records were left out for it."""
+    fingerprint: str
+    """Hash of all that the tensors depend on."""
+    files: Mapping[str, FileFacts]
+    """Name of an array -> what is in its file."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Manifest":
+        """The manifest that a JSON object holds. Raises: ManifestError."""
+        cut: dict[str, Any] = _optional(content, "truncated", {})
+        return cls(
+            data=_data_kind(content),
+            max_length=_needed(content, "max_length", int),
+            bos_token=_optional(content, "bos_token", "") or None,
+            append_eos=_optional(content, "append_eos", False),
+            split=_optional(content, "split", ""),
+            vocab_size=_needed(content, "vocab_size", int),
+            pad_id=_needed(content, "pad_id", int),
+            tokenizer_sha256=_needed(content, "tokenizer_sha256", str),
+            source=_facts("source", SourceFacts.from_json, _needed(content, "source", dict)),
+            validation=_validation(content),
+            rows=_needed(content, "rows", int),
+            num_tokens=_needed(content, "num_tokens", int),
+            num_targets=_optional(content, "num_targets", 0),
+            num_bytes=_optional(content, "num_bytes", 0),
+            truncated=TruncatedFacts(records=_optional(cut, "records", 0), share=_optional(cut, "share", 0.0)),
+            dropped=_optional(content, "dropped", {}),
+            fingerprint=_needed(content, "fingerprint", str),
+            files={
+                name: _facts(f"files: {name}", FileFacts.from_json, facts)
+                for name, facts in _needed(content, "files", dict).items()
+            },
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object that manifest.json holds."""
+        return {"format": FORMAT} | asdict(self)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -56,61 +205,76 @@ def read_manifest(path: Path) -> Manifest:
     Raises: UserError when the manifest is missing, damaged, or made by another version.
     """
     file = path / MANIFEST_FILE
-    manifest = read_json(
+    content = read_json(
         file, f"Make the tensors: {EXPORT_COMMAND} STAGE.", f"张量缺失或损坏：请运行 {EXPORT_COMMAND} 阶段名"
     )
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or data_kind(manifest) not in DATA_STEMS:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or _data_kind(content) not in DATA_STEMS:
         raise UserError(
             f"{display(file)}: made by another version. Delete the folder and rerun: {EXPORT_COMMAND} STAGE.",
             "由其他版本生成：请删除该目录后重新导出",
         )
-    if missing := [name for name in MANIFEST_PARTS if name not in manifest]:
+    try:
+        return Manifest.from_json(content)
+    except ManifestError as error:
         raise UserError(
-            f"{display(file)}: has no {missing[0]!r}. {_redo(path, manifest)}", "清单不完整：请删除后重新导出"
-        )
-    if wrong := _wrong_types(manifest):
-        raise UserError(
-            f"{display(file)}: {wrong[0]!r} is not as it was written. {_redo(path, manifest)}",
-            "清单被改动：请删除后重新导出",
-        )
-    return manifest
+            f"{display(file)}: {error}. {_redo(path, _data_kind(content))}", f"{error.chinese}：请删除后重新导出"
+        ) from None
 
 
-def data_kind(manifest: Mapping[str, Any]) -> str:
+def _data_kind(content: Mapping[str, Any]) -> str:
     """Documents, conversations or pairs; "" when the manifest does not say it.
 
     An older manifest has no `data`: it names the stage that trains on the tensors.
     """
-    stage = str(manifest.get("stage"))
-    return str(manifest.get("data", STAGE_TABLE[stage].data if stage in STAGE_TABLE else ""))
+    stage = str(content.get("stage"))
+    return str(content.get("data", STAGE_TABLE[stage].data if stage in STAGE_TABLE else ""))
 
 
-def require_kind(path: Path, manifest: Mapping[str, Any], data: str) -> None:
+def _validation(content: Mapping[str, Any]) -> ValidationFacts | None:
+    """The part `validation`, which may be null. Raises: ManifestError."""
+    facts = _needed(content, "validation", object)
+    return None if facts is None else _facts("validation", ValidationFacts.from_json, facts)
+
+
+def _facts(name: str, read: Callable[[object], Part], content: object) -> Part:
+    """What `read` makes of a part. Raises: ManifestError that names the whole part."""
+    try:
+        return read(content)
+    except ManifestError:
+        raise _of_another_type(name) from None
+
+
+def _needed(content: object, name: str, kind: type[Part]) -> Part:
+    """A value of a JSON object. Raises: ManifestError when it is missing or of another type."""
+    if not isinstance(content, dict) or name not in content:
+        raise ManifestError(f"has no {name!r}", "清单不完整")
+    value = content[name]
+    if not isinstance(value, kind):
+        raise _of_another_type(name)
+    return value
+
+
+def _optional(content: object, name: str, default: Part) -> Part:
+    """A value that nothing needs; the default where it is missing or of another type."""
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, type(default)) else default
+
+
+def _of_another_type(name: str) -> ManifestError:
+    return ManifestError(f"{name!r} is not as it was written", "清单被改动")
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def require_kind(path: Path, manifest: Manifest, data: str) -> None:
     """Raises: UserError when the tensors of a folder are of another kind than `data`."""
-    found = data_kind(manifest)
-    if found != data:
+    if manifest.data != data:
         raise UserError(
-            f"{display(path)}: tensors of {found}; this needs {data}. Name another folder with --data_path, or make it: "
-            f"{EXPORT_COMMAND} {DATA_STEMS[data]}.",
+            f"{display(path)}: tensors of {manifest.data}; this needs {data}. Name another folder with --data_path, or "
+            f"make it: {EXPORT_COMMAND} {DATA_STEMS[data]}.",
             "张量的数据类型不对：请用 --data_path 另指定，或运行该命令生成",
         )
-
-
-def _wrong_types(manifest: Manifest) -> list[str]:
-    """The parts of a manifest that do not have the type that MiniLLM writes."""
-    wrong = [name for name, kind in MANIFEST_PARTS.items() if not isinstance(manifest[name], kind)]
-    if wrong:
-        return wrong
-    parts = [(f"files: {name}", facts, FILE_PARTS) for name, facts in manifest["files"].items()]
-    parts.append(("source", manifest["source"], {"sha256": str}))
-    if manifest["validation"] is not None:
-        parts.append(("validation", manifest["validation"], {"sha256": str, "rows": int, "fingerprint": str}))
-    return [name for name, facts, kinds in parts if not _is_of(facts, kinds)]
-
-
-def _is_of(facts: Any, kinds: dict[str, type]) -> bool:
-    """Whether `facts` is a dict that has all these names, with values of these types."""
-    return isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
 
 
 def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
@@ -125,17 +289,17 @@ def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
     manifest = read_manifest(path)
     _check_sizes(path, manifest)
     tensors = {}
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.files.items():
         file = path / f"{name}.npy"
         try:
             array = np.load(file, mmap_mode="c", allow_pickle=False)  # c: copy on write
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{display(file)}: damaged ({error}). {_redo(path, manifest)}", "文件损坏：请删除后重新导出"
+                f"{display(file)}: damaged ({error}). {_redo(path, manifest.data)}", "文件损坏：请删除后重新导出"
             ) from None
-        if list(array.shape) != facts["shape"] or str(array.dtype) != facts["dtype"]:
+        if array.shape != facts.shape or str(array.dtype) != facts.dtype:
             raise UserError(
-                f"{display(file)}: not the array that the manifest describes. {_redo(path, manifest)}",
+                f"{display(file)}: not the array that the manifest describes. {_redo(path, manifest.data)}",
                 "数组与清单不符：请删除后重新导出",
             )
         tensors[name] = torch.from_numpy(array)
@@ -144,13 +308,13 @@ def open_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:
     """Raises: UserError when a file is missing or has another size than the manifest says."""
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.files.items():
         file = path / f"{name}.npy"
         size = file.stat().st_size if file.is_file() else None
-        if size != facts["bytes"]:
-            found = "missing" if size is None else f"{size:,} bytes instead of {facts['bytes']:,}"
+        if size != facts.bytes:
+            found = "missing" if size is None else f"{size:,} bytes instead of {facts.bytes:,}"
             raise UserError(
-                f"{display(file)}: {found}. {_redo(path, manifest)}", "文件缺失或大小不对：请删除后重新导出"
+                f"{display(file)}: {found}. {_redo(path, manifest.data)}", "文件缺失或大小不对：请删除后重新导出"
             )
 
 
@@ -164,23 +328,24 @@ def check_contents(path: Path, manifest: Manifest) -> None:
     """
     _check_sizes(path, manifest)
     # An array is read only if its stamp is not the one of the last check.
-    stamps = {name: _stamp(path / f"{name}.npy", facts["sha256"]) for name, facts in manifest["files"].items()}
+    stamps = {name: _stamp(path / f"{name}.npy", facts.sha256) for name, facts in manifest.files.items()}
     checked = _read_checked(path)
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.files.items():
         file = path / f"{name}.npy"
-        if checked.get(name) != stamps[name] and sha256_file(file) != facts["sha256"]:
+        if checked.get(name) != stamps[name] and sha256_file(file) != facts.sha256:
             raise UserError(
-                f"{display(file)}: its bytes have changed. {_redo(path, manifest)}", "文件内容变了：请删除后重新导出"
+                f"{display(file)}: its bytes have changed. {_redo(path, manifest.data)}",
+                "文件内容变了：请删除后重新导出",
             )
     if checked != stamps:
         with suppress(UserError):  # a read-only folder can't store them, so it is read whole each time
             write_json(path / CHECKED_FILE, stamps)
-    if manifest["validation"] is not None and manifest["validation"]["rows"]:
+    if manifest.validation is not None and manifest.validation.rows:
         folder = path / VALIDATION_FOLDER
         validation = read_manifest(folder)
-        if validation["fingerprint"] != manifest["validation"]["fingerprint"]:
+        if validation.fingerprint != manifest.validation.fingerprint:
             raise UserError(
-                f"{display(folder)}: belongs to other tensors. {_redo(path, manifest)}",
+                f"{display(folder)}: belongs to other tensors. {_redo(path, manifest.data)}",
                 "验证集与训练张量不配套：请删除后重新导出",
             )
         check_contents(folder, validation)
@@ -203,6 +368,6 @@ def _read_checked(path: Path) -> dict[str, Any]:
     return checked if isinstance(checked, dict) else {}
 
 
-def _redo(path: Path, manifest: Manifest) -> str:
+def _redo(path: Path, data: str) -> str:
     """The remedy for a damaged folder, as the last sentence of an error."""
-    return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {DATA_STEMS[data_kind(manifest)]}."
+    return f"Delete {display(path)} and rerun: {EXPORT_COMMAND} {DATA_STEMS[data]}."

@@ -26,7 +26,7 @@ from configs.paths import DATA_DIR, OUT_DIR, default_tokenizer_dir, display, env
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, record_file, tensor_folder
 from dataset.chat import BOS
-from dataset.tensors import IGNORE, VALIDATION_FOLDER, Manifest, data_kind, open_tensors, read_manifest
+from dataset.tensors import IGNORE, VALIDATION_FOLDER, Manifest, open_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors, current_tensors
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         manifest = build_tensors(job)
         print(f"{display(job.output)}: {describe(manifest)}")
-        if manifest["validation"] is not None and manifest["validation"]["rows"]:
+        if manifest.validation is not None and manifest.validation.rows:
             folder = job.output / VALIDATION_FOLDER
             print(f"{display(folder)}: {describe(read_manifest(folder))}")
     if arguments.inspect:
@@ -117,12 +117,12 @@ def resolve_job(arguments: Namespace) -> TensorJob:
 
 def describe(manifest: Manifest) -> str:
     """One line about a tensor folder."""
-    rows, tokens, length = manifest["rows"], manifest["num_tokens"], manifest["max_length"]
-    if data_kind(manifest) == "pairs":
+    rows, tokens, length = manifest.rows, manifest.num_tokens, manifest.max_length
+    if manifest.data == "pairs":
         what = f"{rows:,} pairs, {tokens:,} tokens"
     else:
         what = f"{rows:,} rows of {length:,}, {tokens:,} tokens ({tokens / (rows * length):.1%} of the rows)"
-    return f"{what}, {manifest['num_targets']:,} learnt; {manifest['source']['records']:,} records"
+    return f"{what}, {manifest.num_targets:,} learnt; {manifest.source.records:,} records"
 
 
 # --- samples, token by token ----------------------------------------------------------------------

@@ -30,7 +30,7 @@ from scripts import build_chinese_mix
 from scripts.pipeline.plan import PIPELINE
 from tests.tiny_run import TinyRun, chat, lively, write_jsonl, write_records
 from trainer import autoconfig
-from trainer.autoconfig import fill_in, resolved_values
+from trainer.autoconfig import DataFacts, fill_in, resolved_values
 from trainer.runtime import Runtime
 
 KEPT = Path(__file__).with_name("recipe_results.json")
@@ -99,7 +99,7 @@ def chosen_values(stage: str) -> dict[str, Any]:
             counted: dict[str, Counter[str]] = {}
             for power in range(160):
                 rows = round(20 * 1.1**power)
-                data = {"data": STAGE_TABLE[stage].data, "rows": rows, "max_length": 512, "num_tokens": rows * 512}
+                data = DataFacts(kind=STAGE_TABLE[stage].data, rows=rows, row_tokens=512)
                 config, fresh = TrainConfig(optimizer=optimizer), stage == "pretrain"
                 values: dict[str, Any] = resolved_values(config, stage, shape, data, fresh=fresh)
                 with mock.patch.object(

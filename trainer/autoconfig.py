@@ -9,7 +9,7 @@ addition to its tokens, given as the number of tokens that cost as much.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from configs.hardware import memory
 from configs.schema import ModelConfig, TrainConfig, UserError
 from configs.stage_table import STAGE_TABLE
-from dataset.tensors import data_kind
+from dataset.tensors import Manifest
 from model.device import dtype_name
 from trainer.flops import newton_schulz_flops, training_flops
 from trainer.runtime import Runtime
@@ -48,6 +48,27 @@ MEMORY_SHARE = 0.7
 COMPILE_FLOPS = {"cpu": 2e14, "cuda": 2e16}
 """Operations of a run from which on compiling saves more time than it costs. CPU: by experiment
 (docs/lab_log.md). GPU: assumed, not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What the rules look at in a stage's tensors."""
+
+    kind: str
+    """Documents, conversations or pairs."""
+    rows: int
+    """Rows, or pairs."""
+    row_tokens: int
+    """Tokens of a row. For pairs: of both sides together, on average."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "DataFacts":
+        """Those of a tensor folder."""
+        if manifest.data == "pairs":
+            row_tokens = max(1, round(manifest.num_tokens / max(1, manifest.rows)))
+        else:
+            row_tokens = manifest.max_length
+        return cls(kind=manifest.data, rows=manifest.rows, row_tokens=row_tokens)
 
 
 # --- the size of a step and the rate --------------------------------------------------------------
@@ -94,15 +115,15 @@ def learning_rate(shape: ModelConfig, stage: str, optimizer: str) -> float:
 
 
 def resolved_values(
-    config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any] | None, *, fresh: bool
+    config: TrainConfig, stage: str, shape: ModelConfig, data: DataFacts | None, *, fresh: bool
 ) -> dict[str, float]:
     """Learning rate, ratio of the embedding's rate, size of a step: by the rules where left open.
 
     These values are the same on every machine, and are part of a stage's fingerprint. What depends
     on the machine (its memory, its compiler) is not among them. So finished weights that are copied
     to another machine are not trained again there.
-    Args: data: the manifest of the stage's tensors. None: not known yet, and the size of a step
-    stays open. fresh: whether the run starts from random weights.
+    Args: data: None: not known yet, and the size of a step stays open. fresh: whether the run
+    starts from random weights.
     Returns: values of the fields learning_rate, embedding_lr_ratio and tokens_per_step.
     """
     # Only an embedding of random numbers needs the higher rate.
@@ -110,7 +131,7 @@ def resolved_values(
     ratio = config.embedding_lr_ratio or (FRESH_EMBEDDING_RATIO[config.optimizer] if fresh else 1.0)
     tokens = config.tokens_per_step
     if not tokens and data is not None and not (config.batch_size and config.accumulation_steps):
-        tokens = _step_tokens_of_run(config, shape, data["rows"] * row_length(data))
+        tokens = _step_tokens_of_run(config, shape, data.rows * data.row_tokens)
     return {"learning_rate": rate, "embedding_lr_ratio": ratio, "tokens_per_step": tokens}
 
 
@@ -195,16 +216,15 @@ def split_rows(rows: int, most: int) -> tuple[int, int]:
 
 
 def fill_in(
-    config: TrainConfig, stage: str, shape: ModelConfig, data: dict[str, Any], runtime: Runtime, *, fresh: bool
+    config: TrainConfig, stage: str, shape: ModelConfig, data: DataFacts, runtime: Runtime, *, fresh: bool
 ) -> TrainConfig:
     """A copy of `config` in which nothing is left open.
 
-    Args: data: the manifest of the stage's tensors. fresh: whether the run starts from random
-    weights.
+    Args: fresh: whether the run starts from random weights.
     Raises: UserError where tokens_per_step, batch_size and accumulation_steps contradict each
     other, or where accumulation_steps is given without a batch_size.
     """
-    rows, row_tokens = data["rows"], row_length(data)
+    rows, row_tokens = data.rows, data.row_tokens
     if config.tokens_per_step and config.batch_size and config.accumulation_steps:
         raise UserError(
             f"tokens_per_step = {config.tokens_per_step} beside batch_size and accumulation_steps: they already say how large "
@@ -222,16 +242,9 @@ def fill_in(
         flops = trained * row_tokens * training_flops(shape, row_tokens)
         least = COMPILE_FLOPS.get(runtime.device.type, math.inf)
         # A batch of pairs is as long as its longest one, and each length would be compiled anew.
-        one_length = data_kind(data) != "pairs"
+        one_length = data.kind != "pairs"
         config = replace(config, use_compile=one_length and flops >= least)
     return config
-
-
-def row_length(data: dict[str, Any]) -> int:
-    """Tokens of a row. For pairs: of both sides together, on average."""
-    if data_kind(data) == "pairs":
-        return max(1, round(data["num_tokens"] / max(1, data["rows"])))
-    return int(data["max_length"])
 
 
 def _fill_in_batch(

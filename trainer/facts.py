@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import ensure_tensors
 from model.device import choose_device
 from model.weights import read_weights, weights_fingerprint
-from trainer.autoconfig import require_memory, resolved_values
+from trainer.autoconfig import DataFacts, require_memory, resolved_values
 from trainer.processes import Group, start_group
 from trainer.resume import ResumeState
 from trainer.runtime import Runtime
@@ -106,7 +107,7 @@ def gather(run: TrainRun) -> Facts:
     # What the result depends on, and its hash.
     settings = run_settings(replace(run, model=shape))
     del settings["from_weight"]  # the content of the starting weights counts, not their name
-    resolved = resolved_values(run.train, run.stage, shape, data, fresh=start is None)
+    resolved = resolved_values(run.train, run.stage, shape, DataFacts.of(data), fresh=start is None)
     whole, family = fingerprints(run.stage, data, start, runtime.world_size, settings, resolved)
     return Facts(
         run=run,
@@ -167,15 +168,15 @@ def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, run
         check_contents(path, manifest)
     runtime.barrier()
     require_kind(path, manifest, data)
-    if manifest["tokenizer_sha256"] != tokenizer.sha256:
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
-            f"{where}: made with another tokenizer ({manifest['tokenizer_sha256'][:8]}) than "
+            f"{where}: made with another tokenizer ({manifest.tokenizer_sha256[:8]}) than "
             f"{display(run.tokenizer_dir)} ({tokenizer.sha256[:8]}). Rerun {export}, or pass --tokenizer_dir.",
             "数据用的是另一个分词器：请重新运行该命令，或用 --tokenizer_dir 指定",
         )
-    if manifest["max_length"] > run.train.max_seq_len:
+    if manifest.max_length > run.train.max_seq_len:
         raise UserError(
-            f"{where}: rows of {manifest['max_length']} tokens, but --max_seq_len is {run.train.max_seq_len}. "
+            f"{where}: rows of {manifest.max_length} tokens, but --max_seq_len is {run.train.max_seq_len}. "
             f"Rerun {export} --max-length {run.train.max_seq_len}.",
             "数据的行比 --max_seq_len 长：请重新运行该命令",
         )
@@ -269,7 +270,7 @@ def fingerprints(
     The second is the family: a stopped run may resume as a longer one of its family.
     """
     # The number of processes counts: each has a dropout of its own, and sums are rounded otherwise.
-    inputs = [RECIPE_VERSION[stage], data["fingerprint"], start.sha256 if start else "", world_size]
+    inputs = [RECIPE_VERSION[stage], data.fingerprint, start.sha256 if start else "", world_size]
     settings = hashed_settings(settings)
     # The rule for the size of a step looks at the length of the run, so its value is left out too.
     train = {name: value for name, value in settings["train"].items() if name not in LENGTH_SETTINGS}
@@ -278,13 +279,16 @@ def fingerprints(
     return fingerprint([*inputs, settings, resolved]), family
 
 
-def ask_rules(run: TrainRun, start: Path | None, data: Manifest | None) -> dict[str, float]:
+def ask_rules(run: TrainRun, start: Path | None) -> dict[str, float]:
     """What the rules give for a stage that has not started. `run.sh` needs it for fingerprints.
 
-    Args: start: the weights that it will start from; they may not exist yet. data: the manifest of
-    its tensors; None: not known yet.
+    Its tensors may not be made yet, or may be damaged. Then the size of a step stays open.
+    Args: start: the weights that it will start from; they may not exist yet.
     Raises: UserError where the model is larger than all memory.
     """
     shape = read_weights(start)[1] if start is not None and start.exists() else run.model
     require_memory(shape)
+    data = None
+    with suppress(UserError):
+        data = DataFacts.of(read_manifest(run.data_path))
     return resolved_values(run.train, run.stage, shape, data, fresh=start is None and run.from_weight == "none")

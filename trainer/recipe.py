@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from model.weights import (
     require_finite,
     save_weights,
 )
-from trainer.autoconfig import chosen_values, fill_in, row_length, with_chosen
+from trainer.autoconfig import DataFacts, chosen_values, fill_in, with_chosen
 from trainer.facts import Facts
 from trainer.flops import known_peak, training_flops
 from trainer.loop import BatchStream, Objective, Rows, Run, StopSignal, TrainingStopped, steps_of_run, train
@@ -234,7 +234,7 @@ def find_state(facts: Facts) -> dict[str, Any] | None:
     for other in facts.state.others():
         with fitting(other["path"]):
             config = with_chosen(facts.config, other["choices"])
-            num_steps = steps_of_run(config, facts.data["rows"], facts.runtime.world_size)
+            num_steps = steps_of_run(config, facts.data.rows, facts.runtime.world_size)
         step, before = other["step"], other["num_steps"]
         where = f"{display(other['path'])}: step {step} of {before}"
         if num_steps > before and not decay_has_begun(step, before, config):
@@ -251,7 +251,8 @@ def fresh_settings(facts: Facts) -> tuple[TrainConfig, Runtime]:
     A line says which older work this run will replace.
     """
     tell_what_starts_anew(facts)
-    config = fill_in(facts.config, facts.run.stage, facts.shape, facts.data, facts.runtime, fresh=facts.start is None)
+    data, fresh = DataFacts.of(facts.data), facts.start is None
+    config = fill_in(facts.config, facts.run.stage, facts.shape, data, facts.runtime, fresh=fresh)
     return config, facts.runtime
 
 
@@ -348,8 +349,8 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dic
         "settings": facts.settings,
         "resolved": facts.resolved,
         "tokenizer_sha256": facts.tokenizer.sha256,
-        "tensors": facts.data["fingerprint"],
-        "training_data": [*inherited, facts.data["source"]],
+        "tensors": facts.data.fingerprint,
+        "training_data": [*inherited, asdict(facts.data.source)],
         "start": {"path": start.path.name, "sha256": start.sha256} if start else None,
         "choices": chosen_values(config, runtime),
         "torch": str(torch.__version__),  # itself it is an object, which a safe load would refuse
@@ -377,7 +378,7 @@ def token_cost(facts: Facts, runtime: Runtime) -> float:
     peak = known_peak(runtime.device, runtime.dtype)
     if peak is None:
         return 0.0
-    return training_flops(facts.shape, row_length(facts.data)) / (peak * runtime.world_size)
+    return training_flops(facts.shape, DataFacts.of(facts.data).row_tokens) / (peak * runtime.world_size)
 
 
 # --- how it ends early ----------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def prepare(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "tokenizer_sha256": tokenizer.sha256,
         "from": {stage: files[stage].name if stage in files else BUNDLED for stage in sources},
         "tokens": {
-            stage: read_manifest(tensors(folder, stage, length))["num_tokens"]
+            stage: read_manifest(tensors(folder, stage, length)).num_tokens
             for stage, length in recipe.row_tokens.items()
         },
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

@@ -27,7 +27,7 @@ from configs.train_run import TrainRun, parse_run
 from dataset.tensors import open_tensors
 from dataset.tokenizer import RustBPETokenizer
 from model.device import choose_device
-from trainer.autoconfig import fill_in
+from trainer.autoconfig import DataFacts, fill_in
 from trainer.runtime import Runtime
 
 ARMS = ("minillm", "baseline")
@@ -78,12 +78,12 @@ class Bench:
         """A micro-batch of ours: how large the trainer would choose it, and what its rows hold."""
         facts = self.corpus.tensor_facts()
         document_ids = open_tensors(self.corpus.tensors)["document_ids"][:LOOKED_AT_ROWS].numpy()
-        places = facts["rows"] * facts["max_length"]
+        places = facts.rows * facts.max_length
         settings = fill_in(
-            self.run.train, "pretrain", self.shape, facts, Runtime(self.device, torch.float32), fresh=True
+            self.run.train, "pretrain", self.shape, DataFacts.of(facts), Runtime(self.device, torch.float32), fresh=True
         )
-        tokens = settings.batch_size * facts["max_length"]
-        return Step(self.shape, tokens, facts["num_targets"] / places, mean_keys(document_ids))
+        tokens = settings.batch_size * facts.max_length
+        return Step(self.shape, tokens, facts.num_targets / places, mean_keys(document_ids))
 
     def baseline_step(self, batch_size: int) -> Step:
         """A step of the baseline; its padding is computed too."""
@@ -97,13 +97,13 @@ class Bench:
         from which the trainer could tell.
         """
         facts = self.corpus.tensor_facts()
-        rows = max(1, round(run_tokens / facts["max_length"]))
+        rows = max(1, round(run_tokens / facts.max_length))
         asked = replace(self.run.train, epochs=1, max_steps=0)
         runtime = Runtime(self.device, torch.float32)
-        found = fill_in(asked, "pretrain", self.shape, facts | {"rows": rows}, runtime, fresh=True)
+        found = fill_in(asked, "pretrain", self.shape, replace(DataFacts.of(facts), rows=rows), runtime, fresh=True)
         words = ["--use_compile", str(int(bool(found.use_compile)))]
         if not (asked.batch_size and asked.accumulation_steps):
-            words += ["--tokens_per_step", str(found.batch_size * found.accumulation_steps * facts["max_length"])]
+            words += ["--tokens_per_step", str(found.batch_size * found.accumulation_steps * facts.max_length)]
         return words
 
     def our_command(self, folder: Path, seed: int, *words: str) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from configs.artifacts import atomic_write, fingerprint, read_json, require_writ
 from configs.paths import display
 from configs.schema import UserError
 from dataset.records.files import read_records
-from dataset.tensors import IGNORE, MANIFEST_FILE, read_manifest
+from dataset.tensors import IGNORE, MANIFEST_FILE, Manifest, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors, current_tensors
 from dataset.tokens.encoding import Sequences, token_dtype
@@ -50,7 +50,7 @@ class Corpus:
         with (self.folder / HELDOUT).open(encoding="utf-8") as lines:
             return [json.loads(line)["text"] for line in lines]
 
-    def tensor_facts(self) -> dict[str, Any]:
+    def tensor_facts(self) -> Manifest:
         """Manifest of our rows."""
         return read_manifest(self.tensors)
 
@@ -224,14 +224,16 @@ def padded_rows(corpus: Corpus, tokenizer: RustBPETokenizer) -> Path:
             part = slice(ends[0], ends[-1])
             writer.add(Sequences(ids[part], labels[part], np.diff(ends)))
         files = writer.finish()
-    manifest = corpus.tensor_facts() | {
-        "max_length": WINDOW_TOKENS,
-        "rows": writer.num_rows,
-        "num_tokens": writer.num_tokens,
-        "num_targets": writer.num_tokens - writer.num_rows,
-        "validation": None,
-        "files": files,
-    }
-    write_json(building / MANIFEST_FILE, manifest | {"fingerprint": fingerprint([manifest])})
+    manifest = replace(
+        corpus.tensor_facts(),
+        max_length=WINDOW_TOKENS,
+        rows=writer.num_rows,
+        num_tokens=writer.num_tokens,
+        num_targets=writer.num_tokens - writer.num_rows,
+        validation=None,
+        files=files,
+    )
+    manifest = replace(manifest, fingerprint=fingerprint([manifest.as_json()]))
+    write_json(building / MANIFEST_FILE, manifest.as_json())
     building.rename(folder)
     return folder

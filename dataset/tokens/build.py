@@ -10,9 +10,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from configs.artifacts import fingerprint, sha256_file, write_error, write_json
 from configs.locks import Lock, take_lock
@@ -26,6 +25,9 @@ from dataset.tensors import (
     MANIFEST_FILE,
     VALIDATION_FOLDER,
     Manifest,
+    SourceFacts,
+    TruncatedFacts,
+    ValidationFacts,
     check_contents,
     read_manifest,
 )
@@ -144,11 +146,11 @@ def current_tensors(job: TensorJob) -> Manifest | None:
             raise
         return None
     if deleted:
-        validation = manifest["validation"]
-        hashes = manifest["source"]["sha256"], validation["sha256"] if validation else None
+        validation = manifest.validation
+        hashes = manifest.source.sha256, validation.sha256 if validation else None
     else:
         hashes = _source_state(job.source)[0], _source_state(job.heldout)[0] if job.heldout else None
-    if manifest["fingerprint"] == job.fingerprint(*hashes):
+    if manifest.fingerprint == job.fingerprint(*hashes):
         return manifest
     if deleted:
         raise UserError(
@@ -177,21 +179,21 @@ def build_tensors(job: TensorJob) -> Manifest:
                 job, source=job.heldout, output=folder / VALIDATION_FOLDER, heldout=None, split=VALIDATION_FOLDER
             )
             part = _write_tensors(held, None)
-            validation = part["source"] | {"rows": part["rows"], "fingerprint": part["fingerprint"]}
-            if part["rows"] == 0:
+            validation = ValidationFacts(**asdict(part.source), rows=part.rows, fingerprint=part.fingerprint)
+            if part.rows == 0:
                 shutil.rmtree(held.output)
         manifest = _write_tensors(replace(job, output=folder), validation)
-        if manifest["rows"] == 0:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
+        if manifest.rows == 0:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
             raise UserError(
                 f"{display(job.source)}: no record to train on ({reasons or 'the file is empty'}). "
-                "Give another --input" + (", or a greater --max-length." if manifest["dropped"] else "."),
-                "没有可训练的记录：请换 --input" + ("，或加大 --max-length" if manifest["dropped"] else ""),
+                "Give another --input" + (", or a greater --max-length." if manifest.dropped else "."),
+                "没有可训练的记录：请换 --input" + ("，或加大 --max-length" if manifest.dropped else ""),
             )
     return manifest
 
 
-def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifest:
+def _write_tensors(job: TensorJob, validation: ValidationFacts | None) -> Manifest:
     """Encode, pack and write one folder, the manifest last.
 
     Raises: UserError at the first bad record, or when the record file changes while it is read.
@@ -216,31 +218,29 @@ def _write_tensors(job: TensorJob, validation: dict[str, Any] | None) -> Manifes
     if [status.st_size, status.st_mtime_ns] != state:
         raise UserError(f"{display(job.source)}: changed while it was read. Rerun.", "读取期间文件被改动：请重新运行")
     _warn(job, counts, dropped)
-    manifest = {
-        "format": FORMAT,
-        "data": job.data,
-        "max_length": job.max_length,
-        "bos_token": job.bos_token,
-        "append_eos": job.eos,
-        "split": job.split,
-        "vocab_size": job.tokenizer.get_vocab_size(),
-        "pad_id": job.tokenizer.end_of_text_id,
-        "tokenizer_sha256": job.tokenizer.sha256,
-        "source": {"path": display(job.source), "sha256": source_sha256, "records": counts["records"]},
-        "validation": validation,
-        "rows": writer.num_rows,
-        "num_tokens": writer.num_tokens,
-        "num_targets": counts["num_targets"],
-        "num_bytes": counts["num_bytes"],
-        "truncated": {
-            "records": counts["truncated"],
-            "share": round(counts["truncated"] / max(1, counts["records"]), 6),
-        },
-        "dropped": dict(sorted(dropped.items())),
-        "fingerprint": job.fingerprint(source_sha256, validation["sha256"] if validation else None),
-        "files": files,
-    }
-    write_json(job.output / MANIFEST_FILE, manifest)
+    manifest = Manifest(
+        data=job.data,
+        max_length=job.max_length,
+        bos_token=job.bos_token,
+        append_eos=job.eos,
+        split=job.split,
+        vocab_size=job.tokenizer.get_vocab_size(),
+        pad_id=job.tokenizer.end_of_text_id,
+        tokenizer_sha256=job.tokenizer.sha256,
+        source=SourceFacts(path=display(job.source), sha256=source_sha256, records=counts["records"]),
+        validation=validation,
+        rows=writer.num_rows,
+        num_tokens=writer.num_tokens,
+        num_targets=counts["num_targets"],
+        num_bytes=counts["num_bytes"],
+        truncated=TruncatedFacts(
+            records=counts["truncated"], share=round(counts["truncated"] / max(1, counts["records"]), 6)
+        ),
+        dropped=dict(sorted(dropped.items())),
+        fingerprint=job.fingerprint(source_sha256, validation.sha256 if validation else None),
+        files=files,
+    )
+    write_json(job.output / MANIFEST_FILE, manifest.as_json())
     return manifest
 
 

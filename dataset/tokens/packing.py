@@ -14,12 +14,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from configs.artifacts import sha256_file
-from dataset.tensors import IGNORE
+from dataset.tensors import IGNORE, FileFacts
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.encoding import Sequences, token_dtype
 
@@ -43,20 +42,20 @@ class ArrayFile:
         self.file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.num_rows += len(rows)
 
-    def finish(self) -> dict[str, Any]:
-        """Complete the file on the disk. Returns: its dtype, shape, bytes and sha256."""
+    def finish(self) -> FileFacts:
+        """Complete the file on the disk. Returns: what was written."""
         self.file.seek(0)
         self._write_header()
         assert self.file.tell() == self.data_start  # numpy leaves room for the first axis to grow
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        return {
-            "dtype": str(self.dtype),
-            "shape": [self.num_rows, *self.row_shape],
-            "bytes": self.path.stat().st_size,
-            "sha256": sha256_file(self.path),
-        }
+        return FileFacts(
+            dtype=str(self.dtype),
+            shape=(self.num_rows, *self.row_shape),
+            bytes=self.path.stat().st_size,
+            sha256=sha256_file(self.path),
+        )
 
     def _write_header(self) -> None:
         shape = (self.num_rows, *self.row_shape)
@@ -93,10 +92,10 @@ class TensorWriter(ABC):
     def add(self, sequences: Sequences) -> None:
         """Take the next sequences."""
 
-    def finish(self) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, FileFacts]:
         """Write what still waits for its row, and complete the files.
 
-        Returns: name -> dtype, shape, bytes, sha256.
+        Returns: name of an array -> what was written.
         """
         return {name: file.finish() for name, file in self.files.items()}
 
@@ -162,7 +161,7 @@ class DocumentRows(PackedRows):
             self.write_rows(self.ids[window], labels, document_ids - document_ids[:, :1])
         self.ids, self.labels, self.starts = self.ids[place:], self.labels[place:], self.starts[place:]
 
-    def finish(self) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, FileFacts]:
         if len(self.ids):
             # The last row is the rest of the stream, and padding.
             padding = (0, self.length - len(self.ids))
@@ -201,7 +200,7 @@ class ConversationRows(PackedRows):
         if self.num_held_tokens >= self.HELD_TOKENS:
             self._pack(int(self.MAX_WAITING_SHARE * self.HELD_TOKENS) // self.length)
 
-    def finish(self) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, FileFacts]:
         self._pack(0)
         return super().finish()
 

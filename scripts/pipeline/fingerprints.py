@@ -130,7 +130,7 @@ def values_by_rule(pipeline: Pipeline, stage: str, hashes: Hashes) -> dict[str, 
     if answer.get("asked") != asked:
         from trainer.facts import ask_rules  # here, because it loads torch
 
-        answer = {"asked": asked, "values": ask_rules(run, start, _read(manifest) or None)}
+        answer = {"asked": asked, "values": ask_rules(run, start)}
         write_json(kept, answer)
     values: dict[str, Any] = answer["values"]
     return values

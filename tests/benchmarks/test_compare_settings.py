@@ -40,7 +40,7 @@ def test_padded_rows_hold_what_the_baseline_learns_from(tmp_path: Path) -> None:
     real = own != -100
     assert torch.equal(batch["input_ids"], ids) and torch.equal(batch["document_ids"] >= 0, real)
     assert torch.equal(batch["labels"][:, :-1], own[:, 1:]) and (batch["labels"][:, -1] == -100).all()
-    assert rows.manifest["num_targets"] == len(batch["target_places"]) and rows.manifest["num_tokens"] == real.sum()
+    assert rows.manifest.num_targets == len(batch["target_places"]) and rows.manifest.num_tokens == real.sum()
     assert padded_rows(corpus, TOKENIZER) == rows.path  # made once
 
 

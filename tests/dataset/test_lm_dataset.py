@@ -68,13 +68,13 @@ def test_a_batch_is_the_rows_as_they_are_stored_in_64_bits(
     for name, tensor in batch.items():
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == [arrays[name][number].tolist() for number in (3, 0, 3)]
-    assert len(rows) == len(arrays["input_ids"]) == rows.manifest["rows"]
+    assert len(rows) == len(arrays["input_ids"]) == rows.manifest.rows
 
 
 def test_all_targets_of_all_rows_are_those_of_the_manifest(tmp_path: Path) -> None:
     rows = SFTDataset(tensors_of("sft", tmp_path))
     batch = rows.batch(rows.largest(len(rows)))
-    assert len(batch["target_places"]) == rows.manifest["num_targets"]
+    assert len(batch["target_places"]) == rows.manifest.num_targets
 
 
 def test_a_batch_of_pairs_has_the_chosen_rows_first_and_its_padding_last(tmp_path: Path) -> None:
@@ -130,8 +130,10 @@ def test_tensors_that_name_their_stage_as_they_did_before_are_read(
 ) -> None:
     path = tensors_of(stage, tmp_path)
     manifest = read_manifest(path)
-    del manifest["data"]
-    write_json(path / "manifest.json", manifest | {"stage": stage})
-    assert len(kind(path)) == manifest["rows"]
+    content = manifest.as_json()
+    del content["data"]
+    write_json(path / "manifest.json", content | {"stage": stage})
+    assert len(kind(path)) == manifest.rows
+    assert read_manifest(path) == manifest
     with pytest.raises(UserError, match="this needs"):
         (SFTDataset if stage == "pretrain" else PretrainDataset)(path)

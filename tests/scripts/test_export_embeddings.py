@@ -53,10 +53,10 @@ def test_each_stage_goes_from_the_data_folder_to_its_tensors(
     assert export_embeddings.main([stage]) == 0
     output = data_dir / f"{stage}_tokens"
     manifest = read_manifest(output)
-    assert manifest["data"] == STAGE_TABLE[stage].data
-    assert manifest["max_length"] == 2048
-    assert manifest["source"]["records"] == 3
-    assert read_manifest(output / "validation")["source"]["records"] == 1
+    assert manifest.data == STAGE_TABLE[stage].data
+    assert manifest.max_length == 2048
+    assert manifest.source.records == 3
+    assert read_manifest(output / "validation").source.records == 1
     assert open_tensors(output)
     assert "up to date" not in capsys.readouterr().out
     before = (output / "manifest.json").stat().st_mtime_ns
@@ -69,14 +69,14 @@ def test_flags_reach_the_tensors(data_dir: Path) -> None:
     flags = ["--max-length", "32", "--bos-token", "none", "--append-eos", "0", "--num-workers", "1"]
     export_embeddings.main(["pretrain", *flags, "--output", str(data_dir / "mine")])
     manifest = read_manifest(data_dir / "mine")
-    assert (manifest["max_length"], manifest["bos_token"], manifest["append_eos"]) == (32, None, False)
+    assert (manifest.max_length, manifest.bos_token, manifest.append_eos) == (32, None, False)
     assert open_tensors(data_dir / "mine")["input_ids"][0, :6].tolist() == list("你好".encode())
 
 
 def test_an_end_mark_that_is_asked_for_in_chats_is_not_learnt(data_dir: Path) -> None:
     export_embeddings.main(["sft", "--append_eos", "--max_length", "32"])
     arrays = open_tensors(data_dir / "sft_tokens")
-    end = read_manifest(data_dir / "sft_tokens")["pad_id"]
+    end = read_manifest(data_dir / "sft_tokens").pad_id
     assert arrays["input_ids"][0, 10] == end
     assert arrays["document_ids"][0, 10] == 0
     assert (arrays["labels"] != end).all()
@@ -84,16 +84,16 @@ def test_an_end_mark_that_is_asked_for_in_chats_is_not_learnt(data_dir: Path) ->
 
 def test_the_length_comes_from_the_profile_unless_a_flag_gives_it(data_dir: Path) -> None:
     export_embeddings.main(["sft", "--profile", "smoke"])
-    assert read_manifest(data_dir / "sft_tokens")["max_length"] == 256
+    assert read_manifest(data_dir / "sft_tokens").max_length == 256
     export_embeddings.main(["sft", "--profile", "smoke", "--max-length", "64"])
-    assert read_manifest(data_dir / "sft_tokens")["max_length"] == 64
+    assert read_manifest(data_dir / "sft_tokens").max_length == 64
 
 
 def test_a_heldout_file_can_be_named(data_dir: Path, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text('{"text": "x", "split": "validation"}\n' * 5)
     export_embeddings.main(["pretrain", "--heldout", str(held)])
-    assert read_manifest(data_dir / "pretrain_tokens" / "validation")["source"]["records"] == 5
+    assert read_manifest(data_dir / "pretrain_tokens" / "validation").source.records == 5
 
 
 def test_once_the_tensors_exist_the_records_may_be_deleted(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

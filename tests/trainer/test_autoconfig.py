@@ -19,6 +19,7 @@ from trainer import autoconfig
 from trainer.autoconfig import (
     CHOSEN,
     FRESH_EMBEDDING_RATIO,
+    DataFacts,
     fill_in,
     fitting_rows,
     hidden_matrices,
@@ -41,9 +42,9 @@ LARGE = ModelConfig(**preset("minillm-26m")).resolve()
 TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
 
 
-def tensors(rows: int, max_length: int = 512, data: str = "documents") -> dict[str, Any]:
-    """The parts of a tensors' manifest that the rules read."""
-    return {"data": data, "rows": rows, "max_length": max_length, "num_tokens": rows * max_length}
+def tensors(rows: int, row_tokens: int = 512, kind: str = "documents") -> DataFacts:
+    """Data of so many rows."""
+    return DataFacts(kind=kind, rows=rows, row_tokens=row_tokens)
 
 
 @pytest.mark.parametrize("name", ["192x4", "minillm-26m", "minillm-moe-145m"])
@@ -130,7 +131,7 @@ def test_a_run_that_max_steps_ends_early_takes_smaller_steps() -> None:
 
 def test_long_runs_are_compiled_and_pairs_never() -> None:
     for epochs, stage, compiled in ((1, "pretrain", False), (1000, "pretrain", True), (1000, "dpo", False)):
-        data = tensors(2_000, data=STAGE_TABLE[stage].data)
+        data = tensors(2_000, kind=STAGE_TABLE[stage].data)
         assert fill_in(TrainConfig(epochs=epochs), stage, LARGE, data, CPU, fresh=True).use_compile is compiled
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs.paths import heldout_beside
 from configs.schema import UserError
-from dataset.tensors import IGNORE, open_tensors, read_manifest
+from dataset.tensors import IGNORE, TruncatedFacts, open_tensors, read_manifest
 from dataset.tokens import workers
 from dataset.tokens.build import build_tensors, current_tensors
 from tests.dataset.tokens.byte_tokens import (
@@ -94,12 +94,12 @@ def test_the_manifest_counts_tokens_targets_and_bytes_exactly(tmp_path: Path) ->
     task = job("pretrain", documents(tmp_path / "a.jsonl"))
     manifest = build_tensors(task)
     arrays = open_tensors(task.output)
-    assert manifest["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
-    assert manifest["num_targets"] == int((arrays["labels"] != IGNORE).sum())
-    assert manifest["num_tokens"] == int((arrays["document_ids"] >= 0).sum())
-    assert manifest["rows"] == len(arrays["input_ids"])
-    assert manifest["source"]["records"] == len(TEXTS)
-    assert manifest["truncated"] == {"records": 0, "share": 0.0}
+    assert manifest.num_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert manifest.num_targets == int((arrays["labels"] != IGNORE).sum())
+    assert manifest.num_tokens == int((arrays["document_ids"] >= 0).sum())
+    assert manifest.rows == len(arrays["input_ids"])
+    assert manifest.source.records == len(TEXTS)
+    assert manifest.truncated == TruncatedFacts(records=0, share=0.0)
 
 
 def test_each_setting_of_the_tensors_is_in_their_fingerprint(tmp_path: Path) -> None:
@@ -135,14 +135,14 @@ def test_conversations_in_a_row_are_whole_and_keep_their_own_numbers(tmp_path: P
 
 def test_bytes_of_answers_are_counted_exactly(tmp_path: Path) -> None:
     manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl"), max_length=128))
-    assert manifest["num_bytes"] == sum(len(answer.encode()) for turns in CHATS for _, answer in turns)
+    assert manifest.num_bytes == sum(len(answer.encode()) for turns in CHATS for _, answer in turns)
 
 
 def test_a_conversation_that_just_fits_is_not_counted_as_cut(tmp_path: Path) -> None:
     turns = [[("q", "z" * length)] for length in (10, 11)]  # with 5 special tokens and the question 16 and 17 tokens
     manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl", turns)))
-    assert (manifest["rows"], manifest["num_tokens"]) == (2, 32)
-    assert manifest["truncated"]["records"] == 1
+    assert (manifest.rows, manifest.num_tokens) == (2, 32)
+    assert manifest.truncated.records == 1
 
 
 def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped(
@@ -150,9 +150,9 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped
 ) -> None:
     turns = [[("q", "a")], [("q", "z" * 50)], [("q" * 50, "a")]]
     manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl", turns)))
-    assert manifest["truncated"] == {"records": 1, "share": round(1 / 3, 6)}
-    assert manifest["dropped"] == {"no answer within 16 tokens": 1}
-    assert manifest["source"]["records"] == 3
+    assert manifest.truncated == TruncatedFacts(records=1, share=round(1 / 3, 6))
+    assert manifest.dropped == {"no answer within 16 tokens": 1}
+    assert manifest.source.records == 3
     warning = capsys.readouterr().err
     assert "1 of 3 records (33.3%) are longer than 16 tokens and were cut there" in warning
     assert "1 of 3 records (33.3%) were left out: no answer within 16 tokens" in warning
@@ -187,9 +187,9 @@ def test_cut_pairs_are_counted_and_those_that_no_longer_differ_are_dropped(tmp_p
         tmp_path / "a.jsonl", [("q", "a", "b" * 50), ("q" * 50, "a", "b"), ("q", "a" * 50 + "x", "a" * 50 + "y")]
     )
     manifest = build_tensors(job("dpo", source))
-    assert manifest["rows"] == 1
-    assert manifest["truncated"]["records"] == 1
-    assert manifest["dropped"] == {"both answers equal within 16 tokens": 1, "no answer within 16 tokens": 1}
+    assert manifest.rows == 1
+    assert manifest.truncated.records == 1
+    assert manifest.dropped == {"both answers equal within 16 tokens": 1, "no answer within 16 tokens": 1}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
@@ -211,13 +211,13 @@ def test_files_do_not_depend_on_the_number_of_workers(
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}')
-    assert build_tensors(job("pretrain", source))["source"]["records"] == 2
+    assert build_tensors(job("pretrain", source)).source.records == 2
 
 
 def test_a_long_line_is_one_document(tmp_path: Path) -> None:
     text = "很长的一行。" * 100_000
     manifest = build_tensors(job("pretrain", documents(tmp_path / "a.jsonl", ["a", text]), max_length=2048))
-    assert manifest["num_bytes"] == 1 + len(text.encode())
+    assert manifest.num_bytes == 1 + len(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -273,10 +273,10 @@ def test_validation_tensors_come_from_the_validation_half_of_the_heldout_file(tm
     assert heldout_beside(source) is None
     write_lines(tmp_path / "a_heldout.jsonl", held)
     manifest = build_tensors(job("pretrain", source, heldout=heldout_beside(source)))
-    assert manifest["validation"]["records"] == 2
+    assert manifest.validation.records == 2
     arrays = open_tensors(tmp_path / "tensors" / "validation")
     assert arrays["input_ids"][0, :6].tolist() == [BOS, ord("1"), EOS, BOS, ord("3"), EOS]
-    assert read_manifest(tmp_path / "tensors" / "validation")["split"] == "validation"
+    assert read_manifest(tmp_path / "tensors" / "validation").split == "validation"
 
 
 def test_a_heldout_file_without_validation_records_gives_no_folder(tmp_path: Path) -> None:

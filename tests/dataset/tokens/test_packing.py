@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -162,8 +161,8 @@ def test_an_array_that_grows_is_read_back_as_it_was_written(tmp_path: Path, shap
     blocks = [np.full((size, *shape), size) for size in (2, 0, 5)]
     for block in blocks:
         file.append(block)
-    facts: dict[str, Any] = file.finish()
+    facts = file.finish()
     array = np.load(tmp_path / "a.npy")
     assert np.array_equal(array, np.concatenate(blocks))
-    assert (facts["dtype"], facts["shape"]) == ("int16", list(array.shape))
-    assert facts["bytes"] == (tmp_path / "a.npy").stat().st_size
+    assert (facts.dtype, facts.shape) == ("int16", array.shape)
+    assert facts.bytes == (tmp_path / "a.npy").stat().st_size

@@ -8,12 +8,31 @@ import pytest
 
 from configs.artifacts import write_json
 from configs.stage_table import STAGE_TABLE, STAGES
+from dataset.tensors import Manifest, SourceFacts
 from scripts.pipeline import fingerprints
 from scripts.pipeline.ask import command_of
 from scripts.pipeline.book import StageBook
 from scripts.pipeline.fingerprints import RULE_FILES, values_by_rule
 from scripts.pipeline.plan import Pipeline, pipeline_from_environment
 from trainer import autoconfig, facts
+
+
+def write_manifest(folder: Path, data: str, rows: int) -> None:
+    """The manifest of tensors of so many rows, without the tensors."""
+    manifest = Manifest(
+        data=data,
+        max_length=512,
+        vocab_size=300,
+        pad_id=0,
+        tokenizer_sha256="",
+        source=SourceFacts(sha256=""),
+        validation=None,
+        rows=rows,
+        num_tokens=rows * 512,
+        fingerprint="",
+        files={},
+    )
+    write_json(folder / "manifest.json", manifest.as_json())
 
 
 @pytest.fixture
@@ -24,8 +43,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     for name in STAGES:
-        facts = {"data": STAGE_TABLE[name].data, "rows": 5000, "max_length": 512, "num_tokens": 5000 * 512}
-        write_json(tmp_path / "data_dir" / f"{name}_tokens" / "manifest.json", facts)
+        write_manifest(tmp_path / "data_dir" / f"{name}_tokens", STAGE_TABLE[name].data, 5000)
     monkeypatch.setattr(fingerprints, "RULE_FILES", (tmp_path / "rules.py",))
     (tmp_path / "rules.py").write_text("rules")
     return pipeline_from_environment("default", 0)
@@ -68,8 +86,7 @@ def test_a_changed_rule_redoes_the_stage_that_left_something_to_it(
 
 def test_more_data_is_asked_about_anew(pipeline: Pipeline, tmp_path: Path, asked: list[str]) -> None:
     values = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
-    facts = {"data": "documents", "rows": 5_000_000, "max_length": 512, "num_tokens": 5_000_000 * 512}
-    write_json(tmp_path / "data_dir" / "pretrain_tokens" / "manifest.json", facts)
+    write_manifest(tmp_path / "data_dir" / "pretrain_tokens", "documents", 5_000_000)
     more = values_by_rule(pipeline, "pretrain", StageBook(pipeline).hashes)
     assert more["tokens_per_step"] > values["tokens_per_step"] > 0
     assert more["learning_rate"] == values["learning_rate"] > 0
