@@ -1,10 +1,11 @@
-"""Peak memory and speed of the mix and of the token export, on records that all differ.
+"""Measures the peak memory and the speed of the mix and of the token export.
 
     python benchmarks/mix_memory.py --sizes 1 2 5 --work_dir /path/with/space
 
-Writes per size a raw-text and a chat file (a serial number in each record, some 1 KB long), runs
-the real scripts on them and prints a table. A run needs some four times its size on the disk; the
-files are removed afterwards.
+`--sizes` are in GB. For each size the program writes a file of raw text and a file of chats. Each
+record is about 1 KB long and has its own serial number, so no two records are equal. Then the
+program runs the real scripts on these files and prints a table. A run needs about four times its
+size as free disk space. At the end of a run its files are deleted.
 """
 
 import itertools

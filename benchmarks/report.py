@@ -55,7 +55,7 @@ def add_page_flags(parser: Parser) -> None:
 
 
 def show(page: Page, figures: Figures, json_file: Path | None) -> None:
-    """Print the page, and draw its plot beside the JSON file, where there is one."""
+    """Print the page. If there is a JSON file, also draw the plot, as an .svg file next to it."""
     print(*page.lines(figures), sep="\n", flush=True)
     if json_file:
         plot = json_file.with_suffix(".svg")

@@ -191,7 +191,8 @@ class NearestText:
         keys, owners, counts = _bigram_counts(texts)
         # Euclidean length of the vector of counts of each text, (N,).
         norms = np.sqrt(np.bincount(owners, counts.astype(np.float64) ** 2, minlength=len(texts)))
-        # Sorted by bigram, the texts of one bigram stand side by side: its list.
+        # Sort the (text, bigram) pairs by bigram. Then all entries of one bigram are neighbours:
+        # they are the list of that bigram.
         order = np.argsort(keys, kind="stable")
         self.keys, starts = np.unique(keys[order], return_index=True)
         self.bounds = np.append(starts, len(keys))
@@ -231,12 +232,12 @@ def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nda
     """The bigrams of all texts, sorted by text: (P,) bigram as one number, (P,) number of its text,
     (P,) its count in that text.
 
-    Each text has a mark before and after it, so that a text of one character has two bigrams.
+    A NUL character stands before and after each text, so even one character gives two bigrams.
     """
     joined = "\0".join(["", *(text.replace("\0", " ") for text in texts), ""])
-    # A code point has at most 21 bits, so two of them fit a number of 64.
+    # A code point needs at most 21 bits, so two of them fit into one 64-bit integer.
     points = np.frombuffer(joined.encode("utf-32-le", errors="replace"), np.uint32).astype(np.uint64)
-    owners = np.cumsum(points == 0)[:-1] - 1  # the mark before a text belongs to it
+    owners = np.cumsum(points == 0)[:-1] - 1  # the NUL before a text belongs to that text
     keys = points[:-1] << np.uint64(21) | points[1:]
     pairs, counts = np.unique(np.stack([owners.astype(np.uint64), keys]), axis=1, return_counts=True)
     return pairs[1], pairs[0].astype(np.int64), counts

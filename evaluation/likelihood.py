@@ -103,7 +103,8 @@ def row_nats(
     result = [(0.0, 0.0)] * len(rows)
     with progress_bar(len(rows), desc=label, unit="rows", leave=False) as bar:
         for numbers in batches([len(inputs) for inputs, _ in rows], batch_size, SCORE_TOKENS[device.type]):
-            # Shorter rows are padded at the end: no token before sees it, and its label is IGNORE.
+            # Pad shorter rows at the end. This is safe: attention looks only backwards, so real
+            # tokens never see the padding, and the label of padding is IGNORE.
             longest = max(len(rows[number][0]) for number in numbers)
             inputs = torch.zeros(len(numbers), longest, dtype=torch.long)
             labels = torch.full((len(numbers), longest), IGNORE)

@@ -100,7 +100,8 @@ def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
 
 def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
     """Raises: UserError if the manifest lacks what an evaluation must know, or has another type."""
-    # Whatever is missing or of another type raises in here, and becomes one error below.
+    # If a part is missing or has another type, this block raises KeyError or TypeError. The handler
+    # below turns both into one UserError.
     try:
         pairs = STAGE_TABLE[stage].data == "pairs"
         hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
@@ -154,9 +155,11 @@ def is_held_out_by_a_mix(path: Path) -> bool:
 
 
 def is_of_the_same_mix(path: Path, training_data: Sources) -> bool:
-    """Whether a checkpoint was trained on the mix that held this file out, and on nothing else.
+    """Whether one mix wrote both this held-out file and all training data of a checkpoint.
 
-    Then they share no key, even if the training files are gone.
+    A mix never writes records with the same key to both sides. So the answer True means that the
+    model was not trained on any key of this file. We know it even if the training files were
+    deleted.
     """
     written = _written(_mix_in(path.parent))
     return is_held_out_by_a_mix(path) and all(source["sha256"] in written for source in training_data)

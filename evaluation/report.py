@@ -19,7 +19,8 @@ WIDTH = 100
 
 def tables(metrics: Mapping[str, Metric]) -> list[str]:
     """The lines of all tables: text, answers with their baselines, pairs with theirs, topics."""
-    # Shares with baselines are scores; those without are conditions, such as how often answers end.
+    # A share that has baselines is a score. A share without baselines is a condition, such as how
+    # many answers end properly.
     shares = {name: metric for name, metric in metrics.items() if not name.startswith((_PREFERENCE, *_NOT_SHARES))}
     rated = {name: metric for name, metric in shares.items() if metric.baselines}
     first = {name: metric for name, metric in rated.items() if name.startswith(_FIRST)}
@@ -37,7 +38,7 @@ def tables(metrics: Mapping[str, Metric]) -> list[str]:
 
 def _text(metrics: Mapping[str, Metric]) -> list[str]:
     """Loss, perplexity, bits per byte and reward margin, with intervals: as many a line as fit."""
-    # The sort is stable: the margin of pairs goes last, all others keep their order.
+    # Print the reward margin last. `sorted` is stable, so all other metrics keep their order.
     cells = [
         f"{name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
         for name, metric in sorted(metrics.items(), key=lambda item: item[0] == "reward_margin")

@@ -137,7 +137,8 @@ class Evaluation:
         ]
         scored = self._score(texts)
         questions = self._that_fit_a_row(questions)
-        # Every question with a measure is asked. Of the others a few are enough.
+        # Ask all questions whose answers can be scored. Ask only some of the open-ended questions:
+        # their answers only show whether answers end properly.
         open_ended = [question for question in questions if not is_scored(question)][:GENERAL_ANSWERS]
         questions = [question for question in questions if is_scored(question)] + open_ended
         answers = self.ask([question.messages for question in questions])

@@ -76,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(manifest: dict[str, Any], output_dir: Path) -> None:
-    """Print a table of what was asked and reached, then what was dropped, noted and written."""
+    """Print a table of the categories: how many records were wanted, and how many were written.
+
+    Below the table print why records were dropped, all notes, and the names of the written files.
+    """
     if manifest["sample_factor"] < 1:
         print(
             f"targets of categories with bundled samples alone shrink to {manifest['sample_factor']:.4f} of themselves "

@@ -1,4 +1,4 @@
-"""What a trainer knows before its first step: data, starting weights, shape, fingerprint."""
+"""Collects and checks what a trainer needs before its first step: data, weights, model shape."""
 
 import os
 import sys

@@ -143,6 +143,7 @@ def _join_as_helper() -> Group:
 
 
 def _end_with_leader() -> None:
-    """End this process as soon as its standard input ends: then the leader is gone."""
+    """Wait until standard input is closed, which means that the leader process has ended. Then end
+    this process too."""
     sys.stdin.buffer.read()
     os._exit(1)

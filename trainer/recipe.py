@@ -338,7 +338,8 @@ def differences(manifest: dict[str, Any], facts: Facts) -> str:
 def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
     """What the weights are made from, as plain data; it is kept in their file (docs/formats.md)."""
     start, stage = facts.start, facts.run.stage
-    # All data that the weights have seen, that of earlier stages too: an evaluation refuses it.
+    # The training data of earlier stages: the manifest of the starting weights lists it. Below, the
+    # data of this stage is added. An evaluation refuses all data in this list.
     inherited: list[dict[str, Any]] = start.manifest.get("training_data", []) if start else []
     return {
         "format": 1,

@@ -63,7 +63,8 @@ def validator(
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
         model.eval()
-        # Sums over all batches: loss, targets, and of the targets that stand for text: nats, bytes.
+        # Four sums over all batches: 0 is the loss, 1 is the number of targets. The other two count
+        # only targets that stand for text: 2 is their loss in nats, 3 is their number of bytes.
         sums = torch.zeros(4, device=runtime.device)
         with runtime.validating():
             for numbers in batches:

@@ -86,9 +86,13 @@ def steps(session: Session) -> None:
 
 
 def memory_checks(session: Session, free: Row) -> list[Check]:
-    """The same run with less memory than it took.
+    """Two checks that repeat a run with less GPU memory than the run needs.
 
-    A micro-batch that the trainer chose must be halved. One that a flag asked for must be refused.
+    In the first check the trainer chose the size of the micro-batch itself: the trainer must halve
+    this size and continue. In the second check a flag sets the size: the trainer must stop with an
+    error message.
+
+    Args: free: the results of the same run with all of the memory.
     """
     names = ("out of memory, halved", "out of memory, refused")
     peak = free.get("peak_memory_gb")

@@ -201,7 +201,8 @@ class PaddedRows(PackedRows):
         real = np.arange(self.length) < sequences.lengths[:, None]  # (R, L)
         ids = np.full(real.shape, self.pad_id, self.dtype)
         labels = np.full(real.shape, IGNORE, self.dtype)
-        # The sequences lie one after another; of each the first tokens are taken, as many as fit.
+        # `sequences.ids` holds all sequences, one after another. `kept` is True for the first
+        # tokens of each sequence, as many as fit into a row.
         kept = np.concatenate([np.arange(length) < self.length for length in sequences.lengths])
         ids[real], labels[real] = sequences.ids[kept], sequences.labels[kept]
         self.write_rows(ids, labels, np.where(real, 0, -1))

@@ -1,4 +1,4 @@
-"""Starts a run as a process of its own in an empty folder, and clocks it until its end."""
+"""Starts a training run as a separate process in an empty folder, and measures how long it runs."""
 
 import os
 import subprocess

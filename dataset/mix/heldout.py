@@ -180,8 +180,9 @@ def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
     key_of = np.zeros(len(table.keys), dtype=np.int32)  # (N,); rejected records ask nothing, so their 0 is unused
     key_of[keys.place] = keys.of_record
 
-    # `asked`: the distinct questions that are keys; `owners`: the key of each. `asked` is sorted,
-    # so that a binary search finds the question of each turn in it.
+    # `asked`: the questions that are keys, sorted, each of them once. `owners[i]`: the key whose
+    # question is `asked[i]`. `place`: where the question of each turn would stand in `asked`, found
+    # by binary search.
     asks = is_key(askers, table.asks_last)
     asked, places = np.unique(questions[asks], return_index=True)
     owners = key_of[askers[asks][places]]

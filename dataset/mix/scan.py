@@ -145,7 +145,10 @@ class Scan:
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def turns(self) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-        """For each user turn the hash of its text (Q,), and the number of its record (Q,)."""
+        """Two arrays with one entry for each user turn, (Q,) both.
+
+        Returns: the hash of each turn's text, and the number of the record that the turn is in.
+        """
         return np.frombuffer(self.questions, dtype="<u8"), np.frombuffer(self.askers, dtype=np.uint32)
 
 

@@ -129,7 +129,8 @@ def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mes
     system, tools = _system(fields), fields.get("tools")
     if not system and not tools:
         return messages
-    # The system message of the conversation may repeat the text beside it, but not differ from it.
+    # There may be two system texts: one in the conversation, and one in a field beside it. If both
+    # have words, the words must be the same.
     if messages and messages[0]["role"] == "system":
         first, rest = dict(messages[0]), messages[1:]
         if system and _bare(first["content"]) != _bare(system):

@@ -51,7 +51,8 @@ def has_group(record: Record) -> bool:
 def group_key(record: Record) -> str:
     """A record's `group`, normalised.
 
-    Marks become spaces instead of nothing, so that `sum:1,23` and `sum:12,3` are different.
+    Punctuation marks are replaced by spaces. If they were removed, `sum:1,23` and `sum:12,3` would
+    become the same key.
     """
     group = unicodedata.normalize("NFKC", record.fields["group"]).casefold()
     return "group " + " ".join(_MARKS.split(group)).strip()

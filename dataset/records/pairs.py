@@ -85,7 +85,8 @@ def _prompt(fields: Mapping[str, Any]) -> list[Message]:
     History and system text are not among them. Raises: BadRecord.
     """
     messages: list[Message] = []
-    # A list of turns, or a text under a conversation's name.
+    # The prompt can be a list of turns, in any of these fields. It can also be a text in a field
+    # that normally holds a conversation (CONVERSATIONS).
     for name in (*CONVERSATIONS, *QUESTIONS):
         if isinstance(fields.get(name), list):
             messages = read_turns(fields[name])

@@ -133,7 +133,8 @@ def read_turn(turn: Any) -> Message:
     if not isinstance(role, str) or role.strip().lower() not in _ROLES:
         raise BadRecord(f"unknown role: {str(role).strip()[:20]}")
     role = _ROLES[role.strip().lower()]
-    # Fields that we have read already go, and so do empty ones. The others stay in the message.
+    # `extra` holds the fields that we have not read yet and that are not empty. The message keeps
+    # these fields.
     named = {"role", "content", "from", "value", *_TURN_SWITCHES}
     extra = {key: value for key, value in turn.items() if key not in named and value}
     if not _has_targets(turn) and role == "assistant":

@@ -238,7 +238,11 @@ def _is_taught(problem: Problem, side: str) -> bool:
 
 
 def _step_text(signs: str, numbers: Sequence[int], rng: random.Random) -> str:
-    """The expression with signs or in words. 2加3乘4 would be ambiguous, so it always has signs."""
+    """An expression of three numbers, with signs (2+3-4) or in words (2加3减4).
+
+    If the second sign is ×, the expression always has signs, because 2加3乘4 could also be read as
+    (2+3)×4.
+    """
     names: Sequence[str] = signs
     if signs[1] != "×" and rng.random() < STEP_IN_WORDS_SHARE:
         names = [_SIGN_NAMES[signs[0]][0], rng.choice(_SIGN_NAMES[signs[1]])]

@@ -146,8 +146,9 @@ def _record(turns: list[Turn], kind: str, side: str, wording: Wording | None) ->
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     record: dict[str, Any] = {"conversations": messages, "kind": kind}
     if side != TRAINING and wording is not None:
-        # The turns before the last are also trained on in other samples. The group becomes the key,
-        # so that the mix does not hold those out too.
+        # A record without a group has its first turn as key. But the first turns of this record are
+        # also in training samples, and the mix would hold those samples out too. So we set a group,
+        # made of the last turn: then the group is the key.
         grouped = {"group": f"{kind}: {wording.text}"} if len(turns) > 1 else {}
         record |= {"split": side, "cluster": wording.text} | grouped
     return record

@@ -66,7 +66,8 @@ def records() -> Iterator[dict[str, Any]]:
     for name in answers():
         ways = list(wordings(name))
         rng.shuffle(ways)
-        # Every wording once, then again, typed in another way and with other words.
+        # Use every wording once. If that gives too few questions, use the wordings again. Each time
+        # other words are put into the slots, and the question is typed in another way.
         asked: dict[str, None] = {}
         for way in itertools.islice(itertools.cycle(ways), NUM_TRIES):
             if len(asked) == max(NUM_TRAINING, len(ways)):

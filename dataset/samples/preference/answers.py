@@ -196,7 +196,8 @@ def other_question(prompt: Prompt, others: Others, rng: random.Random) -> list[s
     elif prompt.source == "harmless":
         found = others.by_source["danger"][:1]
     else:
-        # Kind words fit many feelings, so the answer must belong to something very different.
+        # Words of comfort fit many feelings, so they are often right for another feeling too. Take
+        # only answers of questions that are not similar, and no answers with words of comfort.
         mine = others.by_source[prompt.source]
         near = {other.answer for other in others.alike[prompt.source].nearest(prompt.question, len(mine))}
         found = [other for other in rng.sample(mine, len(mine)) if _is_foreign(other, near)]

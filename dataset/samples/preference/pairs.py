@@ -89,7 +89,11 @@ def _spread(mine: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
 
 
 def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[dict[str, Any]]:
-    """The pairs of one kind and side. `said`: bad answers of other sides, which are avoided."""
+    """The pairs of one kind and side.
+
+    Args: said: bad answers that other sides already use. A pair takes one of these only if there is
+    no other bad answer for its question.
+    """
     rng = random.Random(f"{kind} {side}")
     sources = prompts(side)
     used: Counter[str] = Counter()

@@ -79,7 +79,8 @@ class Prompt:
 
 
 def wordings() -> dict[str, Any]:
-    """How bad answers speak of what was asked, and which kinds of questions are alike."""
+    """The table wordings.yaml: how a bad answer names the topic of its question, and which kinds of
+    questions are alike."""
     return yaml_table(WORDINGS_FILE)
 
 
