@@ -24,16 +24,16 @@ from trainer.resume import ResumeState
 from trainer.runtime import Runtime
 
 LENGTH_SETTINGS = ("epochs", "max_steps")
-"""Settings that give a run its length. A run that is stopped before its warm-down may resume with
-larger ones, as a longer run."""
+"""Settings that decide how long a run is. If a run stopped before its warm-down, you can increase
+these settings and resume it as a longer run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """The weights that a run starts from.
 
-    All of this is read before the first step. When the run ends, hours later, the file may have
-    been replaced.
+    All of this is read before the first step, because somebody may replace the file before the run
+    ends.
     """
 
     path: Path
@@ -41,39 +41,41 @@ class Start:
     """Hash of the file's content."""
     shape: ModelConfig
     manifest: dict[str, Any]
-    """What these weights are made from; see `weights_manifest` in trainer/recipe.py."""
+    """What these weights are made from (`weights_manifest` in trainer/recipe.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All that is settled before the first step."""
+    """Everything that is known and fixed before the first step."""
 
     run: TrainRun
-    """The call: its flags over the profile."""
+    """The settings of this call: the flags, and the profile where there is no flag."""
     group: Group | None
-    """The processes that this run started on a CPU. None: one process alone, or torchrun's."""
+    """The processes that this run started on a CPU. None: there is one process, or torchrun started
+    them."""
     runtime: Runtime
     """Device, dtype, and this process's place among the others."""
     config: TrainConfig
-    """The settings as given, but `accumulation_steps` is the share of this process. What was left
-    open is still open here: `begin` in trainer/recipe.py fills it in."""
+    """The given settings, but `accumulation_steps` counts only the micro-batches of this process.
+    Settings without a value still have none: `begin` in trainer/recipe.py fills them in."""
     tokenizer: RustBPETokenizer
     tensors_path: Path
     """Folder of the token tensors."""
     data: Manifest
-    """What the tensors say of themselves: rows, tokens, length, kind, fingerprint."""
+    """The manifest of the tensors: rows, tokens, length, kind, fingerprint."""
     start: Start | None
     """None: random weights."""
     shape: ModelConfig
     settings: dict[str, Any]
     """The settings that change the result, as plain data."""
     resolved: dict[str, float]
-    """Learning rates and size of a step, by the rules where they were left open. They are the same
-    on every machine."""
+    """Learning rates and size of a step. Where no value was given, the rules give one. The values
+    are the same on every machine."""
     fingerprint: str
-    """Hash of all that the result depends on. Weights with this fingerprint are the result."""
+    """Hash of everything that the result depends on. If a weights file has this fingerprint, it is
+    the result of this run."""
     state: ResumeState
-    """Where the resume state of this run lies; perhaps there is none yet."""
+    """Where the resume state of this run is saved. The file may not exist yet."""
 
     @property
     def weights_path(self) -> Path:
@@ -87,24 +89,24 @@ class Facts:
 
 
 def gather(run: TrainRun) -> Facts:
-    """Join the other processes, find or make what the run needs, and check that it fits together.
+    """Join the other processes, find or make what the run needs, and check that all parts fit.
 
-    Raises: UserError where data, tokenizer, starting weights and flags do not belong together.
+    Raises: UserError if data, tokenizer, starting weights and flags do not fit together.
     """
-    # The processes come first: they must all be there when one makes tensors for the others.
+    # Start all processes first, because the others must wait while one process makes the tensors.
     group = start_group(run, choose_device(run.train.device))
     runtime = Runtime.start(run.train.device, run.train.dtype, deterministic=run.train.deterministic, group=group)
-    # The data. Tensors hold ids of one tokenizer, so the tokenizer is read before them.
+    # Read the data. Tensors hold the ids of one tokenizer, so read this tokenizer before them.
     tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
     tensors_path = find_or_make_tensors(run, tokenizer, runtime)
     data = checked_manifest(tensors_path, run, tokenizer, runtime)
-    # The start, and the shape, which comes with it.
+    # Read the starting weights. If there are some, they decide the shape of the model.
     start = find_start(run)
     if start is not None and runtime.is_main and not _is_path(run.from_weight):
         print(f"starting from {display(start.path)}", file=sys.stderr, flush=True)
     shape = shape_of(run, tokenizer, start)
     require_memory(shape)
-    # What the result depends on, and its hash.
+    # Collect all that the result depends on, and compute the hash of it.
     settings = run_settings(replace(run, model=shape))
     del settings["from_weight"]  # the content of the starting weights counts, not their name
     resolved = resolved_values(run.train, run.stage, shape, DataFacts.of(data), fresh=start is None)
@@ -132,18 +134,19 @@ def gather(run: TrainRun) -> Facts:
 def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Runtime) -> Path:
     """The folder of tensors that `--data_path` means.
 
-    A JSONL file is turned into tensors beside it first, which may take minutes; later runs use
-    them again.
-    Raises: UserError where there are no such data.
+    If it is a JSONL file, we first make tensors from it, in a folder beside the file. This may take
+    minutes. Later runs use the same tensors.
+    Raises: UserError if there is no such file or folder.
     """
     path, data = run.data_path, STAGE_TABLE[run.stage].data
-    # A JSONL whose tensors exist may have been deleted, so it is not looked for.
+    # If the tensors exist, the JSONL file is not needed. The user may have deleted it.
     if path.suffix != ".jsonl" or not tensors_beside(path, data).is_dir():
         path = find_dataset(path)
     if path.is_dir():
         return path
     output, train = tensors_beside(path, data), run.train
-    # One process writes, the others wait. Where the tensors are up to date, nothing is written.
+    # One process writes the tensors, and the others wait. If the tensors are up to date, nothing is
+    # written.
     if runtime.is_main:
         ensure_tensors(data, path, output, tokenizer, max_length=train.max_seq_len, num_workers=train.num_workers)
     runtime.barrier()
@@ -158,13 +161,13 @@ def tensors_beside(records: Path, data: str) -> Path:
 def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, runtime: Runtime) -> Manifest:
     """The manifest of the tensors, after all checks.
 
-    Raises: UserError where the tensors were altered, or where their kind of data, tokenizer or
-    length does not fit this run.
+    Raises: UserError if the tensors were changed, or if their kind of data, tokenizer or length
+    does not fit this run.
     """
     manifest, where = read_manifest(path), display(path)
     data = STAGE_TABLE[run.stage].data
     export = f"python scripts/export_embeddings.py {DATA_STEMS[data]}"
-    if runtime.is_main:  # this may read every byte, so one process does it for all
+    if runtime.is_main:  # this may read every byte, so only one process does it
         check_contents(path, manifest)
     runtime.barrier()
     require_kind(path, manifest, data)
@@ -189,9 +192,9 @@ def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, run
 def find_start(run: TrainRun) -> Start | None:
     """The weights that `--from_weight` names; None for `none`.
 
-    The name is a path, or how weight files begin (`full_sft`). Then the newest file that fits the
-    flags of the shape is taken.
-    Raises: UserError where there is no such file, or it is damaged.
+    The name can be a path. It can also be the beginning of a file name (`full_sft`). In this case
+    the newest weights file is taken that fits the shape flags.
+    Raises: UserError if there is no such file, or if it is damaged.
     """
     name = run.from_weight
     if name == "none":
@@ -211,16 +214,16 @@ def _is_path(name: str) -> bool:
 
 
 def shape_of(run: TrainRun, tokenizer: RustBPETokenizer, start: Start | None) -> ModelConfig:
-    """The model's shape: that of the starting weights, else the one asked for.
+    """The model's shape: that of the starting weights, or without them the shape in the settings.
 
-    Raises: UserError where a flag contradicts the starting weights, or asks for fewer tokens than
-    the tokenizer has.
+    Raises: UserError if a flag contradicts the starting weights, or if a flag wants a smaller
+    vocabulary than the tokenizer has.
     """
     if start is None:
-        # The vocabulary is that of the tokenizer, and positions go as far as the longest row.
+        # The tokenizer decides the size of the vocabulary. The longest row decides the positions.
         longest, size = run.train.max_seq_len, _vocab_size(run, tokenizer)
         return replace(run.model, vocab_size=size, original_max_position_embeddings=longest).resolve()
-    # Dropout has no weights, so it is the one part of a shape that a flag may change.
+    # Dropout has no weights, so it is the only part of the shape that a flag may change.
     for key, value in run.shape_flags.items():
         if key != "dropout" and getattr(start.shape, key) != value:
             raise UserError(
@@ -248,9 +251,10 @@ def _vocab_size(run: TrainRun, tokenizer: RustBPETokenizer) -> int:
 def share_of_step(config: TrainConfig, group: Group | None) -> TrainConfig:
     """The settings of one process of a group that this run started on a CPU.
 
-    `accumulation_steps` is that of the whole run, and the processes divide a step's micro-batches
-    among themselves. So a step has the same rows, however many processes there are. (Under torchrun
-    there is no group: each process takes `accumulation_steps`, as users of torchrun expect.)
+    In the given settings, `accumulation_steps` counts the micro-batches of all processes together.
+    Each process takes an equal part of them. So a step always has the same rows, even if the number
+    of processes changes. (Under torchrun there is no group. There each process has
+    `accumulation_steps` micro-batches, as users of torchrun expect.)
     """
     if group is None or not config.accumulation_steps:
         return config
@@ -267,12 +271,14 @@ def fingerprints(
 ) -> tuple[str, str]:
     """Two hashes: of all that the result depends on, and of the same without the run's length.
 
-    The second is the family: a stopped run may resume as a longer one of its family.
+    The second hash is the family of a run. A stopped run may be resumed as a longer run of the same
+    family.
     """
-    # The number of processes counts: each has a dropout of its own, and sums are rounded otherwise.
+    # The result depends on the number of processes: each process draws its own dropout, and sums
+    # are rounded in another way.
     inputs = [RECIPE_VERSION[stage], data.fingerprint, start.sha256 if start else "", world_size]
     settings = hashed_settings(settings)
-    # The rule for the size of a step looks at the length of the run, so its value is left out too.
+    # The family does not contain `tokens_per_step`, because its rule depends on the run's length.
     train = {name: value for name, value in settings["train"].items() if name not in LENGTH_SETTINGS}
     of_any_length = {name: value for name, value in resolved.items() if name != "tokens_per_step"}
     family = fingerprint([*inputs, settings | {"train": train}, of_any_length])
@@ -280,11 +286,13 @@ def fingerprints(
 
 
 def ask_rules(run: TrainRun, start: Path | None) -> dict[str, float]:
-    """What the rules give for a stage that has not started. `run.sh` needs it for fingerprints.
+    """The values that the rules give for a stage that has not started yet.
 
-    Its tensors may not be made yet, or may be damaged. Then the size of a step stays open.
-    Args: start: the weights that it will start from; they may not exist yet.
-    Raises: UserError where the model is larger than all memory.
+    `run.sh` needs these values to compute fingerprints. If the tensors are not made yet, or are
+    damaged, the size of a step stays open.
+
+    Args: start: the weights that the stage will start from. They may not exist yet.
+    Raises: UserError if the weights alone need more than all memory.
     """
     shape = read_weights(start)[1] if start is not None and start.exists() else run.model
     require_memory(shape)

@@ -1,4 +1,4 @@
-"""The one supervised loop, which pretraining, SFT and DPO share."""
+"""The training loop of pretraining, SFT and DPO: all three use this one."""
 
 import math
 import time
@@ -24,12 +24,12 @@ from trainer.resume import ResumeState, fitting
 from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
-"""Steps in a row without a finite loss or gradient after which a run gives up. A run of 5 steps or
-fewer gives up after all but one of them."""
+"""A run gives up after so many steps in a row whose loss or gradient is not finite. If the whole
+run has 2 to 5 steps, it already gives up when all steps but one are skipped."""
 MAX_OVERFLOWS = 21
-"""Steps in a row whose gradients are too large for float16, though the loss is finite, after which
-a run gives up. Each such step halves the loss scale. A few of them at the start are normal. The
-scale begins at 65,536, and 21 halvings bring it to 1/32: then the scale can't be the cause."""
+"""A run gives up after so many steps in a row whose loss is finite but whose gradients are too
+large for float16. Each such step halves the loss scale. A few such steps at the start are normal.
+The scale begins at 65,536. After 21 halvings it is 1/32, so it can't be the cause any more."""
 
 
 class Rows(Protocol):
@@ -49,42 +49,42 @@ class Rows(Protocol):
 
 
 class Objective(Protocol):
-    """What a recipe minimises. `trainer/objectives.py` has them all."""
+    """What a training stage minimises. All objectives are in `trainer/objectives.py`."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Loss of a micro-batch in nats, summed over its targets (or pairs), ()."""
         ...
 
     def num_targets(self, batch: Batch) -> int:
-        """Targets (or pairs) of a micro-batch, which still lies in the host's memory."""
+        """Number of targets (or pairs) of a micro-batch. The micro-batch is still in CPU memory."""
         ...
 
     def num_tokens(self, batch: Batch) -> int:
-        """Tokens of a micro-batch that are not padding, for the speed shown."""
+        """Number of tokens of a micro-batch, without padding. The shown speed counts them."""
         ...
 
 
 class TrainingStopped(Exception):
-    """The run was asked to end before its last step; its state is saved."""
+    """Something asked the run to stop before its last step. Its state is saved."""
 
 
 class TrainingDiverged(UserError):
-    """Too many steps in a row could not be taken: no finite loss, or gradients beyond float16."""
+    """Too many steps in a row were skipped: no finite loss, or gradients too large for float16."""
 
 
 @dataclass
 class StopSignal:
-    """Set by a signal handler; the loop looks at it between two steps."""
+    """A signal handler sets this. The loop looks at it after each step."""
 
     exit_code: int = 0
-    """What the process will exit with; 0: no signal came."""
+    """The exit code that the process will return. 0: there was no signal."""
     reason: str = ""
     """Name of the signal, such as `SIGTERM`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatches:
-    """What one process reads in a step."""
+    """The data that one process reads for one step."""
 
     micro: list[Batch]
     """The micro-batches."""
@@ -93,7 +93,7 @@ class StepBatches:
 
 
 def steps_of_run(config: TrainConfig, num_rows: int, world_size: int) -> int:
-    """Steps that the epochs need, at least 1, and `max_steps` at most where it is not 0."""
+    """How many steps the epochs need, at least 1. If `max_steps` is not 0, it is the most."""
     rows_per_step = config.batch_size * config.accumulation_steps * world_size
     by_epochs = max(1, math.ceil(config.epochs * num_rows / rows_per_step))
     return min(by_epochs, config.max_steps) if config.max_steps else by_epochs
@@ -102,8 +102,8 @@ def steps_of_run(config: TrainConfig, num_rows: int, world_size: int) -> int:
 class BatchStream:
     """The micro-batches of each step.
 
-    Which rows a step takes depends on the step and the seed alone, so a resumed run reads on
-    without a saved position.
+    The rows of a step depend only on the number of the step and on the seed. So a resumed run finds
+    its next rows without a saved position.
     """
 
     def __init__(self, rows: Rows, objective: Objective, config: TrainConfig, runtime: Runtime) -> None:
@@ -119,11 +119,12 @@ class BatchStream:
         return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
     def read(self, step: int) -> StepBatches:
-        """The micro-batches of this process in a step, in the host's memory.
+        """The micro-batches of this process in a step, in CPU memory.
 
-        Targets and tokens are counted here, so that no GPU has to be asked for them.
+        Targets and tokens are counted here on the CPU, so nobody has to wait for a GPU to count
+        them.
         """
-        # Every world_size-th row is ours, so that the processes together take each row once.
+        # This process takes every world_size-th row. So all processes together take each row once.
         mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
         parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
         micro = [self.rows.batch(part) for part in parts]
@@ -133,7 +134,8 @@ class BatchStream:
 
     def steps(self, first: int, end: int) -> Iterator[StepBatches]:
         """The batches of each step from `first` to before `end`, on the device."""
-        # While one step is computed, a thread reads the rows of the next one. So a GPU is not idle.
+        # While one step is computed, a thread reads the rows of the next step. So a GPU never waits
+        # for rows.
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
             coming = reader.submit(self.read, first)
             for step in range(first, end):
@@ -151,16 +153,19 @@ def train(
     objective: Objective,
     run: "Run",
 ) -> None:
-    """One optimizer update a step, over `accumulation_steps` micro-batches.
+    """Train the model. Each step is one update of the optimizer, over all its micro-batches.
 
-    Losses are summed, and divided by the targets of the whole step in all processes. So 1 x 8 and
-    8 x 1 accumulation agree, and 1 and N processes.
-    The host does not wait for a GPU within a step: what the step found out is read later. There are
-    two exceptions. Loss scaling in float16 waits once a step. Experts on a GPU without a grouped
-    kernel wait in each product.
-    Raises: TrainingStopped when asked to end; the state is saved. TrainingDiverged after
-    MAX_SKIPPED_STEPS steps in a row without a finite loss, or MAX_OVERFLOWS whose gradients float16
-    can't hold.
+    The losses of a step are summed. The sum is divided by the number of targets of the whole step,
+    in all processes. So the result does not depend on how the rows of a step are divided: one
+    micro-batch of 8 rows or 8 micro-batches of 1 row, one process or several.
+
+    Python does not wait for a GPU within a step: the numbers of a step are read later. There are
+    two exceptions. In float16, loss scaling waits once in each step. On a GPU without a grouped
+    kernel, the experts of a MoE wait in each product.
+
+    Raises: TrainingStopped if the run was asked to stop; the state is saved. TrainingDiverged after
+    MAX_SKIPPED_STEPS steps in a row without a finite loss, or after MAX_OVERFLOWS steps in a row
+    whose gradients are too large for float16.
     """
     runtime = run.runtime
     optimizer = build_optimizer(model, config, run.newton_schulz_dtype)
@@ -169,8 +174,8 @@ def train(
     for step, batches in enumerate(stream.steps(first_step, run.num_steps), start=first_step):
         lr = lr_at(step, run.num_steps, config)
         set_lr(optimizer, lr)
-        # Each micro-batch divides by the targets of the whole step. So its gradient is a part of
-        # the gradient of the step's mean loss, and the parts simply add up in `.grad`.
+        # The loss of each micro-batch is divided by the targets of the whole step. So the gradients
+        # of the micro-batches add up, in `.grad`, to the gradient of the step's mean loss.
         counts = runtime.sum_over_ranks(batches.counts)  # (2,): targets, tokens
         total = torch.zeros((), device=runtime.device)  # nats per target
         for batch in batches.micro:
@@ -178,21 +183,22 @@ def train(
                 loss = objective.loss_sum(model, batch) / counts[0]
             run.scaler.scale(loss).backward()
             total += loss.detach()
-        # Until here a process has the gradient of its own rows. The norm is that of the whole step,
-        # and is taken without float16's loss scale.
+        # So far each process has only the gradient of its own rows. Add up the gradients of all
+        # processes and undo the loss scale of float16, before the norm is computed.
         runtime.sum_gradients(model)
         run.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, config.grad_clip)
         total = runtime.sum_over_ranks(total)
-        # The update. One NaN would spoil all weights for good, so a step that has one is left out.
+        # Update the weights. A single NaN would make all weights useless, so a step that has a NaN
+        # is skipped.
         finite = run.is_finite(total, grad_norm)
-        loss_scale = run.scaler.scale(torch.ones_like(total))  # of this step: `update` may change it
+        loss_scale = run.scaler.scale(torch.ones_like(total))  # save it now: `update` may change it
         run.scaler.step(optimizer, taken=finite)
         run.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        # Summed over all processes, so that all of them stop after the same step.
+        # Add up the wish to stop over all processes, so that all of them stop after the same step.
         asked_to_stop = runtime.sum_over_ranks(torch.full_like(total, float(run.is_asked_to_stop())))
-        # All numbers travel to the host at once, and nobody waits for them here.
+        # Copy all numbers to CPU memory together. We do not wait for this copy here.
         found = Found(finite.float(), total, grad_norm, counts[0], counts[1], asked_to_stop, loss_scale)
         run.after_step(Outcome(step + 1, lr, runtime.fetched(torch.stack(found))), model, optimizer, stream)
 
@@ -211,10 +217,10 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 class Found(NamedTuple):
-    """What a step found out: tensors () on the device, and plain numbers once they are read."""
+    """The results of a step. First they are tensors () on the device, later plain numbers."""
 
     finite: Any
-    """1 where the step could be taken (`Run.is_finite`), else 0."""
+    """1 if the step was not skipped (`Run.is_finite`), else 0."""
     loss: Any
     """Nats per target (or pair)."""
     grad_norm: Any
@@ -224,29 +230,29 @@ class Found(NamedTuple):
     tokens: Any
     """Tokens of all processes that are not padding."""
     asked_to_stop: Any
-    """How many processes were asked to stop: the same number in each process."""
+    """How many processes were asked to stop. Every process has the same number here."""
     loss_scale: Any
     """Loss scale of float16; 1 in other dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A step whose numbers may not be computed yet."""
+    """A step whose results a GPU may still be computing."""
 
     step: int
     """Number of the step; 1 is the first."""
     lr: float
     """Its learning rate."""
     fetch: Callable[[], list[float]]
-    """Waits for the step and returns the numbers of Found."""
+    """Waits until the step is computed, and returns the numbers of Found."""
 
     def read(self) -> Found:
-        """What the step found out; waits for it."""
+        """The results of the step. Waits until they are computed."""
         return Found(*self.fetch())
 
 
 class Run:
-    """What happens around the steps: restore, log, evaluate, save, stop."""
+    """All that happens before, between and after the steps: restore, log, evaluate, save, stop."""
 
     def __init__(
         self,
@@ -261,9 +267,9 @@ class Run:
         stop: StopSignal,
         token_cost: float = 0.0,
     ) -> None:
-        """Args: resume: the state to continue from; None: a fresh run. metrics: None in all
-        processes but the main one. token_cost: operations that train a token, as a share of what
-        the machine can do in a second; 0: unknown."""
+        """Args: resume: the state to continue from. None: a fresh run. metrics: None in all
+        processes except the main process. token_cost: the operations for training one token,
+        divided by the operations that the machine can do in a second. 0: unknown."""
         self.config, self.runtime, self.num_steps = config, runtime, num_steps
         self.state, self.resume, self.metrics, self.validate, self.stop = state, resume, metrics, validate, stop
         self.token_cost = token_cost
@@ -272,29 +278,29 @@ class Run:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.newton_schulz_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.parent = ParentWatch()
-        self.unread: list[Outcome] = []  # steps that were started and whose numbers nobody has read
-        self.skipped = self.overflows = 0  # in a row, up to now
+        self.unread: list[Outcome] = []  # steps whose results we have not read yet
+        self.skipped = self.overflows = 0  # skipped steps in a row, until now
         self.skips_allowed = max(1, min(MAX_SKIPPED_STEPS, num_steps - 1))
         self.tokens = self.targets = 0.0  # of all steps since the first
-        # The speed shown is that since the last line of metrics: `clock` is the time of that line.
+        # The shown speed is measured from the last line of metrics, which was written at `clock`.
         self.started = self.clock = time.perf_counter()
         self.tokens_at_clock = 0.0
         self.eval_steps = set(eval_steps(num_steps, config.eval_interval))
         self.last_validation: dict[str, float] = {}
 
     def restore(self, model: nn.Module, optimizer: MuonAdamW) -> int:
-        """Put model, optimizer, loss scale and random generators back as they were saved.
+        """Load the saved model, optimizer, loss scale and random generators.
 
         Returns: how many steps are done; 0 in a fresh run.
-        Raises: UserError naming the state where a part of it does not fit.
+        Raises: UserError with the name of the state file, if a part of it does not fit.
         """
         if self.resume is None:
             return 0
-        state, self.resume = self.resume, None  # so that no second copy of everything stays in memory
+        state, self.resume = self.resume, None  # so that memory does not keep a second copy of everything
         with fitting(state["path"]):
             model.load_state_dict(state["model"], strict=True)
             optimizer.load_state_dict(state["optimizer"])
-            if state["scaler"]:  # empty where the run was not in float16 before
+            if state["scaler"]:  # empty if the saved run did not use float16
                 self.scaler.load_state_dict(state["scaler"])
             set_rng_states(state["rng"], self.runtime)
         self.tokens = self.tokens_at_clock = state["tokens"]
@@ -303,18 +309,19 @@ class Run:
         return step
 
     def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Whether the step can be taken, () boolean."""
-        # In float16 the scaler itself skips a step whose gradients overflowed. It halves the scale.
+        """Whether the weights can be updated in this step, () boolean."""
+        # In float16 the scaler itself skips a step whose gradients are too large, and halves the
+        # scale. So here only the loss counts.
         if self.scaler.is_enabled():
             return torch.isfinite(loss)
         return torch.isfinite(loss) & torch.isfinite(grad_norm)
 
     def after_step(self, outcome: Outcome, model: nn.Module, optimizer: MuonAdamW, stream: BatchStream) -> None:
-        """Read what steps found out, log, evaluate and save, each when it is due.
+        """Read the results of steps, and log, evaluate and save when it is time.
 
-        A GPU may still compute this step. So only the steps before are read now, and the GPU never
-        runs out of work. Before an evaluation, a save and the end, this step is read too: what is
-        written must be exact.
+        A GPU may still be computing this step. So only the results of earlier steps are read now,
+        and the GPU never has to wait for us. Before an evaluation, before a save and at the end,
+        the results of this step are read too, because what is written then must be exact.
         Raises: TrainingStopped, TrainingDiverged.
         """
         step, last = outcome.step, outcome.step == self.num_steps
@@ -331,10 +338,10 @@ class Run:
             raise TrainingStopped(self.stop.reason or "the pipeline that started this trainer is gone")
 
     def read_steps(self, stream: BatchStream, *, leave: int) -> bool:
-        """Report the steps that were not read yet, except the last `leave`.
+        """Report all steps that were not read yet, except the last `leave` steps.
 
-        Where one of them was asked to stop, none is left: the state is saved next.
-        Returns: whether one was asked to stop.
+        If a step was asked to stop, all steps are reported, because the state is saved next.
+        Returns: whether a step was asked to stop.
         """
         stopping = False
         while len(self.unread) > (0 if stopping else leave):
@@ -342,14 +349,14 @@ class Run:
         return stopping
 
     def is_asked_to_stop(self) -> bool:
-        """Whether a signal came, or the pipeline that started this trainer is gone."""
+        """Whether there was a signal, or the pipeline that started this trainer has ended."""
         return self.stop.exit_code != 0 or self.parent.is_gone()
 
     def report(self, outcome: Outcome, stream: BatchStream) -> bool:
-        """Log a step; say so where it was not taken.
+        """Log a step. If the step was skipped, tell the user.
 
         Returns: whether a process was asked to stop.
-        Raises: TrainingDiverged after too many steps in a row that could not be taken.
+        Raises: TrainingDiverged after too many skipped steps in a row.
         """
         found = outcome.read()
         self.tokens += found.tokens
@@ -365,7 +372,7 @@ class Run:
         return bool(found.asked_to_stop)
 
     def show(self, outcome: Outcome, found: Found, metrics: Metrics) -> None:
-        """Move the bar, and write a line of metrics when it is due."""
+        """Update the progress bar, and write a line of metrics every `log_interval` steps."""
         seconds = time.perf_counter() - self.clock
         speed = (self.tokens - self.tokens_at_clock) / max(seconds, 1e-9)
         figures = {"loss": f"{found.loss:.3f}"}
@@ -392,7 +399,7 @@ class Run:
             self.clock, self.tokens_at_clock = time.perf_counter(), self.tokens
 
     def tell_of_skipped(self, step: int, found: Found, stream: BatchStream) -> None:
-        """Say which rows a step had that was not taken.
+        """Tell the user that a step was skipped, and which rows it had.
 
         Raises: TrainingDiverged after `skips_allowed` such steps in a row.
         """
@@ -410,7 +417,7 @@ class Run:
             )
 
     def tell_of_overflow(self, step: int, loss_scale: float) -> None:
-        """Say that a step's gradients did not fit float16.
+        """Tell the user that the gradients of a step were too large for float16.
 
         Raises: TrainingDiverged after MAX_OVERFLOWS such steps in a row.
         """
@@ -426,7 +433,7 @@ class Run:
             )
 
     def evaluate(self, step: int, model: nn.Module) -> None:
-        """Take and log the validation loss."""
+        """Compute the validation loss and log it."""
         assert self.validate is not None
         started = time.perf_counter()
         self.last_validation = self.validate(model)
@@ -434,7 +441,7 @@ class Run:
             self.metrics.log(step, self.last_validation)
             shown = ", ".join(f"{key} {value:.4f}" for key, value in self.last_validation.items())
             self.metrics.say(f"step {step}/{self.num_steps}: {shown}")
-        self.clock += time.perf_counter() - started  # the speed shown is that of training alone
+        self.clock += time.perf_counter() - started  # the shown speed does not count this time
 
     def save(self, step: int, model: nn.Module, optimizer: MuonAdamW) -> None:
         """Write the resume state, and wait until it is written.
@@ -442,7 +449,7 @@ class Run:
         Raises: UserError where a weight is NaN or infinite.
         """
         require_finite(model, self.state.path, f"after step {step}")
-        rng = rng_states(self.runtime)  # all processes take part, so it stands outside the `if`
+        rng = rng_states(self.runtime)  # all processes must call this, so it is outside the `if`
         if self.runtime.is_main:
             removed = self.state.save(
                 {
@@ -470,10 +477,11 @@ class Run:
 
 
 def eval_steps(num_steps: int, interval: int) -> Iterator[int]:
-    """Steps after which the validation loss is taken.
+    """The steps after which the validation loss is computed.
 
-    Args: interval: every so many steps; 0: five times, evenly spread.
-    Yields: numbers of steps, always the last one too.
+    Args: interval: compute the loss every `interval` steps. 0: five times in the whole run, at
+    equal distances.
+    Yields: numbers of steps. The last step is always among them.
     """
     if interval:
         yield from range(interval, num_steps, interval)

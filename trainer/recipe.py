@@ -1,6 +1,6 @@
-"""The frame of every supervised recipe: begin or resume, train, write the weights.
+"""What pretraining, SFT and DPO all do: begin or resume, train, write the weights.
 
-A page such as `train_full_sft.py` calls, in this order: `gather` (trainer/facts.py), `is_done`,
+A program such as `train_full_sft.py` calls, in this order: `gather` (trainer/facts.py), `is_done`,
 `begin`, and `Training.fit`.
 """
 
@@ -44,21 +44,21 @@ from trainer.validation import Validator, validator
 
 
 def is_done(facts: Facts) -> bool:
-    """Whether there is nothing to train.
+    """Whether this run was finished before, so that there is nothing to train.
 
-    That is so when the weights are written and have the fingerprint of this run. Then a line says
-    so, what is left of a resume state is removed, and the process leaves its group.
+    This is true if the weights file has the fingerprint of this run. Then the user is
+    told, the resume state of this run is deleted, and the process leaves its group of processes.
     """
     path, state = facts.weights_path, facts.state.path
     if not facts.run.from_resume or not path.exists():
         return False
-    # A state newer than the weights: somebody trains them again, and was interrupted.
+    # If the state is newer than the weights, a new training of these weights was interrupted.
     if state.exists() and state.stat().st_mtime_ns > path.stat().st_mtime_ns:
         return False
     try:
         _, _, manifest = read_weights(path)
     except UserError:
-        return False  # damaged: train again, and the file is replaced
+        return False  # the file is damaged: train again and replace it
     if manifest.get("fingerprint") != facts.fingerprint:
         return False
     facts.say(
@@ -72,13 +72,13 @@ def is_done(facts: Facts) -> bool:
 
 @dataclass
 class Training:
-    """One training: the model at its first step, and all that `fit` needs to train it."""
+    """One training: the model before its first step, and all that `fit` needs to train it."""
 
     facts: Facts
     config: TrainConfig
     """The settings with nothing left open."""
     runtime: Runtime
-    """As in the facts; a resumed run has the dtype that it began with."""
+    """As in the facts. But a resumed run uses the dtype with which it began."""
     model: MiniLLM
     resume: dict[str, Any] | None
     """The resume state to continue from. None: a fresh run, or the state is already restored."""
@@ -88,11 +88,13 @@ class Training:
         """Train and write the weights.
 
         Args: rows: the training data. validation: the held-out data of the validation loss.
-        Returns: the exit code of the program: 0, or that of the signal which stopped the run.
-        Raises: UserError, TrainingDiverged among them.
+        Returns: the exit code of the program: 0, or the exit code for the signal that stopped the
+        run.
+        Raises: UserError. TrainingDiverged is one kind of it.
         """
         facts = self.facts
-        # First the rehearsal: it may change the micro-batch, on which the number of steps depends.
+        # Rehearse first, because this may change the size of the micro-batch. The number of steps
+        # depends on that size.
         self._rehearse(rows, objective, validation)
         stream = BatchStream(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
@@ -109,17 +111,17 @@ class Training:
             stop=self.stop,
             token_cost=token_cost(facts, self.runtime),
         )
-        self.resume = None  # the Run has it now; it is freed as soon as it is restored
+        self.resume = None  # now only `run` holds it, and `run` frees it after loading
         watch_signals(self.stop)
-        # Each process needs a dropout of its own. It is seeded here, just before the first step, so
-        # that nothing that was drawn before can change it.
+        # Each process needs its own random numbers for dropout. Set the seed here, just before the
+        # first step, so that random numbers drawn earlier have no influence on them.
         seed_everything(self.config.seed + self.runtime.rank)
         started, kept = time.perf_counter(), None
         try:
             with explaining_helper_failure(facts):
                 train(self.config, self.model, stream, objective, run)
                 require_finite(self.model, facts.weights_path, f"after step {num_steps} of stage {facts.run.stage}")
-                kept = self._write_weights()  # before a tracker's last upload, which may take long
+                kept = self._write_weights()  # before `metrics.close`, whose last upload may take long
         except TrainingStopped as error:
             return self._tell_of_stop(error, metrics)
         finally:
@@ -133,7 +135,7 @@ class Training:
         return 0
 
     def _rehearse(self, rows: Rows, objective: Objective, validation: Rows | None) -> None:
-        """Try a step, and keep the settings with which it works."""
+        """Try one step, and keep settings with which this step works."""
         if needs_rehearsal(self.config, self.runtime):
             step = TrialStep(self.model, rows, objective, validation, self.runtime, self.config)
             self.config = rehearse(
@@ -146,7 +148,7 @@ class Training:
             )
 
     def _open_metrics(self, num_steps: int) -> Metrics | None:
-        """What the main process logs with; None in the others. Says where a resumed run stands."""
+        """The log of the main process; None in other processes. Tells from where a run resumes."""
         facts, first_step = self.facts, self.resume["step"] if self.resume else 0
         if self.resume:
             facts.say(f"resuming after step {first_step} of {num_steps} ({display(self.resume['path'])})")
@@ -163,7 +165,7 @@ class Training:
         )
 
     def _validator(self, objective: Objective, rows: Rows | None) -> Validator | None:
-        """What takes the validation loss; None, and a line says so, where there are no rows."""
+        """A function that computes the validation loss. Without rows: None, and a message."""
         if rows is None or len(rows) == 0:
             self.facts.say("no validation data beside the tensors: no validation loss will be shown")
             return None
@@ -172,7 +174,7 @@ class Training:
     def _write_weights(self) -> Path | None:
         """Write the weights with their manifest, and remove the resume state.
 
-        Returns: where older weights of other settings are kept; None where there were none.
+        Returns: where older weights of other settings are kept. None: there were none.
         """
         if not self.runtime.is_main:
             return None
@@ -182,10 +184,10 @@ class Training:
         return kept
 
     def _tell_of_stop(self, error: TrainingStopped, metrics: Metrics | None) -> int:
-        """Say how to resume. Returns: the exit code."""
+        """Tell the user how to resume. Returns: the exit code."""
         if metrics is not None:
             metrics.close_bar()
-        # With --from_resume 0 the same command would start from the first step once more.
+        # With --from_resume 0 the same command would start again from the first step.
         again = "the same command" if self.facts.run.from_resume else "the same command without --from_resume 0"
         self.facts.say(f"stopped ({error}); the state is saved, {again} resumes from here")
         return self.stop.exit_code or 143
@@ -195,16 +197,16 @@ class Training:
 
 
 def begin(facts: Facts) -> Training:
-    """Find a resume state, settle what is left open, and build the model on its device.
+    """Find a resume state, choose the settings that are left open, and build the model.
 
-    The model is random, or has the starting weights. What a resume state holds is put into it
-    later, by the loop (`Run.restore`).
-    Raises: UserError where a folder can't be written, or a resume state or the starting weights are
-    damaged.
+    The model has random weights or the starting weights. If there is a resume state, the loop loads
+    it later (`Run.restore`).
+    Raises: UserError if a folder can't be written, or if the resume state or the starting weights
+    are damaged.
     """
     for folder in (facts.run.out_dir, facts.run.tf_dir):
         require_writable(folder)
-    seed_everything(facts.config.seed)  # the random weights below are drawn from it
+    seed_everything(facts.config.seed)  # for the random weights below
     resume = find_state(facts) if facts.run.from_resume else None
     config, runtime = resumed_settings(resume, facts) if resume is not None else fresh_settings(facts)
     model = MiniLLM(facts.shape)
@@ -215,22 +217,23 @@ def begin(facts: Facts) -> Training:
     model.to(runtime.device)
     model.gradient_checkpointing = config.gradient_checkpointing
     if config.use_compile:
-        model.compile_blocks()  # this only prepares it: the rehearsal compiles, and sees if it fails
+        model.compile_blocks()  # only a preparation: the rehearsal compiles, and notices a failure
     return Training(facts, config, runtime, model, resume)
 
 
 def find_state(facts: Facts) -> dict[str, Any] | None:
-    """The resume state to continue from; None where there is none.
+    """The resume state to continue from; None if there is none.
 
-    It is that of this very run, else that of a shorter run which stopped before its warm-down. Up
-    to there the longer run would have done the same, except for the length of its warm-up. A state
-    that can't be taken is named with the reason.
-    Raises: UserError where the state of this very run is damaged.
+    First we look for a state of exactly this run. If there is none, we take the state of a shorter
+    run that stopped before its warm-down. Until that point this longer run would have done the
+    same, except that its warm-up may be longer. If a state can't be used, the user is told why.
+    Raises: UserError if the state of exactly this run is damaged.
     """
     state = facts.state.load()
     if state is not None:
         return state
-    # How many steps this run would have depends on the size of a step, which the other run chose.
+    # The other run chose the size of a step. With this size, compute how many steps our run would
+    # have.
     for other in facts.state.others():
         with fitting(other["path"]):
             config = with_chosen(facts.config, other["choices"])
@@ -246,9 +249,9 @@ def find_state(facts: Facts) -> dict[str, Any] | None:
 
 
 def fresh_settings(facts: Facts) -> tuple[TrainConfig, Runtime]:
-    """The settings of a run that starts from its first step, with nothing left open.
+    """The settings of a run that starts from its first step. Every setting has a value.
 
-    A line says which older work this run will replace.
+    The user is told which older weights this run will replace.
     """
     tell_what_starts_anew(facts)
     data, fresh = DataFacts.of(facts.data), facts.start is None
@@ -257,11 +260,12 @@ def fresh_settings(facts: Facts) -> tuple[TrainConfig, Runtime]:
 
 
 def resumed_settings(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig, Runtime]:
-    """What the interrupted run had chosen, so that the numbers are the same to the last bit.
+    """The settings that the interrupted run had chosen, so that the result is the same, bit by bit.
 
-    On another machine bfloat16, or so many threads, may be very slow. There dtype and threads are
-    chosen again, a line says so, and the numbers differ by rounding. A step keeps its rows.
-    Raises: UserError where the state does not fit this run.
+    But on another machine its dtype or its number of threads may be very slow. So there both are
+    chosen again. The user is told that the numbers will differ by rounding. Each step still has the
+    same rows.
+    Raises: UserError if the state does not fit this run.
     """
     chosen, runtime = resume["choices"], facts.runtime
     with fitting(resume["path"]):
@@ -269,7 +273,7 @@ def resumed_settings(resume: dict[str, Any], facts: Facts) -> tuple[TrainConfig,
         if chosen["machine"] == runtime.machine:
             torch.set_num_threads(chosen["threads"])
             return config, replace(runtime, dtype=DTYPES[chosen["dtype"]])
-        # Another machine that happens to choose the same needs no warning.
+        # If the new machine chooses the same values, no warning is needed.
         now = chosen_values(config, runtime)
         if any(chosen[name] != now[name] for name in ("device", "dtype", "threads")):
             facts.say(
@@ -290,12 +294,12 @@ def _machine(chosen: dict[str, Any]) -> str:
 
 
 def tell_what_starts_anew(facts: Facts) -> None:
-    """Say, before the first step, which work of other settings is there and what happens to it."""
+    """Tell the user, before the first step, what happens to older weights and resume states."""
     path = facts.weights_path
     try:
         _, _, manifest = read_weights(path)
     except UserError:
-        manifest = {"fingerprint": facts.fingerprint}  # none, or damaged
+        manifest = {"fingerprint": facts.fingerprint}  # no such file, or a damaged one
     if manifest.get("fingerprint") != facts.fingerprint:
         facts.say(
             f"{display(path)}: made with {differences(manifest, facts)}; training starts anew. The old "
@@ -310,17 +314,18 @@ DIFFERENCES = {
     "tensors": "other data",
     "start": "other starting weights",
 }
-"""Part of a manifest -> what is said where it differs."""
+"""Part of a manifest -> the words for the user if this part differs."""
 
 
 def differences(manifest: dict[str, Any], facts: Facts) -> str:
-    """In a few words, what differs between the run that made these weights and this run.
+    """A few words about the differences between this run and the run that made some weights.
 
-    Args: manifest: that of the weights.
+    Args: manifest: the manifest of those weights.
     """
     now = weights_manifest(facts, facts.config, facts.runtime)
     found = []
-    # Settings come first, then what the weights were made from. Three are enough to see why.
+    # First list settings that differ, then other parts of the manifest. Three differences are
+    # enough to understand the reason.
     for part in ("model", "train"):
         before = manifest.get("settings", {}).get(part, {})
         found += [
@@ -336,7 +341,7 @@ def differences(manifest: dict[str, Any], facts: Facts) -> str:
 
 
 def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """What the weights are made from, as plain data; it is kept in their file (docs/formats.md)."""
+    """What the weights are made from, as plain data. It is saved with them (docs/formats.md)."""
     start, stage = facts.start, facts.run.stage
     # The training data of earlier stages: the manifest of the starting weights lists it. Below, the
     # data of this stage is added. An evaluation refuses all data in this list.
@@ -354,7 +359,7 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dic
         "training_data": [*inherited, asdict(facts.data.source)],
         "start": {"path": start.path.name, "sha256": start.sha256} if start else None,
         "choices": chosen_values(config, runtime),
-        "torch": str(torch.__version__),  # itself it is an object, which a safe load would refuse
+        "torch": str(torch.__version__),  # as text, because a safe load refuses torch's own type
     }
 
 
@@ -374,8 +379,8 @@ def description(training: Training, stream: BatchStream, num_steps: int) -> str:
 
 
 def token_cost(facts: Facts, runtime: Runtime) -> float:
-    """Operations that train a token, as a share of what all devices can do in a second; 0 where
-    that is unknown."""
+    """The operations for training one token, divided by the operations that all devices together
+    can do in a second. 0 if this is unknown."""
     peak = known_peak(runtime.device, runtime.dtype)
     if peak is None:
         return 0.0
@@ -388,7 +393,7 @@ def token_cost(facts: Facts, runtime: Runtime) -> float:
 def watch_signals(stop: StopSignal) -> None:
     """Let Ctrl-C, SIGTERM and a closed terminal end the run after the current step.
 
-    A second Ctrl-C ends it at once, without a save.
+    A second Ctrl-C ends the run at once, without saving.
     """
 
     def handler(signum: int, frame: object) -> None:
@@ -398,9 +403,9 @@ def watch_signals(stop: StopSignal) -> None:
         stop.reason = signal.Signals(signum).name
 
     def hung_up(signum: int, frame: object) -> None:
-        signal.signal(signum, signal.SIG_IGN)  # the shell may send a second one, which must not stop the save
+        signal.signal(signum, signal.SIG_IGN)  # ignore a second hangup, because it must not stop the save
         handler(signum, frame)
-        silence_terminal()  # a line to a terminal that is gone would fail before the state is saved
+        silence_terminal()  # printing to a closed terminal would fail before the state is saved
 
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
@@ -410,9 +415,9 @@ def watch_signals(stop: StopSignal) -> None:
 
 @contextmanager
 def explaining_helper_failure(facts: Facts) -> Iterator[None]:
-    """Where a helper process failed, tell why, in place of torch's error of a broken connection.
+    """If a helper process failed, show its error instead of torch's error of a broken connection.
 
-    Raises: UserError with the last words of the helper.
+    Raises: UserError with the last lines of the helper's output.
     """
     try:
         yield
