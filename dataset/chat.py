@@ -1,13 +1,14 @@
 """The chat template, the special tokens, the loss mask of a conversation, the check of messages.
 
-The format of one exchange. There are no line breaks between the marks. T stands below the targets:
+This is the format of one question and answer. There are no line breaks between the marks. Below,
+each T marks a target:
 
     <|bos|><|user_start|>你好<|user_end|><|assistant_start|>你好！<|assistant_end|>
                                                            TTTTTTTTTTTTTTTTTTT
 
-Ids and loss mask are built in the same pass: the code that appends an id also says whether it is a
-target. A mask that is made afterwards, by searching the ids for markers, is wrong as soon as a text
-looks like a marker or is cut.
+Ids and loss mask are built together: the code that appends an id also says whether this id is a
+target. Other programs make the mask later, by searching the ids for markers. Such a mask is wrong
+if a text looks like a marker, or if the conversation was cut.
 """
 
 import json
@@ -23,7 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 ASSISTANT_START = "<|assistant_start|>"
 ASSISTANT_END = "<|assistant_end|>"
 IMAGE = "<|image|>"
-"""Stands for a picture in the text of a model that sees."""
+"""Stands for a picture in the text, for a model that can see pictures."""
 SPECIAL_TOKENS = (
     IMAGE,
     "<|spare_0|>",
@@ -45,8 +46,8 @@ SPECIAL_TOKENS = (
     "<|tool_result_start|>",
     "<|tool_result_end|>",
 )
-"""In the order of their ids, which are the highest of the vocabulary. After publication no id
-changes: a token that a later version needs takes the place of a spare one."""
+"""In the order of their ids, which are the highest ids of the vocabulary. These ids never change
+after publication. If a later version needs a new token, the token replaces a spare one."""
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content`
@@ -105,16 +106,16 @@ CHAT_TEMPLATE = """
 {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<|think_start|><|think_end|>' -}}{%- endif -%}
 {%- endif -%}
 """.strip()
-"""The same rendering as a Jinja template, for transformers, vLLM and llama.cpp. A test shows that
-both give the same ids. Those programs look for special tokens in the finished text, so a user who
-types a mark can forge it there. Here that is impossible."""
+"""The same format as a Jinja template, for transformers, vLLM and llama.cpp. A test shows that
+template and code give the same ids. Those programs search the finished text for special tokens, so
+there a user can type a mark and fake a turn. Our code makes this impossible."""
 
 
 class TextEncoder(Protocol):
     """The two methods of a tokenizer that rendering needs."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, none of them special."""
+        """Ids of a text. No id is that of a special token."""
 
     def encode_special(self, name: str) -> int:
         """Id of a special token."""
@@ -123,10 +124,11 @@ class TextEncoder(Protocol):
 def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Ids of a whole conversation and its loss mask, both (T,) for T tokens. Nothing is cut.
 
-    The mask is 1 on the targets: what an assistant writes (reasoning, answer, tool calls) and the
-    end token, without which the model would never learn to stop. It is 0 on everything else, and on
-    a whole turn whose `loss` is false.
-    Raises: UserError that says which message is wrong and how.
+    The mask is 1 on the targets: everything that an assistant writes (reasoning, answer, tool
+    calls), and the end token after it. Without the end token the model would never learn to stop.
+    The mask is 0 on everything else. If the `loss` of an assistant turn is false, it is 0 on the
+    whole turn.
+    Raises: UserError that names the wrong message and the mistake.
     """
     _check(messages)
     ids = [encoder.encode_special(BOS)]
@@ -150,9 +152,9 @@ def render_for_completion(
 ) -> list[int]:
     """Ids of a conversation up to the point where the assistant starts to write.
 
-    Args: enable_thinking: True opens a thought. False puts an empty thought before the answer, as
-    Qwen3's template does. None lets the model decide.
-    Raises: UserError when a message is wrong, or the last one is already the assistant's.
+    Args: enable_thinking: True: the answer begins with a thought. False: it begins with an empty
+    thought, as in Qwen3's template. None: the model decides.
+    Raises: UserError if a message is wrong, or if the last message is from the assistant.
     """
     ids, _ = render_conversation(encoder, messages)
     if messages[-1]["role"] == "assistant":
@@ -166,7 +168,7 @@ def render_for_completion(
 
 def _body(encoder: TextEncoder, message: Message) -> list[int]:
     """Ids between the two marks of a turn."""
-    # The order is that of CHAT_TEMPLATE: a thought, the content, then tools or tool calls.
+    # Keep the order of CHAT_TEMPLATE: the thought, then the content, then tools or tool calls.
     ids: list[int] = []
     if reasoning := message.get("reasoning_content"):
         ids += _block(encoder, "think", reasoning)
@@ -194,20 +196,20 @@ def _json(value: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """A list of tools or calls. Data sets store it as a JSON list, or as text that holds JSON."""
+    """The list of tools or calls. In data sets it is a list, or the same list as JSON text."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def _call_json(call: Mapping[str, Any]) -> str:
-    """A call as `{"name": ..., "arguments": ...}`. OpenAI wraps it in `function`; others do not."""
+    """A call as `{"name": ..., "arguments": ...}`. In OpenAI's format it is inside `function`."""
     function = call.get("function") or call
     arguments = function.get("arguments") or {}
-    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI stores it as text: JSON already
+    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI stores the arguments as JSON text
     return f'{{"name": {_json(function["name"])}, "arguments": {text}}}'
 
 
 def _check(messages: Any) -> None:
-    """Check a conversation that is to be rendered.
+    """Check a conversation before it is rendered.
 
     Raises: UserError with the number (from 1) of the first wrong message.
     """
@@ -231,14 +233,14 @@ class Fault(NamedTuple):
     """What is wrong with a message."""
 
     reason: str
-    """A fixed phrase, by which the mix counts the records that it drops."""
+    """A fixed phrase. The mix counts dropped records by this phrase."""
     english: str
-    """The same for the person who wrote the message."""
+    """The message for the user, in English."""
     chinese: str
 
 
 def message_fault(message: Any) -> Fault | None:
-    """What is wrong with a message by itself; None when nothing is."""
+    """What is wrong with one message alone, without its neighbours. None: nothing is wrong."""
     if not isinstance(message, Mapping):
         return Fault("turn is not an object", 'must be {"role": ..., "content": ...}.', "应含 role 和 content")
     role = message.get("role")
@@ -271,13 +273,13 @@ def is_wordless(message: Message) -> bool:
 
 
 def has_name(entry: Any) -> bool:
-    """Whether a tool or a call names its function, bare or wrapped in OpenAI's `function`."""
+    """Whether a tool or a call has the name of its function, also inside OpenAI's `function`."""
     function = (entry.get("function") or entry) if isinstance(entry, Mapping) else None
     return isinstance(function, Mapping) and isinstance(function.get("name"), str)
 
 
 def _tools_fault(message: Message) -> Fault | None:
-    """What is wrong with `tools` and `tool_calls`, as `message_fault`."""
+    """What is wrong with `tools` and `tool_calls` of a message. None: nothing is wrong."""
     for key in ("tools", "tool_calls"):
         if not message.get(key):
             continue
@@ -296,20 +298,20 @@ def _tools_fault(message: Message) -> Fault | None:
 
 
 _MAY_FOLLOW = {"user": {"", "system", "assistant"}, "assistant": {"user", "tool"}}
-"""Role -> the roles that the message before it may have in training data. "": it is the first."""
+"""Role -> the roles of the message before, as training data allows. "" means: no message before."""
 
 
 def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | None:
-    """What is wrong with the place of a message that is right by itself; None when nothing is.
+    """What is wrong with the place of a message in its conversation. None: nothing is wrong.
 
-    A chat may have user and assistant turns in any order, also empty ones: a model may answer with
-    nothing, or be cut off while it thinks. The template renders all of that. Training data must be
-    stricter, because an empty answer would teach the model to say nothing. So in the mix and the
-    export user and assistant take turns, and each says something. A thought alone is no answer; a
-    tool call is one.
+    In a chat, user and assistant turns may come in any order, and turns may be empty, because a
+    model may answer with nothing, or may be stopped while it thinks. In training data this is
+    forbidden, because an empty answer would teach the model to say nothing. So in the mix and the
+    export, user and assistant must take turns, and each must say something. A thought alone does
+    not count as an answer, but a tool call does.
 
-    Args: before: role of the message before it; "" when it is the first. to_learn: whether the
-    conversation is training data.
+    Args: message: it is right by itself (`message_fault`). before: role of the message before; ""
+    if there is none. to_learn: whether the conversation is training data.
     """
     role = message["role"]
     if role == "system" and before:
@@ -320,7 +322,7 @@ def place_fault(message: Message, before: str, *, to_learn: bool) -> Fault | Non
         return Fault("tool result without a call", said, "tool 消息应跟在助手的调用之后")
     if not to_learn or role not in _MAY_FOLLOW:
         return None
-    # From here on: a user's or an assistant's turn in training data.
+    # From here on, the message is a user's or an assistant's turn in training data.
     if before not in _MAY_FOLLOW[role]:
         return Fault("roles do not alternate", "user and assistant must take turns.", "用户与助手应轮流发言")
     if (message["content"] or "").strip() or message.get("tool_calls"):

@@ -1,4 +1,4 @@
-"""The network, whole: Qwen3 (dense) and Qwen3-MoE, in the parameter names of transformers.
+"""The whole network: Qwen3 (dense) and Qwen3-MoE, with the parameter names of transformers.
 
 Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads,
 D head size, I width of the SwiGLU, E experts, k experts a token, N tokens of all rows,
@@ -33,22 +33,23 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape that ends in `size` -> the same shape, in the dtype of the products to come."""
+        """Any shape that ends in `size` -> the same shape, in the dtype of the next products."""
         if x.device.type == "cpu":
             return kernels.rms_norm(x, self.weight, self.eps, compute_dtype(x))
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """Radians by which each pair of a head turns from one position to the next, (D/2,) float32.
+    """The angle by which each pair of a head turns from one position to the next, (D/2,) float32.
 
-    They fall from 1 radian a token to nearly 1/theta: the first pairs tell near tokens apart, the
-    last ones tell far places apart.
+    The first pair turns by 1 radian for each token. The later a pair, the slower it turns: the last
+    pair turns by nearly 1/theta. So the first pairs distinguish near tokens, and the last pairs
+    distinguish places that are far apart.
 
-    YaRN (arXiv:2309.00071, section 3.2) divides a frequency by the factor if its pair turns less
-    than once in the original length, so that a longer text brings no angle that training has never
-    seen. It leaves pairs that turn more than 32 times, as these tell near tokens apart. In between
-    it changes linearly from one to the other.
+    YaRN (arXiv:2309.00071, section 3.2) changes the frequencies for longer texts. A pair that turns
+    less than once in the original length is slowed down by the factor, so that a longer text has no
+    angles that training has never seen. A pair that turns more than 32 times stays as it is,
+    because it distinguishes near tokens. The frequencies between these two are mixed linearly.
     """
     head_dim, theta, factor = config.head_dim, config.rope_theta, config.rope_scaling_factor
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
@@ -56,21 +57,21 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
         return frequencies
 
     def pair_that_turns(times: float) -> float:
-        """Index of the pair, a fraction, that turns so often in the original length."""
+        """Index (a fraction) of the pair that turns `times` times in the original length."""
         length = config.original_max_position_embeddings
         return head_dim * math.log(length / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = max(math.floor(pair_that_turns(32)), 0), min(math.ceil(pair_that_turns(1)), head_dim - 1)
     pairs = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
-    stretched = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # share of the stretched frequency
+    stretched = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # share of the slower frequency
     return frequencies * (1 - stretched) + frequencies / factor * stretched
 
 
 def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of RoPE for the given positions (..., T), each (..., T, D/2), in float32.
 
-    With YaRN they are larger by 0.1 ln(factor) + 1: that sharpens the attention over the longer
-    context (arXiv:2309.00071, eq. 22).
+    With YaRN they are multiplied by 0.1 ln(factor) + 1, which makes the attention sharper in the
+    longer context (arXiv:2309.00071, eq. 22).
     """
     angles = positions[..., None].float() * rope_frequencies(config, positions.device)
     scale = 0.1 * math.log(config.rope_scaling_factor) + 1.0
@@ -80,10 +81,10 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of (B, heads, T, D) by the angle of its token's position.
 
-    The product of a query and a key that are turned so depends on the distance of their tokens
-    alone: that is how attention learns the order of tokens (RoPE, arXiv:2104.09864). The two
-    numbers of a pair stand half a head apart, as in transformers, so that weights mean the same
-    there.
+    The product of a turned query and a turned key depends on the distance between the two tokens,
+    but not on the positions themselves. This is how attention knows the order of tokens (RoPE,
+    arXiv:2104.09864). The two numbers of a pair are half a head apart, as in transformers, so both
+    programs can use the same weights.
     Args: cos, sin: broadcast to (B, 1, T, D/2). Returns: the shape and dtype of x.
     """
     if x.device.type == "cpu":
@@ -94,13 +95,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """What all blocks share in one forward pass."""
+    """The data that all blocks use in one forward pass."""
 
     cos: Tensor
     """(B or 1, 1, T, D/2)."""
     sin: Tensor
     plan: Plan
-    """Which tokens look at which, and how that is computed (model/attention.py)."""
+    """Which tokens can see which other tokens, and how attention computes this
+    (model/attention.py)."""
     real: Tensor | None = None
     """(B, T) boolean, false for padding. None: every token is real."""
     cache: KeyValueCache | None = None
@@ -109,9 +111,9 @@ class Context:
 class Attention(nn.Module):
     """Grouped-query attention with RMSNorm on queries and keys; no biases.
 
-    H query heads share K key/value heads, H/K each: keys and values are what a cache holds, so it
-    is H/K times smaller, at little loss (arXiv:2305.13245). The norms keep the scores from growing
-    during training (Qwen3, arXiv:2505.09388).
+    Each key/value head serves H/K query heads. A cache holds only keys and values, so it becomes
+    H/K times smaller, and the model hardly gets worse (arXiv:2305.13245). Without the norms the
+    scores could grow during training (Qwen3, arXiv:2505.09388).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -132,8 +134,8 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Positions enter here alone, and values have none. Keys are cached turned: a token keeps
-        # its place.
+        # Only here the network gets the positions, and values get none. The cache holds keys that
+        # are already turned, because the position of a token never changes.
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
@@ -160,20 +162,20 @@ EAGER_GROUPED_MM = torch.compiler.disable(GROUPED_MM)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows times a matrix of its own.
+    """Multiply each group of rows by the matrix of this group.
 
-    Groups may have any size, 0 too. One kernel in bfloat16 on a GPU of a data centre (Hopper,
-    Blackwell), elsewhere one product a group, without Python.
+    A group may have any size, also 0. On a data-centre GPU (Hopper, Blackwell) in bfloat16, one
+    kernel computes all groups. Otherwise torch computes one product for each group, without Python.
     Args: x (rows, in). weight (E, out, in). ends (E,): where each group ends. Returns: (rows, out).
     """
-    # torch.compile traced it in bfloat16 alone at first, so other dtypes leave the compiled code
-    # for this one call.
+    # The first versions of torch.compile can trace this operation only in bfloat16. So with other
+    # dtypes this one call runs outside the compiled code.
     compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()
     return (GROUPED_MM if compilable else EAGER_GROUPED_MM)(x, weight.transpose(1, 2), offs=ends)
 
 
 class Experts(nn.Module):
-    """The SwiGLUs of all experts, their weights stacked."""
+    """The SwiGLUs of all experts. Their weights are stacked in two tensors."""
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -185,10 +187,10 @@ class Experts(nn.Module):
 
         Args: x (N, C). chosen (N, k): numbers of the experts. weights (N, k). Returns: (N, C).
         """
-        # Each token is copied once for each of its experts, and the copies are sorted by expert, so
-        # that the rows of one expert lie together and make one product.
+        # Copy each token once for each of its experts, and sort the copies by expert. Then the rows
+        # of one expert are neighbours, and one product computes them all.
         (N, k), dtype = chosen.shape, compute_dtype(x)
-        order = chosen.flatten().argsort(stable=True)  # (N k): expert by expert, the places of its choices
+        order = chosen.flatten().argsort(stable=True)  # (N k): places of the choices, sorted by expert
         ends = F.one_hot(chosen, len(self.down_proj)).sum(dim=(0, 1)).cumsum(0, dtype=torch.int32)  # (E,)
         sorted_x = x.to(dtype)[order // k]  # (N k, C)
         gate, up = grouped_linear(sorted_x, self.gate_up_proj.to(dtype), ends).chunk(2, dim=-1)  # (N k, I)
@@ -198,10 +200,11 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Each token through its top-k experts, weighted by the router's probabilities.
+    """Sends each token through its top-k experts. The router's probabilities are the weights.
 
-    With k > 1 the weights are normalised to sum to one, as in Qwen3-MoE. With k = 1 they are not: a
-    normalised single weight is the constant 1, and the router would receive no gradient.
+    With k > 1 the weights are normalised so that their sum is 1, as in Qwen3-MoE. With k = 1 they
+    are not normalised, because the only weight would always be 1, and the router would get no
+    gradient.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -215,18 +218,19 @@ class MoE(nn.Module):
         """(B, T, C) -> (B, T, C), and the balance loss of each row (B,).
 
         The loss is E * sum over experts of (share of the row's choices) * (mean probability),
-        Switch Transformer (arXiv:2101.03961, eq. 4); 1 when all experts are used alike. It is taken
-        over the real tokens (B, T) of one row, so that no split of a batch changes it.
+        from Switch Transformer (arXiv:2101.03961, eq. 4). It is 1 if all experts are used equally
+        often. It is computed for each row alone, over its real tokens, so it does not depend on how
+        rows are divided into batches.
         """
         B, T, C = x.shape
-        with torch.autocast(x.device.type, enabled=False):  # a rounding here would send a token to another expert
+        with torch.autocast(x.device.type, enabled=False):  # rounding could send a token to another expert
             probabilities = F.linear(x.float(), self.gate.weight.float()).softmax(dim=-1)  # (B, T, E)
         weights, chosen = probabilities.topk(self.top_k, dim=-1)  # (B, T, k)
         if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1))
-        # The share of choices has no gradient; the mean probability has one, and it lowers those
-        # experts that are chosen more often than others.
+        # The share of choices has no gradient, but the mean probability has one. This gradient
+        # makes an expert less likely if it is chosen more often than others.
         choices = F.one_hot(chosen, self.num_experts).sum(dim=2).float()  # (B, T, E)
         counted = torch.ones(B, T, 1, device=x.device) if real is None else real[..., None].float()
         num_tokens = counted.sum(dim=1).clamp(min=1)  # (B, 1)
@@ -236,7 +240,7 @@ class MoE(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each on a normalised input and added to the residual stream."""
+    """Attention, then SwiGLU. Each gets a normalised input, and its output is added to x."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -258,7 +262,7 @@ BlockRunner = Callable[[nn.Module, Tensor, Context], tuple[Tensor, Tensor | None
 
 
 def run_block(block: nn.Module, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-    """One block, as it is written; compiled, this is one piece of code for all blocks."""
+    """Run one block. torch.compile turns this function into one piece of code for all blocks."""
     y: tuple[Tensor, Tensor | None] = block(x, context)
     return y
 
@@ -274,11 +278,11 @@ class Backbone(nn.Module):
 
 
 READOUT_WIDTH = 38.0
-"""Hidden size up to which the last norm's weight starts at 1 (docs/lab_log.md, beside 64)."""
+"""Up to this hidden size the weight of the last norm starts at 1 (docs/lab_log.md)."""
 
 
 class MiniLLM(nn.Module):
-    """A causal language model whose output matrix is its embedding."""
+    """A causal language model. Its output matrix and its embedding are the same matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -286,25 +290,25 @@ class MiniLLM(nn.Module):
         self.run_block: BlockRunner = run_block
         """`run_block`, or what the compiler made of it."""
         self.gradient_checkpointing = False
-        """Keep of each block only its input, and compute the rest again in the backward pass: less
-        memory, about a third more time, the same gradients."""
+        """Keep only the input of each block, and compute the rest again in the backward pass. This
+        takes less memory and about a third more time. The gradients are the same."""
         self.tries_attention = False
-        """Try FlexAttention alone before compiled blocks take it. Blocks that are not compiled
-        always do."""
+        """Test FlexAttention by itself before compiled blocks use it. Blocks that are not compiled
+        always test it first."""
         self.model = Backbone(self.config)
         self.initialize()
 
     def initialize(self) -> None:
-        """Fresh weights from torch's global generator.
+        """Set new weights, with random numbers from torch's global generator.
 
-        Output projections start at zero, so each block starts as the identity (arXiv:1901.09321).
-        The other matrices are uniform with variance 1 / C.
+        Output projections start at zero, so at the start each block returns its input
+        (arXiv:1901.09321). The other matrices are uniform with variance 1 / C.
 
-        The weight of the last norm starts at 38 / C. A logit is a sum of C products which all grow
-        with AdamW's equal steps, so they are given that much less weight (the output multiplier of
-        muP, arXiv:2203.03466, table 8). Else the rate that an embedding needs throws the logits of
-        a wide model far off in the first steps (docs/lab_log.md). The first loss is near ln V at
-        every width.
+        The weight of the last norm starts at 38 / C, because a logit is a sum of C products. Each
+        step of AdamW changes all of these products, so the logits of a wide model change more. The
+        small weight balances this (the output multiplier of muP, arXiv:2203.03466, table 8).
+        Without it, the learning rate of the embedding would make the logits of a wide model far too
+        large in the first steps (docs/lab_log.md). At every width, the first loss is near ln V.
         """
         config = self.config
         bound = math.sqrt(3.0 / config.hidden_size)
@@ -334,15 +338,15 @@ class MiniLLM(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Normalised output of the last block.
+        """Compute the output of the last block, normalised.
 
-        Args: input_ids (B, T). document_ids (B, T): a token sees only earlier tokens of its own
-        document. Negative ids are padding, which a MoE's balance loss does not count. positions
-        (B, T): place of each token, default 0..T-1 behind the cache. mask (B, 1, T, S): boolean,
-        true where a token may look; instead of document_ids. cache: what was read before; the
-        tokens are added to it.
-        Returns: (B, T, C), and for MoE the mean balance loss of each row over its blocks (B,).
-        Raises: UserError when a model with YaRN is trained.
+        Args: input_ids (B, T). document_ids (B, T): a token sees only itself and earlier tokens of
+        the same document. A negative id means padding; the balance loss of a MoE does not count it.
+        positions (B, T): place of each token. Default: the T places after the tokens in the cache.
+        mask (B, 1, T, S): boolean, true if a token may see another token. Give it instead of
+        document_ids. cache: keys and values of earlier tokens. The new tokens are added to it.
+        Returns: (B, T, C), and for a MoE the mean balance loss of all blocks, for each row (B,).
+        Raises: UserError if a model with YaRN is trained.
         """
         learning = self.training and torch.is_grad_enabled()
         if learning and self.config.rope_scaling_factor != 1.0:
@@ -379,14 +383,14 @@ class MiniLLM(nn.Module):
         return self.model.norm(x), torch.stack(balances).mean(dim=0) if balances else None
 
     def _flex_works(self, x: Tensor, cos: Tensor, sin: Tensor, document_ids: Tensor) -> bool:
-        """Whether these documents can go through `document_attention`.
+        """Whether `document_attention` works for these documents on this machine.
 
-        It is tried in the first block, on a copy of x.
+        The test runs the attention of the first block on a copy of x.
         """
         first = self.model.layers[0].self_attn
         assert isinstance(first, Attention)
 
-        def trial() -> object:  # parameters get no gradient; copies, as a tensor made in inference mode can have none
+        def trial() -> object:  # copies, because tensors of inference mode can't have gradients
             context = Context(cos.clone(), sin.clone(), attention.plan_of_documents(document_ids))
             start = x.detach().clone().requires_grad_()
             return torch.autograd.grad(first(start, context).float().sum(), start)
@@ -402,9 +406,10 @@ class MiniLLM(nn.Module):
         return F.linear(hidden, self.output_weight.to(hidden.dtype))
 
     def compile_blocks(self, wanted: bool = True, *, backend: str | Callable[..., object] = "inductor") -> None:
-        """Let torch.compile make one piece of code for all blocks, from the next forward pass on.
+        """From the next forward pass on, torch.compile makes one piece of code for all blocks.
 
-        Args: wanted: false: run them as they are written again. backend: what makes the code.
+        Args: wanted: False: run the blocks without compiling again. backend: torch.compile's
+        backend.
         """
         self.run_block = torch.compile(run_block, backend=backend) if wanted else run_block
 
@@ -414,5 +419,5 @@ class MiniLLM(nn.Module):
         return self.run_block is not run_block
 
     def num_parameters(self) -> int:
-        """Trainable parameters; the tied matrix counts once."""
+        """Number of trainable parameters. The matrix that is used twice counts once."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

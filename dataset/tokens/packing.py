@@ -1,8 +1,8 @@
-"""Packing: token sequences to rows of one length, and rows to .npy files.
+"""Packing: puts token sequences into rows of the same length, and writes the rows to .npy files.
 
-    documents       all of them end to end, cut into rows
-    conversations   rows of whole conversations, filled so that at least 98% of a row is no padding
-    pairs           the sides of all pairs end to end, without padding
+    documents       are joined into one long stream, and the stream is cut into rows
+    conversations   stay whole. They fill a row so well that mostly less than 2% of it is padding
+    pairs           are written one after another, without rows and without padding
 
 Shapes: T tokens, S sequences (documents, conversations, or sides), R rows, L tokens in a row.
 """
@@ -23,11 +23,11 @@ from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.encoding import Sequences, token_dtype
 
 ROW_BLOCK_TOKENS = 1 << 20
-"""Tokens of the rows that are made in one block, which bounds the memory."""
+"""How many tokens of rows are made at once. A larger number needs more memory."""
 
 
 class ArrayFile:
-    """A .npy file that grows. Its header holds the number of rows and is rewritten at the end."""
+    """A .npy file that grows. At the end, its header is written again with the number of rows."""
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row_shape = path, np.dtype(dtype), row_shape
@@ -43,10 +43,10 @@ class ArrayFile:
         self.num_rows += len(rows)
 
     def finish(self) -> FileFacts:
-        """Complete the file on the disk. Returns: what was written."""
+        """Finish the file. Returns: facts about the written file."""
         self.file.seek(0)
         self._write_header()
-        assert self.file.tell() == self.data_start  # numpy leaves room for the first axis to grow
+        assert self.file.tell() == self.data_start  # numpy leaves space in the header for a larger number of rows
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -64,7 +64,7 @@ class ArrayFile:
 
 
 class TensorWriter(ABC):
-    """The arrays of one kind of data. A subclass says which arrays, and how sequences fill them."""
+    """Writes the arrays of one kind of data. A subclass decides which arrays, and fills them."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         self.folder, self.length = folder, length
@@ -74,14 +74,14 @@ class TensorWriter(ABC):
         self.num_rows = 0
         """Rows, or pairs."""
         self.num_tokens = 0
-        """Tokens written that are not padding."""
+        """Number of written tokens, without padding."""
 
     def __enter__(self) -> "TensorWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            with suppress(OSError):  # a full disk has raised already, at the write that failed
+            with suppress(OSError):  # if the disk is full, a write has already raised this error
                 file.file.close()
 
     def create(self, name: str, dtype: np.dtype | type, *row_shape: int) -> None:
@@ -90,18 +90,18 @@ class TensorWriter(ABC):
 
     @abstractmethod
     def add(self, sequences: Sequences) -> None:
-        """Take the next sequences."""
+        """Add the next sequences."""
 
     def finish(self) -> dict[str, FileFacts]:
-        """Write what still waits for its row, and complete the files.
+        """Write all sequences that are not written yet, and finish the files.
 
-        Returns: name of an array -> what was written.
+        Returns: name of an array -> facts about its file.
         """
         return {name: file.finish() for name, file in self.files.items()}
 
 
 class PackedRows(TensorWriter):
-    """Rows of `length` tokens, of one or several documents each."""
+    """Rows of `length` tokens. A row can hold one or several documents."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         super().__init__(folder, length, tokenizer)
@@ -119,11 +119,11 @@ class PackedRows(TensorWriter):
 
 
 class DocumentRows(PackedRows):
-    """Documents form one stream, and each row is a window of it.
+    """Joins documents into one stream of tokens, and cuts the stream into rows.
 
-    The last token of a row has no label, because the next token is in the next row. If a document
-    continues in the next row, that row begins with the same token again, now with its label. So
-    every token of a document but the first is predicted exactly once.
+    The last token of a row has no label, because the token after it is in the next row. If a
+    document continues in the next row, the next row begins with the same token again, now with its
+    label. So every token of a document is predicted exactly once, except its first token.
     """
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
@@ -131,8 +131,8 @@ class DocumentRows(PackedRows):
         self.ids = np.empty(0, self.dtype)
         self.labels = np.empty(0, self.dtype)
         self.starts = np.empty(0, np.bool_)
-        """These three hold the rest of the stream, from the start of the next row: at most `length`
-        tokens. `starts` is true at the first token of a document."""
+        """`ids`, `labels` and `starts` hold the rest of the stream, which is not written yet. It has
+        at most `length` tokens. `starts` is true at the first token of a document."""
 
     def add(self, sequences: Sequences) -> None:
         starts = np.zeros(len(sequences.ids), np.bool_)
@@ -140,19 +140,19 @@ class DocumentRows(PackedRows):
         self.ids = np.concatenate([self.ids, sequences.ids])
         self.labels = np.concatenate([self.labels, sequences.labels])
         self.starts = np.concatenate([self.starts, starts])
-        # The places in the stream at which rows begin. A row begins with the last token of the row
-        # before it, which had no label there. But if a document starts right after that token, the
-        # token has no label anyway, and the row begins with the document.
+        # Find the places in the stream where rows begin. A row begins with the last token of the
+        # row before, because this token had no label there. But if a new document starts right
+        # after this token, the token needs no label, and the row begins with the new document.
         places = []
         place = 0
         while place + self.length < len(self.ids):
             places.append(place)
             place += self.length if self.starts[place + self.length] else self.length - 1
-        # Number of the document at each token, counted from the start of the stream that is left.
+        # For each token the number of its document, counted from the start of `ids`.
         documents = np.cumsum(self.starts, dtype=np.int64)
         rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
         for first in range(0, len(places), rows_at_once):
-            # A row of `window` holds the places of a row's tokens in the stream.
+            # `window[r]` holds the places in the stream of all tokens of row r.
             window = np.array(places[first : first + rows_at_once])[:, None] + np.arange(self.length)  # (R, L)
             labels = self.labels[window]
             labels[:, -1] = IGNORE  # the next token is in the next row
@@ -163,7 +163,7 @@ class DocumentRows(PackedRows):
 
     def finish(self) -> dict[str, FileFacts]:
         if len(self.ids):
-            # The last row is the rest of the stream, and padding.
+            # The last row holds the rest of the stream, then padding.
             padding = (0, self.length - len(self.ids))
             documents = np.cumsum(self.starts, dtype=np.int64)
             self.write_rows(
@@ -175,18 +175,19 @@ class DocumentRows(PackedRows):
 
 
 class ConversationRows(PackedRows):
-    """Rows of whole conversations, filled by `fill_rows`.
+    """Rows of whole conversations. `fill_rows` decides which conversations share a row.
 
-    Conversations are collected until they have HELD_TOKENS, then packed together. Rows that are too
-    empty are not written: their conversations wait and are packed with the next collection.
+    Conversations are collected until they have HELD_TOKENS tokens. Then they are packed together.
+    Rows with too much padding are not written: their conversations wait, and are packed again with
+    the next collection.
     """
 
     HELD_TOKENS = 1 << 22
-    """Tokens that are collected before they are packed."""
+    """How many tokens are collected before they are packed."""
     MAX_WAITING_SHARE = 0.25
     """Share of HELD_TOKENS that may wait for the next collection."""
     FULL_SHARE = 0.98
-    """A row whose share of real tokens is at least this is written without waiting."""
+    """If at least this share of a row is real tokens, the row is written at once."""
 
     def __init__(self, folder: Path, length: int, tokenizer: RustBPETokenizer) -> None:
         super().__init__(folder, length, tokenizer)
@@ -205,9 +206,9 @@ class ConversationRows(PackedRows):
         return super().finish()
 
     def _pack(self, max_waiting: int) -> None:
-        """Pack all that is held into rows and write them.
+        """Pack all collected conversations into rows and write the rows.
 
-        Of the rows below FULL_SHARE the `max_waiting` emptiest are not written yet.
+        Rows below FULL_SHARE may wait. The `max_waiting` emptiest of them are not written yet.
         """
         if not self.held:
             return
@@ -217,7 +218,7 @@ class ConversationRows(PackedRows):
             np.concatenate([part.lengths for part in self.held]),
         )
         rows = fill_rows(held.lengths.tolist(), self.length)
-        # The emptiest rows wait: shorter conversations that come later may fill them better.
+        # The emptiest rows wait, because later conversations may fill them better.
         used = [int(held.lengths[row].sum()) for row in rows]
         too_empty = [number for number in range(len(rows)) if used[number] < self.FULL_SHARE * self.length]
         waiting = set(sorted(too_empty, key=lambda number: used[number])[:max_waiting])
@@ -228,15 +229,15 @@ class ConversationRows(PackedRows):
         self.num_held_tokens = len(tokens)
 
     def _write(self, held: Sequences, rows: Sequence[Sequence[int]]) -> None:
-        """Write rows, each given by the numbers of its sequences."""
+        """Write rows. Each row is given as the numbers of its sequences."""
         rows_at_once = max(1, ROW_BLOCK_TOKENS // self.length)
         for first in range(0, len(rows), rows_at_once):
             block = rows[first : first + rows_at_once]
             numbers = list(chain.from_iterable(block))
             documents = np.concatenate([np.arange(len(row)) for row in block])
             tokens = _tokens_of(held, numbers)
-            # A row's tokens come first, then padding. `real` is true at the tokens. NumPy goes
-            # through it row after row, which is the order of `tokens`.
+            # A row holds first its tokens, then padding. `real` is true at the tokens. NumPy fills
+            # these places row by row, and `tokens` has the same order.
             used = np.array([held.lengths[row].sum() for row in block])
             real = np.arange(self.length) < used[:, None]  # (R, L)
             ids = np.full(real.shape, self.pad_id, self.dtype)
@@ -250,12 +251,13 @@ class ConversationRows(PackedRows):
 
 
 def _tokens_of(sequences: Sequences, numbers: Sequence[int]) -> np.ndarray:
-    """Places of the tokens of the sequences with these numbers, one sequence after the other."""
+    """The places of all tokens of the sequences with these numbers, sequence after sequence."""
     chosen = np.array(numbers, np.int64)
     lengths = sequences.lengths[chosen]
-    # Count the chosen tokens from 0. The place of a token is its number plus the shift of its
-    # sequence: where the sequence starts, minus the number of its first token. Example: sequences
-    # of 2 and 3 tokens, only the second chosen: its tokens are numbers 0, 1, 2, its shift is 2.
+    # Number the chosen tokens 0, 1, 2, ... All tokens of a sequence have the same shift from this
+    # number to their place. The shift is the start of the sequence minus the number of its first
+    # token. Example: there are sequences of 2 and 3 tokens, and only the second one is chosen. Its
+    # tokens have the numbers 0, 1, 2 and the places 2, 3, 4, so the shift is 2.
     shifts = sequences.starts[chosen] - (np.cumsum(lengths) - lengths)
     return np.repeat(shifts, lengths) + np.arange(lengths.sum())
 
@@ -263,11 +265,11 @@ def _tokens_of(sequences: Sequences, numbers: Sequence[int]) -> np.ndarray:
 def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     """Pack sequences of 1 to `row_length` tokens into rows.
 
-    Each row begins with the longest sequence that is left, because it is the hardest to place.
-    Others fill the rest of the row, the longest first. 1 in 128 tokens of a row may stay empty: to
-    fill every row to the last token would use up the short sequences, and later rows need them. Of
-    sequences of one length the first in `lengths` comes first, so the result depends on nothing but
-    `lengths`.
+    Each row begins with the longest sequence that is left, because this one is the hardest to
+    place. Other sequences fill the rest of the row, and longer ones are tried first. 1 of 128
+    tokens in a row may stay empty. If every row were filled to the last token, the short sequences
+    would be used up too early, and later rows need them. Sequences with the same length are taken
+    in the order of `lengths`, so the result depends only on `lengths`.
 
     Returns: for each row the numbers of its sequences.
     """
@@ -281,8 +283,8 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         longest = sizes[-1]
         row = [waiting[longest].pop()]
         room = row_length - longest
-        # Sizes that fit, the longest first. Each is offered as often as there are such sequences,
-        # but not more often than it fits.
+        # Offer all sizes that fit, the longest first. Offer a size as many times as there are such
+        # sequences, but not more times than fit into the room.
         shorter = reversed(sizes[: bisect_right(sizes, room)])
         on_offer = (size for size in shorter for _ in range(min(len(waiting[size]), room // size)))
         chosen = fill(room, on_offer, slack)
@@ -295,22 +297,24 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
-    """Those of `sizes` whose sum is at most `room` and at least `room - slack`.
+    """Choose some of `sizes` so that their sum is at most `room` and at least `room - slack`.
 
-    Sizes are tried in their order until such a sum exists. If there is none, the sum that comes
-    closest is taken. This is the subset-sum problem, solved by dynamic programming: the sums that
-    can be reached are the bits of an integer, so that one shift adds a size to all of them.
+    The sizes are tried in the given order until such a sum exists. If there is no such sum, the
+    largest possible sum below it is taken. This is the subset-sum problem, solved by dynamic
+    programming. The sums that can be reached are stored as the bits of one integer. So one shift
+    adds a size to all of these sums.
     """
     reach = 1  # bit n is 1: some of the sizes so far have the sum n
-    within = (2 << room) - 1  # bits 0 to room: larger sums do not fit
+    within = (2 << room) - 1  # bits 0 to room, because larger sums do not fit
     enough = max(1, room - slack)
-    tried = []  # each size, and the sums that could be reached without it
+    tried = []  # each size, and the sums that can be reached without it
     for size in sizes:
         tried.append((size, reach))
         reach = (reach | reach << size) & within
         if reach >> enough:
             break
-    # Go back from the largest sum. A size belongs to it if the sum can't be reached without it.
+    # Go back from the largest sum. If the sum can't be reached without a size, the size is part of
+    # the sum.
     chosen = []
     filled = reach.bit_length() - 1
     for size, before in reversed(tried):
@@ -321,7 +325,7 @@ def fill(room: int, sizes: Iterable[int], slack: int) -> list[int]:
 
 
 class PairArrays(TensorWriter):
-    """The sides of all pairs end to end, without padding, and the offset at which each begins."""
+    """The sides of all pairs, one after another without padding, and where each side begins."""
 
     SIDES = ("chosen", "rejected")
 
@@ -335,7 +339,8 @@ class PairArrays(TensorWriter):
             self.files[f"{side}_offsets"].append(np.zeros(1, np.int64))
 
     def add(self, sequences: Sequences) -> None:
-        # Sequences alternate: chosen, rejected, chosen, rejected. So each side is every second one.
+        # The sequences alternate: chosen, rejected, chosen, rejected. So every second sequence
+        # belongs to the same side.
         is_rejected = np.repeat(np.arange(len(sequences.lengths)) % 2 == 1, sequences.lengths)  # (T,)
         for number, side in enumerate(self.SIDES):
             mine = is_rejected == bool(number)
