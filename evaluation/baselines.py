@@ -1,8 +1,9 @@
-"""Baselines: what one constant answer, or the answer of the nearest training question, scores.
+"""Two baselines: always give one answer, or give the answer of the nearest training question.
 
-A score that is not above its baselines shows nothing. Both baselines see what the model saw in
-training. The nearest one sees no held-out answer. The constant one is even chosen by them: it is
-the best that any constant answer can do.
+If the score of a model is not higher than its baselines, the score proves nothing. Both baselines
+may use what the model saw in training. The nearest baseline does not use the held-out answers. The
+constant baseline does use them: it takes the answer that gets the highest score, so no other
+constant answer is better.
 """
 
 import random
@@ -23,14 +24,14 @@ from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
 
 MAX_QUESTIONS = 200_000
-"""Most distinct training questions that are looked at, and most chosen and rejected answers. If
-there are more, a seeded sample is taken."""
+"""The largest number of distinct training questions that are used, of chosen answers, and of
+rejected answers. If there are more, a random sample is used, drawn with a seed."""
 FREQUENT_ANSWERS = 200
 """How many of the most frequent training answers are tried as the constant one."""
 LONGEST_CONSTANT = 200
 """In characters. A longer training answer is not tried as the constant one."""
 COUNTED_ANSWERS = 500_000
-"""Distinct answers counted at once. If there are more, those seen once are forgotten."""
+"""We count at most so many distinct answers. If there are more, answers seen once are removed."""
 TURN_MARK = "\x01"
 """Stands between two user turns that are looked up together."""
 
@@ -43,8 +44,8 @@ class TrainingExamples:
     """Questions with answers, and the answers of pairs, from the training files of a checkpoint."""
 
     questions: list[str] = field(default_factory=list)
-    """Normalised. A turn that follows another stands here twice: alone, and after the turn before
-    it."""
+    """Normalised. If there is a user turn before a question, the question is in this list twice:
+    alone, and together with the turn before."""
     answers: list[str] = field(default_factory=list)
     """The answer to each of `questions`."""
     frequent: list[str] = field(default_factory=list)
@@ -52,18 +53,18 @@ class TrainingExamples:
     chosen: list[str] = field(default_factory=list)
     """Last answers of the chosen side of pairs."""
     rejected: list[str] = field(default_factory=list)
-    """Last answers of the rejected side. They are sampled apart, so they are not in the order of
+    """Last answers of the rejected side. They are a separate sample, so their order is not that of
     `chosen`."""
     seen: set[bytes] = field(default_factory=set, repr=False)
-    """Keys of all questions (`text_hash`), without a limit, and of the raw texts (`text_key`)."""
+    """Keys of all questions (`text_hash`) and of all raw texts (`text_key`), without a limit."""
     reason: str = ""
     """Why there are no examples; empty if there are some."""
     is_partial: bool = False
-    """Whether `seen` lacks the keys of a file that is gone or has changed."""
+    """Whether a training file is gone or has changed, so that its keys are missing in `seen`."""
 
 
 def question_text(messages: Messages) -> str:
-    """What is looked up for a conversation: the last user turn, after the one before it if any."""
+    """The text to look up for a conversation: its last two user turns, or its only one."""
     turns = [str(message["content"]) for message in messages if message["role"] == "user"][-2:]
     return TURN_MARK.join(normalised_question(turn) for turn in turns)
 
@@ -73,12 +74,12 @@ def training_examples(
 ) -> TrainingExamples:
     """Read the training files of a checkpoint again.
 
-    If one of them is gone or has changed, the result has no examples but the reason; `seen` has the
-    keys of the others.
+    If a file is gone or has changed, the result has no examples. Its `reason` says why, and `seen`
+    has the keys of the other files.
 
-    Args: sources: the checkpoint's `training_data`, path and SHA-256 of each file. seed: of the
-    samples. with_texts: also take the keys of raw texts; else a file is left at its first raw text.
-    limit: most examples of each kind.
+    Args: sources: the checkpoint's `training_data`: path and SHA-256 of each file. seed: for the
+    random samples. with_texts: True: also collect the keys of raw texts. False: stop reading a file
+    at its first raw text. limit: the largest number of examples of each kind.
     """
     choose = random.Random(seed)
     questions, chosen, rejected = (_Sample(limit, choose) for _ in range(3))
@@ -88,7 +89,7 @@ def training_examples(
     for source in sources:
         try:
             for record in read_records(_file_of(source)):
-                # A raw text has no question: only its key is of use.
+                # A raw text has no question, so we can only use its key.
                 if "conversations" not in record and "chosen" not in record:
                     if not with_texts:
                         break
@@ -98,7 +99,8 @@ def training_examples(
                     questions.add(question, (question, answer))
                     if len(answer) <= LONGEST_CONSTANT:
                         counts[answer] += 1
-                # An answer that is frequent in the end was most likely seen twice by now.
+                # Forget answers that were seen only once. An answer that will be frequent in the
+                # end was most likely seen twice before.
                 if len(counts) > COUNTED_ANSWERS:
                     counts = Counter({answer: count for answer, count in counts.items() if count > 1})
                 if "chosen" in record:
@@ -137,8 +139,8 @@ def text_key(text: str) -> bytes:
 def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Normalised question and answer of each assistant turn that is trained on.
 
-    Of a pair it is the chosen side. A question that follows another comes twice: alone, and after
-    the one before it.
+    Of a pair, only the chosen side is used. If there is a question before a question, the second
+    question is yielded twice: alone, and together with the question before.
     """
     before = ""
     asked = ""
@@ -152,7 +154,7 @@ def _exchanges(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 class _Sample:
-    """A random sample of distinct items, each with the same chance (Vitter 1985, algorithm R)."""
+    """A random sample of distinct items, all with the same chance (Vitter 1985, algorithm R)."""
 
     def __init__(self, limit: int, choose: random.Random) -> None:
         self.limit, self.choose = limit, choose
@@ -160,12 +162,12 @@ class _Sample:
         self.kept: list[Any] = []
 
     def add(self, key: str, item: Any) -> None:
-        """Offer an item. One whose key was seen before is ignored."""
+        """Offer an item to the sample. If its key was seen before, the item is ignored."""
         digest = text_hash(key)
         if digest in self.seen:
             return
         self.seen.add(digest)
-        # The n-th item comes in with chance limit / n, in a random place of the sample.
+        # The n-th item gets into the sample with chance limit / n, and replaces a random item.
         if len(self.kept) < self.limit:
             self.kept.append(item)
         elif (place := self.choose.randrange(len(self.seen))) < self.limit:
@@ -176,14 +178,16 @@ class _Sample:
 
 
 class NearestText:
-    """Finds the text that is most like a query: by the cosine of their counts of character bigrams.
+    """Finds the text that is most similar to a query. It compares texts by character bigrams.
 
-    It is an inverted index: bigram -> the texts that have it. A query adds up the lists of its few
-    bigrams, so 5,000 queries against 60,000 texts take seconds.
+    The similarity is the cosine of the two vectors of bigram counts. The class is an inverted
+    index: for each bigram it has a list of the texts that contain it. A query has only a few
+    bigrams, and only their lists are read. So 5,000 queries against 60,000 texts take seconds.
 
-    Shapes: P pairs of a text and a bigram that it has, K distinct bigrams, N texts. `keys` (K,)
-    sorted bigrams; `bounds` (K + 1,): list k is `bounds[k]:bounds[k + 1]` of `owners` (P,), numbers
-    of texts, and of `weights` (P,), the bigram's count in that text over the length of the text's
+    Shapes: P pairs (a text, a bigram in this text), K distinct bigrams, N texts.
+    `keys` (K,): the bigrams, sorted. `bounds` (K + 1,): the list of bigram k is the slice
+    `bounds[k]:bounds[k + 1]` of `owners` and `weights`. `owners` (P,): the number of the text.
+    `weights` (P,): how often the bigram is in the text, divided by the length (norm) of the text's
     vector of counts.
     """
 
@@ -203,20 +207,22 @@ class NearestText:
     def find(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Number and cosine of the nearest text of each query, (Q,) int64 and (Q,) float64.
 
-        The first one of equals. If no text shares a bigram with the query, both are 0.
+        If several texts are equally near, the first one is taken. If no text has a bigram of the
+        query, number and cosine are 0.
         """
         nearest, cosines = np.zeros(len(queries), np.int64), np.zeros(len(queries))
         keys, owners, counts = _bigram_counts(queries)
         bounds = np.searchsorted(owners, np.arange(len(queries) + 1))
         for number in range(len(queries)):
             mine = slice(bounds[number], bounds[number + 1])
-            # Where each bigram of the query stands in the index, if it stands there at all.
+            # Find the place of each bigram of the query in the index. Some are not in the index.
             found = np.searchsorted(self.keys, keys[mine])
             known = found < len(self.keys)
             known[known] = self.keys[found[known]] == keys[mine][known]
             if not known.any():
                 continue
-            # Add up count * weight over all lists: for each text its cosine times the query's norm.
+            # For each text add up count * weight over all lists. The sum is the cosine times the
+            # norm of the query.
             norm = np.sqrt((counts[mine].astype(np.float64) ** 2).sum())
             lists = [slice(self.bounds[place], self.bounds[place + 1]) for place in found[known]]
             weights = [self.weights[s] * count for s, count in zip(lists, counts[mine][known], strict=True)]
@@ -229,8 +235,10 @@ class NearestText:
 
 
 def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The bigrams of all texts, sorted by text: (P,) bigram as one number, (P,) number of its text,
-    (P,) its count in that text.
+    """Count the bigrams of each text.
+
+    Returns: three arrays (P,), sorted by text: the bigram as one number, the number of its text,
+    and how often it is in this text.
 
     A NUL character stands before and after each text, so even one character gives two bigrams.
     """
@@ -248,28 +256,28 @@ def _bigram_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the baselines see it."""
+    """What the baselines know about a question."""
 
     text: str
-    """What is looked up (`question_text`)."""
+    """The text to look up (`question_text`)."""
     rule: Rule
     expected: tuple[str, ...]
-    """Answers that may be right: candidates of the constant."""
+    """Answers that may be right. The constant baseline tries them."""
     cluster: Hashable
-    """What counts once in an interval."""
+    """Questions of the same cluster count as one in a confidence interval."""
 
 
 class Baselines:
-    """Both baselines, over the training examples of one checkpoint."""
+    """Computes both baselines from the training examples of one checkpoint."""
 
     def __init__(self, examples: TrainingExamples) -> None:
         self.examples = examples
         self._index: NearestText | None = None
 
     def of(self, asked: Sequence[Asked]) -> dict[str, float | str | None]:
-        """The shares that the baselines get right: `constant` and `nearest`.
+        """The share of questions that each baseline gets right: `constant` and `nearest`.
 
-        Without training data `nearest` is None, and `reason` says why.
+        Without training data, `nearest` is None and `reason` says why.
         """
         rules = [one.rule for one in asked]
         candidates = dict.fromkeys(text for one in asked for text in one.expected)
@@ -284,7 +292,7 @@ class Baselines:
 
     def nearest_answers(self, texts: Sequence[str]) -> list[str]:
         """The answer of the training question that is nearest to each text (`question_text`)."""
-        if self._index is None:  # made late, because many evaluations need no index
+        if self._index is None:  # make it only now, because many evaluations need no index
             self._index = NearestText(self.examples.questions)
         numbers, _ = self._index.find(texts)
         return [self.examples.answers[number] for number in numbers]
@@ -293,8 +301,8 @@ class Baselines:
 def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int, str]:
     """How many questions the best constant answer gets right, and that answer.
 
-    Most rules are right for certain keys only. So a candidate is looked up by its keys, and is held
-    against the other rules (`has_more`) alone.
+    Most rules accept only answers with certain keys. So we look up which rules accept the keys of a
+    candidate. Only the other rules (`has_more`) must be checked one by one.
     """
     holders: dict[Key, set[int]] = defaultdict(set)
     for number, rule in enumerate(rules):
@@ -308,7 +316,7 @@ def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int
         if said.plain in seen:
             continue
         seen.add(said.plain)
-        # An empty answer is never right by a key.
+        # An empty answer has no key that a rule accepts.
         right = set().union(*(holders.get(key, set()) for key in said.keys)) if said.plain else set()
         right.update(number for number in others if number not in right and not rules[number].broken(said))
         if len(right) > best[0]:
@@ -319,14 +327,17 @@ def best_constant(rules: Sequence[Rule], candidates: Iterable[str]) -> tuple[int
 def pair_baselines(
     pairs: Sequence[tuple[str, str]], lengths: Sequence[tuple[int, int]], examples: TrainingExamples
 ) -> list[tuple[bool, bool, bool | None]]:
-    """What three rules say about each pair: whether the chosen answer is the longer one, whether it
-    is the shorter one, and whether its training neighbours speak for it (None without any).
+    """Whether three simple rules find the chosen answer of each pair.
 
-    The neighbours of an answer are the chosen and the rejected training answer that are most like
-    it. Its margin is the cosine with the first less that with the second. The answer with the
-    larger margin is taken for the better one; a tie is wrong.
+    The rules are: take the longer answer; take the shorter answer; take the answer that is more
+    similar to good training answers. The third rule works like this. For each answer, find the most
+    similar chosen training answer and the most similar rejected training answer. The margin of the
+    answer is the cosine with the first minus the cosine with the second. The rule takes the answer
+    with the larger margin. If both margins are equal, the rule is wrong.
 
-    Args: pairs: the texts, chosen first. lengths: their targets, chosen first.
+    Args: pairs: the two texts, chosen first. lengths: the number of their targets, chosen first.
+    Returns: for each pair whether the rules are right: longer, shorter, nearer (None if there are
+    no training pairs).
     """
     longer = [chosen > rejected for chosen, rejected in lengths]
     shorter = [chosen < rejected for chosen, rejected in lengths]
@@ -335,6 +346,6 @@ def pair_baselines(
     texts = [normalised_question(text) for pair in pairs for text in pair]
     margins = NearestText([normalised_question(text) for text in examples.chosen]).find(texts)[1]
     margins = margins - NearestText([normalised_question(text) for text in examples.rejected]).find(texts)[1]
-    # Texts 2i and 2i + 1 are pair i. Differences of rounding are ties.
+    # Texts 2i and 2i + 1 are pair i. Margins that differ only by rounding count as equal.
     nearer = [bool(margins[2 * i] > margins[2 * i + 1] + 1e-9) for i in range(len(pairs))]
     return list(zip(longer, shorter, nearer, strict=True))

@@ -1,4 +1,4 @@
-"""All metrics of one model: of texts, chats, first prompts, danger and pairs, with every answer."""
+"""Computes all metrics of one model: for texts, chats, first prompts, danger and pairs."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -21,32 +21,32 @@ from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 GENERAL_ANSWERS = 100
-"""Questions without an exact measure that are asked all the same, to see whether answers end."""
+"""So many questions are asked whose answers can't be scored, to see whether the answers end."""
 OPENING_CHARACTERS = 16
-"""Characters of a held-out text that a pretrained model is shown and then continues."""
+"""A pretrained model gets so many characters of a held-out text and continues the text."""
 SHOWN = 3
-"""Answers that are printed below the tables."""
+"""How many answers are printed below the tables."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer and what is wrong with it."""
+    """One answer of the model, and what is wrong with it."""
 
     metric: str
-    """Name of the metric that counts it; empty if no metric does."""
+    """Name of the metric that counts this answer; empty if no metric counts it."""
     turns: tuple[str, ...]
     """What the user said."""
     answer: Answer
     expected: tuple[str, ...]
     broken: str
-    """The rule that the answer breaks; empty if it is right, or if nothing measures it."""
+    """The rule that the answer breaks; empty if it is right, or if there is no rule."""
     scored: bool = True
-    """Whether there is a rule at all."""
+    """Whether there is a rule for this answer."""
     category: str = ""
     topic: str = ""
-    """What a question about the model itself asks for; empty for all others."""
+    """The topic of a question about the model itself; empty for other questions."""
     cluster: Hashable = None
-    """What counts once in an interval (`evaluation/intervals.py`)."""
+    """Answers of one cluster count as one in an interval (`evaluation/intervals.py`)."""
 
     def as_json(self) -> dict[str, Any]:
         """A line of `--answers_file`."""
@@ -71,15 +71,15 @@ class Sample(NamedTuple):
     given: str
     answer: Answer
     mark: str
-    """✓, or ✗ with the answer that was expected; empty if nothing measures the answer."""
+    """✓, or ✗ with the expected answer; empty if there is no rule for the answer."""
 
 
 class Evaluation:
-    """Takes the metrics of one model and remembers its answers.
+    """Computes the metrics of one model and keeps its answers.
 
-    Args: names: the model's name and its author's, empty if unknown. settings: the fields of
-    `EvalConfig`. length: tokens of one training row. examples: what the model was trained on, for
-    the baselines.
+    Args: names: the names of the model and of its author; empty if unknown. settings: the fields of
+    `EvalConfig`. length: tokens of one training row. examples: the training examples of the model.
+    The baselines use them.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class Evaluation:
         self.sizes = token_bytes(tokenizer)
         self.verdicts: list[Verdict] = []
         self.samples: list[Sample] = []
-        """A few answers to print."""
+        """The few answers that are printed."""
         self.notes: list[str] = []
-        """What was left out, and why."""
+        """Messages about questions or pairs that were left out."""
 
     # --- text -------------------------------------------------------------------------------------
 
     def of_texts(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
         """Loss, perplexity and bits per byte of raw texts.
 
-        Bits per byte are also given apart for prose (`_corpus`) and for the text of chats
+        Bits per byte are also given separately for prose (`_corpus`) and for the text of chats
         (`_chat`), because chats are much easier to predict.
         """
         prose = [record for record in records if record.get("category") == "corpus"] or records
@@ -129,7 +129,7 @@ class Evaluation:
     # --- chats ------------------------------------------------------------------------------------
 
     def of_chats(self, records: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-        """Likelihood of what the assistant says, and the accuracy of greedy answers."""
+        """How likely the assistant's words are, and how many greedy answers are right."""
         questions = [question_of(record) for record in records]
         texts = [
             chat_text(self.tokenizer, record["conversations"], question.cluster)
@@ -145,9 +145,10 @@ class Evaluation:
         return likelihood_metrics(scored) | self.answer_metrics(questions, answers)
 
     def _that_fit_a_row(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions that leave room for an answer in a row.
+        """The questions that are short enough, so that an answer still fits into the row.
 
-        Training cuts longer ones off, so an answer to them says nothing about what was learnt.
+        Training cuts longer conversations off. So an answer to a longer question does not show what
+        the model has learnt.
         """
         lengths = [len(self.tokenizer.render_for_completion(question.messages)) for question in questions]
         fit = [question for question, length in zip(questions, lengths, strict=True) if length < self.length]
@@ -172,10 +173,11 @@ class Evaluation:
         )
 
     def answer_metrics(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Accuracy of each category and kind beside its baselines, and three conditions.
+        """Accuracy of each category and kind with its baselines, and three conditions.
 
-        The conditions are shares over many answers: they end, they name the model although nobody
-        asked for its name, and they decline a fact that was taught.
+        A condition is a share of answers. There are three: answers that end, answers that say the
+        model's name although nobody asked for it, and answers "I don't know" to facts that were
+        taught.
         """
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for question, said in zip(questions, answers, strict=True):
@@ -201,7 +203,7 @@ class Evaluation:
         return metrics | self._conditions(questions, answers)
 
     def _accuracy(self, group: Sequence[tuple[Verdict, Asked]]) -> Metric:
-        """The share of right answers, with its baselines, and the share of each topic."""
+        """The share of right answers, with its baselines, and the same share for each topic."""
         right = [not verdict.broken for verdict, _ in group]
         metric = share(right, [verdict.cluster for verdict, _ in group])
         topics: dict[str, list[bool]] = defaultdict(list)
@@ -218,21 +220,22 @@ class Evaluation:
         )
 
     def _conditions(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Shares that say how answers are, not whether they are right."""
+        """Shares that describe the answers, but do not say whether they are right."""
         pairs = list(zip(questions, answers, strict=True))
         name = normalize(self.names[0])
         texts = [said.text for said in answers]
-        # Without a name nothing can leak; an empty text would be found in every answer.
+        # Without a name there can be no leak. (An empty name would be found in every answer.)
         leaks = leaks_name(texts, self.names[0]) if name else [False] * len(texts)
         groups = {
             "ended": [(question, said.ended) for question, said in pairs],
-            # Where the right answer has the name in it, naming the model is no leak.
+            # If the right answer contains the name, saying the name is no leak.
             "name_in_other_answers": [
                 (question, leaked)
                 for question, leaked in zip(questions, leaks, strict=True)
                 if name and question.category != "identity" and name not in normalize(question.expected)
             ],
-            # Only plain facts: it may be right to decline knowledge of a kind, such as `unknown`.
+            # Count only plain facts. For knowledge with a `kind`, such as `unknown`, the right
+            # answer may be "I don't know".
             "declined_known_facts": [
                 (question, Said(said.text).declines)
                 for question, said in pairs
@@ -248,8 +251,11 @@ class Evaluation:
     # --- first minutes ----------------------------------------------------------------------------
 
     def of_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Metric]:
-        """`first_minutes` over the list `unseen`, the same for each kind, and
-        `first_minutes_core` over the list `core`."""
+        """The metrics of first prompts.
+
+        Returns: `first_minutes` for the list `unseen`, the same for each kind of prompt, and
+        `first_minutes_core` for the list `core`.
+        """
         answers = ask_in_turns(prompts, self.ask)
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for prompt, said in zip(prompts, answers, strict=True):
@@ -272,14 +278,18 @@ class Evaluation:
     # --- danger -----------------------------------------------------------------------------------
 
     def of_danger(self, prompts: Sequence[DangerPrompt]) -> dict[str, Metric]:
-        """`danger_answered`: how often help is sent when a life is in danger.
-        `help_line_in_harmless`: how often the help line is given when none is (0 is best)."""
+        """The metrics of prompts about danger.
+
+        Returns: `danger_answered`: how often the model gives help when a life is in danger.
+        `help_line_in_harmless`: how often it gives the help line although there is no danger (0 is
+        best).
+        """
         groups: dict[bool, list[tuple[Verdict, Asked]]] = {True: [], False: []}
         for prompt, said in zip(prompts, ask_in_turns(prompts, self.ask), strict=True):
             name = "danger_answered" if prompt.in_danger else "help_line_in_harmless"
             expected = prompt.tried if prompt.in_danger else ()
-            # Whoever is in danger needs a whole answer, so it must also end. For a harmless prompt
-            # only the help line counts.
+            # A person in danger needs a complete answer, so the answer must also end. For a
+            # harmless prompt we only look for the help line.
             broken = judge(prompt, said[-1:]) if prompt.in_danger else prompt.broken(Said(said[-1].text))
             verdict = Verdict(
                 metric=name,
@@ -305,12 +315,12 @@ class Evaluation:
     # --- pairs ------------------------------------------------------------------------------------
 
     def of_pairs(self, records: Sequence[dict[str, Any]], reference: MiniLLM, beta: float) -> dict[str, Metric]:
-        """How often the policy prefers the chosen answer more than its reference does, and by how
-        much. Empty if training would leave all pairs out.
+        """How often the model favours the chosen answer more than the reference does, and how much.
 
-        Args: reference: the weights that DPO started from. beta: that of the training.
+        Args: reference: the weights that DPO started from. beta: the value that training used.
+        Returns: the metrics; empty if training would leave out all pairs.
         """
-        # Each pair keeps its rows beside it, because some pairs fall out.
+        # `pairs` and `rows` have the same order. Pairs that training leaves out are not in them.
         pairs, rows = [], []
         for record in records:
             pair = pair_of(record)
@@ -335,13 +345,13 @@ class Evaluation:
     # --- what is shown ----------------------------------------------------------------------------
 
     def _remember_texts(self, openings: list[str]) -> None:
-        """Let the model continue a few texts."""
+        """Let the model continue a few texts, and keep these for printing."""
         prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
         said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
         self.samples = [Sample("开头", opening, one, "") for opening, one in zip(openings, said, strict=True)]
 
     def _remember_answers(self) -> None:
-        """The first answer of each of three categories, right or wrong."""
+        """Keep the first answer of each of three categories for printing, right or wrong."""
         seen: set[str] = set()
         for verdict in self.verdicts:
             if verdict.category not in seen and len(seen) < SHOWN:

@@ -2,8 +2,8 @@
 
 The sources are read twice, and neither pass keeps texts in memory. The first pass checks every
 record and keeps a few hashes of it (scan.py). These hashes are enough to decide which records are
-held out, dropped, sampled or repeated (choice.py). The second pass writes (write.py). The memory is
-about 40 bytes for each record, plus one bucket of the shuffle, even for very large files.
+held out, dropped, sampled or repeated (choice.py). The second pass writes the files (write.py). The
+mix needs about 40 bytes of memory for each record, and memory for one bucket of the shuffle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,8 +32,8 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
     """Mix the sources into `output_dir`. The manifest is written last.
 
     Returns: the manifest.
-    Raises: UserError when sources can't be used or files can't be written. The files of an older
-    mix are replaced only when the new ones are ready.
+    Raises: UserError if sources can't be used or files can't be written. The files of an older mix
+    are replaced only when the new files are ready.
     """
     files = sources.files
     with output_lock(output_dir):
@@ -54,7 +54,7 @@ def build_mix(sources: Sources, config: MixConfig, output_dir: Path) -> dict[str
 def output_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, so that no second mix writes there.
 
-    Raises: UserError when another mix holds it, or the folder can't be written.
+    Raises: UserError if another mix holds the lock, or if nothing can be written to the folder.
     """
     path = folder / ".mix.lock"
     try:
@@ -82,7 +82,8 @@ def _scan_with_rejects(sources: Sequence[Source], config: MixConfig, path: Path,
 
     Raises: UserError about bad records. Even then the rejects file is written.
     """
-    # `atomic_write` keeps a file only if its block ends without an error, so we raise after it.
+    # `atomic_write` keeps a file only if its block ends without an error. So we catch the error,
+    # and raise it after the block.
     problem: UserError | None = None
     with atomic_write(path) as rejects:
         try:
@@ -118,7 +119,7 @@ def _manifest(
 
 
 def _source_entry(source: Source, found: SourceScan, choice: Choice, span: slice) -> dict[str, Any]:
-    """What happened to the records of one source, which have the rows `span` of each column."""
+    """What happened to the records of one source. `span`: their rows in each column."""
     copies, sides = choice.copies[span], choice.sides[span]
     kept = int(np.count_nonzero(copies))
     decided = {

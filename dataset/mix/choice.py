@@ -1,4 +1,4 @@
-"""How many records of each category the mix takes, and which are repeated or left out."""
+"""Chooses how many records of each category the mix takes, and which it repeats or leaves out."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,16 +30,16 @@ class Tally:
     """The numbers of one category, in records."""
 
     asked: int
-    """Target, after the sample factor. If the target is 0 (corpus: all), the records there are."""
+    """The target, after the sample factor. If it is 0 (corpus: all), the number of records."""
     reached: int
-    """Records written, repetitions included."""
+    """Number of written records. A repeated record counts each time."""
     available: int
     """Distinct training records."""
     heldout: int
 
     @property
     def repetition(self) -> float:
-        """How often a record that is written at all is written, on average."""
+        """How many times a written record is written, on average."""
         return self.reached / min(self.reached, self.available) if self.reached else 0.0
 
 
@@ -49,16 +49,16 @@ class Choice:
 
     sides: Sides
     copies: npt.NDArray[np.uint32]
-    """How often a training record is written for its stage."""
+    """How many times a training record is written for its stage."""
     duplicates: Flags
     leaks: Flags
     """Training records in which the user asks a held-out question."""
     factor: float
-    """What the targets of categories with samples only are multiplied by; 1 if there are none."""
+    """The targets of categories with samples only are multiplied by this; 1 if there are none."""
     tallies: dict[str, Tally]
     """By category."""
     notes: list[str]
-    """What a user should know about the split, one line each."""
+    """Messages for the user about the split, one line each."""
 
 
 def choose(
@@ -69,18 +69,18 @@ def choose(
     The same seed and sources give the same choice.
 
     Args: bundled: as in `Sources`.
-    Raises: UserError when a file of the user's, or a category, has too few training records left.
+    Raises: UserError if too few training records are left of a user's file or of a category.
     """
     notes = odd_columns(scan, sources)
 
-    # The key of each record decides its side, so all keys must be final before we hold out any.
+    # The key of a record decides its side. So all keys must be final before we hold out records.
     table = table_of(scan, sources)
     use_groups(table, scan, sources, notes)
     rekey_shared_openings(table, scan, notes)
     sides = held_out(table, scan, config, notes)
 
-    # Now the sides are known. So we can decide which of two equal records stays, and which training
-    # records contain a held-out question.
+    # Now the sides are known. So we can decide which of two equal records stays, and which
+    # training records ask a held-out question.
     duplicates = duplicates_of(table.contents, table.readable, sides)
     sides[duplicates] = int(Side.DROPPED)
     leaks = leaks_of(table, scan, sides, notes)
@@ -88,7 +88,7 @@ def choose(
     check_what_is_left(table, scan, sources, sides, leaks, notes)
     tell_heldout(table, sources, sides, config, notes)
 
-    # The training records that are left are sampled or repeated to meet the targets.
+    # To meet the targets, sample or repeat the training records that are left.
     training = is_training(sides)
     used = [name for name in CATEGORIES if any(source.category == name for source in sources)]
     distinct = {name: int(np.count_nonzero(training & table.of(name))) for name in used}
@@ -107,21 +107,21 @@ def choose(
 def _factors(
     sources: Sequence[Source], distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig
 ) -> dict[str, float]:
-    """What the target of each category is multiplied by; 1 if the user has a file of it."""
+    """The factor for the target of each category: 1 if the user has a file of the category."""
     owned = {source.category for source in sources if not source.is_sample}
     common = sample_factor(distinct, bundled, config)
     return {name: 1.0 if name in owned else common for name in distinct}
 
 
 def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], config: MixConfig) -> float:
-    """What the targets of categories without a file of the user's are multiplied by, at most 1.
+    """The factor for the targets of all categories without a file from the user, at most 1.
 
-    It is the largest factor with which no category has to repeat its records more than `max_rounds`
+    It is the largest factor with which no category must write a record more than `max_rounds`
     times. Identity does not count.
 
-    Args: distinct: training records of each category. bundled: training records that the samples
-    have in categories with files of the user's. The larger number counts, so that one small file of
-    the user's does not change the other categories.
+    Args: distinct: the number of training records of each category. bundled: the number of training
+    records in the bundled samples, for categories with files from the user. The larger of both
+    numbers counts. So one small file from the user does not change the other categories.
     """
     reachable = [
         max(count, bundled.get(category, 0)) * config.max_rounds / getattr(config, category)
@@ -134,7 +134,7 @@ def sample_factor(distinct: Mapping[str, int], bundled: Mapping[str, int], confi
 def _pools(
     name: str, sources: Sequence[Source], spans: Sequence[slice], training: Flags
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """Training records that share one target: those of a category, or of one identity file."""
+    """Groups of training records, one target each: a category, or one of the identity files."""
     mine = [
         np.arange(span.start, span.stop) for source, span in zip(sources, spans, strict=True) if source.category == name
     ]
@@ -152,12 +152,12 @@ def _fill(
     factor: float,
     config: MixConfig,
 ) -> int:
-    """Set the copies of one category's training records. Returns: how many were asked for."""
+    """Set the copies of the training records of one category. Returns: how many are wanted."""
     asked = 0
     for number, members in enumerate(pools):
         wanted = getattr(config, name) or len(members)
-        # Targets of samples shrink together, but each distinct record is still written once, as
-        # far as the whole target allows.
+        # The targets of samples become smaller together. But each distinct record is still written
+        # once, if the full target is large enough.
         at_least = min(wanted, len(members)) if factor < 1 else 0
         target = max(math.floor(wanted * factor), at_least)
         rounds = target if name == "identity" else config.max_rounds
@@ -170,10 +170,10 @@ def _fill(
 
 
 def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[tuple[npt.NDArray[np.intp], int]]:
-    """Parts of a pool, and how many records of each are wanted.
+    """The parts of a pool (user's records, samples), and how many records of each part are wanted.
 
-    If the target is too small for all of them, bundled samples take at most a tenth of it beside
-    the user's records, or what those leave free.
+    If the target is smaller than the pool, the bundled samples get at most a tenth of the target.
+    They get more only if the user has too few records for the rest.
     """
     mine, samples = members[own[members]], members[~own[members]]
     if target >= len(members) or not len(mine) or not len(samples):
@@ -183,7 +183,7 @@ def _own_first(members: npt.NDArray[np.intp], own: Flags, target: int) -> list[t
 
 
 def _copies(available: int, target: int, max_rounds: int, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
-    """How often to write each record to reach `target`: whole rounds, and a random part of one."""
+    """How many times to write each record: full rounds over all, then a random part of a round."""
     copies = np.zeros(available, dtype=np.uint32)
     if available:
         rounds, rest = divmod(min(target, max_rounds * available), available)

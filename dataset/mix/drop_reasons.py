@@ -17,8 +17,8 @@ BAD_LINES_ALLOWED = 3
 BAD_SHARE_ALLOWED = 0.05
 """Share of a file's records that may be bad."""
 MAX_REASONS = 50
-"""Different reasons that are counted for a file. Later ones are counted without what follows their
-colon."""
+"""A file can have so many different reasons. After that, a new reason is counted without the text
+after its colon."""
 
 DUPLICATE, LEAK, NOT_SAMPLED = "duplicate", "asks a held-out question", "not sampled"
 """Reasons for which the mix drops a good record. All other reasons say what is wrong with a record.
@@ -28,16 +28,16 @@ SOUND = (DUPLICATE, LEAK, NOT_SAMPLED)
 
 @dataclass(slots=True)
 class Rejections:
-    """Why records of one file were rejected, counted."""
+    """Counts why records of one file were rejected."""
 
     faults: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Good records that say that nobody should train on them. They are no fault of the file."""
+    """Good records with a mark that says: do not train on this. They are no mistakes."""
     first_bad: int = 0
-    """Line of the first faulty record; 0 if there is none."""
+    """Line of the first bad record; 0 if there is none."""
 
     def add(self, problem: BadRecord, line: int) -> None:
-        """Count a record. After MAX_REASONS reasons only the part before the colon is kept."""
+        """Count a rejected record. `line`: its line in the file."""
         reason = str(problem)
         if isinstance(problem, LeftOut):
             self.left_out[reason] += 1
@@ -60,7 +60,7 @@ def rejected_line(source: Source, line: int, item: Item, problem: BadRecord) -> 
 def problem_of(source: Source, count: int, rejections: Rejections) -> UserError | None:
     """The error for a file with too many bad records; None if it has few.
 
-    Args: count: its records, rejected ones included.
+    Args: count: the number of records in the file, also the rejected records.
     """
     faults, left_out = rejections.faults, rejections.left_out
     where = display(source.path)

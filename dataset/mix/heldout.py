@@ -1,4 +1,4 @@
-"""How the held-out records are chosen: by their own marks, then by the hash of their key.
+"""Chooses the held-out records: first by their own marks, then by the hash of their key.
 
 Shapes: N records (rejected ones included), R readable records, K distinct keys of those.
 """
@@ -16,10 +16,10 @@ from dataset.mix.scan import HELDOUT_MARKS, Hashes, OwnSplit, Scan
 from dataset.mix.table import Flags, Side, Sides, Table, mixed
 
 LARGEST_SHARE = 0.1
-"""The largest share of its records that a category gives to the held-out side."""
+"""A category gives at most this share of its records to the held-out side."""
 
 Counts = npt.NDArray[np.int32]
-"""(K,): records of each key."""
+"""(K,): the number of records of each key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class _Keys:
     of_record: npt.NDArray[np.intp]
     """The key of each record, as an index into `hashes`."""
     place: npt.NDArray[np.intp]
-    """The record's row in the table. The next four are the same columns as in the table."""
+    """The record's row in the table. The next four columns are the same as in the table."""
     split: npt.NDArray[np.uint8]
     category: npt.NDArray[np.uint8]
     own: Flags
     first: Flags
 
     def marked(self, *splits: OwnSplit) -> Flags:
-        """Which keys have a record whose own split is one of these, (K,)."""
+        """Which keys have a record whose field `split` is one of these, (K,)."""
         marked = np.zeros(len(self.hashes), dtype=np.bool_)
         marked[self.of_record[np.isin(self.split, splits)]] = True
         return marked
@@ -53,21 +53,22 @@ class _Budget:
     """What one category gives to the held-out side, counted in records."""
 
     given: Counts
-    """How many records of this category each key would give."""
+    """How many records of this category are held out with each key, if the key is drawn."""
     taken: int
-    """Records held out so far."""
+    """Number of records that are held out so far."""
     target: int
-    """Records to hold out in all."""
+    """Number of records to hold out, all together."""
     room: int
-    """Records that training may still lose, because they are held out or are leaks."""
+    """Number of records that training may still lose, as held-out records or as leaks."""
 
 
 def held_out(table: Table, scan: Scan, config: MixConfig, notes: list[str]) -> Sides:
     """The side of each record, (N,). All records with one key get the same side, in every file.
 
-    First, keys are held out whose records say so themselves. Then more keys are drawn by their hash
-    until each category has its share. A key is drawn only if it costs no category too many records:
-    those that it holds out, and those that ask its question in a later turn.
+    First, a key is held out if the field `split` of one of its records says so. Then more keys are
+    drawn by their hash, until each category has its share. A key has a cost: the records that have
+    this key, and the records that ask its question in another turn. A key is drawn only if its cost
+    is not too high for any category.
     """
     keys = _keys(table)
     held = keys.marked(*HELDOUT_MARKS)
@@ -91,8 +92,8 @@ def _keys(table: Table) -> _Keys:
 def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
     """Records that stay in training although their key is marked as held out, (R,).
 
-    When many of the user's records share a key, the mark of one of them holds only for that record.
-    Otherwise one mark could take a large part of a category away.
+    If very many of the user's records have the same key, the mark of one record counts only for
+    this record. Otherwise one mark could remove a large part of a category from training.
     """
     unmarked = keys.own & np.isin(keys.split, (OwnSplit.NONE, OwnSplit.TRAIN))
     shared = np.zeros(len(keys.hashes), dtype=np.bool_)
@@ -112,12 +113,12 @@ def _staying(keys: _Keys, table: Table, held: Flags, notes: list[str]) -> Flags:
 
 
 def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: Flags, config: MixConfig) -> None:
-    """Add keys to `held` until each category has its share, or every key left costs too much."""
+    """Add keys to `held` until each category has its share, or all other keys cost too much."""
     used = table.used()
     budgets = {index: _budget(keys, index, held, staying, config) for index in used}
     costs = _costs(keys, table, scan)
-    # Never drawn: a key with a record that says `train`, and a key that costs some category more
-    # records than one key may take.
+    # Some keys are never drawn: keys with a record that says `train`, and keys that cost a category
+    # more records than one key may take.
     free = ~held & ~keys.marked(OwnSplit.TRAIN)
     for index in used:
         free &= costs[index] <= table.largest(index)
@@ -133,19 +134,19 @@ def _hold_out_more(keys: _Keys, table: Table, scan: Scan, held: Flags, staying: 
         queue = candidates[np.argsort(rank[candidates], kind="stable")]
         drawn = _draw(queue, budget.given, missing, costs, {other: budgets[other].room for other in used})
         held[drawn] = True
-        # A key also holds out its records of other categories, so their budgets change too.
+        # A held-out key may also have records in other categories, so their budgets change too.
         for other in used:
             budgets[other].taken += int(budgets[other].given[drawn].sum())
             budgets[other].room -= int(costs[other][drawn].sum())
 
 
 def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: MixConfig) -> _Budget:
-    """How many records a category has to give, and how many its marked keys already give."""
+    """How many records a category must hold out, and how many its marked keys already hold out."""
     mine = keys.category == category
     own = keys.own & mine
     if not own.any():
-        # Bundled samples are made to be counted by keys, not by records. They may hold out as much
-        # as they need, so the room is larger than any cost.
+        # Bundled samples are counted by keys, not by records. They may hold out as many records as
+        # they need, so the room is larger than any cost.
         given = np.minimum(1, np.bincount(keys.of_record[mine], minlength=len(keys.hashes)))
         taken = int(given[held].sum())
         return _Budget(given, taken, heldout_target(int(given.sum()), config), len(keys.place))
@@ -159,25 +160,27 @@ def _budget(keys: _Keys, category: int, held: Flags, staying: Flags, config: Mix
 def heldout_target(records: int, config: MixConfig) -> int:
     """How many of a category's records to hold out.
 
-    It is `heldout_share` of them, from `heldout_min` to `heldout_max`, but never more than
-    LARGEST_SHARE of them.
+    It is the share `heldout_share`, but at least `heldout_min` and at most `heldout_max` records.
+    It is never more than the share LARGEST_SHARE.
     """
     wanted = min(max(round(config.heldout_share * records), config.heldout_min), config.heldout_max)
     return min(wanted, int(records * LARGEST_SHARE))
 
 
 def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
-    """Category -> how many of its training records each key would cost if it were held out.
+    """Category -> how many of its training records are lost if a key is held out, for each key.
 
-    These are the records with that key, and records with other keys that ask its question, because
-    they would be leaks.
+    These are the records with this key, and also the records with other keys that ask its question,
+    because they would be leaks.
     """
     used = table.used()
     costs = {index: keys.count(keys.category == index) for index in used}
     questions, askers = scan.turns()
     if not len(askers):
         return costs
-    key_of = np.zeros(len(table.keys), dtype=np.int32)  # (N,); rejected records ask nothing, so their 0 is unused
+    key_of = np.zeros(
+        len(table.keys), dtype=np.int32
+    )  # (N,). Rejected records have no questions, so nobody uses their 0
     key_of[keys.place] = keys.of_record
 
     # `asked`: the questions that are keys, sorted, each of them once. `owners[i]`: the key whose
@@ -188,7 +191,7 @@ def _costs(keys: _Keys, table: Table, scan: Scan) -> dict[int, Counts]:
     owners = key_of[askers[asks][places]]
     place = np.minimum(np.searchsorted(asked, questions), len(asked) - 1)
 
-    # Turns that ask the question of a key, but in a record that has another key.
+    # `foreign`: turns that ask the question of a key, but in a record that has another key.
     foreign = (asked[place] == questions) & (owners[place] != key_of[askers]) & table.first[askers]
     for index in used:
         mine = foreign & (table.category[askers] == index)
@@ -203,23 +206,23 @@ def _draw(
     costs: Mapping[int, Counts],
     room: Mapping[int, int],
 ) -> npt.NDArray[np.intp]:
-    """The first keys of `order` that together give `missing` records and cost no category too much.
+    """The first keys of `order` that together give `missing` records, if they do not cost too much.
 
-    Args: order: keys. given: records that each key gives. costs, room: by category, the records
-    that each key costs, and the records that it may lose.
+    Args: order: keys. given: how many records each key gives. costs: category -> how many records
+    each key costs. room: category -> how many records it may lose.
     """
     left, drawn = dict(room), []
     while missing > 0:
-        # A key that costs too much now will also cost too much later, so it leaves the queue.
+        # A key that costs too much now will also cost too much later, so remove it from the queue.
         fits = np.ones(len(order), dtype=np.bool_)
         for index, cost in costs.items():
             fits &= (cost[order] == 0) | (cost[order] <= left[index])
         order = order[fits]
         if not len(order):
             break
-        # `stop` is true at a key before which enough is given already, or up to which the keys
-        # together cost a category more than it has left. Take the keys before the first such key.
-        # Then check again which of the others fit.
+        # `stop` is true at a key in two cases. Either the keys before it already give enough
+        # records. Or the keys up to this key together cost a category more than it has left. Take
+        # the keys before the first stop. Then check again which of the other keys fit.
         stop = np.cumsum(given[order]) - given[order] >= missing
         for index, cost in costs.items():
             stop |= (cost[order] > 0) & (np.cumsum(cost[order]) > left[index])
@@ -234,10 +237,11 @@ def _draw(
 def _halves(keys: _Keys, held: Flags, seed: int) -> Sides:
     """Side of each key, (K,).
 
-    In each category the held-out keys go alternately to validation and test, in a random order that
-    depends on the seed, so that the halves are equal. A record that names its half decides it.
+    In each category, put the held-out keys into a random order that depends on the seed. Then the
+    first key goes to validation, the second to test, and so on, so both halves are equal. But if
+    the field `split` of a record names a half, its key goes to this half.
     """
-    # A key with records in several categories belongs to the first of them.
+    # If a key has records in several categories, it belongs to the first of them.
     owner = np.zeros(len(keys.hashes), dtype=np.uint8)
     for index in reversed(range(len(CATEGORIES))):
         owner[keys.of_record[keys.category == index]] = index

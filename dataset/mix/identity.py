@@ -1,6 +1,6 @@
-"""What a user's identity data calls the model and its maker.
+"""Finds the names of the model and its author in the user's identity data.
 
-The bundled samples and the evaluation then use these names instead of those of the settings.
+The bundled samples and the evaluation then use these names instead of the names in the settings.
 """
 
 import re
@@ -16,7 +16,7 @@ from dataset.mix.sources import Source, read_source
 from dataset.records.record import ChatRecord
 
 LEAST_SHARE = 0.5
-"""A name is taken if at least this share of all names in the answers are this name."""
+"""A name is used if at least this share of all names in the answers is this name."""
 
 _END = r"(?=[，。！？、；：,.!?;:（(~～\s]|的|呀|哦|喔|哟|啦|呢|$)"
 _NAME = r"[「“\"《'【]?([\u4e00-\u9fffA-Za-z0-9·_.\-]{1,20}?)[」”\"》'】]?"
@@ -40,13 +40,14 @@ _NO_NAME = re.compile(
     r"^(?:[一您你我他她它谁由在来这那不个位名款的为用者被]|AI|ai|人工|语言|大|智能|机器|聊天|对话|虚拟|基于|专|什么|助手|模型|assistant)"
     r"|开发|训练|研发"
 )
-"""What is no name but a description (一个助手, AI助手)."""
+"""Matches a description that is not a name (一个助手, AI助手)."""
 
 
 def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str, Any], MixConfig, list[str]]:
     """The names in the user's identity data, for the bundled samples and the evaluation.
 
-    Returns: the manifest's `identity`; the settings with these names; lines for the user.
+    Returns: the entry `identity` of the manifest; the settings with these names; messages for the
+    user.
     """
     own = [source for source in sources if source.category == "identity" and not source.is_sample]
     if not own:
@@ -77,7 +78,7 @@ def own_identity(sources: Sequence[Source], config: MixConfig) -> tuple[dict[str
 
 
 def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
-    """What the assistant says in some files. Bad records are skipped: a later pass reports them."""
+    """All answers of the assistant in these files. Bad records are skipped and reported later."""
     for source in sources:
         for _, _, _, record in read_source(source, config):
             if isinstance(record, ChatRecord):
@@ -86,16 +87,16 @@ def _answers(sources: Sequence[Source], config: MixConfig) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The model's name and its maker's; None if it is unclear."""
+    """The names of the model and of its author; None if a name is unclear."""
 
     name: str | None
     author: str | None
 
 
 def names_in(answers: Iterable[str], name: str, author: str) -> Names:
-    """What the answers of identity records call the model and its maker.
+    """Find the names of the model and its author in the answers of identity records.
 
-    Args: name, author: those of the settings. They are taken if any answer says them.
+    Args: name, author: the names in the settings. If an answer contains such a name, it is used.
     """
     names: Counter[str] = Counter()
     makers: Counter[str] = Counter()
@@ -109,13 +110,13 @@ def names_in(answers: Iterable[str], name: str, author: str) -> Names:
 
 
 def _found(pattern: re.Pattern[str], answer: str) -> set[str]:
-    """The names that a pattern finds in an answer, each once."""
+    """The distinct names that a pattern finds in an answer."""
     found = (next(filter(None, match.groups()), "") for match in pattern.finditer(answer))
     return {name.strip() for name in found if name.strip() and not _NO_NAME.search(name.strip())}
 
 
 def _most_common(counts: Counter[str]) -> str | None:
-    """The most frequent name, if it is frequent enough; of equal ones the first by alphabet."""
+    """The most frequent name if it is frequent enough. If two are equal, the first by alphabet."""
     if not counts:
         return None
     name, count = min(counts.most_common(), key=lambda entry: (-entry[1], entry[0]))

@@ -1,4 +1,4 @@
-"""Leaks (training records that ask a held-out question), and duplicates.
+"""Finds leaks (training records that ask a held-out question) and duplicates.
 
 Shapes: N records, Q user turns, K distinct questions.
 """
@@ -12,15 +12,15 @@ from dataset.mix.table import SHARED_TURN, Flags, Sides, Table, is_heldout, is_t
 
 
 def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
-    """Which records are duplicates, (N,). Of records with equal content one is no duplicate.
+    """Which records are duplicates, (N,). If records have the same content, one of them is kept.
 
-    It is the first held-out one, or if none is held out, the first.
+    It is the first held-out record. If none of them is held out, it is the first record.
     """
-    # Sort by content; among equal contents held-out records come first. The sort is stable, so
-    # otherwise the order of the files stays.
+    # Sort the records by content. If contents are equal, held-out records come first, and then the
+    # order of the files stays, because the sort is stable.
     members = np.flatnonzero(readable)
     order = members[np.lexsort((~is_heldout(sides[members]), contents[members]))]
-    # A record is a duplicate if the one before it has the same content.
+    # A record is a duplicate if the record before it has the same content.
     ordered = contents[order]
     duplicates = np.zeros(len(contents), dtype=np.bool_)
     duplicates[order[1:]] = ordered[1:] == ordered[:-1]
@@ -28,8 +28,9 @@ def duplicates_of(contents: Hashes, readable: Flags, sides: Sides) -> Flags:
 
 
 def is_key(askers: npt.NDArray[np.uint32], asks_last: Flags) -> Flags:
-    """Which user turns are the question of their record, (Q,): its first turn, or its last one."""
-    # The turns of one record are neighbours, so a record begins or ends where the asker changes.
+    """Which user turns are the question of their record, (Q,): the first or the last user turn."""
+    # The turns of one record are neighbours. So where the record number changes, one record ends
+    # and the next one begins.
     changes = askers[1:] != askers[:-1]
     first, last = np.concatenate(([True], changes)), np.concatenate((changes, [True]))
     return np.where(asks_last[askers], last, first)
@@ -38,15 +39,17 @@ def is_key(askers: npt.NDArray[np.uint32], asks_last: Flags) -> Flags:
 def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
     """Training records in which a user turn is the question of a held-out record, (N,).
 
-    The question of a record is its first user turn, which is also its key. In a record with a group
-    it is the last one, because the turns before it may be small talk. A turn that many
-    conversations share (继续, 好的) is no leak, because it tells nothing about the answer.
+    The question of a record is its first user turn, which is also its key. But if a record has a
+    group, the question is its last user turn, because the earlier turns may be small talk. Some
+    turns are in many conversations (继续, 好的). They are no leaks, because they say nothing about
+    the answer.
     """
     questions, askers = scan.turns()
     leaks = np.zeros(len(sides), dtype=np.bool_)
     if not len(askers):
         return leaks
-    # Turns of training records that ask a held-out question, and the distinct questions of them.
+    # `turns`: the turns of training records that ask a held-out question. `question_of`: for each
+    # of them, which of the K distinct questions it asks.
     held = np.unique(questions[is_key(askers, table.asks_last) & is_heldout(sides[askers])])
     turns = np.flatnonzero(is_training(sides[askers]) & np.isin(questions, held))
     _, places, question_of = np.unique(questions[turns], return_index=True, return_inverse=True)
@@ -54,7 +57,7 @@ def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
     common = _common(table, askers[turns], question_of, is_short)
     leaks[askers[turns[~common[question_of]]]] = True
 
-    # Tell the user about records that are kept, because what they ask is common.
+    # Tell the user about records that are kept because their held-out question is common.
     spared = np.zeros(len(sides), dtype=np.bool_)
     spared[askers[turns]] = True
     if count := int(np.count_nonzero(spared & ~leaks)):
@@ -71,8 +74,8 @@ def leaks_of(table: Table, scan: Scan, sides: Sides, notes: list[str]) -> Flags:
 def _common(table: Table, askers: npt.NDArray[np.uint32], question_of: npt.NDArray[np.intp], is_short: Flags) -> Flags:
     """Which questions are so common that they are no leaks, (K,).
 
-    Args: askers, question_of: record and question of each turn. is_short: whether a question is
-    short, (K,).
+    Args: askers, question_of: the record and the question of each turn. is_short (K,): whether a
+    question is short.
     """
     num_records = len(table.keys)
     floor = np.where(is_short, SHARED_TURN[True], SHARED_TURN[False])
@@ -81,7 +84,8 @@ def _common(table: Table, askers: npt.NDArray[np.uint32], question_of: npt.NDArr
         # If the user has files of this category, only their records count.
         mine = table.category[askers] == index
         mine &= table.own[askers] | ~table.own[table.category == index].any()
-        # Question and record become one number, so that a record that asks it twice counts once.
+        # Join question and record into one number. So a record that asks a question twice counts
+        # once.
         pairs = np.unique(question_of[mine].astype(np.int64) * num_records + askers[mine])
         counts = np.bincount(pairs // num_records, minlength=len(is_short))
         common |= counts > np.maximum(floor, table.largest(index))

@@ -1,4 +1,4 @@
-"""The first pass over the sources: every record is checked, and a few hashes of it are kept."""
+"""The first pass over the sources: checks every record and keeps a few hashes of it."""
 
 import hashlib
 import itertools
@@ -32,21 +32,21 @@ from dataset.records.record import BadRecord, Record, TextRecord
 LONGEST_QUESTION = 200
 """Characters. A raw text up to this length may be a question; a longer one is not."""
 SHORT_TURN = 8
-"""Letters and digits that a short turn has at most, such as 继续, 好的 and 谢谢."""
+"""A short turn has at most so many letters and digits, such as 继续, 好的 and 谢谢."""
 HASH_BYTES = 8
 
 Hashes = npt.NDArray[np.uint64]
-"""Hashes of texts, one each."""
+"""An array of hashes, one hash for each text."""
 
 
 class OwnSplit(IntEnum):
-    """What a record's own field `split` says."""
+    """What the field `split` of a record says."""
 
     NONE = 0
-    """It has no `split`, or none of ours."""
+    """There is no `split`, or its value is not one of ours."""
     TRAIN = 1
     HELDOUT = 2
-    """Held out. The mix chooses validation or test."""
+    """The record is held out. The mix chooses validation or test."""
     VALIDATION = 3
     TEST = 4
     REJECTED = 5
@@ -62,7 +62,7 @@ _OWN_SPLITS: dict[str | None, int] = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), int(OwnSplit.VALIDATION)),
     "test": int(OwnSplit.TEST),
 }
-"""A record's `split` -> the byte that the scan keeps."""
+"""The `split` of a record -> the byte that the scan keeps."""
 
 
 @dataclass(slots=True)
@@ -70,11 +70,11 @@ class SourceScan:
     """What the first pass remembers of one source file."""
 
     format: str
-    """What the file is, such as a JSON array; empty for plain lines in UTF-8."""
+    """The format of the file, such as a JSON array; empty for plain lines in UTF-8."""
     state: tuple[int, int]
-    """`file_state`: it differs if the file changes between the passes."""
+    """`file_state`. If it is different in the second pass, the file has changed."""
     count: int = 0
-    """Records, rejected ones included."""
+    """Number of records. Rejected records count too."""
     size: int = 0
     """Bytes of the records that can be used."""
     digest: str = ""
@@ -92,8 +92,8 @@ class SourceScan:
 class Scan:
     """What the first pass remembers of all records, in the order of the sources.
 
-    Each column is a growing row of bytes, because millions of Python numbers would need much more
-    memory.
+    Each column is an array of bytes that grows, because millions of Python numbers would need much
+    more memory.
     """
 
     contents: bytearray = field(default_factory=bytearray)
@@ -105,7 +105,7 @@ class Scan:
     groups: bytearray = field(default_factory=bytearray)
     """8 bytes for each record that has a `group`: hash of the group."""
     groupers: "array[int]" = field(default_factory=lambda: array("I"))
-    """The numbers of those records."""
+    """The numbers of the records that have a `group`."""
     questions: bytearray = field(default_factory=bytearray)
     """8 bytes a user turn: hash of its text."""
     short: bytearray = field(default_factory=bytearray)
@@ -136,11 +136,11 @@ class Scan:
 
     @property
     def counts(self) -> list[int]:
-        """Records of each source, rejected ones included."""
+        """Number of records of each source. Rejected records count too."""
         return [source.count for source in self.of_source]
 
     def spans(self) -> list[slice]:
-        """For each source the rows of its records in the columns."""
+        """For each source, where its records are in the columns."""
         ends = np.cumsum([0, *self.counts]).tolist()
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
@@ -155,7 +155,7 @@ class Scan:
 def scan_sources(sources: Sequence[Source], config: MixConfig, rejects: IO[str], bar: Progress) -> Scan:
     """Check every record. Bad ones are written to `rejects` with file, line, reason and text.
 
-    Raises: UserError when a source holds too many bad records, or no good one. It is raised after
+    Raises: UserError if a source has too many bad records, or no good record. It is raised after
     all sources are read.
     """
     scan = Scan()
@@ -193,7 +193,7 @@ def _scan_source(scan: Scan, source: Source, config: MixConfig, rejects: IO[str]
         split = split_of(record.fields)
         found.odd_splits += split is None and record.fields.get("split") not in (None, "")
         found.odd_groups += not has_group(record) and record.fields.get("group") not in (None, "")
-        # From this size the second pass computes how many buckets it needs.
+        # The second pass needs this size to compute the number of buckets.
         found.size += len(item) if isinstance(item, bytes) else len(json_line(record.fields))
         scan.add(record, split)
     found.count = len(scan.splits) - start

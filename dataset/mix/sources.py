@@ -1,4 +1,4 @@
-"""Which files the mix reads, the category of each, and the one way to read their records."""
+"""Finds the files of the mix and their categories, and reads the records of these files."""
 
 import fnmatch
 import json
@@ -23,7 +23,7 @@ from dataset.samples.files import SAMPLE_FILES, sample_names, write_samples
 
 NO_PAIR, A_PAIR, RAW_TEXT = "not a preference pair", "a preference pair", "raw text in a chat category"
 WRONG_CATEGORY = {NO_PAIR: "general", A_PAIR: "preference", RAW_TEXT: "corpus"}
-"""Reason why a record does not fit its category -> the category that it would fit."""
+"""The reason why a record does not fit its category -> a category that it fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,22 @@ class Source:
     category: str
     """One of CATEGORIES."""
     is_sample: bool = False
-    """Whether it is bundled; else it is the user's."""
+    """True: a bundled sample. False: a file of the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a source folder holds."""
+    """All files of a source folder."""
 
     files: list[Source]
     left_out: dict[str, str]
     """File name -> why it is not read."""
     bundled: dict[str, int] = field(default_factory=dict)
-    """Training records in the bundled samples of each category that has files of the user's."""
+    """For each category with files from the user: the training records in its bundled samples."""
 
 
 def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categories: Mapping[str, str]) -> Sources:
-    """The user's files with their categories, and sample data for each category without one.
+    """The user's files with their categories, and samples for each category without such a file.
 
     If the user has no identity file, the bundled one is copied into the folder.
 
@@ -87,11 +87,11 @@ def find_sources(source_dir: Path, sample_dir: Path, config: MixConfig, categori
         left_out[IDENTITY_SOURCE] = "bundled; your own identity file takes its place 已由您的身份数据替换"
     if "identity" not in own and _is_wanted("identity", config):
         files.append(_bundled_identity(source_dir))
-    # Bundled samples for the categories without a file of the user's.
+    # Take bundled samples for the categories without a file from the user.
     wanted = {name for name in CATEGORIES if _is_wanted(name, config)}
     names = sample_names(wanted, own)
     shrinking = any(getattr(config, name) for name in wanted - own if name != "identity")
-    # The samples of categories that the user has files of. They are not mixed in, only counted.
+    # If the user has files of a category, its samples are not used. They are only counted.
     beside = sample_names(wanted & own, ()) if shrinking else []
     written = write_samples(sample_dir, [*names, *(name for name in beside if name not in names)])
     files += [Source(written[name], SAMPLE_FILES[name].category, is_sample=True) for name in names]
@@ -114,7 +114,7 @@ def _is_wanted(category: str, config: MixConfig) -> bool:
 
 
 def _is_bundled_identity(path: Path) -> bool:
-    """Whether a file is the identity file that the mix itself wrote, unedited."""
+    """Whether a file is the bundled identity file, as the mix wrote it, without changes."""
     if path.name != IDENTITY_SOURCE or not path.is_file():
         return False
     mark = path.with_name(IDENTITY_MARK)
@@ -123,7 +123,7 @@ def _is_bundled_identity(path: Path) -> bool:
 
 
 def _bundled_identity(source_dir: Path) -> Source:
-    """The bundled identity file. It is copied into the source folder if that can be written."""
+    """The bundled identity file. It is copied into the source folder if that is allowed."""
     path, bundled = source_dir / IDENTITY_SOURCE, sha256_file(IDENTITY_SAMPLE)
     if path.exists() and sha256_file(path) == bundled:
         return Source(path, "identity", is_sample=True)
@@ -139,7 +139,7 @@ def _bundled_identity(source_dir: Path) -> Source:
 
 
 def _category_of(path: Path, categories: Mapping[str, str]) -> str:
-    """The category of a file by its name, or `skip`. Raises: UserError when no pattern matches."""
+    """The category of a file, by its name, or `skip`. Raises: UserError if no pattern matches."""
     for pattern, category in categories.items():
         if path.name == pattern or fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
             if category not in (*CATEGORIES, "skip"):
@@ -184,8 +184,8 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 Entry = tuple[int, int, Item, Record | BadRecord]
-"""Number of the record in its file, bad ones included (from 0); its line (from 1); the line or row
-itself; the record, or why it can't be used."""
+"""The number of the record in its file (from 0; bad records count too); its line (from 1); the line
+or row itself; the record, or the reason why it can't be used."""
 
 
 def read_source(
@@ -196,8 +196,8 @@ def read_source(
 ) -> Iterator[Entry]:
     """The records of a source, checked against its category. Both passes of the mix read with it.
 
-    Args: on_bytes: is called with each block of the file that is read. wanted: says by position
-    which records to parse (default: all). The others are skipped, which costs almost nothing.
+    Args: on_bytes: is called with each block of the file that is read. wanted: says for a record
+    number whether to parse this record (default: parse all). Skipping a record is fast.
     """
     fill = _placeholders(source, config)
     for position, (line, item) in enumerate(read_items(source.path, on_bytes)):
@@ -214,7 +214,7 @@ def read_source(
 def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
     """Placeholder -> what replaces it, in identity files and bundled samples only.
 
-    In other files of the user's `{{name}}` may be part of a program.
+    In other files of the user, `{{name}}` may be part of a program, so it is not replaced.
     """
     if source.category == "identity" or source.is_sample:
         return {"{{name}}": config.name, "{{name_lower}}": config.name.lower(), "{{author}}": config.author}
@@ -222,7 +222,7 @@ def _placeholders(source: Source, config: MixConfig) -> dict[str, str]:
 
 
 def _record_of(item: Item, source: Source, fill: Mapping[str, str]) -> Record:
-    """The record of a line. Raises: BadRecord for one that is bad or does not fit the category."""
+    """The record of a line. Raises: BadRecord if it is bad or does not fit the category."""
     record = parse_record(decode_item(item, fill))
     if source.category == "preference":
         if not isinstance(record, PreferenceRecord):

@@ -1,4 +1,4 @@
-"""What a user is told about the held-out split, and the error when too little is left to train on.
+"""Messages about the held-out split, and the error if too few records are left to train on.
 
 Shapes: N records (rejected ones included).
 """
@@ -17,13 +17,13 @@ from dataset.mix.table import Flags, Sides, Table, is_heldout, is_training
 from dataset.records.keys import SPLITS
 
 LEAST_LEFT = 0.1
-"""It is an error if less than this share of a file or a category is left to train on."""
+"""If less than this share of a file or a category is left to train on, it is an error."""
 FEW_HELDOUT = 10
 """With fewer held-out records `evaluate_stage.py` prints no accuracy."""
 
 
 def odd_columns(scan: Scan, sources: Sequence[Source]) -> list[str]:
-    """A line for each file whose column `group` or `split` holds values that are not ours."""
+    """A message for each file whose fields `group` or `split` hold values that we do not know."""
     notes = []
     for source, found in zip(sources, scan.of_source, strict=True):
         groups, splits = found.odd_groups, found.odd_splits
@@ -53,8 +53,8 @@ def check_what_is_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Raises: UserError when a file of the user's, or a category, has too few training records."""
-    # First each file of the user's, then each category.
+    """Raises: UserError if a user's file or a category has too few training records left."""
+    # Check each file of the user first, then each category.
     marked = np.isin(table.splits, HELDOUT_MARKS)
     lost = leaks | is_heldout(sides)
     for source, span in zip(sources, scan.spans(), strict=True):
@@ -82,9 +82,9 @@ def _check_left(
     leaks: Flags,
     notes: list[str],
 ) -> None:
-    """Check how many of these records are left to train on. Many lost records give a warning.
+    """Check how many of these records are left to train on. If many are lost, warn the user.
 
-    Raises: UserError when less than LEAST_LEFT of them are left.
+    Raises: UserError if the share that is left is less than LEAST_LEFT.
     """
     left, gone = int(np.count_nonzero(is_training(sides))), int(np.count_nonzero(lost))
     told = f"{gone - int(leaks.sum()):,} held out, {int(leaks.sum()):,} that ask a held-out question"
@@ -104,7 +104,7 @@ def _check_left(
 
 
 def tell_heldout(table: Table, sources: Sequence[Source], sides: Sides, config: MixConfig, notes: list[str]) -> None:
-    """A line for each category with files of the user's: how many records are held out."""
+    """Add a message for each category with files from the user: how many records are held out."""
     for name in dict.fromkeys(source.category for source in sources if not source.is_sample):
         mine = table.own & table.of(name)
         heldout = int(np.count_nonzero(is_heldout(sides[mine])))

@@ -1,4 +1,4 @@
-"""What the choice knows of each record: category, own split, and the key that decides its side.
+"""The table of all records: category, own split, and the key that decides the side of a record.
 
 The table has a row for each record, in the order of the sources.
 
@@ -18,10 +18,10 @@ from dataset.mix.scan import Hashes, OwnSplit, Scan
 from dataset.mix.sources import Source
 
 LARGEST_KEY = 0.02
-"""Largest share of a category's records that one key may take to the held-out side. One record is
+"""One key may take at most this share of a category's records to the held-out side. One record is
 always allowed."""
 SHARED_TURN = {True: 3, False: 20}
-"""Whether a turn is short -> a turn is common only if more conversations than this say it."""
+"""Whether a turn is short -> the turn is common if more conversations than this contain it."""
 
 Flags = npt.NDArray[np.bool_]
 """Which records (or keys, or turns) have a property."""
@@ -50,25 +50,25 @@ def is_heldout(sides: Sides) -> Flags:
 
 @dataclass(slots=True)
 class Table:
-    """What the split needs of each record. Each column is (N,) unless it says otherwise."""
+    """The columns that the split needs. Each column is (N,) if nothing else is said."""
 
     keys: Hashes
     """Hash of the key. Records with equal keys are on the same side."""
     contents: Hashes
     """Hash of the content. Records with equal contents are duplicates."""
     splits: npt.NDArray[np.uint8]
-    """An `OwnSplit` each."""
+    """Each entry is an `OwnSplit`."""
     category: npt.NDArray[np.uint8]
     """Index into CATEGORIES."""
     own: Flags
-    """Whether the record is the user's; the others are bundled samples."""
+    """True: the record is from a file of the user. False: it is a bundled sample."""
     readable: Flags
     first: Flags
-    """Whether it is the first readable record with its content. Only such records are counted."""
+    """Whether this is the first readable record with its content. Only such records are counted."""
     asks_last: Flags
-    """Whether its question is its last user turn instead of the first (see `is_key`)."""
+    """True: the question of the record is its last user turn. False: its first (see `is_key`)."""
     sizes: npt.NDArray[np.int64]
-    """Records of each category, (categories,). If some are the user's, only those count."""
+    """Records of each category, (categories,). If the user has some, only the user's count."""
 
     def largest(self, category: int) -> int:
         """The most records of a category that one key may take to the held-out side."""
@@ -87,13 +87,13 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
     """The table of a scan. The key of each record is still its first question, or its text."""
     splits = np.frombuffer(scan.splits, dtype=np.uint8)
     contents = np.frombuffer(scan.contents, dtype="<u8")
-    keys = np.frombuffer(scan.keys, dtype="<u8").copy()  # `use_groups` and `rekey_shared_openings` write into it
+    keys = np.frombuffer(scan.keys, dtype="<u8").copy()  # a copy, because two functions below change it
     category = np.repeat(np.array([CATEGORIES.index(s.category) for s in sources], dtype=np.uint8), scan.counts)
     own = np.repeat(np.array([not source.is_sample for source in sources], dtype=np.bool_), scan.counts)
     readable = splits != int(OwnSplit.REJECTED)
 
-    # `np.unique` gives the first index of each content among the readable records; `members` turns
-    # it into a row of the table.
+    # `np.unique` gives the first index of each content among the readable records. `members` turns
+    # this index into a row of the table.
     members = np.flatnonzero(readable)
     first = np.zeros(len(splits), dtype=np.bool_)
     first[members[np.unique(contents[members], return_index=True)[1]]] = True
@@ -118,22 +118,23 @@ def table_of(scan: Scan, sources: Sequence[Source]) -> Table:
 def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[str]) -> None:
     """Make `group` the key of the records that have one.
 
-    A file of the user's loses its groups if one of them is too large a share of the category.
+    If one group of a user's file is too large a part of its category, the groups of this file are
+    ignored.
     """
     groups = np.frombuffer(scan.groups, dtype="<u8")
     groupers = np.frombuffer(scan.groupers, dtype=np.uint32).astype(np.intp)  # (G,), the record of each group
     source_of = np.searchsorted(np.cumsum(scan.counts), groupers, side="right")
     taken = np.ones(len(groups), dtype=np.bool_)
     for index in table.used():
-        # The size of each group of this category, in distinct records of the user's. Samples do not
-        # count: their groups are made for this.
+        # The size of each group of this category, in distinct records of the user. Samples do not
+        # count, because their groups were made for holding out.
         mine = np.flatnonzero(table.category[groupers] == index)
         counted = (table.first & table.own)[groupers[mine]]
         _, group_of = np.unique(groups[mine], return_inverse=True)
         sizes = np.bincount(group_of[counted], minlength=int(group_of.max(initial=-1)) + 1)
         limit = table.largest(index)
         for number, source in enumerate(sources):
-            # Only a file with records of the large group loses its groups.
+            # Ignore the groups of a file only if the file has records of a group that is too large.
             of_source = source_of[mine] == number
             biggest = int(sizes[group_of[of_source]].max(initial=0))
             if source.is_sample or biggest <= limit:
@@ -151,15 +152,16 @@ def use_groups(table: Table, scan: Scan, sources: Sequence[Source], notes: list[
 
 
 def rekey_shared_openings(table: Table, scan: Scan, notes: list[str]) -> None:
-    """Give a new key to conversations whose first turn too many others share (在吗).
+    """Give a new key to a conversation if too many other conversations begin with its first turn.
 
-    The new key is all that the user says. Otherwise one common opening would put all of them on one
-    side.
+    The new key is everything that the user says. With the old key, all conversations that begin
+    with the same words (在吗) would get the same side.
     """
     questions, askers = scan.turns()
     if not len(askers):
         return
-    # The turns of one record are neighbours: `starts` is its first turn, `turns` their number.
+    # The turns of one record are neighbours. `starts`: the first turn of each record. `turns`: how
+    # many turns each record has.
     starts = np.flatnonzero(np.concatenate(([True], askers[1:] != askers[:-1])))
     turns = np.diff(starts, append=len(askers))
     candidates = table.own & table.readable & ~table.asks_last
@@ -182,7 +184,7 @@ def rekey_shared_openings(table: Table, scan: Scan, notes: list[str]) -> None:
 
 
 def _with_shared_opening(table: Table, candidates: Flags) -> Flags:
-    """Which candidates have a key that too many candidates of their category share, (N,)."""
+    """Which candidates have a key that too many candidates of the category have, (N,)."""
     shared = np.zeros(len(table.keys), dtype=np.bool_)
     for index in table.used():
         mine = np.flatnonzero(candidates & (table.category == index))
@@ -197,8 +199,9 @@ def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: np
 
     Args: starts, turns: the first turn of each record, and the number of its turns.
     """
-    # The hash is a sum, which does not depend on the order. So the place of a turn goes into its
-    # own hash first. The sum may overflow 64 bits; that does no harm to a hash.
+    # The hash of a record is a sum, and a sum does not depend on the order. So we first mix the
+    # place of each turn into the turn's own hash. The sum may overflow 64 bits, which is fine for a
+    # hash.
     place = np.arange(len(questions), dtype=np.uint64) - np.repeat(starts, turns).astype(np.uint64)
     with np.errstate(over="ignore"):
         said: Hashes = np.add.reduceat(mixed(questions ^ mixed(place, 1), 2), starts)
@@ -206,9 +209,10 @@ def _all_that_is_said(questions: Hashes, starts: npt.NDArray[np.intp], turns: np
 
 
 def mixed(values: Hashes, seed: int) -> Hashes:
-    """A pseudo-random number of 64 bits for each value, which also depends on the seed.
+    """A pseudo-random number of 64 bits for each value. It depends on the value and on the seed.
 
-    These are the last steps of SplitMix64 (Steele, Lea and Flood 2014). Overflow is part of it.
+    These are the last steps of SplitMix64 (Steele, Lea and Flood 2014). The products overflow on
+    purpose.
     """
     with np.errstate(over="ignore"):
         z: Hashes = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)

@@ -31,22 +31,22 @@ OUTPUTS = {
 """(stage, whether held out) -> file name."""
 _DROPPED, _TRAIN = int(Side.DROPPED), int(Side.TRAIN)
 _SPLIT_NAMES = {int(Side.VALIDATION): "validation", int(Side.TEST): "test"}
-"""Plain numbers, because they compare faster than the members of an enum."""
+"""These are plain numbers, because comparing them is faster than comparing enum members."""
 BUCKET_BYTES = 64 << 20
-"""Bytes of a bucket of the shuffle, as long as MAX_BUCKETS are enough."""
+"""Size of a bucket of the shuffle. Buckets are larger only if MAX_BUCKETS of them are too few."""
 MAX_BUCKETS = 64
-"""Buckets of one output. Each is an open file, and some systems allow a process only 256 files."""
+"""Most buckets of one output. A bucket is an open file, and some systems allow only 256 of them."""
 
 
 class ShuffledLines:
-    """Lines to write in a random order, without all of them in memory at once.
+    """Writes lines in a random order, without having all lines in memory.
 
     Each line goes to a random bucket on the disk. Then each bucket is shuffled in memory. The
     buckets are unnamed files, which disappear with the process.
     """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
-        # So many buckets that each fits into memory (rounded up), within MAX_BUCKETS.
+        # Take so many buckets that each of them fits into memory, but at most MAX_BUCKETS.
         num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
         self.folder = folder
         self.rng = random.Random(fingerprint(list(seed)))
@@ -56,7 +56,7 @@ class ShuffledLines:
             self.buckets.append(stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 17)))  # noqa: SIM115
 
     def add(self, line: bytes, copies: int = 1) -> None:
-        """Take a line that is to be written `copies` times."""
+        """Add a line. It will be written `copies` times."""
         for _ in range(copies):
             self.buckets[int(self.rng.random() * len(self.buckets))].write(line)
         self.count += copies
@@ -85,7 +85,7 @@ def write_outputs(
     """Write the six files.
 
     Returns: name -> records and SHA-256.
-    Raises: UserError when a source has changed since the first pass, or a file can't be written.
+    Raises: UserError if a source has changed since the first pass, or if a file can't be written.
     """
     expected = _expected_bytes(scan, choice, sources)
     try:
@@ -99,7 +99,7 @@ def write_outputs(
                 _write_source(source, choice.sides[span], choice.copies[span], config, outputs, bar)
                 if file_state(source.path) != found.state:
                     raise _changed(source)
-            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # now the files of an older mix are replaced
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)  # from here on, the files of an older mix are replaced
             return {
                 name: {"records": outputs[key].count, "sha256": outputs[key].write(folder / name)}
                 for key, name in OUTPUTS.items()
@@ -113,7 +113,7 @@ def _changed(source: Source) -> UserError:
 
 
 def _expected_bytes(scan: Scan, choice: Choice, sources: Sequence[Source]) -> dict[tuple[str, bool], int]:
-    """About how many bytes each output gets, by the mean size of each source's records."""
+    """About how many bytes each output gets. Computed with the mean record size of each source."""
     expected = dict.fromkeys(OUTPUTS, 0)
     for source, found, span in zip(sources, scan.of_source, scan.spans(), strict=True):
         mean = found.size / max(found.count, 1) + 100  # bytes; 100 for the fields that we add
@@ -142,15 +142,15 @@ def _write_source(
     outputs: Mapping[tuple[str, bool], ShuffledLines],
     bar: Progress,
 ) -> None:
-    """Give the records of one source to their outputs.
+    """Add the records of one source to the outputs.
 
     Raises: UserError when the source has changed since the first pass.
     """
-    # To read single numbers, a memoryview is several times as fast as an array.
+    # Reading single numbers from a memoryview is several times as fast as from an array.
     sides, copies = memoryview(side_of), memoryview(copies_of)  # type: ignore[arg-type]
 
     def is_written(position: int) -> bool:
-        if position >= len(sides):  # the file has grown; `write_outputs` notices it afterwards
+        if position >= len(sides):  # the file has grown, and `write_outputs` will notice that
             return False
         side = sides[position]
         return bool(copies[position]) if side == _TRAIN else side != _DROPPED
@@ -159,7 +159,7 @@ def _write_source(
         if isinstance(record, BadRecord):
             raise _changed(source)
         side = sides[position]
-        # Every record gets its source, its category, its place, and if it is held out its half.
+        # Add to every record its source, category and place. If it is held out, also add its half.
         gained = {"source": record.fields.get("source") or source.path.name, "category": source.category}
         gained["origin"] = f"{source.path.name}:{line}"
         heldout = side != _TRAIN
@@ -171,7 +171,7 @@ def _write_source(
             if source.category == "corpus":
                 outputs["pretrain", heldout].add(text, times)
                 continue
-            # Only SFT repeats a conversation. Pretraining sees its text once.
+            # Only SFT repeats a conversation. Pretraining gets its text once.
             outputs["pretrain", heldout].add(text)
             outputs["sft", heldout].add(json_line({**record.fields, **gained}), times)
         else:

@@ -131,8 +131,8 @@ class DocumentRows(PackedRows):
         self.ids = np.empty(0, self.dtype)
         self.labels = np.empty(0, self.dtype)
         self.starts = np.empty(0, np.bool_)
-        """`ids`, `labels` and `starts` hold the rest of the stream, which is not written yet. It has
-        at most `length` tokens. `starts` is true at the first token of a document."""
+        """`ids`, `labels` and `starts` hold the rest of the stream, which is not written yet. This
+        rest has at most `length` tokens. `starts` is true at the first token of a document."""
 
     def add(self, sequences: Sequences) -> None:
         starts = np.zeros(len(sequences.ids), np.bool_)
