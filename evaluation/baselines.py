@@ -31,7 +31,7 @@ FREQUENT_ANSWERS = 200
 LONGEST_CONSTANT = 200
 """In characters. A longer training answer is not tried as the constant one."""
 COUNTED_ANSWERS = 500_000
-"""We count at most so many distinct answers. If there are more, answers seen once are removed."""
+"""How many distinct answers we count. If there are more, answers seen only once are removed."""
 TURN_MARK = "\x01"
 """Stands between two user turns that are looked up together."""
 

@@ -21,9 +21,9 @@ from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 GENERAL_ANSWERS = 100
-"""So many questions are asked whose answers can't be scored, to see whether the answers end."""
+"""How many questions without a rule are asked, to see whether their answers end."""
 OPENING_CHARACTERS = 16
-"""A pretrained model gets so many characters of a held-out text and continues the text."""
+"""A pretrained model gets this number of characters of a held-out text, and continues it."""
 SHOWN = 3
 """How many answers are printed below the tables."""
 

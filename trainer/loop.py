@@ -24,12 +24,13 @@ from trainer.resume import ResumeState, fitting
 from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
-"""A run gives up after so many steps in a row whose loss or gradient is not finite. If the whole
-run has 2 to 5 steps, it already gives up when all steps but one are skipped."""
+"""A run gives up after this number of steps in a row whose loss or gradient is not finite. If the
+whole run has 2 to 5 steps, it already gives up when all steps but one are skipped."""
 MAX_OVERFLOWS = 21
-"""A run gives up after so many steps in a row whose loss is finite but whose gradients are too
-large for float16. Each such step halves the loss scale. A few such steps at the start are normal.
-The scale begins at 65,536. After 21 halvings it is 1/32, so it can't be the cause any more."""
+"""A run gives up after this number of steps in a row whose loss is finite but whose gradients are
+too large for float16. Each such step halves the loss scale. A few such steps at the start are
+normal. The scale begins at 65,536. After 21 halvings it is 1/32, so it can't be the cause any
+more."""
 
 
 class Rows(Protocol):
@@ -220,7 +221,7 @@ class Found(NamedTuple):
     """The results of a step. First they are tensors () on the device, later plain numbers."""
 
     finite: Any
-    """1 if the step was not skipped (`Run.is_finite`), else 0."""
+    """1 or 0: the result of `Run.is_finite`. If it is 0, the step was skipped."""
     loss: Any
     """Nats per target (or pair)."""
     grad_norm: Any
@@ -309,7 +310,7 @@ class Run:
         return step
 
     def is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Whether the weights can be updated in this step, () boolean."""
+        """Whether the loss and the gradients are finite, () boolean."""
         # In float16 the scaler itself skips a step whose gradients are too large, and halves the
         # scale. So here only the loss counts.
         if self.scaler.is_enabled():

@@ -17,8 +17,8 @@ BAD_LINES_ALLOWED = 3
 BAD_SHARE_ALLOWED = 0.05
 """Share of a file's records that may be bad."""
 MAX_REASONS = 50
-"""A file can have so many different reasons. After that, a new reason is counted without the text
-after its colon."""
+"""The largest number of different reasons for a file. After that, a new reason is counted without
+the text after its colon."""
 
 DUPLICATE, LEAK, NOT_SAMPLED = "duplicate", "asks a held-out question", "not sampled"
 """Reasons for which the mix drops a good record. All other reasons say what is wrong with a record.

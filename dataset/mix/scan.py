@@ -32,7 +32,7 @@ from dataset.records.record import BadRecord, Record, TextRecord
 LONGEST_QUESTION = 200
 """Characters. A raw text up to this length may be a question; a longer one is not."""
 SHORT_TURN = 8
-"""A short turn has at most so many letters and digits, such as 继续, 好的 and 谢谢."""
+"""How many letters and digits a short turn has at most. 继续, 好的 and 谢谢 are short turns."""
 HASH_BYTES = 8
 
 Hashes = npt.NDArray[np.uint64]

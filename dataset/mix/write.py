@@ -46,7 +46,7 @@ class ShuffledLines:
     """
 
     def __init__(self, folder: Path, expected_bytes: int, seed: Sequence[int], stack: ExitStack) -> None:
-        # Take so many buckets that each of them fits into memory, but at most MAX_BUCKETS.
+        # Take enough buckets, so that each of them fits into memory, but at most MAX_BUCKETS.
         num_buckets = min(max(1, -(-expected_bytes // BUCKET_BYTES)), MAX_BUCKETS)
         self.folder = folder
         self.rng = random.Random(fingerprint(list(seed)))
