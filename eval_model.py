@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     model, tokenizer = opened.model, opened.tokenizer
     print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
-    completes = continues_text(str(opened.manifest.get("stage")))  # pretrained only: it knows no turns
+    completes = continues_text(opened.manifest.stage)  # pretrained only: it knows no turns
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)

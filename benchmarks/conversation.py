@@ -308,11 +308,11 @@ def open_chat(arguments: Namespace) -> tuple[Path, MiniLLM, RustBPETokenizer, tu
         arguments.weight, mode=arguments.model_mode, out_dir=arguments.out_dir, hidden_size=arguments.hidden_size
     )
     opened = open_model(path, device=choose_device(arguments.device), tokenizer_dir=arguments.tokenizer_dir)
-    if continues_text(opened.manifest["stage"]):
+    if continues_text(opened.manifest.stage):
         raise UserError(f"{display(path)}: pretrained weights don't answer. Give weights of SFT or DPO.")
     mix = load_profile("default").mix
     data_dir = arguments.data_dir or env_path("DATA_DIR", DATA_DIR)
-    names = names_of(mixture_of(data_dir, opened.manifest["training_data"]), (mix.name, mix.author))
+    names = names_of(mixture_of(data_dir, opened.manifest.training_data), (mix.name, mix.author))
     return path, opened.model, opened.tokenizer, names
 
 

@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from configs.schema import UserError
 
 HASH_BLOCK_BYTES = 1 << 20
 """Bytes that are read at once."""
+
+Part = TypeVar("Part")
 
 
 def sha256_file(path: Path) -> str:
@@ -124,6 +126,12 @@ def read_json(path: Path, remedy: str, chinese: str = "") -> Any:
         raise UserError(f"{path}: missing. {remedy}", chinese) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({error}). {remedy}", chinese) from error
+
+
+def optional_part(content: object, name: str, default: Part) -> Part:
+    """A value of an object that was read; the default where it is missing or of another type."""
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, type(default)) else default
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from configs.artifacts import read_json, sha256_file, write_json
+from configs.artifacts import optional_part, read_json, sha256_file, write_json
 from configs.paths import display
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
@@ -82,16 +82,16 @@ class SourceFacts:
     """A record file that tensors were made from."""
 
     path: str = ""
-    sha256: str
     records: int = 0
+    sha256: str
 
     @classmethod
     def from_json(cls, content: object) -> "SourceFacts":
         """Raises: ManifestError."""
         return cls(
-            path=_optional(content, "path", ""),
+            path=optional_part(content, "path", ""),
+            records=optional_part(content, "records", 0),
             sha256=_needed(content, "sha256", str),
-            records=_optional(content, "records", 0),
         )
 
 
@@ -100,8 +100,8 @@ class ValidationFacts:
     """The file of held-out records, and what `validation/` holds of it."""
 
     path: str = ""
-    sha256: str
     records: int = 0
+    sha256: str
     rows: int
     """Rows or pairs in `validation/`. 0: there is no such folder."""
     fingerprint: str
@@ -169,13 +169,13 @@ class Manifest:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Manifest":
         """The manifest that a JSON object holds. Raises: ManifestError."""
-        cut: dict[str, Any] = _optional(content, "truncated", {})
+        cut: dict[str, Any] = optional_part(content, "truncated", {})
         return cls(
             data=_data_kind(content),
             max_length=_needed(content, "max_length", int),
-            bos_token=_optional(content, "bos_token", "") or None,
-            append_eos=_optional(content, "append_eos", False),
-            split=_optional(content, "split", ""),
+            bos_token=optional_part(content, "bos_token", "") or None,
+            append_eos=optional_part(content, "append_eos", False),
+            split=optional_part(content, "split", ""),
             vocab_size=_needed(content, "vocab_size", int),
             pad_id=_needed(content, "pad_id", int),
             tokenizer_sha256=_needed(content, "tokenizer_sha256", str),
@@ -183,10 +183,10 @@ class Manifest:
             validation=_validation(content),
             rows=_needed(content, "rows", int),
             num_tokens=_needed(content, "num_tokens", int),
-            num_targets=_optional(content, "num_targets", 0),
-            num_bytes=_optional(content, "num_bytes", 0),
-            truncated=TruncatedFacts(records=_optional(cut, "records", 0), share=_optional(cut, "share", 0.0)),
-            dropped=_optional(content, "dropped", {}),
+            num_targets=optional_part(content, "num_targets", 0),
+            num_bytes=optional_part(content, "num_bytes", 0),
+            truncated=TruncatedFacts(records=optional_part(cut, "records", 0), share=optional_part(cut, "share", 0.0)),
+            dropped=optional_part(content, "dropped", {}),
             fingerprint=_needed(content, "fingerprint", str),
             files={
                 name: _facts(f"files: {name}", FileFacts.from_json, facts)
@@ -252,12 +252,6 @@ def _needed(content: object, name: str, kind: type[Part]) -> Part:
     if not isinstance(value, kind):
         raise _of_another_type(name)
     return value
-
-
-def _optional(content: object, name: str, default: Part) -> Part:
-    """A value that nothing needs; the default where it is missing or of another type."""
-    value = content.get(name) if isinstance(content, dict) else None
-    return value if isinstance(value, type(default)) else default
 
 
 def _of_another_type(name: str) -> ManifestError:

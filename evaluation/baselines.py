@@ -22,6 +22,7 @@ from dataset.records.files import read_records
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
+from model.manifest import TrainingFile
 
 MAX_QUESTIONS = 200_000
 """The largest number of distinct training questions that are used, of chosen answers, and of
@@ -70,7 +71,7 @@ def question_text(messages: Messages) -> str:
 
 
 def training_examples(
-    sources: Iterable[Mapping[str, Any]], seed: int, *, with_texts: bool = False, limit: int = MAX_QUESTIONS
+    sources: Iterable[TrainingFile], seed: int, *, with_texts: bool = False, limit: int = MAX_QUESTIONS
 ) -> TrainingExamples:
     """Read the training files of a checkpoint again.
 
@@ -123,10 +124,10 @@ def training_examples(
     )
 
 
-def _file_of(source: Mapping[str, Any]) -> Path:
+def _file_of(source: TrainingFile) -> Path:
     """Path of a training file. Raises: UserError if the file is gone or has changed."""
-    path = find_dataset(Path(source["path"]))
-    if sha256_file(path) != source["sha256"]:
+    path = find_dataset(Path(source.path))
+    if sha256_file(path) != source.sha256:
         raise UserError(f"{display(path)}: changed since the training", "训练之后文件已改动")
     return path
 

@@ -108,7 +108,7 @@ def _of_shape(path: Path, stage: str) -> Records:
 
 def _refuse_training_file(path: Path, digest: str, trained: Trained) -> None:
     """Raises: UserError if the file is one of the checkpoint's training files."""
-    if any(source["sha256"] == digest for source in trained.sources):
+    if any(source.sha256 == digest for source in trained.sources):
         raise UserError(
             f"{display(path)}: this checkpoint was trained on this very file, so a score on it means nothing. "
             "Give a held-out file with --data_path.",

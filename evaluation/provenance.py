@@ -12,6 +12,7 @@ from configs.stage_table import STAGE_TABLE
 from dataset.mix.write import MANIFEST_FILE, OUTPUTS
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
+from model.manifest import StartFile, TrainingFile, WeightsManifest
 
 KEYS_FOLDER = "trained_on"
 """A folder beside the weights, with the keys of what they were trained on: a later mix may replace
@@ -23,8 +24,8 @@ BUNDLED = ("general", "knowledge")
 """Categories that must come from the bundled samples, or a model can't know what the first prompts
 about facts, sums and feelings ask for."""
 
-Sources = Sequence[Mapping[str, Any]]
-"""A checkpoint's `training_data`: path and SHA-256 of each file."""
+Sources = Sequence[TrainingFile]
+"""A checkpoint's `training_data`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def trained_on(sources: Sources, examples: TrainingExamples, folder: Path, *, wi
     """
     # The file of keys is named after the training files, so that weights trained on others, in the
     # same folder, have another one.
-    name = fingerprint([[source["sha256"] for source in sources], with_texts])[:16]
+    name = fingerprint([[source.sha256 for source in sources], with_texts])[:16]
     path = folder / KEYS_FOLDER / f"{name}.keys"
     if not examples.is_partial:
         _keep(path, examples.seen)
@@ -98,41 +99,40 @@ def _keys_of(record: Mapping[str, Any]) -> set[bytes]:
 # --- the weights ----------------------------------------------------------------------------------
 
 
-def require_parts(path: Path, manifest: Mapping[str, Any], stage: str) -> None:
+def require_parts(path: Path, manifest: WeightsManifest, stage: str) -> None:
     """Raises: UserError if the manifest lacks what an evaluation must know, or has another type."""
-    # If a part is missing or has another type, this block raises KeyError or TypeError. The handler
-    # below turns both into one UserError.
-    try:
-        pairs = STAGE_TABLE[stage].data == "pairs"
-        hashed = [*manifest["training_data"], *([manifest["start"]] if pairs else [])]
-        named = [part[name] for part in hashed for name in ("path", "sha256")] + [manifest["profile"]]
-        train = manifest["settings"]["train"]
-        if (
-            not all(isinstance(text, str) for text in named)
-            or not train["max_seq_len"] > 0
-            or (pairs and not train["beta"] > 0)
-        ):
-            raise TypeError("a part is of another type")
-    except (KeyError, TypeError) as error:
+    train, files = manifest.settings.train, manifest.training_data
+    known = {
+        "training_data": bool(files) and all(file.path and file.sha256 for file in files),
+        "max_seq_len": _is_above_0(train.get("max_seq_len")),
+    }
+    if STAGE_TABLE[stage].data == "pairs":
+        start = manifest.start or StartFile()
+        known |= {"start": bool(start.path and start.sha256), "beta": _is_above_0(train.get("beta"))}
+    if lacking := [name for name, is_known in known.items() if not is_known]:
         raise UserError(
-            f"{display(path)}: its manifest doesn't say how it was trained ({error}). Give another --checkpoint, or "
+            f"{display(path)}: its manifest doesn't say how it was trained ({lacking[0]!r}). Give another --checkpoint, or "
             f"train it again: {trainer_command(STAGE_TABLE[stage].weights)}.",
             "权重缺少训练信息：请重新训练或换 --checkpoint",
-        ) from None
+        )
 
 
-def reference_path(given: Path | None, checkpoint: Path, manifest: dict[str, Any]) -> Path:
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def reference_path(given: Path | None, checkpoint: Path, start: StartFile) -> Path:
     """The weights that a DPO checkpoint started from: those that were given, else those beside it.
 
+    Args: start: what its manifest says of them.
     Raises: UserError if they are gone or are other weights, against which its margins would mean
     nothing.
     """
-    start = manifest["start"]
-    path = find_dataset(given) if given else checkpoint.parent / start["path"]
-    if not path.exists() or sha256_file(path) != start["sha256"]:
+    path = find_dataset(given) if given else checkpoint.parent / start.path
+    if not path.exists() or sha256_file(path) != start.sha256:
         raise UserError(
-            f"{display(path)}: not the weights that {display(checkpoint)} started from ({start['path']}, SHA-256 "
-            f"{start['sha256'][:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",
+            f"{display(path)}: not the weights that {display(checkpoint)} started from ({start.path}, SHA-256 "
+            f"{start.sha256[:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",
             "不是 DPO 训练的起始权重：请用 --reference 指定，或重新训练",
         )
     return path
@@ -146,7 +146,7 @@ def mixture_of(folder: Path, training_data: Sources) -> dict[str, Any] | None:
     None."""
     manifest = _mix_in(folder)
     written = _written(manifest)
-    return manifest if any(source["sha256"] in written for source in training_data) else None
+    return manifest if any(source.sha256 in written for source in training_data) else None
 
 
 def is_held_out_by_a_mix(path: Path) -> bool:
@@ -162,7 +162,7 @@ def is_of_the_same_mix(path: Path, training_data: Sources) -> bool:
     deleted.
     """
     written = _written(_mix_in(path.parent))
-    return is_held_out_by_a_mix(path) and all(source["sha256"] in written for source in training_data)
+    return is_held_out_by_a_mix(path) and all(source.sha256 in written for source in training_data)
 
 
 def _mix_in(folder: Path) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from configs.paths import OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, latest_weights
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
+from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import check_tokenizer, load_model
 
@@ -27,8 +27,8 @@ class OpenModel:
     model: MiniLLM
     """In the mode for evaluation: without dropout."""
     tokenizer: RustBPETokenizer
-    manifest: dict[str, Any]
-    """How the weights were made (model/weights.py)."""
+    manifest: WeightsManifest
+    """How the weights were made."""
 
 
 def open_model(

@@ -18,11 +18,8 @@ from configs.artifacts import atomic_write, sha256_file
 from configs.load import from_mapping
 from configs.paths import display, trainer_command
 from configs.schema import ModelConfig, UserError
+from model.manifest import WeightsManifest, wrong_parts
 from model.model_minillm import MiniLLM
-
-MANIFEST_PARTS = {"stage": str, "profile": str, "tokenizer_sha256": str, "training_data": list, "settings": dict}
-"""What other programs read in a weight file's manifest, with the types."""
-
 
 # --- any file of tensors and plain data -----------------------------------------------------------
 
@@ -66,13 +63,13 @@ def read_checkpoint(path: Path, remedy: str, chinese: str = "请换一个文件"
 # --- weights --------------------------------------------------------------------------------------
 
 
-def save_weights(path: Path, model: MiniLLM, manifest: dict[str, Any]) -> None:
+def save_weights(path: Path, model: MiniLLM, manifest: WeightsManifest) -> None:
     """Write `{"model", "config", "manifest"}` in full precision, atomically."""
     state = {name: tensor.detach().to("cpu").clone() for name, tensor in model.state_dict().items()}
-    write_checkpoint(path, {"model": state, "config": asdict(model.config), "manifest": manifest})
+    write_checkpoint(path, {"model": state, "config": asdict(model.config), "manifest": manifest.as_plain()})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsManifest]:
     """State dict, shape of the network, and manifest of a weight file.
 
     Raises: UserError when it is missing, damaged, or not a MiniLLM checkpoint.
@@ -85,23 +82,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
             "不是 MiniLLM 的权重文件：请换一个路径",
         )
     wrong = [f"model: {name}" for name, tensor in content["model"].items() if not isinstance(tensor, Tensor)]
-    wrong += [f"manifest: {name}" for name in MANIFEST_PARTS if not _fits(content["manifest"], name)]
+    wrong += [f"manifest: {name}" for name in wrong_parts(content["manifest"])]
     if wrong:
         raise UserError(
             f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). {_retraining(path)}",
             "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
     config = from_mapping(ModelConfig(), content["config"], display(path))
-    return content["model"], config.resolve(), content["manifest"]
-
-
-def _fits(manifest: dict[str, Any], name: str) -> bool:
-    return isinstance(manifest.get(name, MANIFEST_PARTS[name]()), MANIFEST_PARTS[name])
+    return content["model"], config.resolve(), WeightsManifest.from_plain(content["manifest"])
 
 
 def load_model(
     path: Path, *, device: torch.device | str = "cpu", rope_scaling_factor: float = 1.0
-) -> tuple[MiniLLM, dict[str, Any]]:
+) -> tuple[MiniLLM, WeightsManifest]:
     """The model of a weight file, and its manifest.
 
     Args: rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
@@ -140,12 +133,12 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def check_tokenizer(path: Path, manifest: dict[str, Any], tokenizer_sha256: str, what: str) -> None:
+def check_tokenizer(path: Path, manifest: WeightsManifest, tokenizer_sha256: str, what: str) -> None:
     """Refuse weights made with another tokenizer than `what`, which is data or a folder.
 
     Raises: UserError.
     """
-    of_weights = manifest.get("tokenizer_sha256", "")
+    of_weights = manifest.tokenizer_sha256
     if of_weights != tokenizer_sha256:
         raise UserError(
             f"{display(path)}: made with another tokenizer ({of_weights[:8]}) than {what} ({tokenizer_sha256[:8]}). "
@@ -210,7 +203,7 @@ def keep_previous(path: Path, fingerprint: str) -> Path | None:
         _, _, manifest = read_weights(path)
     except UserError:
         return None  # missing or damaged
-    if manifest.get("fingerprint") == fingerprint:
+    if manifest.fingerprint == fingerprint:
         return None
     beside = previous(path)
     temporary = path.with_name(f".{beside.name}.tmp")

@@ -217,9 +217,9 @@ def open_checkpoint(request: Request) -> OpenModel:
     path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
     seed_everything(request.settings.seed)
     checkpoint = open_model(path, device=request.device, tokenizer_dir=request.tokenizer_dir)
-    if (other := checkpoint.manifest.get("stage")) != stage:
+    if (other := checkpoint.manifest.stage) != stage:
         raise UserError(
-            f"{display(path)}: weights of stage {other}, not {stage}. Give another --checkpoint.",
+            f"{display(path)}: weights of stage {other or 'unknown'}, not {stage}. Give another --checkpoint.",
             "权重不属于该阶段：请换 --checkpoint 或 --stage",
         )
     require_parts(path, checkpoint.manifest, stage)
@@ -231,14 +231,14 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
 
     Raises: UserError if there are none.
     """
-    stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest["training_data"]
+    stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest.training_data
     with_texts = request.data == "documents"
     examples = training_examples(sources, seed, with_texts=with_texts)
     trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
     heldout = read_heldout(request.data_path, stage, trained, request.settings.max_samples, seed)
     # The manifest of the mix lies beside the held-out file, or beside the training files if the
     # held-out file is somewhere else.
-    folders = [heldout.path.parent, *(Path(source["path"]).parent for source in sources)]
+    folders = [heldout.path.parent, *(Path(source.path).parent for source in sources)]
     mixture = next(filter(None, (mixture_of(folder, sources) for folder in folders)), None)
     names = names_of(mixture, (request.profile.mix.name, request.profile.mix.author))
     prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
@@ -259,7 +259,7 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
 
 def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evaluation:
     """The `Evaluation` that takes the metrics, with notes about what was left out so far."""
-    length = checkpoint.manifest["settings"]["train"]["max_seq_len"]
+    length = checkpoint.manifest.settings.train["max_seq_len"]
     evaluation = Evaluation(
         checkpoint.model, checkpoint.tokenizer, exam.names, asdict(request.settings), length, exam.examples
     )
@@ -306,7 +306,7 @@ def heldout_metrics(
         case "conversations":
             return evaluation.of_chats(records) if records else {}
         case "pairs":
-            reference, beta = start_of(request, checkpoint), checkpoint.manifest["settings"]["train"]["beta"]
+            reference, beta = start_of(request, checkpoint), checkpoint.manifest.settings.train["beta"]
             return evaluation.of_pairs(records, reference, beta) if records else {}
         case other:
             raise AssertionError(f"no metrics for data of the kind {other}")
@@ -314,7 +314,9 @@ def heldout_metrics(
 
 def start_of(request: Request, checkpoint: OpenModel) -> MiniLLM:
     """The weights that preference training started from, which are its reference."""
-    path = reference_path(request.reference, checkpoint.path, checkpoint.manifest)
+    start = checkpoint.manifest.start
+    assert start is not None  # else `open_checkpoint` has refused it
+    path = reference_path(request.reference, checkpoint.path, start)
     return load_model(path, device=request.device)[0].eval()
 
 
@@ -335,7 +337,7 @@ def result_line(
     return {
         "run_id": request.run_id or fingerprint([str(checkpoint.path), time.time_ns()])[:12],
         "stage": request.stage,
-        "profile": checkpoint.manifest["profile"],
+        "profile": checkpoint.manifest.profile,
         "checkpoint": display(checkpoint.path),
         "checkpoint_sha256": sha256_file(checkpoint.path),
         "tokenizer_sha256": checkpoint.tokenizer.sha256,
@@ -358,7 +360,7 @@ def show(
     """Print tables, notes, three answers, and as many wrong ones a metric as were asked for."""
     split = exam.heldout.split
     print(f"{request.stage}: {display(exam.heldout.path)}, split {split} ({HALVES.get(split, 'all records')})")
-    notes = [*evaluation.notes, *([SMOKE_NOTE] if checkpoint.manifest["profile"] == SMOKE_PROFILE else [])]
+    notes = [*evaluation.notes, *([SMOKE_NOTE] if checkpoint.manifest.profile == SMOKE_PROFILE else [])]
     print("\n".join([*tables(metrics), *(f"  {note}" for note in notes), *sample_lines(evaluation.samples)]))
     if request.show_wrong:
         print("\n".join(wrong_answers(evaluation.verdicts, request.show_wrong)))

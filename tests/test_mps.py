@@ -116,7 +116,7 @@ def test_pretraining_sft_dpo_evaluation_and_chat_run_there(
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [(line["stage"], line["device"]) for line in lines] == [("pretrain", "mps"), ("sft", "mps"), ("dpo", "mps")]
     for stage in ("pretrain", "sft", "dpo"):
-        assert run.manifest(stage)["choices"]["device"] == "mps"
+        assert run.manifest(stage).choices["device"] == "mps"
         ours, theirs = run.metric(stage), trained.metric(stage)
         assert ours.keys() == theirs.keys()
         assert all(ours[step] == pytest.approx(theirs[step], rel=1e-3) for step in ours)

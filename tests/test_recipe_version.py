@@ -24,6 +24,7 @@ from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
 from dataset.mix import sources as mix_sources
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors
+from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import save_weights
 from scripts import build_chinese_mix
@@ -79,7 +80,7 @@ def first_losses(stage: str, folder: Path) -> dict[str, Any]:
     torch.manual_seed(1)
     model = lively(MiniLLM(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **SHAPE).resolve()))
     start = folder / "out" / "start_64.pth"
-    save_weights(start, model, {"tokenizer_sha256": tokenizer.sha256})
+    save_weights(start, model, WeightsManifest(tokenizer_sha256=tokenizer.sha256))
     if stage == "dpo":
         words += ["--beta=0.1", "--sft_loss_weight=0.1"]
     assert run.train(stage, *words, "--from_weight", str(start)) == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from configs.paths import TOKENIZER_DIR
 from configs.schema import ModelConfig
 from dataset.tokenizer import RustBPETokenizer
+from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import read_weights
 from trainer import train_dpo, train_full_sft, train_pretrain
@@ -164,7 +165,7 @@ class TinyRun:
         """A stage's weights."""
         return read_weights(self.path(stage))[0]
 
-    def manifest(self, stage: str) -> dict[str, Any]:
+    def manifest(self, stage: str) -> WeightsManifest:
         """A stage's manifest."""
         return read_weights(self.path(stage))[2]
 

@@ -17,6 +17,7 @@ from dataset.tensors import Manifest, check_contents, read_manifest, require_kin
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import ensure_tensors
 from model.device import choose_device
+from model.manifest import WeightsManifest
 from model.weights import read_weights, weights_fingerprint
 from trainer.autoconfig import DataFacts, require_memory, resolved_values
 from trainer.processes import Group, start_group
@@ -40,8 +41,8 @@ class Start:
     sha256: str
     """Hash of the file's content."""
     shape: ModelConfig
-    manifest: dict[str, Any]
-    """What these weights are made from (`weights_manifest` in trainer/recipe.py)."""
+    manifest: WeightsManifest
+    """What these weights are made from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

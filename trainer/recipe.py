@@ -7,8 +7,8 @@ A program such as `train_full_sft.py` calls, in this order: `gather` (trainer/fa
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from configs.paths import display
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import RECIPE_VERSION
 from model.device import DTYPES, dtype_name, seed_everything
+from model.manifest import StartFile, TrainedSettings, TrainingFile, WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import (
     check_tokenizer,
@@ -59,7 +60,7 @@ def is_done(facts: Facts) -> bool:
         _, _, manifest = read_weights(path)
     except UserError:
         return False  # the file is damaged: train again and replace it
-    if manifest.get("fingerprint") != facts.fingerprint:
+    if manifest.fingerprint != facts.fingerprint:
         return False
     facts.say(
         f"{display(path)} is already the result of these settings, data and starting weights. "
@@ -295,12 +296,10 @@ def _machine(chosen: dict[str, Any]) -> str:
 
 def tell_what_starts_anew(facts: Facts) -> None:
     """Tell the user, before the first step, what happens to older weights and resume states."""
-    path = facts.weights_path
-    try:
+    path, manifest = facts.weights_path, None
+    with suppress(UserError):  # no such file, or a damaged one
         _, _, manifest = read_weights(path)
-    except UserError:
-        manifest = {"fingerprint": facts.fingerprint}  # no such file, or a damaged one
-    if manifest.get("fingerprint") != facts.fingerprint:
+    if manifest is not None and manifest.fingerprint != facts.fingerprint:
         facts.say(
             f"{display(path)}: made with {differences(manifest, facts)}; training starts anew. The old "
             f"weights stay until the new ones are complete, then as {previous(path).name}"
@@ -317,7 +316,7 @@ DIFFERENCES = {
 """Part of a manifest -> the words for the user if this part differs."""
 
 
-def differences(manifest: dict[str, Any], facts: Facts) -> str:
+def differences(manifest: WeightsManifest, facts: Facts) -> str:
     """A few words about the differences between this run and the run that made some weights.
 
     Args: manifest: the manifest of those weights.
@@ -326,41 +325,40 @@ def differences(manifest: dict[str, Any], facts: Facts) -> str:
     found = []
     # First list settings that differ, then other parts of the manifest. Three differences are
     # enough to understand the reason.
-    for part in ("model", "train"):
-        before = manifest.get("settings", {}).get(part, {})
+    old = manifest.settings
+    for part, before in (("model", old.model), ("train", old.train)):
         found += [
             f"{name} {before.get(name)} (now {value})"
             for name, value in facts.settings[part].items()
             if before.get(name) != value
         ]
-    found += [words for name, words in DIFFERENCES.items() if manifest.get(name) != now[name]]
+    found += [words for name, words in DIFFERENCES.items() if getattr(manifest, name) != getattr(now, name)]
     return ", ".join(found[:3]) + (" ..." if len(found) > 3 else "") or "other rules or another number of processes"
 
 
 # --- what is said and written ---------------------------------------------------------------------
 
 
-def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> dict[str, Any]:
-    """What the weights are made from, as plain data. It is saved with them (docs/formats.md)."""
-    start, stage = facts.start, facts.run.stage
+def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> WeightsManifest:
+    """What the weights are made from. It is saved with them (docs/formats.md)."""
+    start, stage, source = facts.start, facts.run.stage, facts.data.source
     # The training data of earlier stages: the manifest of the starting weights lists it. Below, the
     # data of this stage is added. An evaluation refuses all data in this list.
-    inherited: list[dict[str, Any]] = start.manifest.get("training_data", []) if start else []
-    return {
-        "format": 1,
-        "stage": stage,
-        "profile": facts.run.profile,
-        "fingerprint": facts.fingerprint,
-        "recipe_version": RECIPE_VERSION[stage],
-        "settings": facts.settings,
-        "resolved": facts.resolved,
-        "tokenizer_sha256": facts.tokenizer.sha256,
-        "tensors": facts.data.fingerprint,
-        "training_data": [*inherited, asdict(facts.data.source)],
-        "start": {"path": start.path.name, "sha256": start.sha256} if start else None,
-        "choices": chosen_values(config, runtime),
-        "torch": str(torch.__version__),  # as text, because a safe load refuses torch's own type
-    }
+    inherited = start.manifest.training_data if start else ()
+    return WeightsManifest(
+        stage=stage,
+        profile=facts.run.profile,
+        fingerprint=facts.fingerprint,
+        recipe_version=RECIPE_VERSION[stage],
+        settings=TrainedSettings(**facts.settings),
+        resolved=facts.resolved,
+        tokenizer_sha256=facts.tokenizer.sha256,
+        tensors=facts.data.fingerprint,
+        training_data=(*inherited, TrainingFile(path=source.path, records=source.records, sha256=source.sha256)),
+        start=StartFile(path=start.path.name, sha256=start.sha256) if start else None,
+        choices=chosen_values(config, runtime),
+        torch=str(torch.__version__),  # as text, because a safe load refuses torch's own type
+    )
 
 
 def description(training: Training, stream: BatchStream, num_steps: int) -> str:

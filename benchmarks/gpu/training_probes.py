@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"train {args.stage}: ended with {code}. See what it said.")
     settings = parse_run(args.stage, "", args.flags)
     manifest = read_weights(latest_weights(STAGE_TABLE[args.stage].weights, settings.out_dir))[2]
-    chosen = manifest["choices"]
+    chosen = manifest.choices
     found = {
         "dtype": chosen["dtype"],
         "micro_batch": chosen["batch_size"],

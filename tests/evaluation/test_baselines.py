@@ -22,6 +22,7 @@ from evaluation.baselines import (
     training_examples,
 )
 from evaluation.questions import Question
+from model.manifest import TrainingFile
 from tests.tiny_run import chat, pair_record, sum_record, write_jsonl
 
 NAMES = ("MiniLLM", "MiniLLM 团队")
@@ -57,7 +58,7 @@ def test_a_text_is_nearest_to_itself_and_a_strange_one_to_the_first() -> None:
     assert cosines[-2:].tolist() == [0, 0]
 
 
-def write_training(folder: Path) -> list[dict[str, str]]:
+def write_training(folder: Path) -> list[TrainingFile]:
     """Raw text, chats and pairs, as a DPO checkpoint's manifest lists them."""
     chats = [
         {"conversations": [*chat("法国的首都是哪里？", "巴黎。"), *chat("那德国呢？", "柏林。")]},
@@ -70,7 +71,7 @@ def write_training(folder: Path) -> list[dict[str, str]]:
         write_jsonl(folder / "sft.jsonl", chats),
         write_jsonl(folder / "dpo.jsonl", [pair_record(3, 4), pair_record(5, 6)]),
     ]
-    return [{"path": str(path), "sha256": sha256_file(path)} for path in files]
+    return [TrainingFile(path=str(path), sha256=sha256_file(path)) for path in files]
 
 
 def test_questions_and_answers_come_from_the_files_of_the_manifest(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_model_without_questions_in_its_training_has_a_reason_too(tmp_path: Pa
 
 def test_of_many_questions_a_seeded_sample_is_taken_without_favour(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "sft.jsonl", [sum_record(n, 1) for n in range(400)])
-    sources = [{"path": str(path), "sha256": sha256_file(path)}]
+    sources = [TrainingFile(path=str(path), sha256=sha256_file(path))]
     one, same, other = (training_examples(sources, seed=seed, limit=50) for seed in (1, 1, 2))
     assert len(one.questions) == len(set(one.questions)) == 50
     assert one == same

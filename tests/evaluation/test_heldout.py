@@ -13,6 +13,7 @@ from evaluation.baselines import training_examples
 from evaluation.heldout import Heldout, read_heldout, without_few
 from evaluation.intervals import Metric
 from evaluation.provenance import Trained, trained_on
+from model.manifest import TrainingFile
 from tests.tiny_run import chat, pair_record, sum_record, write_jsonl
 
 NOTHING = Trained([], set())
@@ -30,11 +31,11 @@ def read(path: Path, stage: str, trained: Trained = NOTHING, max_samples: int = 
 
 def trained_of(path: Path, stage: str, weights: Path | None = None) -> Trained:
     """What is known of a checkpoint in the folder `weights` that was trained on a file."""
-    sources = [{"path": str(path), "sha256": sha256_file(path)}]
+    sources = [TrainingFile(path=str(path), sha256=sha256_file(path))]
     return known(sources, stage, weights or path.parent / "out")
 
 
-def known(sources: list[dict[str, str]], stage: str, weights: Path) -> Trained:
+def known(sources: list[TrainingFile], stage: str, weights: Path) -> Trained:
     """The same for several files, which may have changed since."""
     with_texts = stage == "pretrain"
     return trained_on(sources, training_examples(sources, 42, with_texts=with_texts), weights, with_texts=with_texts)
@@ -118,7 +119,7 @@ def test_what_was_trained_on_is_left_out_with_a_count_or_refused_when_it_is_near
     assert found.notes == ([note] if seen else [])
 
 
-def mix(folder: Path, records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list[dict[str, str]]:
+def mix(folder: Path, records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list[TrainingFile]:
     """Write what an evaluation after SFT reads of a mix; returns the checkpoint's `training_data`.
 
     The records are trained on, the others held out.
@@ -128,7 +129,7 @@ def mix(folder: Path, records: list[dict[str, Any]], heldout: list[dict[str, Any
     write_jsonl(folder / "sft_chinese_heldout.jsonl", heldout)
     digest = sha256_file(path)
     (folder / "mix_manifest.json").write_text(json.dumps({"outputs": {path.name: {"sha256": digest}}}))
-    return [{"path": str(path), "sha256": digest}]
+    return [TrainingFile(path=str(path), sha256=digest)]
 
 
 def test_an_old_checkpoint_on_a_new_mix_is_scored_on_what_is_new_where_an_evaluation_kept_its_keys(
@@ -174,7 +175,7 @@ def test_what_the_remaining_files_hold_counts_though_one_is_gone(tmp_path: Path)
         write_jsonl(tmp_path / f"{n}.jsonl", [{"conversations": chat(f"问{n}{k}", "答")} for k in "一二"])
         for n in range(2)
     ]
-    sources = [{"path": str(path), "sha256": sha256_file(path)} for path in files]
+    sources = [TrainingFile(path=str(path), sha256=sha256_file(path)) for path in files]
     files[0].write_text("")
     trained = known(sources, "sft", tmp_path / "out")
     assert trained.keys == {text_hash(f"问1{k}") for k in "一二"}
@@ -188,7 +189,7 @@ def test_keys_are_kept_beside_weights_that_can_be_written_to_and_only_there(tmp_
     kept = trained_of(train, "dpo", tmp_path / "out")
     (path,) = (tmp_path / "out" / "trained_on").iterdir()
     assert path.stat().st_size == 8 * len(kept.keys) == 8 * 40
-    sources = [dict(source) for source in kept.sources]
+    sources = list(kept.sources)
     train.unlink()
     assert known(sources, "dpo", tmp_path / "out") == kept
 

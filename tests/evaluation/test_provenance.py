@@ -1,19 +1,21 @@
 """What is known of a checkpoint's training: its mix, its names, the records that it has seen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.schema import MixConfig
+from configs.schema import MixConfig, UserError
 from dataset.mix.build import build_mix
 from dataset.mix.sources import find_sources
 from dataset.records.files import read_records
 from dataset.records.keys import text_hash
 from evaluation.baselines import text_key
-from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on
+from evaluation.provenance import is_bundled, mixture_of, names_of, not_trained_on, require_parts
 from evaluation.questions import question_of
+from model.manifest import StartFile, TrainedSettings, TrainingFile, WeightsManifest
 from tests.tiny_run import chat, write_jsonl
 
 NAMES = ("MiniLLM", "MiniLLM 团队")
@@ -36,7 +38,7 @@ def test_a_mix_tells_whether_its_talk_and_knowledge_are_the_bundled_ones(
     config = MixConfig(general=60, knowledge=60, math=60, identity=60, preference=60, name="小明")
     sources = find_sources(tmp_path / "mine", samples, config, {f"{own}.jsonl": own})
     outputs = build_mix(sources, config, tmp_path / "mix")["outputs"]
-    trained = [{"path": "gone.jsonl", "sha256": outputs["sft_chinese.jsonl"]["sha256"]}]
+    trained = [TrainingFile(path="gone.jsonl", sha256=outputs["sft_chinese.jsonl"]["sha256"])]
     mixture = mixture_of(tmp_path / "mix", trained)
     assert mixture is not None
     assert is_bundled(mixture) is (own in {"", "math"})
@@ -64,7 +66,7 @@ def test_what_scoring_needs_of_a_record_passes_through_the_mix_with_the_names_fi
 
 
 def test_another_mix_or_none_tells_nothing(tmp_path: Path) -> None:
-    trained = [{"path": "a", "sha256": "1"}]
+    trained = [TrainingFile(path="a", sha256="1")]
     manifests: list[Any] = [None, [], {}, {"outputs": {"a": {"sha256": "2"}}}, {"outputs": {"a": 3}}, {"outputs": []}]
     for manifest in manifests:
         if manifest is not None:
@@ -103,3 +105,29 @@ def test_the_name_to_ask_for_is_the_one_that_the_users_own_identity_records_say(
 ) -> None:
     mixture = {"settings": {"name": "小明", "author": "明组"}} | ({"identity": identity} if identity else {})
     assert names_of(mixture, NAMES) == names
+
+
+WHOLE = WeightsManifest(
+    settings=TrainedSettings(train={"max_seq_len": 64, "beta": 0.1}),
+    training_data=(TrainingFile(path="a", sha256="1"),),
+    start=StartFile(path="b", sha256="2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"training_data": ()}, "training_data"),
+        ({"training_data": (TrainingFile(path="a"),)}, "training_data"),
+        ({"settings": TrainedSettings()}, "max_seq_len"),
+        ({"settings": TrainedSettings(train={"max_seq_len": "64", "beta": 0.1})}, "max_seq_len"),
+        ({"settings": TrainedSettings(train={"max_seq_len": 64})}, "beta"),
+        ({"start": None}, "start"),
+    ],
+)
+def test_weights_that_do_not_say_how_they_were_trained_are_refused(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    require_parts(tmp_path / "rlhf_16.pth", WHOLE, "dpo")
+    with pytest.raises(UserError, match=rf"rlhf_16\.pth: its manifest doesn't say how it was trained \('{named}'\)"):
+        require_parts(tmp_path / "rlhf_16.pth", replace(WHOLE, **change), "dpo")

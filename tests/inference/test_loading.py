@@ -31,7 +31,7 @@ def test_the_last_stage_that_was_trained_is_meant_where_nobody_says_it(tmp_path:
 def test_the_tokenizer_trained_beside_the_weights_comes_with_them(trained: TinyRun, tmp_path: Path) -> None:
     path = Path(shutil.copy(trained.path("sft"), tmp_path))
     opened = open_model(path, device=CPU, tokenizer_dir=TOKENIZER_DIR)
-    assert opened.tokenizer.sha256 == opened.manifest["tokenizer_sha256"]
+    assert opened.tokenizer.sha256 == opened.manifest.tokenizer_sha256
     assert not opened.model.training
     RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(NUM_BYTES)}).save(tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"made with another tokenizer .* than .*tokenizer"):

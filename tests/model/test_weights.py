@@ -32,14 +32,15 @@ def test_a_checkpoint_is_plain_data_that_loads_with_weights_only(trained: TinyRu
 
 
 def test_the_manifest_names_all_data_that_the_weights_have_seen(trained: TinyRun) -> None:
-    names = [Path(source["path"]).name for source in trained.manifest("dpo")["training_data"]]
+    names = [Path(source.path).name for source in trained.manifest("dpo").training_data]
     assert names == ["pretrain.jsonl", "sft.jsonl", "dpo.jsonl"]
 
 
 def test_weights_return_as_they_were_saved(trained: TinyRun, tmp_path: Path) -> None:
     model, manifest = load_model(trained.path("sft"))
     save_weights(tmp_path / "copy.pth", model, manifest)
-    again, _ = load_model(tmp_path / "copy.pth")
+    again, described = load_model(tmp_path / "copy.pth")
+    assert described == manifest
     assert again.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
@@ -141,7 +142,7 @@ def test_weights_that_do_not_fit_their_own_shape_are_refused(tiny: TinyRun) -> N
 
 def test_weights_of_another_tokenizer_are_refused(tiny: TinyRun) -> None:
     path = tiny.path("pretrain")
-    resave(path, manifest=tiny.manifest("pretrain") | {"tokenizer_sha256": "0" * 64})
+    resave(path, manifest=tiny.manifest("pretrain").as_plain() | {"tokenizer_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"pretrain_16\.pth: made with another tokenizer \(00000000\)"):
         tiny.train("sft", "--seed", "9")
 

@@ -65,7 +65,7 @@ def test_a_stage_appends_exactly_one_line_with_exactly_the_documented_keys(
     assert (line["device"], line["dtype"]) == ("cpu", "float32")
     assert line["checkpoint_sha256"] == sha256_file(trained.path(stage))
     assert line["data_sha256"] == sha256_file(trained.data / f"{stage}_heldout.jsonl")
-    assert line["tokenizer_sha256"] == trained.manifest(stage)["tokenizer_sha256"]
+    assert line["tokenizer_sha256"] == trained.manifest(stage).tokenizer_sha256
     assert metrics <= line["metrics"].keys()
     for name, metric in line["metrics"].items():
         rules = {"baselines"} if name.startswith(("accuracy", "preference")) else set()
@@ -242,7 +242,7 @@ def test_below_the_tables_of_a_smoke_test_a_line_says_that_its_scores_mean_nothi
     trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
 ) -> None:
     opened = evaluate_stage.open_model(trained.path("pretrain"), device=torch.device("cpu"))
-    other = replace(opened, manifest=opened.manifest | {"profile": profile})
+    other = replace(opened, manifest=replace(opened.manifest, profile=profile))
     monkeypatch.setattr(evaluate_stage, "open_model", lambda *_, **__: other)
     assert evaluate(trained, tmp_path / "results.jsonl", "pretrain") == 0
     (line,) = lines_of(tmp_path / "results.jsonl")
@@ -255,7 +255,7 @@ def test_prompts_about_a_name_that_nobody_knows_are_left_out_with_a_line(
     trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heldout = Path(shutil.copy(trained.data / "sft_heldout.jsonl", tmp_path))
-    digest = trained.manifest("sft")["training_data"][-1]["sha256"]
+    digest = trained.manifest("sft").training_data[-1].sha256
     manifest = {
         "outputs": {"sft_chinese.jsonl": {"sha256": digest}},
         "identity": {"own": True, "name": None, "author": "智组"},
@@ -300,7 +300,7 @@ def test_a_torn_results_file_is_named_with_its_line(trained: TinyRun, tmp_path: 
 def test_where_training_data_is_gone_the_nearest_baseline_is_null_and_says_why(
     tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = tiny.manifest("sft")["training_data"][-1]["path"]
+    seen = tiny.manifest("sft").training_data[-1].path
     copy = Path(seen).rename(tmp_path / "elsewhere.jsonl")
     try:
         evaluate(tiny, tmp_path / "results.jsonl", "dpo")
@@ -350,7 +350,7 @@ def test_all_kinds_are_asked_where_talk_and_knowledge_are_the_bundled_ones(
 ) -> None:
     heldout = Path(shutil.copy(trained.data / "sft_heldout.jsonl", tmp_path))
     sources = [{"category": name, "sample": sample or name == "general"} for name in ("general", "knowledge", "math")]
-    digest = trained.manifest("sft")["training_data"][-1]["sha256"]
+    digest = trained.manifest("sft").training_data[-1].sha256
     manifest = {"outputs": {"sft_chinese.jsonl": {"sha256": digest}}, "sources": sources, "settings": {"name": "小明"}}
     (tmp_path / "mix_manifest.json").write_text(json.dumps(manifest))
     prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
@@ -472,9 +472,9 @@ def test_questions_that_leave_no_room_for_an_answer_are_not_asked_and_counted(
 def test_the_mix_of_the_training_names_the_model_for_a_held_out_file_that_lies_elsewhere(
     tiny: TinyRun, tmp_path: Path
 ) -> None:
-    digest = tiny.manifest("sft")["training_data"][-1]["sha256"]
+    digest = tiny.manifest("sft").training_data[-1].sha256
     manifest = {"outputs": {"sft_chinese.jsonl": {"sha256": digest}}, "settings": {"name": "小明"}}
-    folder = Path(tiny.manifest("sft")["training_data"][-1]["path"]).parent
+    folder = Path(tiny.manifest("sft").training_data[-1].path).parent
     (folder / "mix_manifest.json").write_text(json.dumps(manifest))
     heldout, prompts = write_jsonl(tmp_path / "mine.jsonl", [sum_record(1, 8)]), tmp_path / "prompts.jsonl"
     write_jsonl(prompts, PROMPTS)

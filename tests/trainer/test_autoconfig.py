@@ -185,7 +185,7 @@ def test_a_resumed_run_repeats_what_was_chosen(tiny: TinyRun, monkeypatch: pytes
     monkeypatch.setattr(autoconfig, "free_memory", lambda device: 0)  # now the memory would allow only one row
     assert tiny.train("pretrain", *open_flags) == 0
     assert same(tiny.weights("pretrain"), unbroken)
-    assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
+    assert tiny.manifest("pretrain").choices["batch_size"] == 4
 
 
 def moved(tiny: TinyRun, **there: Any) -> None:
@@ -233,7 +233,7 @@ def test_a_state_from_another_machine_keeps_its_step_and_chooses_dtype_and_threa
     assert len(said) == 1 and began in said[0] and f"(cpu, float32, {threads} threads)" in said[0]
     assert asked == []
     assert tiny.metric("pretrain").keys() == set(range(1, 7))
-    found = tiny.manifest("pretrain")["choices"]
+    found = tiny.manifest("pretrain").choices
     assert (found["dtype"], found["threads"], found["batch_size"]) == ("float32", threads, 2)
 
 
@@ -267,7 +267,7 @@ def test_a_dtype_that_was_asked_for_is_kept_on_another_machine(tiny: TinyRun, mo
         tiny.train("pretrain", *words)
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: not cpu_has_bf16())
     assert tiny.train("pretrain", *words) == 0
-    assert tiny.manifest("pretrain")["choices"]["dtype"] == "bfloat16"
+    assert tiny.manifest("pretrain").choices["dtype"] == "bfloat16"
 
 
 def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None:

@@ -323,7 +323,7 @@ def test_a_run_that_resumes_in_float16_after_another_dtype_starts_with_a_fresh_l
     assert state["scaler"] == {}
     torch.save(state | {"choices": state["choices"] | {"dtype": "float16"}}, path)
     assert tiny.train("pretrain", "--seed", "4") == 0
-    assert tiny.manifest("pretrain")["choices"]["dtype"] == "float16"
+    assert tiny.manifest("pretrain").choices["dtype"] == "float16"
 
 
 def test_a_validation_that_does_not_compile_is_found_out_before_the_first_step(

@@ -80,7 +80,7 @@ def test_a_raised_recipe_version_trains_again(
     monkeypatch.setitem(RECIPE_VERSION, "pretrain", RECIPE_VERSION["pretrain"] + 1)
     assert tiny.train("pretrain") == 0
     assert "made with another version of the recipe; training starts anew" in capsys.readouterr().err
-    assert tiny.manifest("pretrain")["recipe_version"] == RECIPE_VERSION["pretrain"]
+    assert tiny.manifest("pretrain").recipe_version == RECIPE_VERSION["pretrain"]
 
 
 def test_what_two_processes_train_is_no_result_or_state_of_one(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,20 +96,20 @@ def test_what_two_processes_train_is_no_result_or_state_of_one(tiny: TinyRun, mo
 
 
 def test_changed_data_trains_again(tiny: TinyRun) -> None:
-    before = tiny.manifest("sft")["fingerprint"]
+    before = tiny.manifest("sft").fingerprint
     write_jsonl(tiny.data / "sft.jsonl", [sum_record(n, 5) for n in range(60)])
     assert tiny.train("sft") == 0
-    assert tiny.manifest("sft")["fingerprint"] != before
+    assert tiny.manifest("sft").fingerprint != before
 
 
 def test_changed_starting_weights_train_again_but_their_name_does_not_matter(tiny: TinyRun) -> None:
-    before = tiny.manifest("sft")["fingerprint"]
+    before = tiny.manifest("sft").fingerprint
     tiny.path("pretrain").rename(tiny.out / "mine.pth")
     assert tiny.train("sft", "--from_weight", str(tiny.out / "mine.pth")) == 0
-    assert tiny.manifest("sft")["fingerprint"] == before
+    assert tiny.manifest("sft").fingerprint == before
     assert tiny.train("pretrain", "--seed", "7") == 0
     assert tiny.train("sft") == 0
-    assert tiny.manifest("sft")["fingerprint"] != before
+    assert tiny.manifest("sft").fingerprint != before
 
 
 def test_from_resume_0_trains_again_to_the_same_end(tiny: TinyRun) -> None:
@@ -314,8 +314,8 @@ def test_a_changed_rule_trains_again_what_was_left_to_it(tiny: TinyRun, monkeypa
         monkeypatch.setattr(autoconfig, name, value)
         assert tiny.train("pretrain", *open_flags) == 0
         after = tiny.manifest("pretrain")
-        assert before["settings"] == after["settings"] and before["fingerprint"] != after["fingerprint"]
-        assert before["resolved"] != after["resolved"]
+        assert before.settings == after.settings and before.fingerprint != after.fingerprint
+        assert before.resolved != after.resolved
 
 
 def test_finished_weights_that_are_copied_to_another_machine_are_not_trained_again(
@@ -391,7 +391,7 @@ def test_dpo_needs_weights_to_start_from(tiny: TinyRun) -> None:
 
 def test_sft_may_start_from_random_weights(tiny: TinyRun) -> None:
     assert tiny.train("sft", *SHAPE, "--from_weight", "none") == 0
-    assert tiny.manifest("sft")["start"] is None
+    assert tiny.manifest("sft").start is None
 
 
 def test_a_mixture_of_experts_trains_and_its_weights_say_so(tiny: TinyRun) -> None:

@@ -122,7 +122,7 @@ def test_a_run_resumed_with_less_memory_takes_smaller_micro_batches_of_the_same_
     words = ["--batch_size", "0", "--accumulation_steps", "0", "--tokens_per_step", "128", "--use_compile", "1"]
     assert tiny.train("pretrain", *words) == 0
     losses = tiny.metric("pretrain")
-    assert tiny.manifest("pretrain")["choices"]["batch_size"] == 4
+    assert tiny.manifest("pretrain").choices["batch_size"] == 4
     tiny.path("pretrain").unlink()
     with killed_in_step(4):
         tiny.train("pretrain", *words)
@@ -136,6 +136,6 @@ def test_a_run_resumed_with_less_memory_takes_smaller_micro_batches_of_the_same_
     monkeypatch.setattr(NextToken, "loss_sum", full)
     assert tiny.train("pretrain", *words) == 0
     assert "goes on with 2 of 2 a step" in capsys.readouterr().err
-    found = tiny.manifest("pretrain")["choices"]
+    found = tiny.manifest("pretrain").choices
     assert (found["batch_size"], found["accumulation_steps"]) == (2, 2)
     assert list(tiny.metric("pretrain").values()) == pytest.approx(list(losses.values()), rel=1e-4)
