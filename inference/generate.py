@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dataset.tokenizer import RustBPETokenizer
 from inference.sampling import Sampling, choose
@@ -61,11 +60,11 @@ def generate(
     """
     # Prompts are padded on the left, so that all of them end in the same column and the next token
     # of each goes into the next column. No token looks at the padding.
-    device, longest = model.output_weight.device, max(len(prompt) for prompt in prompts)
+    device, longest = model.device, max(len(prompt) for prompt in prompts)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)  # (B,)
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)  # (B, T)
     capacity = longest + sampling.max_new_tokens
-    cache = KeyValueCache.empty(model.config, len(prompts), capacity, like=model.output_weight)
+    cache = KeyValueCache.empty(model.config, len(prompts), capacity, like=model.model.norm.weight)
     places = torch.arange(capacity, device=device)
     real = places[None] >= padding[:, None]  # (B, capacity)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -79,7 +78,7 @@ def generate(
             mask = real[:, None, :end] & (places[None, None, :end] <= places[None, start:end, None])  # (B, T, S)
             mask = mask | (places[None, None, :end] == places[None, start:end, None])  # padding sees itself: no NaN
             hidden, _ = model.hidden_states(part, positions=positions, mask=mask[:, None], cache=cache)
-        chosen = choose(F.linear(hidden[:, -1], model.output_weight.to(hidden.dtype)), sampling, generator)
+        chosen = choose(model.logits(hidden[:, -1]), sampling, generator)
         token = torch.where(stopped, token, chosen)
         stopped = stopped | torch.isin(token, stops)
         yield token

@@ -6,7 +6,7 @@ float32, would be its largest tensor by far. Here only a chunk of them exists at
 Shapes: B rows or pairs, T tokens, N targets, C hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,6 +58,18 @@ def target_nats(
     return _nats(hidden, weight, labels, target_places, summed=False, chunk_tokens=chunk_tokens)
 
 
+def nats_of_logits(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, target_places: Tensor, *, chunk_tokens: int
+) -> Tensor:
+    """`target_nats` without gradient, for an output matrix that is no float tensor (model/quantize.py).
+
+    Args: logits: (n, C) -> (n, V). The others: those of `target_nats`. Returns: (N,) float32.
+    """
+    hidden = hidden.flatten(0, 1).index_select(0, target_places)  # (N, C)
+    targets = labels.flatten().index_select(0, target_places)  # (N,)
+    return _nats_in_chunks(logits, hidden, targets, chunk_tokens)
+
+
 # --- how it is computed ---------------------------------------------------------------------------
 
 
@@ -90,6 +102,15 @@ def _nats(
     return nats
 
 
+def _nats_in_chunks(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """Nats of the targets (N,) float32; hidden (N, C)."""
+    nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+    for rows in _slices(0, len(targets), chunk):
+        logps = logits(hidden[rows]).log_softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
+        nats[rows] = -logps.gather(1, targets[rows, None])[:, 0]
+    return nats
+
+
 class _TargetNats(torch.autograd.Function):
     """Negative log-likelihood of targets under softmax(hidden @ weight.T).
 
@@ -117,10 +138,7 @@ class _TargetNats(torch.autograd.Function):
             nats, grad_hidden, grad_weight = _nats_and_gradients(hidden, weight, targets, chunk)
             ctx.save_for_backward(grad_hidden, grad_weight)
             return nats.sum()
-        nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
-        for rows in _slices(0, len(targets), chunk):
-            logps = (hidden[rows] @ weight.T).log_softmax(dim=-1, dtype=torch.float32)  # (chunk, V)
-            nats[rows] = -logps.gather(1, targets[rows, None])[:, 0]
+        nats = _nats_in_chunks(lambda part: part @ weight.T, hidden, targets, chunk)
         ctx.save_for_backward(hidden, weight, targets)
         return nats.sum() if summed else nats
 

@@ -199,6 +199,15 @@ class Experts(nn.Module):
         return (y * weights[..., None].to(dtype)).sum(dim=1)
 
 
+class Router(nn.Linear):
+    """The scores of a token's experts, in float32: a rounding would send a token to another expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, E) float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float())
+
+
 class MoE(nn.Module):
     """Sends each token through its top-k experts. The router's probabilities are the weights.
 
@@ -211,7 +220,7 @@ class MoE(nn.Module):
         super().__init__()
         self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
         self.normalize = config.norm_topk_prob
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate = Router(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -223,8 +232,7 @@ class MoE(nn.Module):
         rows are divided into batches.
         """
         B, T, C = x.shape
-        with torch.autocast(x.device.type, enabled=False):  # rounding could send a token to another expert
-            probabilities = F.linear(x.float(), self.gate.weight.float()).softmax(dim=-1)  # (B, T, E)
+        probabilities = self.gate(x).softmax(dim=-1)  # (B, T, E) float32
         weights, chosen = probabilities.topk(self.top_k, dim=-1)  # (B, T, k)
         if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -267,12 +275,20 @@ def run_block(block: nn.Module, x: Tensor, context: Context) -> tuple[Tensor, Te
     return y
 
 
+class TiedEmbedding(nn.Embedding):
+    """The embedding, which is also the output matrix."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V), in the dtype of `hidden`."""
+        return F.linear(hidden, self.weight.to(hidden.dtype))
+
+
 class Backbone(nn.Module):
     """Embedding, blocks and the last norm (`model.` in the checkpoint)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TiedEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -328,6 +344,15 @@ class MiniLLM(nn.Module):
     def output_weight(self) -> Tensor:
         """(V, C): the embedding, used again as the output matrix."""
         return self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.norm.weight.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normalised output of the last block (..., C) -> (..., V); rounded weights do it their way."""
+        return self.model.embed_tokens.logits(hidden)
 
     def hidden_states(
         self,
@@ -403,7 +428,7 @@ class MiniLLM(nn.Module):
     def forward(self, input_ids: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) -> logits (B, T, V)."""
         hidden, _ = self.hidden_states(input_ids, document_ids=document_ids)
-        return F.linear(hidden, self.output_weight.to(hidden.dtype))
+        return self.logits(hidden)
 
     def compile_blocks(self, wanted: bool = True, *, backend: str | Callable[..., object] = "inductor") -> None:
         """From the next forward pass on, torch.compile makes one piece of code for all blocks.
