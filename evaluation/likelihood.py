@@ -21,8 +21,9 @@ from configs.schema import UserError
 from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.intervals import Metric, exponential, ratio
-from model.likelihood import target_nats
+from model.likelihood import nats_of_logits, target_nats
 from model.model_minillm import MiniLLM
+from model.quantize import QuantizedEmbedding
 
 SCORE_BATCH = 32
 """Most rows scored at once."""
@@ -98,7 +99,7 @@ def row_nats(
     token, (V,); without it every token counts as text.
     Returns: for each row the nats of all its targets, and of those that have bytes.
     """
-    device = model.output_weight.device
+    device = model.device
     sizes = torch.ones(model.config.vocab_size, dtype=torch.long) if sizes is None else sizes
     result = [(0.0, 0.0)] * len(rows)
     with progress_bar(len(rows), desc=label, unit="rows", leave=False) as bar:
@@ -115,9 +116,11 @@ def row_nats(
             hidden, _ = model.hidden_states(inputs.to(device))
             places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
             targets = labels.flatten()[places]  # (N,)
-            nats = target_nats(
-                hidden, model.output_weight, labels.to(device), places.to(device), chunk_tokens=CHUNK_TOKENS
-            )  # (N,)
+            where = (labels.to(device), places.to(device))
+            if isinstance(model.model.embed_tokens, QuantizedEmbedding):
+                nats = nats_of_logits(model.logits, hidden, *where, chunk_tokens=CHUNK_TOKENS)  # (N,)
+            else:
+                nats = target_nats(hidden, model.output_weight, *where, chunk_tokens=CHUNK_TOKENS)  # (N,)
             nats = nats.cpu().double()  # on the CPU, because MPS has no float64
             # Add up the nats of each row: once of all its targets, once of those with bytes.
             owners, is_text = places // longest, sizes[targets] > 0

@@ -27,6 +27,7 @@ from evaluation.likelihood import (
     windows,
 )
 from model.model_minillm import MiniLLM
+from model.quantize import quantize
 from tests.peak_memory import PeakMemory
 from tests.tiny_run import chat, lively
 from trainer.objectives import NextToken
@@ -188,6 +189,15 @@ def test_the_likelihood_of_a_row_does_not_depend_on_what_runs_beside_it(monkeypa
     monkeypatch.setattr(likelihood, "CHUNK_TOKENS", 100)
     apart = row_nats(model, rows, 32, "")
     assert [whole for whole, _ in apart] == pytest.approx([whole for whole, _ in together], rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "largest_error"), [("fp16", 1e-4), ("int8", 0.01), ("int4", 0.1)])
+def test_rounded_weights_are_scored_as_they_compute(kind: str, largest_error: float) -> None:
+    model, rows = lively(small_model()), long_rows(3)
+    wanted = [whole for whole, _ in row_nats(model, rows, 32, "")]
+    scored = [whole for whole, _ in row_nats(quantize(model, kind), rows, 32, "")]
+    assert scored == pytest.approx(wanted, rel=largest_error)
+    assert scored != wanted
 
 
 def test_nothing_to_score_is_an_error(tokenizer: RustBPETokenizer) -> None:
