@@ -30,6 +30,7 @@ from inference.replies import Reply
 from inference.sampling import Sampling
 from model.device import choose_device
 from model.model_minillm import MiniLLM
+from model.quantize import KINDS, NONE
 
 COMMANDS = """\
 /new   start over 开始新对话
@@ -74,6 +75,12 @@ def build_parser() -> Parser:
         metavar="F",
         help="YaRN: read F times as much text as the rows of the training held 上下文扩展倍数 (%(default)s)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=(NONE, *KINDS),
+        default=NONE,
+        help="keep the weights in less memory, on a CPU 量化权重，省内存，只用于 CPU (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the sampling 随机种子 (%(default)s)")
     add_shared(parser, "device")
     return parser
@@ -97,9 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=choose_device(arguments.device),
         tokenizer_dir=arguments.tokenizer_dir,
         rope_scaling_factor=arguments.rope_scaling_factor,
+        quantize=arguments.quantize,
     )
     model, tokenizer = opened.model, opened.tokenizer
-    print(f"{display(path)}: {model.num_parameters():,} parameters, {model.output_weight.device}", file=sys.stderr)
+    kept = "" if arguments.quantize == NONE else f", {arguments.quantize}"
+    print(f"{display(path)}: {opened.num_parameters:,} parameters, {model.device}{kept}", file=sys.stderr)
     completes = continues_text(opened.manifest.stage)  # pretrained only: it knows no turns
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]

@@ -11,6 +11,8 @@ from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
+from model.quantize import NONE
+from model.quantize import quantize as rounded
 from model.weights import check_tokenizer, load_model
 
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
@@ -29,22 +31,32 @@ class OpenModel:
     tokenizer: RustBPETokenizer
     manifest: WeightsManifest
     """How the weights were made."""
+    num_parameters: int
+    """Those of the network, however they are kept in memory."""
 
 
 def open_model(
-    path: Path, *, device: torch.device, tokenizer_dir: Path | None = None, rope_scaling_factor: float = 1.0
+    path: Path,
+    *,
+    device: torch.device,
+    tokenizer_dir: Path | None = None,
+    rope_scaling_factor: float = 1.0,
+    quantize: str = NONE,
 ) -> OpenModel:
     """Open a weight file.
 
     Args: tokenizer_dir: without it, the tokenizer that was trained beside the weights, else the one
     that ships. rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
-    Raises: UserError when a file is missing or damaged, or the tokenizer is another one.
+    quantize: how its weights are kept in memory, one of model/quantize.py's KINDS, or `none`.
+    Raises: UserError when a file is missing or damaged, or the tokenizer is another one; or when
+    weights that are to be rounded are not on the CPU.
     """
     tokenizer_dir = tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
     model, manifest = load_model(path, device=device, rope_scaling_factor=rope_scaling_factor)
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
-    return OpenModel(path, model.eval(), tokenizer, manifest)
+    num_parameters = model.num_parameters()
+    return OpenModel(path, rounded(model.eval(), quantize), tokenizer, manifest, num_parameters)
 
 
 def weights_to_talk_to(

@@ -15,6 +15,7 @@ from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from evaluation.questions import ask
 from inference.conversation import READ_SHARE, context_tokens
+from model.quantize import KINDS
 from model.weights import load_model, save_weights
 from tests.terminal import Terminal
 from tests.tiny_run import TinyRun, lively
@@ -76,6 +77,20 @@ def test_all_else_stands_on_stderr(talkative: Path) -> None:
     question = [{"role": "user", "content": PROMPT}]
     (wanted,) = ask(model.eval(), tokenizer, [question], batch_size=1, max_new_tokens=512)
     assert shown.stdout == wanted.text + "\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounded_weights_answer_and_the_first_line_names_their_kind(
+    say: Say, talkative: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+    asked = [*flags, "--model_mode", "1", "--prompt", PROMPT, "--max_new_tokens", "20", "--quantize", kind]
+    assert eval_model.main(asked) == 0
+    shown = capsys.readouterr()
+    assert f"full_sft_16.pth: 104,768 parameters, cpu, {kind}\n" in shown.err
+    assert shown.out.strip()
+    if kind == "fp16":
+        assert shown.out == say("--model_mode", "1", "--prompt", PROMPT, "--quantize", "none")
 
 
 def test_temperature_0_is_deterministic_and_a_seed_decides_above_it(say: Say) -> None:
