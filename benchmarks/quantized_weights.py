@@ -1,0 +1,212 @@
+"""What fewer bits a weight gain and cost: memory, speed, bits per byte, answers that stay the same.
+
+    python benchmarks/quantized_weights.py                       # memory and speed, random weights
+    python benchmarks/quantized_weights.py --shapes --weight out/rlhf_192.pth
+    python benchmarks/quantized_weights.py --shapes --weight out/pretrain_192.pth \\
+        --data_path data/processed/pretrain_chinese_heldout.jsonl
+
+A shape is hidden size x layers, and x experts for a mixture. Memory is what the process holds more
+than before the model was there. Times are CPU seconds of one thread; the floor is the model's
+matrices alone, in float32.
+"""
+
+import ctypes
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import configs  # noqa: F401  # before torch: it says what to do where that is missing
+
+# isort: split
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks import proc
+from configs.cli import Parser, run
+from configs.paths import FIRST_MINUTES
+from configs.schema import ModelConfig, UserError
+from dataset.records.files import read_records
+from evaluation.likelihood import bits_metric, raw_text, score, token_bytes
+from inference.conversation import prompt_ids
+from inference.generate import answer
+from inference.loading import OpenModel, open_model
+from inference.sampling import Sampling
+from model.kv_cache import KeyValueCache
+from model.model_minillm import MiniLLM
+from model.quantize import KINDS, NONE, matrix_names, packer, quantize
+
+CPU = torch.device("cpu")
+SHAPES = ("192x4", "512x8", "192x4x4")
+BATCHES = (1, 8, 32)
+CONTEXT = 256
+"""Tokens in the cache when a step is timed."""
+ROW_TOKENS = 256
+"""Tokens of a row when text is scored."""
+ANSWER_TOKENS = 48
+REPEATS = 9
+"""How often a step is timed; the fastest counts, as others may use the machine."""
+
+
+def shape_of(text: str) -> ModelConfig:
+    """`512x8` or `192x4x4`. Raises: UserError."""
+    with suppress(ValueError):
+        hidden, layers, *experts = map(int, text.split("x"))
+        if experts:
+            return ModelConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                use_moe=True,
+                num_experts=experts[0],
+                num_experts_per_tok=2,
+            )
+        return ModelConfig(hidden_size=hidden, num_hidden_layers=layers)
+    raise UserError(f"--shapes {text}: not hidden size x layers, as in 512x8, or x experts, as in 192x4x4.")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is no file."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    return proc.memory("status", "RssAnon")
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    """CPU milliseconds of one call, the fastest of several."""
+    work()
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.process_time()
+        for _ in range(5):
+            work()
+        best = min(best, (time.process_time() - start) / 5)
+    return best * 1000
+
+
+def step_of(model: MiniLLM, batch: int) -> Callable[[], object]:
+    """One new token for each row, behind CONTEXT tokens."""
+    cache = KeyValueCache.empty(model.config, batch, CONTEXT + 1, like=model.model.norm.weight)
+    ids = torch.zeros(batch, 1, dtype=torch.long)
+
+    def step() -> torch.Tensor:
+        cache.length = CONTEXT
+        hidden, _ = model.hidden_states(ids, cache=cache)
+        return model.logits(hidden)
+
+    return step
+
+
+def floor_of(model: MiniLLM, batch: int) -> Callable[[], object]:
+    """The matrices alone in float32; of a mixture each row's experts."""
+    weights = [model.get_parameter(name).detach() for name in matrix_names(model)]
+    used = model.config.num_experts_per_tok * batch
+    pairs = [(torch.randn(used if weight.dim() == 3 else batch, weight.shape[-1]), weight) for weight in weights]
+
+    def products() -> None:
+        for x, weight in pairs:
+            for part, one in zip(x.chunk(len(weight)), weight, strict=False) if weight.dim() == 3 else ((x, weight),):
+                F.linear(part, one)
+
+    return products
+
+
+def memory_and_speed(text: str, batches: Sequence[int]) -> Iterator[str]:
+    """Rows of a table: a shape with random weights, a row for each kind."""
+    config = shape_of(text)
+    floors: list[float] = []
+    in_float32 = 0
+    for kind in (NONE, *KINDS):
+        before = resident_bytes()
+        model = quantize(MiniLLM(config).eval(), kind)
+        model(torch.zeros(1, 2, dtype=torch.long))
+        held = resident_bytes() - before
+        if kind == NONE:
+            in_float32 = 4 * model.num_parameters()
+            floors = [cpu_ms(floor_of(model, batch)) for batch in batches]
+        times = [cpu_ms(step_of(model, batch)) for batch in batches]
+        steps = [f"{ms:.2f} ({ms / floor:.2f})" for ms, floor in zip(times, floors, strict=True)]
+        name = "float32" if kind == NONE else kind
+        del model  # before the next one is measured
+        yield f"| {text} | {name} | {held / 1e6:.1f} MB ({held / in_float32:.2f}) | {' | '.join(steps)} |"
+
+
+def opened(path: Path, kind: str) -> OpenModel:
+    """The weights on the CPU."""
+    return open_model(path, device=CPU, quantize=kind)
+
+
+def bits(path: Path, data: Path, most: int) -> Iterator[str]:
+    """Rows of a table: bits per byte of held-out documents."""
+    texts = [record["text"] for record in read_records(data) if isinstance(record.get("text"), str)]
+    random.Random(0).shuffle(texts)
+    in_float32 = float("nan")
+    for kind in (NONE, *KINDS):
+        one = opened(path, kind)
+        documents = [raw_text(one.tokenizer, text) for text in texts[:most]]
+        scored = score(one.model, documents, token_bytes(one.tokenizer), length=ROW_TOKENS, label=kind)
+        value = bits_metric(scored).value
+        in_float32 = value if kind == NONE else in_float32
+        yield f"| {kind} | {value:.5f} | {100 * (value / in_float32 - 1):+.3f}% |"
+
+
+def parity(path: Path, most: int) -> Iterator[str]:
+    """Rows of a table: greedy answers to what people type first, that are the same to the last
+    character."""
+    lines = [json.loads(line) for line in FIRST_MINUTES.read_text(encoding="utf-8").splitlines()]
+    prompts = [line["prompt"] for line in lines if "prompt" in line][:most]
+    wanted: list[str] = []
+    for kind in (NONE, *KINDS):
+        one = opened(path, kind)
+        ids = [prompt_ids(one.tokenizer, [{"role": "user", "content": prompt}], False) for prompt in prompts]
+        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+        texts = []
+        for start in range(0, len(ids), 32):
+            texts += [said.text for said in answer(one.model, one.tokenizer, ids[start : start + 32], sampling)]
+        wanted = texts if kind == NONE else wanted
+        yield f"| {kind} | {sum(a == b for a, b in zip(texts, wanted, strict=True))} of {len(wanted)} |"
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print tables in Markdown."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--shapes", nargs="*", default=SHAPES, metavar="NxN", help="with random weights 模型形状")
+    parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, metavar="N", help="rows of a step 批大小")
+    parser.add_argument("--weight", type=Path, metavar="PATH", help="trained weights 训练好的权重")
+    parser.add_argument("--data_path", type=Path, metavar="PATH", help="held-out documents: score them 留出文本")
+    parser.add_argument(
+        "--most", type=int, default=3000, metavar="N", help="documents or prompts 最多条数 (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    proc.require("/proc/self/status", "reads memory")
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        packer(kind)  # tried once, before anything is measured
+    if args.shapes:
+        heads = " | ".join(f"step, ms (of floor), batch {batch}" for batch in args.batches)
+        print(f"| shape | weights | memory (of float32) | {heads} |\n|---|---|---|{'---|' * len(args.batches)}")
+        for text in args.shapes:
+            for row in memory_and_speed(text, args.batches):
+                print(row, flush=True)
+    if args.weight and args.data_path:
+        print("| weights | bits per byte | change |\n|---|---|---|")
+        for row in bits(args.weight, args.data_path, args.most):
+            print(row, flush=True)
+    elif args.weight:
+        print("| weights | same greedy answer |\n|---|---|")
+        for row in parity(args.weight, args.most):
+            print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
