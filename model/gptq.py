@@ -38,7 +38,8 @@ def gptq_rounding(model: MiniLLM, input_ids: Tensor) -> Rounding:
 
 
 def gptq(weight: Tensor, products: Tensor) -> Parts:
-    """Round a matrix input by input; what rounding one adds to the outputs, the next ones take back.
+    """Round a matrix input by input; what rounding one adds to the outputs, the next ones take
+    back.
 
     How much each of those changes follows from how the inputs vary together: with H the sum of
     x x^T over the text, an error at input j is best made up for by row j of the upper Cholesky

@@ -61,7 +61,8 @@ def target_nats(
 def nats_of_logits(
     logits: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, target_places: Tensor, *, chunk_tokens: int
 ) -> Tensor:
-    """`target_nats` without gradient, for an output matrix that is no float tensor (model/quantize.py).
+    """`target_nats` without gradient, for an output matrix that is no float tensor
+    (model/quantize.py).
 
     Args: logits: (n, C) -> (n, V). The others: those of `target_nats`. Returns: (N,) float32.
     """

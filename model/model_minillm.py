@@ -200,7 +200,8 @@ class Experts(nn.Module):
 
 
 class Router(nn.Linear):
-    """The scores of a token's experts, in float32: a rounding would send a token to another expert."""
+    """The scores of a token's experts, in float32: a rounding would send a token to another
+    expert."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, E) float32."""
@@ -351,7 +352,8 @@ class MiniLLM(nn.Module):
         return self.model.norm.weight.device
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normalised output of the last block (..., C) -> (..., V); rounded weights do it their way."""
+        """Normalised output of the last block (..., C) -> (..., V); rounded weights do it their
+        way."""
         return self.model.embed_tokens.logits(hidden)
 
     def hidden_states(

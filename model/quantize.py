@@ -1,4 +1,4 @@
-"""Weights of 16, 8 or 4 bits for a CPU: how they are rounded, multiplied, and kept as plain numbers.
+"""Weights of 16, 8 or 4 bits for a CPU: how they are rounded, multiplied, kept as plain numbers.
 
 Every private operation of PyTorch that this needs stands here. The norms and the router stay in
 float32: they are small, and a rounded router sends tokens to other experts.
@@ -147,7 +147,10 @@ def fbgemm_int8(parts: Parts) -> Product:
 
 
 def bf16_int8(parts: Parts) -> Product:
-    """Products of bfloat16 inputs with 8-bit weights: for other CPUs. Float32 inputs are slow here."""
+    """Products of bfloat16 inputs with 8-bit weights: for other CPUs.
+
+    Float32 inputs are slow here.
+    """
     values, scale = parts[""], parts["scale"]
     ones = torch.ones(len(values), dtype=torch.bfloat16)  # the scale would be rounded to bfloat16 too
 
@@ -177,7 +180,8 @@ def bf16_int4(parts: Parts) -> Product:
 
 
 def fbgemm_fp16(parts: Parts) -> Product:
-    """Products of float32 inputs with float16 weights, which become float32 in the CPU's registers."""
+    """Products of float32 inputs with float16 weights, which become float32 in the CPU's
+    registers."""
     packed = torch.ops.quantized.linear_prepack_fp16(parts[""].float(), None)
     operation = torch.ops.quantized.linear_dynamic_fp16
 
@@ -224,8 +228,8 @@ def packer(kind: str) -> Packer:
 def _fault(candidate: Packer, kind: str) -> str:
     """What is wrong with this way here; empty where it works.
 
-    A name alone tells little: an operation may lack its kernel, or overflow on this CPU. So 512 ones
-    are multiplied by 512 ones, the sum that 8 bits get wrong without VNNI.
+    A name alone tells little: an operation may lack its kernel, or overflow on this CPU. So 512
+    ones are multiplied by 512 ones, the sum that 8 bits get wrong without VNNI.
     """
     try:
         y = candidate(encode(torch.ones(32, 512), kind))(torch.ones(2, 512))
@@ -251,7 +255,8 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """The embedding, packed as the output matrix and plain as the table in which tokens are looked up."""
+    """The embedding, packed as the output matrix and plain as the table in which tokens are looked
+    up."""
 
     def __init__(self, parts: Parts, kind: str, hidden_size: int) -> None:
         super().__init__()
@@ -344,7 +349,10 @@ def _module_names(model: MiniLLM) -> list[str]:
 
 
 def _replace(model: MiniLLM, name: str, parts: Mapping[str, Parts], kind: str) -> None:
-    """Put rounded weights in the place of a module. Args: parts: those of each of its parameters."""
+    """Put rounded weights in the place of a module.
+
+    Args: parts: those of each of its parameters.
+    """
     old: nn.Module = model.get_submodule(name)
     if isinstance(old, TiedEmbedding):
         new: nn.Module = QuantizedEmbedding(parts["weight"], kind, model.config.hidden_size)
