@@ -1,0 +1,140 @@
+"""Write a model for other programs, and read one back. 把模型导出给其他程序，或读回来。
+
+python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/minillm_hf --verify
+python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import configs  # noqa: F401  # before torch: it says what to do where that is missing
+
+# isort: split
+
+from torch import Tensor
+
+from configs.cli import Parser, run
+from configs.flags import add_shared
+from configs.paths import default_tokenizer_dir, display, find_dataset
+from configs.schema import ModelConfig, UserError
+from dataset.chat import CHAT_TEMPLATE
+from dataset.tokenizer import RustBPETokenizer
+from dataset.tokenizer_files import TOKENIZER_FILES
+from model.export import FILES, Marks, read_hugging_face, read_plain, whole_folder, write_hugging_face, write_plain
+from model.manifest import WeightsManifest
+from model.model_card import model_card
+from model.model_minillm import MiniLLM
+from model.weights import check_tokenizer, load_strict, read_weights, save_weights
+
+FORMATS = ("hf", "safetensors", "pth")
+TEMPLATE_FILE, CARD = "chat_template.jinja", "README.md"
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="PATH",
+        help="a .pth, a .safetensors of this program, or a Hugging Face folder 输入",
+    )  # fmt: skip
+    parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
+    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
+    add_shared(parser, "tokenizer_dir")
+    parser.add_argument(
+        "--rope_scaling_factor", type=float, default=1.0, metavar="F",
+        help="YaRN for --to hf: F times as long texts 上下文扩展倍数 (%(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One model in, one out."""
+    arguments = build_parser().parse_args(argv)
+    source = find_dataset(arguments.input)
+    model, manifest = open_any(source)
+    if arguments.rope_scaling_factor != 1.0:
+        model = stretched(model, arguments)
+    if arguments.to == "hf":
+        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
+        with whole_folder(arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD})) as folder:
+            tokenizer.save(folder)
+            (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
+            (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
+            write_hugging_face(folder, model.state_dict(), model.config, manifest, marks_of(tokenizer))
+    elif arguments.to == "safetensors":
+        write_plain(arguments.output, model.state_dict(), model.config, manifest)
+    else:
+        write_pth(arguments.output, model, manifest, source)
+    print(f"{display(arguments.output)}: {model.num_parameters():,} parameters")
+    return 0
+
+
+def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
+    """The model of any file or folder that this program writes, or of another Qwen3 folder.
+
+    Raises: UserError when something is missing, damaged, or of a network that MiniLLM can't be.
+    """
+    read = read_hugging_face if path.is_dir() else read_plain if path.suffix == ".safetensors" else read_weights
+    state, config, manifest = read(path)
+    return built(state, config, path), manifest
+
+
+def built(state: dict[str, Tensor], config: ModelConfig, path: Path) -> MiniLLM:
+    """A model of that shape, for inference, with these tensors."""
+    model = MiniLLM(config).eval()
+    load_strict(model, state, path)
+    return model
+
+
+def stretched(model: MiniLLM, arguments: Namespace) -> MiniLLM:
+    """The same tensors, to be read with YaRN."""
+    if arguments.to != "hf":
+        raise UserError(
+            f"--rope_scaling_factor: --to {arguments.to} keeps no YaRN. Give it when the weights are used: "
+            "python eval_model.py --rope_scaling_factor F.",
+            "此格式不保存 YaRN：请在使用权重时给出该参数",
+        )
+    config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
+    return built(model.state_dict(), config, arguments.input)
+
+
+def tokenizer_of(source: Path, manifest: WeightsManifest, given: Path | None) -> RustBPETokenizer:
+    """The tokenizer that belongs to a model: the given one, the one in its folder, else as
+    everywhere.
+
+    Raises: UserError when it is another one than the model was trained with.
+    """
+    own = source if (source / "tokenizer.pkl").exists() else default_tokenizer_dir(source.parent)
+    folder = given or own
+    tokenizer = RustBPETokenizer.from_directory(folder)
+    check_tokenizer(source, manifest, tokenizer.sha256, display(folder))
+    return tokenizer
+
+
+def marks_of(tokenizer: RustBPETokenizer) -> Marks:
+    """The tokens that begin and end texts."""
+    ends = (tokenizer.assistant_end_id, tokenizer.end_of_text_id)
+    return Marks(tokenizer.get_bos_token_id(), ends, tokenizer.end_of_text_id)
+
+
+def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Path) -> None:
+    """Our weight file. YaRN is not in it: it is chosen when weights are used."""
+    factor = model.config.rope_scaling_factor
+    if factor != 1.0:
+        model = built(model.state_dict(), replace(model.config, rope_scaling_factor=1.0), source)
+        print(f"--rope_scaling_factor {factor:g} gives it the same long context 使用时加此参数即可恢复长上下文")
+    save_weights(path, model, manifest)
+    if not manifest.tokenizer_sha256:
+        print("its tokenizer is not one of MiniLLM's: these weights can be read, not talked to 分词器不通用，不能对话")
+    elif (source / "tokenizer.pkl").exists():
+        print(f"its tokenizer: --tokenizer_dir {display(source)} 它的分词器")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,101 @@
+"""scripts/convert_model.py: one model in, one out, and nothing lost on the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs.paths import ROOT, TOKENIZER_DIR
+from configs.schema import UserError
+from dataset.tokenizer_files import TOKENIZER_FILES
+from model.weights import read_weights
+from scripts.convert_model import main
+from tests.tiny_run import TinyRun
+
+pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+
+
+def convert(source: Path, to: str, output: Path, *flags: str) -> int:
+    """Run the program in this process."""
+    return main(["--input", str(source), "--to", to, "--output", str(output), *flags])
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Both weight files hold the same bits, shape and manifest."""
+    (state, config, manifest), (others, other_config, other_manifest) = read_weights(one), read_weights(other)
+    assert (config, manifest, state.keys()) == (other_config, other_manifest, others.keys())
+    assert all(torch.equal(tensor, others[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("to", ["hf", "safetensors"])
+def test_weights_return_bit_by_bit(trained: TinyRun, tmp_path: Path, to: str) -> None:
+    exported = tmp_path / ("a.safetensors" if to == "safetensors" else "folder")
+    assert convert(trained.path("dpo"), to, exported) == 0
+    assert convert(exported, "pth", tmp_path / "again_16.pth") == 0
+    assert_same_weights(trained.path("dpo"), tmp_path / "again_16.pth")
+
+
+def test_the_folder_holds_the_tokenizer_the_template_and_a_card(trained: TinyRun, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    convert(trained.path("sft"), "hf", folder)
+    for name in TOKENIZER_FILES:
+        assert (folder / name).read_bytes() == (TOKENIZER_DIR / name).read_bytes(), name
+    in_config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == in_config
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| Last stage of the training | sft |" in card
+    assert "- sft.jsonl" in card and str(tmp_path) not in card
+
+
+def test_yarn_is_written_on_demand_and_is_no_part_of_weights(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    convert(trained.path("sft"), "hf", folder, "--rope_scaling_factor", "4")
+    values = json.loads((folder / "config.json").read_text())
+    assert values["rope_scaling"]["factor"] == 4.0
+    convert(folder, "pth", tmp_path / "again_16.pth")
+    assert "--rope_scaling_factor 4" in capsys.readouterr().out
+    assert_same_weights(trained.path("sft"), tmp_path / "again_16.pth")
+    with pytest.raises(UserError, match="keeps no YaRN"):
+        convert(folder, "pth", tmp_path / "again_16.pth", "--rope_scaling_factor", "4")
+
+
+def test_a_folder_of_others_becomes_weights_and_a_line_says_that_nobody_can_talk_to_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Qwen3Config(
+        **shape, num_key_value_heads=1, head_dim=16, intermediate_size=48, tie_word_embeddings=True
+    )
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", "pth", tmp_path / "theirs_32.pth")
+    assert "can be read, not talked to" in capsys.readouterr().out
+    assert read_weights(tmp_path / "theirs_32.pth")[1].hidden_size == 32
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        convert(tmp_path / "theirs", "hf", tmp_path / "again")
+
+
+def test_another_tokenizer_than_that_of_the_weights_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    content = torch.load(tiny.path("sft"), weights_only=True)
+    content["manifest"]["tokenizer_sha256"] = "0" * 64
+    torch.save(content, tiny.path("sft"))
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        convert(tiny.path("sft"), "hf", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_the_program_runs_as_a_file_and_answers_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "convert_model.py")]
+    assert subprocess.run([*command, "--help"], capture_output=True, check=False).returncode == 0
+    wrong = subprocess.run(
+        [*command, "--input", str(tmp_path), "--to", "pth", "--output", str(tmp_path / "x.pth")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
