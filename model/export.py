@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +41,7 @@ _SAME_NAME = (
 )  # fmt: skip
 """Fields of ModelConfig that config.json has under the same name and in the same sense."""
 _SAME_NAME_MOE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "router_aux_loss_coef")
-YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}
+YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 """Turns in the original length between which YaRN changes its mind (model/model_minillm.py)."""
 
 
@@ -135,6 +135,7 @@ def hugging_face_config(config: ModelConfig, marks: Marks) -> dict[str, Any]:
         "architectures": [f"{kind}ForCausalLM"],
         "model_type": "qwen3_moe" if config.use_moe else "qwen3",
         **{name: getattr(config, name) for name in _SAME_NAME},
+        "max_position_embeddings": _longest_text(config),
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
         "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": config.rope_theta},
@@ -153,6 +154,14 @@ def hugging_face_config(config: ModelConfig, marks: Marks) -> dict[str, Any]:
         values |= {name: getattr(config, name) for name in _SAME_NAME_MOE}
         values |= {"norm_topk_prob": config.norm_topk_prob, "decoder_sparse_step": 1, "mlp_only_layers": []}
     return values
+
+
+def _longest_text(config: ModelConfig) -> int:
+    """`max_position_embeddings`: with YaRN transformers wants it to be what the factor makes of the
+    original length, and warns of anything else."""
+    if config.rope_scaling_factor == 1.0:
+        return config.max_position_embeddings
+    return int(config.original_max_position_embeddings * config.rope_scaling_factor)
 
 
 def generation_config(marks: Marks) -> dict[str, Any]:
@@ -184,7 +193,14 @@ def shape_of(values: Mapping[str, Any], where: str, base: ModelConfig | None = N
         found["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     elif base is None and "max_position_embeddings" in found:
         found["original_max_position_embeddings"] = found["max_position_embeddings"]
-    return from_mapping(base or ModelConfig(), found, where).resolve()
+    config = from_mapping(base or ModelConfig(), found, where).resolve()
+    if (
+        base is not None
+        and config.rope_scaling_factor != 1.0
+        and config.max_position_embeddings == _longest_text(config)
+    ):
+        config = replace(config, max_position_embeddings=base.max_position_embeddings)
+    return config
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:

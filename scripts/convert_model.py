@@ -4,6 +4,7 @@ python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/mi
 python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ import configs  # noqa: F401  # before torch: it says what to do where that is m
 
 from torch import Tensor
 
-from configs.cli import Parser, run
+from configs.artifacts import write_json
+from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.paths import default_tokenizer_dir, display, find_dataset
 from configs.schema import ModelConfig, UserError
 from dataset.chat import CHAT_TEMPLATE
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_files import TOKENIZER_FILES
+from inference.other_programs import Transformers
+from inference.verify import Reader, compare
 from model.export import FILES, Marks, read_hugging_face, read_plain, whole_folder, write_hugging_face, write_plain
 from model.manifest import WeightsManifest
 from model.model_card import model_card
@@ -33,7 +37,7 @@ from model.model_minillm import MiniLLM
 from model.weights import check_tokenizer, load_strict, read_weights, save_weights
 
 FORMATS = ("hf", "safetensors", "pth")
-TEMPLATE_FILE, CARD = "chat_template.jinja", "README.md"
+TEMPLATE_FILE, CARD, VERDICT = "chat_template.jinja", "README.md", "verify.json"
 
 
 def build_parser() -> Parser:
@@ -50,19 +54,29 @@ def build_parser() -> Parser:
         "--rope_scaling_factor", type=float, default=1.0, metavar="F",
         help="YaRN for --to hf: F times as long texts 上下文扩展倍数 (%(default)s)",
     )  # fmt: skip
+    add_switch(
+        parser, "--verify", default=False,
+        help="open the export in other programs and compare; writes verify.json 用其他程序打开并逐项核对",
+    )  # fmt: skip
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """One model in, one out."""
     arguments = build_parser().parse_args(argv)
-    source = find_dataset(arguments.input)
+    if arguments.verify and arguments.to != "hf":
+        raise UserError(
+            f"--verify: no other program reads --to {arguments.to}. Leave it out.", "此格式无需核对：请去掉"
+        )
+    source, tokenizer = find_dataset(arguments.input), None
     model, manifest = open_any(source)
     if arguments.rope_scaling_factor != 1.0:
         model = stretched(model, arguments)
     if arguments.to == "hf":
         tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
-        with whole_folder(arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD})) as folder:
+        with whole_folder(
+            arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT})
+        ) as folder:
             tokenizer.save(folder)
             (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
             (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
@@ -72,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         write_pth(arguments.output, model, manifest, source)
     print(f"{display(arguments.output)}: {model.num_parameters():,} parameters")
-    return 0
+    return verify(arguments.output, model, tokenizer) if arguments.verify and tokenizer else 0
 
 
 def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
@@ -121,6 +135,19 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
     """The tokens that begin and end texts."""
     ends = (tokenizer.assistant_end_id, tokenizer.end_of_text_id)
     return Marks(tokenizer.get_bos_token_id(), ends, tokenizer.end_of_text_id)
+
+
+def verify(output: Path, model: MiniLLM, tokenizer: RustBPETokenizer) -> int:
+    """Compare an export with our model and write down what came out.
+
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    readers: list[Reader] = [Transformers(output)]
+    reports = {reader.name: compare(model, tokenizer, reader) for reader in readers}
+    write_json(output / VERDICT, {name: report.as_dict() for name, report in reports.items()})
+    for name, report in reports.items():
+        print(f"{name}: {json.dumps(report.as_dict())}")
+    return 0 if all(report.ok for report in reports.values()) else 1
 
 
 def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Path) -> None:
