@@ -2,6 +2,7 @@
 
 import json
 import os
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.hardware import num_cores
+from configs.paths import display
 from configs.schema import UserError
 from dataset.chat import Message
 from inference.verify import until_end
 from model.export import read_hugging_face
+from model.gguf import OPENS_A_THOUGHT, our_names, read_gguf, rounded
 from model.model_minillm import MiniLLM
+
+CONTEXT = 2048
+"""Tokens that llama.cpp reserves memory for."""
+TIMEOUT_SECONDS = 120
 
 
 class Transformers:
@@ -65,6 +73,10 @@ class Transformers:
         ours = model.state_dict()
         return state.keys() == ours.keys() and all(torch.equal(tensor, ours[name]) for name, tensor in state.items())
 
+    def held(self, model: MiniLLM) -> MiniLLM:
+        """As `Reader`: nothing was rounded."""
+        return model
+
     def has_merges(self, merges: Sequence[tuple[str, str]]) -> bool:
         """As `Reader`."""
         used = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"]["merges"]
@@ -78,3 +90,132 @@ class Transformers:
             list(render(given, chat_template=template, tokenize=True, return_dict=False, **options))
             for template in self.chat_templates
         ]
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp: the wheel `xllamacpp` runs its server inside this process.
+
+    Flash attention and a cache in float16, both usual there, would change log-probabilities by
+    0.004: they are turned off.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, path: Path, kind: str) -> None:
+        """Args: kind: the type of the file, of model.gguf.KINDS. Raises: UserError when the package
+        is missing or can't read the file."""
+        try:
+            import xllamacpp
+        except ImportError:
+            raise UserError(
+                "the package xllamacpp is missing. Run: pip install xllamacpp", "缺少 xllamacpp：请运行所列命令安装"
+            ) from None
+        self.version: str = xllamacpp.__version__
+        self.kind = kind
+        self.tensors, self.header = read_gguf(path)
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(path)
+        settings.n_parallel, settings.n_ctx, settings.cpuparams.n_threads = 1, CONTEXT, num_cores()
+        settings.warmup = settings.cache_prompt = settings.prefill_assistant = settings.ui = False
+        settings.cache_ram_mib, settings.verbosity = 0, -1
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        try:
+            self.server = xllamacpp.Server(settings)
+        except RuntimeError as error:
+            raise UserError(
+                f"{display(path)}: llama.cpp can't read it ({error}).", "llama.cpp 无法读取该文件"
+            ) from None
+
+    def _ask(self, question: str, **values: Any) -> Any:
+        """One request to the server in this process."""
+        body = json.dumps(values).encode()
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/{question}", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            return json.loads(answer.read())
+
+    def _continue(self, prompt: Tensor, num_tokens: int, **values: Any) -> Any:
+        """The likeliest tokens after a prompt (T,)."""
+        return self._ask("completion", prompt=prompt.tolist(), n_predict=num_tokens, temperature=0.0, **values)
+
+    def scores(self, prompts: Tensor) -> Tensor:
+        """As `Reader`: log-probabilities of the next token."""
+        size = len(self.header["tokenizer.ggml.tokens"])
+        found = torch.full((len(prompts), 1, size), float("nan"))
+        for row, prompt in zip(found, prompts, strict=True):
+            answer = self._continue(prompt, 1, n_probs=size, post_sampling_probs=False)
+            for place in answer.get("completion_probabilities", [])[:1]:
+                told = place["top_logprobs"]
+                row[0, torch.tensor([token["id"] for token in told])] = torch.tensor([t["logprob"] for t in told])
+        return found
+
+    def greedy(self, prompts: Tensor, num_tokens: int) -> list[list[int]]:
+        """As `Reader`."""
+        ends = {self.header["tokenizer.ggml.eos_token_id"], self.header["tokenizer.ggml.eom_token_id"]}
+        return [until_end(self._continue(prompt, num_tokens, return_tokens=True)["tokens"], ends) for prompt in prompts]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `Reader`."""
+        return [self._tokens(text, marks=False) for text in texts]
+
+    def _tokens(self, text: str, *, marks: bool) -> list[int]:
+        ids: list[int] = self._ask("tokenize", content=text, add_special=False, parse_special=marks)["tokens"]
+        return ids
+
+    def has_weights(self, model: MiniLLM) -> bool:
+        """As `Reader`: every bit after rounding."""
+        wanted = rounded(model.state_dict(), self.kind)
+        return wanted.keys() == self.tensors.keys() and all(
+            torch.equal(tensor, self.tensors[name]) for name, tensor in wanted.items()
+        )
+
+    def held(self, model: MiniLLM) -> MiniLLM:
+        """As `Reader`."""
+        held = MiniLLM(model.config).eval()
+        held.load_state_dict(our_names(self.tensors, model.state_dict()))
+        return held
+
+    def has_merges(self, merges: Sequence[tuple[str, str]]) -> bool:
+        """As `Reader`."""
+        return [tuple(pair.split(" ")) for pair in self.header["tokenizer.ggml.merges"]] == list(merges)
+
+    def templates(self, messages: Sequence[Message], **options: Any) -> list[list[int]]:
+        """As `Reader`. llama.cpp takes tools beside the messages, and says `enable_thinking = true`
+        where nobody says anything."""
+        thinking = options.get("enable_thinking")
+        if thinking and not self.thinks:
+            return []
+        if thinking is None and self.thinks and options.get("add_generation_prompt"):
+            return []
+        tools = [tool for message in messages for tool in message.get("tools", [])]
+        text = self._ask(
+            "apply-template",
+            messages=[as_in_openai(message) for message in messages],
+            add_generation_prompt=bool(options.get("add_generation_prompt")),
+            chat_template_kwargs={} if thinking is None else {"enable_thinking": thinking},
+            **({"tools": tools} if tools else {}),
+        )["prompt"]
+        return [self._tokens(text, marks=True)]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template of the file opens a thought."""
+        return OPENS_A_THOUGHT in self.header["tokenizer.chat_template"]
+
+
+def as_in_openai(message: Message) -> dict[str, Any]:
+    """A message as programs with OpenAI's interface take it: the arguments of calls are text."""
+    given = {key: value for key, value in message.items() if key not in {"tools", "tool_calls"}}
+    calls = [call.get("function") or call for call in message.get("tool_calls", [])]
+    if calls:
+        given["tool_calls"] = [
+            {
+                "type": "function",
+                "id": f"call_{number}",
+                "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
+            }
+            for number, call in enumerate(calls)
+        ]
+    return given

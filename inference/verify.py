@@ -16,8 +16,10 @@ from configs.paths import DANGER_PROMPTS, FIRST_MINUTES, IDENTITY_SAMPLE
 from dataset.chat import Message
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_files import to_byte_alphabet
+from inference.conversation import context_tokens
 from inference.generate import generate, stop_ids
 from inference.sampling import Sampling
+from model.likelihood import lm_loss_sum
 from model.model_minillm import MiniLLM
 
 NUM_TEXTS = 1000
@@ -36,7 +38,8 @@ ODD_TEXTS = (
     "", " ", "\n\n \t", "a  b   c", "1234567890", "don't 'S", "e\u0301\u200d", "\r\n行\r\n", "<|", "<|bos|", "\x00\x1f",
 )  # fmt: skip
 
-_TOOLS = [{"name": "天气", "description": "查天气", "parameters": {"type": "object", "properties": {}}}]
+_WEATHER = {"name": "天气", "description": "查天气", "parameters": {"type": "object", "properties": {}}}
+_TOOLS = [{"type": "function", "function": _WEATHER}]
 _QUESTION: Message = {"role": "user", "content": "你是谁？\nWho are you?"}
 _ANSWER: Message = {"role": "assistant", "content": "我是助手。"}
 _CALL: Message = {"role": "assistant", "content": "", "tool_calls": [{"name": "天气", "arguments": {"城市": "北京"}}]}
@@ -72,6 +75,9 @@ class Reader(Protocol):
         Logits alone would not show a small change, or an expert that no prompt reaches.
         """
 
+    def held(self, model: MiniLLM) -> MiniLLM:
+        """Our model with the numbers that the export holds: rounded ones, if it was quantized."""
+
     def has_merges(self, merges: Sequence[tuple[str, str]]) -> bool:
         """Whether the program merges by this list, in the alphabet of tokenizer.json.
 
@@ -81,8 +87,20 @@ class Reader(Protocol):
     def templates(self, messages: Sequence[Message], **options: Any) -> list[list[int]]:
         """Ids of a conversation by each copy of the chat template that the export holds.
 
-        Options are those of transformers: `add_generation_prompt`, `enable_thinking`.
+        Options are those of transformers: `add_generation_prompt`, `enable_thinking`. Nothing where
+        the export has no such option.
         """
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What a reader may differ by."""
+
+    logit: float | None = LARGEST_DIFFERENCE
+    """Of a logit or log-probability. None: the weights were rounded, so logits and greedy text are
+    reported alone."""
+    bits: float = 0.0
+    """Share by which rounded weights may need more bits for a text."""
 
 
 @dataclass
@@ -95,11 +113,14 @@ class Report:
     greedy_equal: int
     """Answers that are equal token by token."""
     near_ties: int
-    """Answers that part where our two best logits are nearer than NEAR_TIE."""
+    """Answers that part where our two best logits are nearer than NEAR_TIE, or than logits of this
+    type may differ."""
     answers: int
     ids_equal: bool
     """Of all texts, and the merges."""
     template_equal: bool
+    more_bits: float
+    """Share by which the numbers of the export need more bits a byte, in our network."""
     ok: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,27 +128,41 @@ class Report:
         return asdict(self)
 
 
-def compare(model: MiniLLM, tokenizer: RustBPETokenizer, reader: Reader, *, bar: float = LARGEST_DIFFERENCE) -> Report:
+def compare(model: MiniLLM, tokenizer: RustBPETokenizer, reader: Reader, bars: Bars | None = None) -> Report:
     """Ask our model and the other program the same.
 
-    Args: model: in the mode for evaluation, on the CPU. bar: largest difference of a logit.
+    Args: model: in the mode for evaluation, on the CPU.
     """
+    bars = bars or Bars()
     texts = verification_texts(tokenizer)
-    prompts = verification_prompts(tokenizer, texts)
-    difference = max(_difference(_logits(model, batch), reader.scores(batch)) for batch in prompts.split(BATCH))
-    equal = near = 0
+    # What a model was trained on may be shorter; llama.cpp reads no more than that.
+    new_tokens = min(NEW_TOKENS, context_tokens(model) // 3)
+    prompts = verification_prompts(tokenizer, texts, min(PROMPT_TOKENS, 2 * new_tokens))
+    tie = max(NEAR_TIE, bars.logit or 0.0)  # logits that may differ more change places more easily
+    difference, equal, near = 0.0, 0, 0
     for batch in prompts.split(BATCH):
-        for prompt, ours, theirs in zip(
-            batch, greedy(model, tokenizer, batch), reader.greedy(batch, NEW_TOKENS), strict=True
-        ):
+        difference = max(difference, _difference(_logits(model, batch), reader.scores(batch)))
+        answers = zip(greedy(model, tokenizer, batch, new_tokens), reader.greedy(batch, new_tokens), strict=True)
+        for prompt, (ours, theirs) in zip(batch, answers, strict=True):
             equal += ours == theirs
-            near += ours != theirs and _part_at_a_near_tie(model, prompt, ours, theirs)
+            near += ours != theirs and _part_at_a_near_tie(model, prompt, ours, theirs, tie)
     merges = [(to_byte_alphabet(left), to_byte_alphabet(right)) for left, right in tokenizer.merges()]
-    ids_equal = reader.encode(texts) == [tokenizer.encode(text) for text in texts] and reader.has_merges(merges)
-    template_equal = all(ours == theirs for ours, theirs in _renderings(tokenizer, reader))
-    weights_equal = reader.has_weights(model)
-    ok = weights_equal and difference <= bar and equal + near == len(prompts) and ids_equal and template_equal
-    return Report(reader.version, weights_equal, difference, equal, near, len(prompts), ids_equal, template_equal, ok)
+    report = Report(
+        version=reader.version,
+        weights_equal=reader.has_weights(model),
+        max_logit_diff=difference,
+        greedy_equal=equal,
+        near_ties=near,
+        answers=len(prompts),
+        ids_equal=reader.encode(texts) == [tokenizer.encode(text) for text in texts] and reader.has_merges(merges),
+        template_equal=all(ours == theirs for ours, theirs in _renderings(tokenizer, reader)),
+        more_bits=_nats(reader.held(model), prompts) / _nats(model, prompts) - 1,
+        ok=False,
+    )
+    same_text = bars.logit is None or (difference <= bars.logit and equal + near == len(prompts))
+    same_rest = report.weights_equal and report.ids_equal and report.template_equal
+    report.ok = same_text and same_rest and report.more_bits <= bars.bits
+    return report
 
 
 # --- what is asked --------------------------------------------------------------------------------
@@ -166,10 +201,10 @@ def _bundled_texts() -> Iterator[str]:
             yield from (turn["content"] for turn in record.get("conversations", []))
 
 
-def verification_prompts(tokenizer: RustBPETokenizer, texts: Sequence[str]) -> Tensor:
-    """(NUM_PROMPTS, PROMPT_TOKENS): rows of one stream of the texts, each after `<|bos|>`."""
+def verification_prompts(tokenizer: RustBPETokenizer, texts: Sequence[str], length: int) -> Tensor:
+    """(NUM_PROMPTS, length): rows of one stream of the texts, each after `<|bos|>`."""
     stream = [token for text in texts for token in tokenizer.encode(text)]
-    size = PROMPT_TOKENS - 1
+    size = length - 1
     while len(stream) < NUM_PROMPTS * size:
         stream = stream * 2
     rows = torch.tensor(stream[: NUM_PROMPTS * size]).view(NUM_PROMPTS, size)
@@ -197,10 +232,19 @@ def _logits(model: MiniLLM, prompts: Tensor) -> Tensor:
     return model(prompts).float()
 
 
-def greedy(model: MiniLLM, tokenizer: RustBPETokenizer, prompts: Tensor) -> list[list[int]]:
+@torch.inference_mode()
+def _nats(model: MiniLLM, prompts: Tensor) -> float:
+    """Of all tokens of the prompts but the first."""
+    labels = torch.cat((prompts[:, 1:], torch.zeros_like(prompts[:, :1])), dim=1)
+    places = torch.arange(prompts.numel()).view_as(prompts)[:, :-1].flatten()
+    hidden, _ = model.hidden_states(prompts)
+    return float(lm_loss_sum(hidden, model.output_weight, labels, places))
+
+
+def greedy(model: MiniLLM, tokenizer: RustBPETokenizer, prompts: Tensor, num_tokens: int) -> list[list[int]]:
     """The likeliest tokens after each prompt, up to an end token."""
     stops = stop_ids(tokenizer)
-    columns = list(generate(model, prompts.tolist(), stops, Sampling(max_new_tokens=NEW_TOKENS)))
+    columns = list(generate(model, prompts.tolist(), stops, Sampling(max_new_tokens=num_tokens)))
     return [until_end(row, stops) for row in torch.stack(columns, dim=1).tolist()]
 
 
@@ -220,11 +264,11 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def _part_at_a_near_tie(model: MiniLLM, prompt: Tensor, ours: list[int], theirs: list[int]) -> bool:
+def _part_at_a_near_tie(model: MiniLLM, prompt: Tensor, ours: list[int], theirs: list[int], tie: float) -> bool:
     """Whether our two best logits are nearly equal where two answers part."""
     common = next(
         (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
     )
     ids = torch.cat((prompt, torch.tensor(ours[:common], dtype=prompt.dtype)))[None]
     best = _logits(model, ids)[0, -1].topk(2).values
-    return float(best[0] - best[1]) < NEAR_TIE
+    return float(best[0] - best[1]) < tie

@@ -1,6 +1,7 @@
 """Write a model for other programs, and read one back. 把模型导出给其他程序，或读回来。
 
 python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/minillm_hf --verify
+python scripts/convert_model.py --input out/rlhf_512.pth --to gguf --output out/gguf/minillm.gguf
 python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
 """
 
@@ -20,24 +21,37 @@ import configs  # noqa: F401  # before torch: it says what to do where that is m
 
 from torch import Tensor
 
-from configs.artifacts import write_json
+from configs.artifacts import atomic_write, write_json
 from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.paths import default_tokenizer_dir, display, find_dataset
 from configs.schema import ModelConfig, UserError
-from dataset.chat import CHAT_TEMPLATE
-from dataset.tokenizer import RustBPETokenizer
-from dataset.tokenizer_files import TOKENIZER_FILES
-from inference.other_programs import Transformers
-from inference.verify import Reader, compare
+from configs.stage_table import continues_text
+from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
+from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
+from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
+from inference.conversation import context_tokens
+from inference.other_programs import LlamaCpp, Transformers
+from inference.verify import Bars, Reader, compare
 from model.export import FILES, Marks, read_hugging_face, read_plain, whole_folder, write_hugging_face, write_plain
+from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.manifest import WeightsManifest
 from model.model_card import model_card
 from model.model_minillm import MiniLLM
+from model.ollama import modelfile
 from model.weights import check_tokenizer, load_strict, read_weights, save_weights
 
-FORMATS = ("hf", "safetensors", "pth")
+FORMATS = ("hf", "gguf", "safetensors", "pth")
 TEMPLATE_FILE, CARD, VERDICT = "chat_template.jinja", "README.md", "verify.json"
+STAGES_THAT_THINK = {"reason"}
+BARS = {
+    "f32": Bars(),
+    "f16": Bars(logit=1e-2, bits=1e-4),
+    "q8_0": Bars(logit=None, bits=1e-3),
+    "q5_0": Bars(logit=None, bits=1e-2),
+    "q4_0": Bars(logit=None, bits=3e-2),
+}
+"""What an export of each type may differ by."""
 
 
 def build_parser() -> Parser:
@@ -49,10 +63,13 @@ def build_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
     parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
+    parser.add_argument(
+        "--quantize", choices=KINDS, default="f32", help="type of the matrices of --to gguf 权重精度 (%(default)s)"
+    )
     add_shared(parser, "tokenizer_dir")
     parser.add_argument(
         "--rope_scaling_factor", type=float, default=1.0, metavar="F",
-        help="YaRN for --to hf: F times as long texts 上下文扩展倍数 (%(default)s)",
+        help="YaRN for hf and gguf: F times as long texts 上下文扩展倍数 (%(default)s)",
     )  # fmt: skip
     add_switch(
         parser, "--verify", default=False,
@@ -64,29 +81,40 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """One model in, one out."""
     arguments = build_parser().parse_args(argv)
-    if arguments.verify and arguments.to != "hf":
-        raise UserError(
-            f"--verify: no other program reads --to {arguments.to}. Leave it out.", "此格式无需核对：请去掉"
-        )
-    source, tokenizer = find_dataset(arguments.input), None
+    check_flags(arguments)
+    source, output = find_dataset(arguments.input), arguments.output
     model, manifest = open_any(source)
     if arguments.rope_scaling_factor != 1.0:
-        model = stretched(model, arguments)
-    if arguments.to == "hf":
-        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
-        with whole_folder(
-            arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT})
-        ) as folder:
-            tokenizer.save(folder)
-            (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
-            (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
-            write_hugging_face(folder, model.state_dict(), model.config, manifest, marks_of(tokenizer))
+        config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
+        model = built(model.state_dict(), config, source)
+    if arguments.to == "pth":
+        write_pth(output, model, manifest, source)
     elif arguments.to == "safetensors":
-        write_plain(arguments.output, model.state_dict(), model.config, manifest)
+        write_plain(output, model.state_dict(), model.config, manifest)
     else:
-        write_pth(arguments.output, model, manifest, source)
-    print(f"{display(arguments.output)}: {model.num_parameters():,} parameters")
-    return verify(arguments.output, model, tokenizer) if arguments.verify and tokenizer else 0
+        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
+        write = write_folder if arguments.to == "hf" else write_gguf_file
+        write(arguments, model, manifest, tokenizer)
+    print(f"{display(output)}: {model.num_parameters():,} parameters")
+    return verify(arguments, model, tokenizer) if arguments.verify else 0
+
+
+def check_flags(arguments: Namespace) -> None:
+    """Raises: UserError for flags that a format has no use for."""
+    to = arguments.to
+    if arguments.verify and to not in {"hf", "gguf"}:
+        raise UserError(f"--verify: no other program reads --to {to}. Leave it out.", "此格式无需核对：请去掉")
+    if arguments.quantize != "f32" and to != "gguf":
+        raise UserError(f"--quantize: --to {to} keeps float32. Use --to gguf.", "只有 --to gguf 可以量化")
+    if arguments.rope_scaling_factor != 1.0 and to not in {"hf", "gguf"}:
+        raise UserError(
+            f"--rope_scaling_factor: --to {to} keeps no YaRN. Give it when the weights are used: "
+            "python eval_model.py --rope_scaling_factor F.",
+            "此格式不保存 YaRN：请在使用权重时给出该参数",
+        )
+
+
+# --- what comes in --------------------------------------------------------------------------------
 
 
 def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
@@ -104,18 +132,6 @@ def built(state: dict[str, Tensor], config: ModelConfig, path: Path) -> MiniLLM:
     model = MiniLLM(config).eval()
     load_strict(model, state, path)
     return model
-
-
-def stretched(model: MiniLLM, arguments: Namespace) -> MiniLLM:
-    """The same tensors, to be read with YaRN."""
-    if arguments.to != "hf":
-        raise UserError(
-            f"--rope_scaling_factor: --to {arguments.to} keeps no YaRN. Give it when the weights are used: "
-            "python eval_model.py --rope_scaling_factor F.",
-            "此格式不保存 YaRN：请在使用权重时给出该参数",
-        )
-    config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
-    return built(model.state_dict(), config, arguments.input)
 
 
 def tokenizer_of(source: Path, manifest: WeightsManifest, given: Path | None) -> RustBPETokenizer:
@@ -137,17 +153,35 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
     return Marks(tokenizer.get_bos_token_id(), ends, tokenizer.end_of_text_id)
 
 
-def verify(output: Path, model: MiniLLM, tokenizer: RustBPETokenizer) -> int:
-    """Compare an export with our model and write down what came out.
+# --- what goes out --------------------------------------------------------------------------------
 
-    Returns: 1 where a reader gives something else, else 0.
-    """
-    readers: list[Reader] = [Transformers(output)]
-    reports = {reader.name: compare(model, tokenizer, reader) for reader in readers}
-    write_json(output / VERDICT, {name: report.as_dict() for name, report in reports.items()})
-    for name, report in reports.items():
-        print(f"{name}: {json.dumps(report.as_dict())}")
-    return 0 if all(report.ok for report in reports.values()) else 1
+
+def write_folder(arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
+    """A Hugging Face folder."""
+    with whole_folder(arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT})) as folder:
+        tokenizer.save(folder)
+        (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
+        (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
+        write_hugging_face(folder, model.state_dict(), model.config, manifest, marks_of(tokenizer))
+
+
+def write_gguf_file(
+    arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer
+) -> None:
+    """A GGUF file, and ollama's Modelfile beside it."""
+    stage, output = manifest.stage, arguments.output
+    template = template_for_llama_cpp(CHAT_TEMPLATE, thinks=stage in STAGES_THAT_THINK)
+    words = Words(hugging_face_json(tokenizer), tokenizer.pattern == QWEN2_PATTERN, template, marks_of(tokenizer))
+    rough = write_gguf(output, model.state_dict(), model.config, words, arguments.quantize)
+    if rough:
+        print(
+            f"{len(rough)} matrices have rows that are no multiple of 32: in float16 行长不是 32 的倍数，存为 float16"
+        )
+    text = modelfile(
+        output.name, context=context_tokens(model), ends=[ASSISTANT_END, END_OF_TEXT], completes=continues_text(stage)
+    )
+    with atomic_write(output.with_name("Modelfile")) as file:
+        file.write(text)
 
 
 def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Path) -> None:
@@ -161,6 +195,23 @@ def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Pat
         print("its tokenizer is not one of MiniLLM's: these weights can be read, not talked to 分词器不通用，不能对话")
     elif (source / "tokenizer.pkl").exists():
         print(f"its tokenizer: --tokenizer_dir {display(source)} 它的分词器")
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+def verify(arguments: Namespace, model: MiniLLM, tokenizer: RustBPETokenizer) -> int:
+    """Compare an export with our model and write down what came out.
+
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    output: Path = arguments.output
+    folder = output if arguments.to == "hf" else output.parent
+    reader: Reader = Transformers(output) if arguments.to == "hf" else LlamaCpp(output, arguments.quantize)
+    report = compare(model, tokenizer, reader, BARS[arguments.quantize])
+    write_json(folder / VERDICT, {reader.name: report.as_dict()})
+    print(f"{reader.name}: {json.dumps(report.as_dict())}")
+    return 0 if report.ok else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""--verify: a sound export passes, and one changed weight, merge or character of a template does not."""
+"""--verify: a sound export passes; one changed weight, merge or character of a template does not."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from torch import Tensor
 from configs.paths import ROOT, TOKENIZER_DIR
 from dataset.tokenizer import RustBPETokenizer
 from inference import verify
-from inference.other_programs import Transformers
+from inference.other_programs import LlamaCpp, Transformers, as_in_openai
 from inference.verify import Report, _difference, _part_at_a_near_tie, compare, verification_prompts, verification_texts
 from model.export import TENSORS, read_tensors, write_tensors
 from model.weights import load_model
@@ -123,6 +123,66 @@ def test_the_program_writes_verify_json_and_leaves_with_1_where_something_differ
     assert json.loads((tmp_path / "folder" / "verify.json").read_text())["transformers"]["ids_equal"] is False
 
 
+# --- llama.cpp ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gguf_file(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a GGUF file in float32."""
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    assert main(["--input", str(trained.path("sft")), "--to", "gguf", "--output", str(path)]) == 0
+    return path
+
+
+def report_of_llama_cpp(path: Path, trained: TinyRun) -> Report:
+    """What llama.cpp makes of a file, beside the weights that it was made from."""
+    pytest.importorskip("xllamacpp", reason="the package xllamacpp is not installed")
+    model, _ = load_model(trained.path("sft"))
+    return compare(model.eval(), RustBPETokenizer.from_directory(TOKENIZER_DIR), LlamaCpp(path, "f32"))
+
+
+def test_llama_cpp_gives_the_same(gguf_file: Path, trained: TinyRun) -> None:
+    report = report_of_llama_cpp(gguf_file, trained)
+    assert report.ok and report.weights_equal and report.ids_equal and report.template_equal
+    assert report.greedy_equal + report.near_ties == report.answers == 10
+    assert 0 <= report.max_logit_diff <= 1e-4
+    assert report.more_bits == 0
+
+
+def test_one_changed_byte_of_a_weight_is_caught_in_a_gguf_file(
+    gguf_file: Path, trained: TinyRun, tmp_path: Path
+) -> None:
+    content = bytearray(gguf_file.read_bytes())
+    content[-3] ^= 0x10  # in the last tensor, the last norm
+    (tmp_path / "a.gguf").write_bytes(content)
+    report = report_of_llama_cpp(tmp_path / "a.gguf", trained)
+    assert not report.weights_equal and not report.ok
+    assert report.ids_equal and report.template_equal
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"), [("Ġ D", "Ġ G", "ids_equal"), ("'<|user_end|>'", "'<|user_end|}'", "template_equal")]
+)
+def test_one_merge_or_one_character_of_the_template_is_caught_in_a_gguf_file(
+    gguf_file: Path, trained: TinyRun, tmp_path: Path, before: str, after: str, fault: str
+) -> None:
+    content = gguf_file.read_bytes()
+    assert content.count(before.encode()) == 1 and len(before) == len(after)
+    (tmp_path / "a.gguf").write_bytes(content.replace(before.encode(), after.encode()))
+    report = report_of_llama_cpp(tmp_path / "a.gguf", trained)
+    assert not getattr(report, fault) and not report.ok
+    assert report.weights_equal
+
+
+def test_a_call_is_given_to_other_programs_with_its_arguments_as_text() -> None:
+    call = {"name": "天气", "arguments": {"城市": "北京"}}
+    for tool_call in (call, {"type": "function", "function": call}):
+        given = as_in_openai({"role": "assistant", "content": "", "tool_calls": [tool_call]})
+        assert given["tool_calls"][0]["function"] == {"name": "天气", "arguments": '{"城市": "北京"}'}
+    assert as_in_openai({"role": "system", "content": "x", "tools": [call]}) == {"role": "system", "content": "x"}
+
+
 # --- what is asked --------------------------------------------------------------------------------
 
 
@@ -136,7 +196,7 @@ def test_the_texts_are_a_thousand_and_each_token_stands_in_one(tokenizer: RustBP
 
 
 def test_the_prompts_begin_as_every_document_does(tokenizer: RustBPETokenizer) -> None:
-    prompts = verification_prompts(tokenizer, ["你好", "ab"])
+    prompts = verification_prompts(tokenizer, ["你好", "ab"], 64)
     assert prompts.shape == (10, 64)
     assert (prompts[:, 0] == tokenizer.get_bos_token_id()).all()
     assert (prompts[:, 1:] < len(tokenizer.mergeable_ranks)).all()
@@ -166,7 +226,7 @@ def test_only_a_near_tie_excuses_another_answer(gap: float, excused: bool) -> No
         return torch.tensor([[[0.0, 1.0, 1.0 + gap]]])
 
     stand_in: Any = logits
-    assert _part_at_a_near_tie(stand_in, torch.tensor([1, 2]), [7, 2, 5], [7, 1]) is excused
+    assert _part_at_a_near_tie(stand_in, torch.tensor([1, 2]), [7, 2, 5], [7, 1], 1e-4) is excused
 
 
 def test_verify_is_refused_where_no_other_program_reads_the_file(trained: TinyRun, tmp_path: Path) -> None:

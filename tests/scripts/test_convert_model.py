@@ -65,6 +65,25 @@ def test_yarn_is_written_on_demand_and_is_no_part_of_weights(
         convert(folder, "pth", tmp_path / "again_16.pth", "--rope_scaling_factor", "4")
 
 
+def test_a_gguf_file_has_a_modelfile_beside_it(trained: TinyRun, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    for stage, template in (("sft", "{{ range .Messages }}"), ("pretrain", 'TEMPLATE """<|bos|>{{ .Prompt }}"""')):
+        assert convert(trained.path(stage), "gguf", tmp_path / f"{stage}.gguf", "--quantize", "q8_0") == 0
+        text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+        assert text.startswith(f"FROM ./{stage}.gguf\n") and template in text
+        assert 'PARAMETER stop "<|assistant_end|>"' in text
+        assert "PARAMETER num_ctx 32\n" in text  # the rows of its training
+
+
+@pytest.mark.parametrize(
+    ("to", "flag"), [("pth", "--verify"), ("hf", "--quantize=q8_0"), ("safetensors", "--rope_scaling_factor=2")]
+)
+def test_a_flag_that_a_format_has_no_use_for_is_refused(trained: TinyRun, tmp_path: Path, to: str, flag: str) -> None:
+    with pytest.raises(UserError, match=flag.split("=")[0]):
+        convert(trained.path("sft"), to, tmp_path / "x", flag)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_of_others_becomes_weights_and_a_line_says_that_nobody_can_talk_to_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
