@@ -1,4 +1,4 @@
-"""--verify: a sound export passes; one changed weight, merge or character of a template does not."""
+"""--verify: a sound export passes; a changed weight, merge or character of a template does not."""
 
 import json
 import os
