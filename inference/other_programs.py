@@ -1,5 +1,6 @@
 """Other programs that read an exported model, each behind the same four questions (`Reader`)."""
 
+import importlib.util
 import json
 import os
 import urllib.request
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from configs.hardware import num_cores
 from configs.paths import display
 from configs.schema import UserError
 from dataset.chat import Message
-from inference.verify import until_end
+from inference.verify import Reader, until_end
 from model.export import read_hugging_face
 from model.gguf import OPENS_A_THOUGHT, our_names, read_gguf, rounded
 from model.model_minillm import MiniLLM
@@ -24,13 +26,11 @@ CONTEXT = 2048
 TIMEOUT_SECONDS = 120
 
 
-class Transformers:
-    """A Hugging Face folder in transformers, in float32 on the CPU."""
-
-    name = "transformers"
+class HuggingFaceFolder:
+    """What all programs that read a Hugging Face folder share: transformers' tokenizer."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises: UserError when transformers is missing or can't read the folder."""
+        """Raises: UserError when transformers is missing."""
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is to be looked up in the net
         try:
             import transformers
@@ -40,28 +40,11 @@ class Transformers:
                 "缺少 transformers：请运行所列命令安装",
             ) from None
         transformers.utils.logging.disable_progress_bar()
-        self.folder = folder
-        self.version: str = transformers.__version__
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.folder, self.transformers = folder, transformers
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         file = folder / "chat_template.jinja"
         self.chat_templates = [self.tokenizer.chat_template, values["chat_template"], file.read_text(encoding="utf-8")]
-
-    @torch.inference_mode()
-    def scores(self, prompts: Tensor) -> Tensor:
-        """As `Reader`: logits."""
-        logits: Tensor = self.model(prompts).logits.float()
-        return logits
-
-    @torch.inference_mode()
-    def greedy(self, prompts: Tensor, num_tokens: int) -> list[list[int]]:
-        """As `Reader`; where to stop it knows from generation_config.json."""
-        rows = self.model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=num_tokens
-        )
-        ends = set(self.model.generation_config.eos_token_id)
-        return [until_end(row, ends) for row in rows[:, prompts.shape[1] :].tolist()]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Reader`."""
@@ -90,6 +73,75 @@ class Transformers:
             list(render(given, chat_template=template, tokenize=True, return_dict=False, **options))
             for template in self.chat_templates
         ]
+
+
+class Transformers(HuggingFaceFolder):
+    """A folder in transformers, in float32 on the CPU."""
+
+    name = "transformers"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.version: str = self.transformers.__version__
+        self.model = self.transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def scores(self, prompts: Tensor) -> Tensor:
+        """As `Reader`: logits."""
+        logits: Tensor = self.model(prompts).logits.float()
+        return logits
+
+    @torch.inference_mode()
+    def greedy(self, prompts: Tensor, num_tokens: int) -> list[list[int]]:
+        """As `Reader`; where to stop it knows from generation_config.json."""
+        rows = self.model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=num_tokens
+        )
+        ends = set(self.model.generation_config.eos_token_id)
+        return [until_end(row, ends) for row in rows[:, prompts.shape[1] :].tolist()]
+
+
+class Mlx(HuggingFaceFolder):
+    """A folder in MLX, through mlx-lm, in float32."""
+
+    name = "mlx"
+
+    def __init__(self, folder: Path) -> None:
+        """Raises: ImportError when mlx-lm is missing."""
+        import mlx.core
+        import mlx_lm
+        from mlx_lm.models.cache import make_prompt_cache
+
+        super().__init__(folder)
+        self.version: str = mlx_lm.__version__
+        self.arrays, self.new_cache = mlx.core, make_prompt_cache
+        self.model, words = mlx_lm.load(str(folder))[:2]
+        self.ends = set(words.eos_token_ids)
+
+    def _logits(self, ids: Tensor, cache: Any = None) -> Tensor:
+        """(B, T) -> (B, T, V)."""
+        logits = self.model(self.arrays.array(ids.numpy()), cache=cache)
+        return torch.from_numpy(np.array(logits.astype(self.arrays.float32)))
+
+    def scores(self, prompts: Tensor) -> Tensor:
+        """As `Reader`: logits."""
+        return self._logits(prompts)
+
+    def greedy(self, prompts: Tensor, num_tokens: int) -> list[list[int]]:
+        """As `Reader`; where to stop it knows from the folder."""
+        cache, ids, columns = self.new_cache(self.model), prompts, []
+        for _ in range(num_tokens):
+            ids = self._logits(ids, cache)[:, -1].argmax(dim=-1)[:, None]  # (B, 1)
+            columns.append(ids)
+        return [until_end(row, self.ends) for row in torch.cat(columns, dim=1).tolist()]
+
+
+def readers_of_folder(folder: Path) -> list[Reader]:
+    """transformers, and MLX where it is installed."""
+    found: list[Reader] = [Transformers(folder)]
+    if importlib.util.find_spec("mlx_lm") is not None:
+        found.append(Mlx(folder))
+    return found
 
 
 class LlamaCpp:

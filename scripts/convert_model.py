@@ -31,8 +31,8 @@ from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
 from inference.conversation import context_tokens
-from inference.other_programs import LlamaCpp, Transformers
-from inference.verify import Bars, Reader, compare
+from inference.other_programs import LlamaCpp, readers_of_folder
+from inference.verify import Bars, compare
 from model.export import FILES, Marks, read_hugging_face, read_plain, whole_folder, write_hugging_face, write_plain
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.manifest import WeightsManifest
@@ -207,11 +207,12 @@ def verify(arguments: Namespace, model: MiniLLM, tokenizer: RustBPETokenizer) ->
     """
     output: Path = arguments.output
     folder = output if arguments.to == "hf" else output.parent
-    reader: Reader = Transformers(output) if arguments.to == "hf" else LlamaCpp(output, arguments.quantize)
-    report = compare(model, tokenizer, reader, BARS[arguments.quantize])
-    write_json(folder / VERDICT, {reader.name: report.as_dict()})
-    print(f"{reader.name}: {json.dumps(report.as_dict())}")
-    return 0 if report.ok else 1
+    readers = readers_of_folder(output) if arguments.to == "hf" else [LlamaCpp(output, arguments.quantize)]
+    reports = {reader.name: compare(model, tokenizer, reader, BARS[arguments.quantize]) for reader in readers}
+    write_json(folder / VERDICT, {name: report.as_dict() for name, report in reports.items()})
+    for name, report in reports.items():
+        print(f"{name}: {json.dumps(report.as_dict())}")
+    return 0 if all(report.ok for report in reports.values()) else 1
 
 
 if __name__ == "__main__":

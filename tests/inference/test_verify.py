@@ -15,7 +15,7 @@ from torch import Tensor
 from configs.paths import ROOT, TOKENIZER_DIR
 from dataset.tokenizer import RustBPETokenizer
 from inference import verify
-from inference.other_programs import LlamaCpp, Transformers, as_in_openai
+from inference.other_programs import LlamaCpp, Mlx, Transformers, as_in_openai
 from inference.verify import Report, _difference, _part_at_a_near_tie, compare, verification_prompts, verification_texts
 from model.export import TENSORS, read_tensors, write_tensors
 from model.weights import load_model
@@ -66,6 +66,14 @@ def test_a_sound_folder_passes(exported: Path, trained: TinyRun) -> None:
     report = report_of(exported, trained)
     assert report.ok and report.weights_equal and report.ids_equal and report.template_equal
     assert report.greedy_equal + report.near_ties == report.answers == 10
+    assert 0 <= report.max_logit_diff <= 1e-4
+
+
+def test_mlx_gives_the_same(exported: Path, trained: TinyRun) -> None:
+    pytest.importorskip("mlx_lm", reason="the package mlx-lm is not installed")
+    model, _ = load_model(trained.path("sft"))
+    report = compare(model.eval(), RustBPETokenizer.from_directory(TOKENIZER_DIR), Mlx(exported))
+    assert report.ok and report.weights_equal and report.ids_equal and report.template_equal
     assert 0 <= report.max_logit_diff <= 1e-4
 
 
