@@ -58,9 +58,12 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="PATH",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="PATH",
         help="a .pth, a .safetensors of this program, or a Hugging Face folder 输入",
-    )  # fmt: skip
+    )
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
     parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
     parser.add_argument(
@@ -68,13 +71,18 @@ def build_parser() -> Parser:
     )
     add_shared(parser, "tokenizer_dir")
     parser.add_argument(
-        "--rope_scaling_factor", type=float, default=1.0, metavar="F",
+        "--rope_scaling_factor",
+        type=float,
+        default=1.0,
+        metavar="F",
         help="YaRN for hf and gguf: F times as long texts 上下文扩展倍数 (%(default)s)",
-    )  # fmt: skip
+    )
     add_switch(
-        parser, "--verify", default=False,
+        parser,
+        "--verify",
+        default=False,
         help="open the export in other programs and compare; writes verify.json 用其他程序打开并逐项核对",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -122,8 +130,12 @@ def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
 
     Raises: UserError when something is missing, damaged, or of a network that MiniLLM can't be.
     """
-    read = read_hugging_face if path.is_dir() else read_plain if path.suffix == ".safetensors" else read_weights
-    state, config, manifest = read(path)
+    if path.is_dir():
+        state, config, manifest = read_hugging_face(path)
+    elif path.suffix == ".safetensors":
+        state, config, manifest = read_plain(path)
+    else:
+        state, config, manifest = read_weights(path)
     return built(state, config, path), manifest
 
 

@@ -241,7 +241,10 @@ def test_verify_is_refused_where_no_other_program_reads_the_file(trained: TinyRu
     command = [sys.executable, str(ROOT / "scripts" / "convert_model.py"), "--input", str(trained.path("sft"))]
     wrong = subprocess.run(
         [*command, "--to", "pth", "--output", str(tmp_path / "x.pth"), "--verify"],
-        capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
     assert "--verify: no other program reads" in wrong.stderr

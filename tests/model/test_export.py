@@ -150,9 +150,17 @@ def test_a_folder_that_transformers_wrote_is_read_with_the_same_logits(tmp_path:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(1)
     config = transformers.Qwen3Config(
-        vocab_size=50, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        intermediate_size=40, tie_word_embeddings=True, max_position_embeddings=512, rms_norm_eps=1e-5,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=40,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+    )
     theirs = transformers.Qwen3ForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
     state, shape, manifest = read_hugging_face(tmp_path)

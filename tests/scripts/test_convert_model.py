@@ -114,7 +114,9 @@ def test_the_program_runs_as_a_file_and_answers_in_one_line(tmp_path: Path) -> N
     assert subprocess.run([*command, "--help"], capture_output=True, check=False).returncode == 0
     wrong = subprocess.run(
         [*command, "--input", str(tmp_path), "--to", "pth", "--output", str(tmp_path / "x.pth")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
