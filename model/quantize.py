@@ -421,7 +421,10 @@ def load_quantized(
     """
     kind = metadata["quantize"]
     if kind not in KINDS:
-        raise UserError(f"{source}: quantize = {kind}: not one of {', '.join(KINDS)}. Convert the weights again.")
+        raise UserError(
+            f"{source}: quantize = {kind}: not one of {', '.join(KINDS)}. Convert the weights again.",
+            "没有这种量化方式：请重新转换权重",
+        )
     config = json.loads(metadata["config"]) | {"rope_scaling_factor": rope_scaling_factor}
     with torch.device("meta"):  # names and shapes alone
         model = MiniLLM(from_mapping(ModelConfig(), config, source)).eval()

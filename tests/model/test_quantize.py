@@ -289,8 +289,13 @@ def test_no_float_copy_of_a_matrix_is_kept(shape: ModelConfig, kind: str) -> Non
     gc.collect()
     assert not [1 for one in floats if one() is not None]
     assert {name.split(".")[-2] for name, _ in model.named_parameters()} <= {
-        "input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm", "gate",
-    }  # fmt: skip
+        "input_layernorm",
+        "post_attention_layernorm",
+        "q_norm",
+        "k_norm",
+        "norm",
+        "gate",
+    }
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
