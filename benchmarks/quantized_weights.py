@@ -113,8 +113,13 @@ def floor_of(model: MiniLLM, batch: int) -> Callable[[], object]:
 
     def products() -> None:
         for x, weight in pairs:
-            for part, one in zip(x.chunk(len(weight)), weight, strict=False) if weight.dim() == 3 else ((x, weight),):
-                F.linear(part, one)
+            if weight.dim() == 2:
+                F.linear(x, weight)
+                continue
+            # The rows are dealt out evenly. With fewer rows than experts, some experts get none.
+            parts = x.chunk(len(weight))
+            for part, expert in zip(parts, weight[: len(parts)], strict=True):
+                F.linear(part, expert)
 
     return products
 

@@ -1,4 +1,4 @@
-"""Other programs that read an exported model, each behind the same four questions (`Reader`)."""
+"""Other programs that read an exported model, each behind one interface (`Reader`)."""
 
 import importlib.util
 import json

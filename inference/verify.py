@@ -266,9 +266,8 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 def _part_at_a_near_tie(model: MiniLLM, prompt: Tensor, ours: list[int], theirs: list[int], tie: float) -> bool:
     """Whether our two best logits are nearly equal where two answers part."""
-    common = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
+    shorter = min(len(ours), len(theirs))
+    common = next((place for place in range(shorter) if ours[place] != theirs[place]), shorter)
     ids = torch.cat((prompt, torch.tensor(ours[:common], dtype=prompt.dtype)))[None]
     best = _logits(model, ids)[0, -1].topk(2).values
     return float(best[0] - best[1]) < tie

@@ -11,9 +11,7 @@ The tokenizer's files are written beside them by `scripts/convert_model.py`.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -349,36 +347,3 @@ def _safetensors() -> ModuleType:
 
 
 # --- whole or not at all --------------------------------------------------------------------------
-
-
-@contextmanager
-def whole_folder(path: Path, may_hold: frozenset[str]) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once all is written.
-
-    A folder that was there before is replaced if it holds nothing but files of an export, and is
-    kept where writing fails.
-    Args: may_hold: names of files that a new export may replace.
-    Raises: UserError when other files are there, or the folder can't be written.
-    """
-    strangers = sorted({entry.name for entry in path.iterdir()} - may_hold) if path.is_dir() else []
-    if strangers or (path.exists() and not path.is_dir()):
-        what = f"holds {strangers[0]}" if strangers else "is a file"
-        raise UserError(
-            f"{display(path)}: {what}, so it is no earlier export; nothing was written. Give another --output.",
-            "该路径不是以前的导出结果，没有写入：请换一个 --output",
-        )
-    path = path.resolve()
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
-    try:
-        for leftover in (temporary, old):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from configs.artifacts import atomic_write, write_json
 from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
+from configs.folders import new_folder
 from configs.paths import default_tokenizer_dir, display, find_dataset
 from configs.schema import ModelConfig, UserError
 from configs.stage_table import continues_text
@@ -33,7 +34,7 @@ from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
 from inference.conversation import context_tokens
 from inference.other_programs import LlamaCpp, readers_of_folder
 from inference.verify import Bars, compare
-from model.export import FILES, Marks, read_hugging_face, read_plain, whole_folder, write_hugging_face, write_plain
+from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.manifest import WeightsManifest
 from model.model_card import model_card
@@ -170,7 +171,8 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
 
 def write_folder(arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
     """A Hugging Face folder."""
-    with whole_folder(arguments.output, frozenset({*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT})) as folder:
+    ours = {*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT}
+    with new_folder(arguments.output, ours.__contains__) as folder:
         tokenizer.save(folder)
         (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
         (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")

@@ -5,16 +5,15 @@ folder is built under another name and renamed at the end. So a folder that exis
 when a build was killed.
 """
 
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from configs.artifacts import fingerprint, sha256_file, write_error, write_json
-from configs.locks import Lock, take_lock
+from configs.artifacts import fingerprint, sha256_file, write_json
+from configs.folders import new_folder
 from configs.messages import warn
 from configs.paths import display, heldout_beside
 from configs.schema import LARGEST_COUNT, UserError
@@ -171,7 +170,7 @@ def build_tensors(job: TensorJob) -> Manifest:
     Raises: UserError when a record is bad or no record gives a target. Then the output is
     unchanged.
     """
-    with _new_folder(job.output) as folder:
+    with new_folder(job.output, _is_tensor_file) as folder:
         # The held-out part is made first, because the manifest of the whole names its fingerprint.
         validation = None
         if job.heldout is not None:
@@ -274,80 +273,6 @@ def _warn(job: TensorJob, counts: Mapping[str, int], dropped: Mapping[str, int])
             warn(f"{display(job.source)}: {told}", f"{count:,} 条{chinese}")
 
 
-# --- the folder -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output`. At the end it replaces `output`; an error removes it.
-
-    The folder is locked, and a lock ends with its process. So a locked folder is being filled by
-    another process, and one without a lock is left over from a run that was killed.
-    Raises: UserError when another process fills it, when `output` holds other things, or when
-    writing fails.
-    """
-    output = output.resolve()
-    _check_replaceable(output)
-    folder = output.with_name(f".{output.name}.tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, output):
-            try:
-                for leftover in folder.iterdir():
-                    if leftover.is_dir():
-                        shutil.rmtree(leftover)
-                    else:
-                        leftover.unlink()
-                yield folder
-                _move_folder(folder, output)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-    except OSError as error:
-        raise write_error(output, error) from error
-
-
-def _check_replaceable(output: Path) -> None:
-    """Raises: UserError when `output` holds other files: a wrong path must not delete them."""
-    if not output.exists():
-        return
-    if output.is_dir():
-        ours = {MANIFEST_FILE, VALIDATION_FOLDER} | {path.name for path in output.glob("*.npy")}
-        others = [path for path in output.iterdir() if path.name not in ours and not path.name.startswith(".")]
-    else:
-        others = [output]
-    if others:
-        raise UserError(
-            f"{display(output)}: holds other things ({others[0].name}). Name a folder of its own with --output.",
-            "该目录里有别的文件：请用 --output 另指定一个目录",
-        )
-
-
-@contextmanager
-def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a folder. Raises: UserError when another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock = take_lock(descriptor)
-        # Between our open and our lock another process may have finished this folder and renamed
-        # it. Then the name is gone, or belongs to a folder with another inode.
-        replaced = lock is Lock.OURS and (not folder.exists() or folder.stat().st_ino != os.fstat(descriptor).st_ino)
-        if lock is Lock.TAKEN or replaced:
-            raise UserError(
-                f"{display(output)}: another process is making it. Wait until it ends, then rerun.",
-                "另一个进程正在生成：请等它结束后再运行",
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _move_folder(folder: Path, output: Path) -> None:
-    """Replace an older folder by a finished one."""
-    # A folder with files can't be renamed over another one, so the old one gets another name first.
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    folder.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+def _is_tensor_file(name: str) -> bool:
+    """Whether a file of this name in a tensor folder is one that this module writes."""
+    return name in {MANIFEST_FILE, VALIDATION_FOLDER} or name.endswith(".npy") or name.startswith(".")

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from configs.schema import ModelConfig, UserError
 from model.export import (
     CONFIG,
-    FILES,
     OURS,
     TENSORS,
     Marks,
@@ -24,7 +23,6 @@ from model.export import (
     read_plain,
     read_tensors,
     shape_of,
-    whole_folder,
     write_hugging_face,
     write_plain,
     write_tensors,
@@ -278,30 +276,3 @@ def test_tensors_without_a_shape_are_refused(tmp_path: Path) -> None:
     folder = folder_of(busy_model(DENSE), tmp_path)
     with pytest.raises(UserError, match=r"Give the folder that holds its config\.json"):
         read_plain(folder / TENSORS)
-
-
-# --- whole or not at all --------------------------------------------------------------------------
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "export"
-    with pytest.raises(KeyError), whole_folder(path, frozenset(FILES)) as folder:
-        (folder / CONFIG).write_text("{}")
-        raise KeyError
-    assert not list(tmp_path.iterdir())
-    for text in ("first", "second"):
-        with whole_folder(path, frozenset(FILES)) as folder:
-            (folder / CONFIG).write_text(text)
-        assert (path / CONFIG).read_text() == text
-    with pytest.raises(KeyError), whole_folder(path, frozenset(FILES)):
-        raise KeyError
-    assert (path / CONFIG).read_text() == "second"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_text("x")
-    with pytest.raises(UserError, match=r"photo\.png"), whole_folder(tmp_path, frozenset(FILES)):
-        raise AssertionError
-    with pytest.raises(UserError, match="is a file"), whole_folder(tmp_path / "photo.png", frozenset(FILES)):
-        raise AssertionError

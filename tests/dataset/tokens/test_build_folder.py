@@ -72,6 +72,7 @@ def test_neither_records_nor_tensors_is_an_error(tmp_path: Path) -> None:
 BUILD = """
 import os, signal, sys
 from pathlib import Path
+from configs import folders
 from dataset.tokens import build, packing
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 def die(*args, **kwargs):
@@ -79,7 +80,8 @@ def die(*args, **kwargs):
 source, output, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if moment:
     owner, name = moment.split(".")
-    setattr(build if owner == "build" else getattr(packing, owner), name, die)
+    owners = {"build": build, "folders": folders, "ArrayFile": packing.ArrayFile}
+    setattr(owners[owner], name, die)
 tokenizer = RustBPETokenizer(QWEN2_PATTERN, {bytes([byte]): byte for byte in range(256)})
 build.ensure_tensors("documents", source, output, tokenizer, max_length=16, num_workers=1, progress=False)
 print("torch" in sys.modules)
@@ -92,7 +94,7 @@ def build_elsewhere(task: TensorJob, die_in: str = "") -> "subprocess.CompletedP
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("moment", ["ArrayFile.append", "ArrayFile.finish", "build.write_json", "build._move_folder"])
+@pytest.mark.parametrize("moment", ["ArrayFile.append", "ArrayFile.finish", "build.write_json", "folders._move_folder"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_kill_at_any_moment_leaves_nothing_that_is_trusted(tmp_path: Path, moment: str, existing: bool) -> None:
     source = documents(tmp_path / "a.jsonl")
