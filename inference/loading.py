@@ -1,7 +1,7 @@
 """Open weights with their tokenizer, and find the weights to open if no path is given."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,11 +9,12 @@ import torch
 from configs.paths import OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, latest_weights
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
+from model.export import read_plain, read_tensors
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
-from model.quantize import NONE
+from model.quantize import NONE, is_quantized, load_quantized
 from model.quantize import quantize as rounded
-from model.weights import check_tokenizer, load_model
+from model.weights import check_tokenizer, load_model, load_strict
 
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
 """`--model_mode` -> how the names of its weight files begin."""
@@ -43,7 +44,7 @@ def open_model(
     rope_scaling_factor: float = 1.0,
     quantize: str = NONE,
 ) -> OpenModel:
-    """Open a weight file.
+    """Open a weight file: a .pth, or a .safetensors of scripts/convert_model.py.
 
     Args: tokenizer_dir: without it, the tokenizer that was trained beside the weights, else the one
     that ships. rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
@@ -53,10 +54,35 @@ def open_model(
     """
     tokenizer_dir = tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
-    model, manifest = load_model(path, device=device, rope_scaling_factor=rope_scaling_factor)
+    if path.suffix == ".safetensors":
+        model, manifest = _load_safetensors(path, device, rope_scaling_factor, quantize)
+    else:
+        model, manifest = load_model(path, device=device, rope_scaling_factor=rope_scaling_factor)
+        model = rounded(model.eval(), quantize)
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
-    num_parameters = model.num_parameters()
-    return OpenModel(path, rounded(model.eval(), quantize), tokenizer, manifest, num_parameters)
+    with torch.device("meta"):  # rounded weights are no parameters, so a network of that shape is counted
+        num_parameters = MiniLLM(model.config).num_parameters()
+    return OpenModel(path, model.eval(), tokenizer, manifest, num_parameters)
+
+
+def _load_safetensors(
+    path: Path, device: torch.device, rope_scaling_factor: float, quantize: str
+) -> tuple[MiniLLM, WeightsManifest]:
+    """The model of a .safetensors file, rounded or not, and how it was made. Raises: UserError."""
+    tensors, facts = read_tensors(path)
+    if is_quantized(facts):
+        if quantize != NONE or device.type != "cpu":
+            raise UserError(
+                f"{display(path)}: its weights are {facts['quantize']} already, for the CPU. Leave --quantize out, and "
+                "add --device cpu.",
+                "该文件已量化，只能在 CPU 上使用：请去掉 --quantize 并加 --device cpu",
+            )
+        model, content = load_quantized(tensors, facts, display(path), rope_scaling_factor=rope_scaling_factor)
+        return model, WeightsManifest.from_plain(content)
+    state, config, manifest = read_plain(path)
+    model = MiniLLM(replace(config, rope_scaling_factor=rope_scaling_factor)).eval()
+    load_strict(model, state, path)
+    return rounded(model.to(device), quantize), manifest
 
 
 def weights_to_talk_to(

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.artifacts import optional_part, read_json, write_error, write_json
+from configs.artifacts import atomic_write, optional_part, read_json, write_json
 from configs.load import from_mapping
 from configs.paths import display
 from configs.schema import ModelConfig, UserError
 from model.manifest import WeightsManifest
+from model.quantize import is_quantized
 
 CONFIG, GENERATION, TENSORS, OURS = (
     "config.json", "generation_config.json", "model.safetensors", "minillm.json",
@@ -289,18 +290,18 @@ def _mapping(path: Path) -> dict[str, Any]:
 def write_plain(path: Path, state: Mapping[str, Tensor], config: ModelConfig, manifest: WeightsManifest) -> None:
     """Our tensors under our names as one safetensors file; shape and manifest are in its header."""
     facts = {"config": json.dumps(asdict(config)), "manifest": json.dumps(manifest.as_plain(), ensure_ascii=False)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_tensors(temporary, state, {"format": "pt", **facts})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, state, {"format": "pt", **facts})
 
 
 def read_plain(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsManifest]:
     """State dict, shape and manifest of a file of `write_plain`. Raises: UserError."""
     tensors, facts = read_tensors(path)
+    if is_quantized(facts):
+        raise UserError(
+            f"{display(path)}: holds weights of {facts['quantize']}, which can't become float32 again. Give the weights "
+            "that it was made from.",
+            "文件中的权重已量化，无法还原：请给出原来的权重",
+        )
     try:
         values, manifest = json.loads(facts["config"]), json.loads(facts["manifest"])
     except (KeyError, ValueError):
@@ -312,13 +313,12 @@ def read_plain(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsManif
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, str]) -> None:
-    """One safetensors file. Views are copied: each tensor has memory of its own in the file."""
+    """One safetensors file, whole or not at all. Raises: UserError when it can't be written."""
     library = _safetensors()
+    # Views are copied: in the file each tensor has memory of its own.
     whole = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        library.torch.save_file(whole, path, metadata=facts)
-    except (OSError, library.SafetensorError) as error:
-        raise write_error(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+    with atomic_write(path, "wb") as file:
+        file.write(library.torch.save(whole, metadata=facts))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

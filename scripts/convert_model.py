@@ -34,12 +34,14 @@ from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
 from inference.conversation import context_tokens
 from inference.other_programs import LlamaCpp, readers_of_folder
 from inference.verify import Bars, compare
-from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain
+from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain, write_tensors
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.manifest import WeightsManifest
 from model.model_card import model_card
 from model.model_minillm import MiniLLM
 from model.ollama import modelfile
+from model.quantize import KINDS as WEIGHT_KINDS
+from model.quantize import quantized_state
 from model.weights import check_tokenizer, load_strict, read_weights, save_weights
 
 FORMATS = ("hf", "gguf", "safetensors", "pth")
@@ -68,7 +70,10 @@ def build_parser() -> Parser:
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
     parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
     parser.add_argument(
-        "--quantize", choices=KINDS, default="f32", help="type of the matrices of --to gguf 权重精度 (%(default)s)"
+        "--quantize",
+        choices=[*KINDS, *WEIGHT_KINDS],
+        default="f32",
+        help=f"type of the matrices: {', '.join(KINDS)} of gguf, {', '.join(WEIGHT_KINDS)} of safetensors 权重精度 (%(default)s)",
     )
     add_shared(parser, "tokenizer_dir")
     parser.add_argument(
@@ -98,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = built(model.state_dict(), config, source)
     if arguments.to == "pth":
         write_pth(output, model, manifest, source)
+    elif arguments.to == "safetensors" and arguments.quantize != "f32":
+        write_tensors(output, *quantized_state(model, arguments.quantize, manifest.as_plain()))
     elif arguments.to == "safetensors":
         write_plain(output, model.state_dict(), model.config, manifest)
     else:
@@ -113,8 +120,12 @@ def check_flags(arguments: Namespace) -> None:
     to = arguments.to
     if arguments.verify and to not in {"hf", "gguf"}:
         raise UserError(f"--verify: no other program reads --to {to}. Leave it out.", "此格式无需核对：请去掉")
-    if arguments.quantize != "f32" and to != "gguf":
-        raise UserError(f"--quantize: --to {to} keeps float32. Use --to gguf.", "只有 --to gguf 可以量化")
+    kinds = {"gguf": KINDS, "safetensors": ("f32", *WEIGHT_KINDS)}.get(to, ("f32",))
+    if arguments.quantize not in kinds:
+        raise UserError(
+            f"--quantize {arguments.quantize}: --to {to} holds {', '.join(kinds)}. Give one of these, or another --to.",
+            "该格式没有这种精度：请用列出的精度，或换一种格式",
+        )
     if arguments.rope_scaling_factor != 1.0 and to not in {"hf", "gguf"}:
         raise UserError(
             f"--rope_scaling_factor: --to {to} keeps no YaRN. Give it when the weights are used: "

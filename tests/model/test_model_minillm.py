@@ -21,27 +21,11 @@ from dataset.lm_dataset import target_places
 from model import attention
 from model.kv_cache import KeyValueCache
 from model.model_minillm import Experts, MiniLLM, MoE, rope_frequencies
+from tests.tiny_run import DENSE, MOE
 from trainer.objectives import NextToken
 
-TINY = ModelConfig(
-    vocab_size=97,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=64,
-)
-TINY_MOE = ModelConfig(
-    vocab_size=97,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    use_moe=True,
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=48,
-)
+TINY = replace(DENSE, vocab_size=97, intermediate_size=64)
+TINY_MOE = replace(MOE, vocab_size=97, moe_intermediate_size=48)
 
 
 def busy_model(config: ModelConfig) -> MiniLLM:

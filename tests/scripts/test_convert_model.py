@@ -12,7 +12,9 @@ import torch
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer_files import TOKENIZER_FILES
-from model.weights import read_weights
+from inference.loading import open_model
+from model.quantize import KINDS
+from model.weights import load_model, read_weights
 from scripts.convert_model import main
 from tests.tiny_run import TinyRun
 
@@ -120,3 +122,57 @@ def test_the_program_runs_as_a_file_and_answers_in_one_line(tmp_path: Path) -> N
     )
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_rounded_weights_answers_as_weights_rounded_when_they_are_opened(
+    trained: TinyRun, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"full_sft_16_{kind}.safetensors"
+    assert convert(trained.path("sft"), "safetensors", path, "--quantize", kind) == 0
+    cpu, ids = torch.device("cpu"), torch.arange(20)[None]
+    kept = open_model(path, device=cpu, tokenizer_dir=TOKENIZER_DIR)
+    packed = open_model(trained.path("sft"), device=cpu, tokenizer_dir=TOKENIZER_DIR, quantize=kind)
+    assert (kept.manifest, kept.num_parameters) == (packed.manifest, packed.num_parameters)
+    with torch.no_grad():
+        assert torch.equal(kept.model(ids), packed.model(ids))
+    plain = tmp_path / "plain.safetensors"
+    convert(trained.path("sft"), "safetensors", plain)
+    assert path.stat().st_size < plain.stat().st_size
+    assert torch.equal(
+        open_model(plain, device=cpu, tokenizer_dir=TOKENIZER_DIR).model(ids), trained_logits(trained, ids)
+    )
+
+
+def trained_logits(trained: TinyRun, ids: torch.Tensor) -> torch.Tensor:
+    """What the weights of SFT give in float32."""
+    logits: torch.Tensor = load_model(trained.path("sft"))[0].eval()(ids)
+    return logits
+
+
+def test_rounded_weights_become_nothing_else(trained: TinyRun, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    convert(trained.path("sft"), "safetensors", path, "--quantize", "int8")
+    for to in ("hf", "pth", "gguf"):
+        with pytest.raises(UserError, match="can't become float32 again"):
+            convert(path, to, tmp_path / to)
+    for flags in ({"quantize": "int4"}, {"device": torch.device("meta")}):
+        with pytest.raises(UserError, match="are int8 already"):
+            open_model(path, **({"device": torch.device("cpu"), "tokenizer_dir": TOKENIZER_DIR} | flags))
+
+
+@pytest.mark.parametrize(
+    ("to", "kind"),
+    [
+        ("hf", "int8"),
+        ("hf", "q8_0"),
+        ("pth", "fp16"),
+        ("safetensors", "q8_0"),
+        ("safetensors", "f16"),
+        ("gguf", "int4"),
+    ],
+)
+def test_a_type_that_a_format_does_not_hold_is_refused(trained: TinyRun, tmp_path: Path, to: str, kind: str) -> None:
+    with pytest.raises(UserError, match=f"--quantize {kind}: --to {to} holds"):
+        convert(trained.path("sft"), to, tmp_path / "x", "--quantize", kind)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import ModelConfig, TrainConfig, UserError, preset
 from model.model_minillm import MiniLLM
-from tests.tiny_run import TinyRun, killed_in_step
+from tests.tiny_run import DENSE, TinyRun, killed_in_step
 from trainer.objectives import NextToken
 from trainer.rehearsal import rehearse
 from trainer.runtime import Runtime
@@ -18,7 +18,7 @@ given, st = hypothesis.given, hypothesis.strategies
 CPU = Runtime(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(**preset("192x4")).resolve()
 LARGE = ModelConfig(**preset("minillm-26m")).resolve()
-TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
+TINY = replace(DENSE, num_hidden_layers=1)
 
 
 class CompilerError(RuntimeError):
