@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.tokenizer import RustBPETokenizer
-from inference.sampling import Sampling, choose
+from inference.sampling import Row, Sampling, choose, scores_not_finite
 from model.kv_cache import KeyValueCache
 from model.model_minillm import MiniLLM
 
@@ -57,6 +57,7 @@ def generate(
 
     It ends when all prompts have stopped or the limit is reached. Until then a prompt that has
     stopped yields its stop token again and again.
+    Raises: UserError if the model's scores are NaN or infinite.
     """
     # Prompts are padded on the left, so that all of them end in the same column and the next token
     # of each goes into the next column. No token looks at the padding.
@@ -67,7 +68,7 @@ def generate(
     cache = KeyValueCache.empty(model.config, len(prompts), capacity, like=model.model.norm.weight)
     places = torch.arange(capacity, device=device)
     real = places[None] >= padding[:, None]  # (B, capacity)
-    generator = torch.Generator().manual_seed(sampling.seed)
+    rows = [Row(sampling, prompt) for prompt in prompts]
     stops = torch.tensor(sorted(stop_ids))
     stopped = torch.zeros(len(prompts), dtype=torch.bool)
     token = torch.zeros(len(prompts), dtype=torch.long)
@@ -78,8 +79,11 @@ def generate(
             mask = real[:, None, :end] & (places[None, None, :end] <= places[None, start:end, None])  # (B, T, S)
             mask = mask | (places[None, None, :end] == places[None, start:end, None])  # padding sees itself: no NaN
             hidden, _ = model.hidden_states(part, positions=positions, mask=mask[:, None], cache=cache)
-        chosen = choose(model.logits(hidden[:, -1]), sampling, generator)
-        token = torch.where(stopped, token, chosen)
+        for row, choice in zip(rows, choose(model.logits(hidden[:, -1]), rows), strict=True):
+            if choice.id is None:
+                raise scores_not_finite()
+            row.ids.append(choice.id)
+        token = torch.where(stopped, token, torch.tensor([row.ids[-1] for row in rows]))
         stopped = stopped | torch.isin(token, stops)
         yield token
         if bool(stopped.all()):
