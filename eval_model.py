@@ -22,14 +22,12 @@ from configs.cli import Parser, run
 from configs.flags import add_shared
 from configs.paths import display
 from configs.stage_table import continues_text
-from dataset.tokenizer import RustBPETokenizer
 from inference.conversation import Conversation, context_tokens, prompt_ids
-from inference.generate import answer
+from inference.engine import Engine
 from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
 from inference.replies import Reply
 from inference.sampling import Sampling
 from model.device import choose_device
-from model.model_minillm import MiniLLM
 from model.quantize import KINDS, NONE
 
 COMMANDS = """\
@@ -109,19 +107,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = opened.model, opened.tokenizer
     kept = "" if arguments.quantize == NONE else f", {arguments.quantize}"
     print(f"{display(path)}: {opened.num_parameters:,} parameters, {model.device}{kept}", file=sys.stderr)
+    engine = Engine(model, tokenizer)
     completes = continues_text(opened.manifest.stage)  # pretrained only: it knows no turns
     if arguments.prompt is not None:
         messages = [{"role": "user", "content": arguments.prompt}]
-        print(answer(model, tokenizer, [prompt_ids(tokenizer, messages, completes)], sampling)[0].text)
+        print(engine.answers([prompt_ids(tokenizer, messages, completes)], sampling)[0].text)
     else:
-        chat(model, tokenizer, sampling, completes)
+        chat(engine, Conversation(tokenizer, context_tokens(model), completes), sampling)
     return 0
 
 
-def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, completes: bool) -> None:
+def chat(engine: Engine, talk: Conversation, sampling: Sampling) -> None:
     """A conversation in the terminal, each answer shown as it comes."""
     print("输入问题后回车，/help 查看命令。 Type and press Enter; /help lists the commands.", file=sys.stderr)
-    talk = Conversation(tokenizer, context_tokens(model), completes)
     while True:
         try:
             question = input("你: ").strip()
@@ -149,15 +147,15 @@ def chat(model: MiniLLM, tokenizer: RustBPETokenizer, sampling: Sampling, comple
                 "rows it was trained on）",
                 file=sys.stderr,
             )
-        talk.hear(stream(model, tokenizer, prompt, sampling))
+        talk.hear(stream(engine, prompt, sampling))
 
 
-def stream(model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> str:
+def stream(engine: Engine, prompt: list[int], sampling: Sampling) -> str:
     """Print an answer as it comes, and return it. Ctrl-C ends the answer, not the program."""
-    reply, stopped = Reply(model, tokenizer, prompt, sampling), False
+    reply, stopped = Reply(engine, prompt, sampling), False
     print("模型: ", end="", flush=True)
     try:
-        for piece in tokenizer.decode_stream(iter(reply)):
+        for piece in reply:
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         stopped = True

@@ -37,10 +37,10 @@ from configs.schema import ModelConfig, UserError
 from dataset.records.files import read_records
 from evaluation.likelihood import bits_metric, raw_text, score, token_bytes
 from inference.conversation import prompt_ids
-from inference.generate import answer
+from inference.engine import Engine
 from inference.loading import OpenModel, open_model
 from inference.sampling import Sampling
-from model.kv_cache import KeyValueCache
+from model.decoder import Decoder
 from model.model_minillm import MiniLLM
 from model.quantize import KINDS, NONE, matrix_names, packer, quantize
 
@@ -94,15 +94,9 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 def step_of(model: MiniLLM, batch: int) -> Callable[[], object]:
     """One new token for each row, behind CONTEXT tokens."""
-    cache = KeyValueCache.empty(model.config, batch, CONTEXT + 1, like=model.model.norm.weight)
-    ids = torch.zeros(batch, 1, dtype=torch.long)
-
-    def step() -> torch.Tensor:
-        cache.length = CONTEXT
-        hidden, _ = model.hidden_states(ids, cache=cache)
-        return model.logits(hidden)
-
-    return step
+    decoder = Decoder(model)
+    decoder.reserve(batch, CONTEXT + 1)
+    return lambda: decoder.step([0] * batch, [CONTEXT] * batch)
 
 
 def floor_of(model: MiniLLM, batch: int) -> Callable[[], object]:
@@ -172,10 +166,8 @@ def parity(path: Path, most: int) -> Iterator[str]:
     for kind in (NONE, *KINDS):
         one = opened(path, kind)
         ids = [prompt_ids(one.tokenizer, [{"role": "user", "content": prompt}], False) for prompt in prompts]
-        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-        texts = []
-        for start in range(0, len(ids), 32):
-            texts += [said.text for said in answer(one.model, one.tokenizer, ids[start : start + 32], sampling)]
+        said = Engine(one.model, one.tokenizer).answers(ids, Sampling(max_new_tokens=ANSWER_TOKENS))
+        texts = [one.text for one in said]
         wanted = texts if kind == NONE else wanted
         yield f"| {kind} | {sum(a == b for a, b in zip(texts, wanted, strict=True))} of {len(wanted)} |"
 

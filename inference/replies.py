@@ -1,11 +1,9 @@
-"""One answer as a stream of tokens, which stops when the model ends it or repeats itself."""
+"""One answer as a stream of text, which stops when the model ends it or repeats itself."""
 
 from collections.abc import Iterator, Sequence
 
-from dataset.tokenizer import RustBPETokenizer
-from inference.generate import generate, stop_ids
-from inference.sampling import Sampling
-from model.model_minillm import MiniLLM
+from inference.engine import Engine
+from inference.sampling import Sampling, scores_not_finite
 
 LONGEST_LOOP = 32
 """Tokens of the longest piece whose repetition stops an answer."""
@@ -15,33 +13,41 @@ rounds of it."""
 
 
 class Reply:
-    """An answer that comes token by token.
+    """An answer that comes piece by piece.
 
     It ends when the model ends it, when it repeats itself, or at `sampling.max_new_tokens`.
     """
 
-    def __init__(self, model: MiniLLM, tokenizer: RustBPETokenizer, prompt: list[int], sampling: Sampling) -> None:
-        self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, prompt, sampling
-        self.ids: list[int] = []
-        self.ended = self.loops = False
+    def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.engine = engine
+        self.request = engine.add(prompt, sampling)[0]
+        self.loops = False
 
-    def __iter__(self) -> Iterator[int]:
-        stops = stop_ids(self.tokenizer)
-        for column in generate(self.model, [self.prompt], stops, self.sampling):
-            token = int(column[0])
-            if token in stops:
-                self.ended = True
-                return
-            self.ids.append(token)
-            yield token
-            if is_looping(self.ids):
-                self.loops = True
-                return
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text, in whole characters. A reply that is left early is given up."""
+        request = self.request
+        try:
+            while not request.finished:
+                self.engine.step()
+                if request.finish_reason == "error":
+                    raise scores_not_finite()
+                if is_looping(request.ids):
+                    self.loops = True
+                    self.engine.abort(request)
+                if piece := request.new_text():
+                    yield piece
+        finally:
+            self.engine.abort(request)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended it."""
+        return self.request.finish_reason == "stop"
 
     @property
     def text(self) -> str:
         """The answer so far."""
-        return self.tokenizer.decode(self.ids)
+        return self.request.text
 
 
 def is_looping(ids: Sequence[int]) -> bool:

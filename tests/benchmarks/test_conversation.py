@@ -14,7 +14,7 @@ from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
-from inference.generate import Answer
+from inference.engine import Answer
 from inference.sampling import Sampling
 from model.weights import load_model, save_weights
 from tests.tiny_run import TinyRun, lively, write_jsonl
