@@ -133,8 +133,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
-        q, k, v = (heads.view(B, T, -1, self.head_dim) for heads in self.project(x))
-        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
+        q, k, v = self.project(x)
+        q = self.q_norm(q.view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(k.view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         # Only here the network gets the positions, and values get none.
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         y = attend(q.to(v.dtype), k.to(v.dtype), v, context.plan)  # (B, H, T, D)

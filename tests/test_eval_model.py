@@ -216,9 +216,9 @@ def test_a_long_conversation_continues_with_what_the_model_can_read(
     lengths: list[int] = []
     stream = eval_model.stream
 
-    def watched(model: object, tokenizer: object, prompt: list[int], sampling: object) -> str:
+    def watched(engine: object, prompt: list[int], sampling: object) -> str:
         lengths.append(len(prompt))
-        return stream(model, tokenizer, prompt, sampling)  # type: ignore[arg-type]
+        return stream(engine, prompt, sampling)  # type: ignore[arg-type]
 
     monkeypatch.setattr(eval_model, "stream", watched)
     flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]

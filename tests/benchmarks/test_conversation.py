@@ -14,7 +14,8 @@ from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
-from inference.engine import Answer
+from inference.conversation import Conversation, context_tokens
+from inference.engine import Answer, Engine
 from inference.sampling import Sampling
 from model.weights import load_model, save_weights
 from tests.tiny_run import TinyRun, lively, write_jsonl
@@ -65,7 +66,9 @@ def test_the_answers_are_those_of_chat(
     turns = iter([*questions, "/exit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(turns))
     with torch.no_grad():
-        eval_model.chat(model, tokenizer, Sampling(max_new_tokens=3), completes=False)
+        eval_model.chat(
+            Engine(model, tokenizer), Conversation(tokenizer, context_tokens(model)), Sampling(max_new_tokens=3)
+        )
     assert capsys.readouterr().out == "".join(f"模型: {said.text}\n" for said in answers)
 
 

@@ -17,10 +17,7 @@ from model.model_minillm import MiniLLM
 from model.quantize import quantize
 from tests.tiny_run import lively
 
-SHAPE = ModelConfig(
-    vocab_size=6400, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=12, intermediate_size=64,
-)  # fmt: skip
+SHAPE = ModelConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
 LENGTHS = (1, 3, 30, CHUNK - 1, CHUNK, CHUNK + 1, 100, 150)
 
 
