@@ -101,6 +101,16 @@ def _own_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+def normalized(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """RMSNorm in few operations, since each takes longer to start than to compute.
+
+    Args: x (..., C). weight: broadcasts to x. eps: a tensor with one number.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # the square root of the sum of squares
+    inverse = torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return torch.mul(x, inverse).mul_(weight)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One block: its norms, and its products as functions of rows."""
@@ -122,6 +132,7 @@ class Decoder:
         copied; later changes of the model do not reach the copy."""
         self.config, self.device = model.config, model.device
         self.norm = model.model.norm.weight.detach()
+        self.eps = self.norm.new_full((), model.config.rms_norm_eps)
         self.layers = [_layer(block) for block in model.model.layers]
         self.embed = model.model.embed_tokens
         self.logits_of: Product = model.logits
@@ -249,21 +260,21 @@ class Decoder:
         keys and values.
         """
         config = self.config
-        H, K, D, eps = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps
+        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         cos, sin = self.cos[places], self.sin[places]  # (N, 1, D)
         x = self.embed(ids)  # (N, C)
         for number, layer in enumerate(self.layers):
-            heads = layer.qkv(F.rms_norm(x, x.shape[-1:], layer.input_norm, eps)).view(-1, H + 2 * K, D)
-            qk = F.rms_norm(heads[:, : H + K], (D,), None, eps) * layer.head_norms  # (N, H + K, D)
+            heads = layer.qkv(normalized(x, layer.input_norm, self.eps)).view(-1, H + 2 * K, D)
+            qk = normalized(heads[:, : H + K], layer.head_norms, self.eps)  # (N, H + K, D)
             qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)  # RoPE: see `rotate`
             y = attend(number, qk[:, :H], qk[:, H:], heads[:, H + K :])
             x = x + layer.output(y.reshape(-1, H * D))
-            x = x + layer.mlp(F.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps))
+            x = x + layer.mlp(normalized(x, layer.mlp_norm, self.eps))
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, V)."""
-        return self.logits_of(F.rms_norm(x, x.shape[-1:], self.norm, self.config.rms_norm_eps))
+        return self.logits_of(normalized(x, self.norm, self.eps))
 
     def _to_device(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long).to(self.device)
