@@ -7,6 +7,7 @@ what the weights were made.
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,16 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
     Raises: UserError naming the first differences, or the first tensor of NaN or infinity.
     """
-    wanted = model.state_dict()
+    check_state(model.state_dict(), state, path)
+    model.load_state_dict(state, strict=True)
+
+
+def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a state dict of other names or shapes than the wanted one, or with NaN or infinity.
+
+    Args: wanted: only its names and shapes count. path: where the state is from.
+    Raises: UserError naming the first differences, or the first tensor of NaN or infinity.
+    """
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is unknown" for name in state.keys() - wanted.keys()]
     problems += [
@@ -130,7 +140,6 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{display(path)}: {broken}. {_retraining(path)} A lower --learning_rate may help.",
             "权重中有 NaN 或无穷大：请降低学习率重新训练",
         )
-    model.load_state_dict(state, strict=True)
 
 
 def check_tokenizer(path: Path, manifest: WeightsManifest, tokenizer_sha256: str, what: str) -> None:
@@ -160,7 +169,7 @@ def require_finite(model: nn.Module, path: Path, when: str) -> None:
         )
 
 
-def _not_finite(state: dict[str, Tensor]) -> str:
+def _not_finite(state: Mapping[str, Tensor]) -> str:
     """How many tensors hold NaN or infinity, and which is the first; empty if none does."""
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     count = f"{len(broken)} of {len(state)} tensors hold NaN or infinity"
