@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.artifacts import optional_part
+from configs.artifacts import fingerprint, optional_part
 from configs.load import from_mapping
 from configs.paths import display
 from configs.schema import ModelConfig, UserError, at_least
@@ -95,7 +95,7 @@ class Adapter:
     """`model.layers.0.self_attn.q_proj.lora_A` (r, I), `.lora_B` (O, r) and so on, float32."""
     config: LoraConfig
     manifest: WeightsManifest
-    """How it was made."""
+    """How it was made. Without a stage: nobody noted it (peft)."""
     base: str
     """`base_fingerprint` of the weights that it was made for. Empty: nobody noted it (peft)."""
 
@@ -157,7 +157,10 @@ def attach_adapter(model: MiniLLM, adapter: Adapter, path: Path, base: Path) -> 
             "weights that it was trained on, or train it again on these.",
             "适配器是在别的权重上训练的：请给出那份权重，或重新训练",
         )
-    config = adapter.config.resolve(model.config)
+    try:
+        config = adapter.config.resolve(model.config)
+    except UserError as error:
+        raise UserError(f"{display(path)}: {error}", error.chinese) from None
     check_state(_empty_state(model, config), adapter.state, path)
     attach(model, config)
     model.load_state_dict(dict(adapter.state), strict=False)  # checked above; the base is not in it
@@ -193,11 +196,16 @@ def base_fingerprint(model: MiniLLM) -> str:
     It is that of the numbers and not of a file, so an adapter also fits the same weights in another
     format. Merged weights are other weights.
     """
-    state = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    state = model.state_dict()
+    return _numbers_hash({name.replace(".base.", "."): state[name] for name in state if ".lora_" not in name})
+
+
+def _numbers_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -289,7 +297,10 @@ def _config_of(values: Mapping[str, Any], where: str) -> LoraConfig:
 def merged_manifest(base: WeightsManifest, adapter: Adapter) -> WeightsManifest:
     """How weights were made into which an adapter was merged: the adapter's training was the last.
 
-    They have seen what either has seen.
+    They have seen what either has seen. Where nobody noted how the adapter was made (peft), all
+    that is known is what the base has seen, and that the weights are others now.
     """
+    if not adapter.manifest.stage:
+        return replace(base, fingerprint=fingerprint([base.fingerprint, _numbers_hash(adapter.state)]))
     seen = (*base.training_data, *(file for file in adapter.manifest.training_data if file not in base.training_data))
     return replace(adapter.manifest, tokenizer_sha256=base.tokenizer_sha256, training_data=seen)

@@ -383,3 +383,12 @@ def test_merged_weights_have_seen_what_base_and_adapter_have_seen() -> None:
         merged = merged_manifest(base, Adapter(state={}, config=LoraConfig(), manifest=made, base=""))
         assert (merged.stage, merged.fingerprint, merged.tokenizer_sha256) == ("lora", "f", "t")
         assert merged.training_data == (first, second)
+
+
+def test_merged_weights_of_an_adapter_of_unknown_origin_are_the_base_with_another_fingerprint() -> None:
+    base = WeightsManifest(stage="sft", fingerprint="f", training_data=(TrainingFile(path="sft.jsonl"),))
+    model = small_model()
+    made = [replace(small_adapter(model, seed=seed), manifest=WeightsManifest()) for seed in (1, 2)]
+    one, other = (merged_manifest(base, adapter) for adapter in made)
+    assert replace(one, fingerprint="f") == replace(other, fingerprint="f") == base
+    assert len({base.fingerprint, one.fingerprint, other.fingerprint}) == 3
