@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
     add_shared(parser, "out_dir")
     parser.add_argument("--hidden_size", type=int, metavar="N", help="which size, if there are several 隐藏层宽度")
-    add_shared(parser, "tokenizer_dir")
+    add_shared(parser, "tokenizer_dir", "lora_name")
     parser.add_argument("--prompt", metavar="TEXT", help="ask once and print the answer 只问一次")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: always the likeliest token 采样温度 (%(default)s)"
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer_dir=arguments.tokenizer_dir,
         rope_scaling_factor=arguments.rope_scaling_factor,
         quantize=arguments.quantize,
+        lora=arguments.lora_name,
     )
     model, tokenizer = opened.model, opened.tokenizer
     kept = "" if arguments.quantize == NONE else f", {arguments.quantize}"

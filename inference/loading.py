@@ -9,6 +9,7 @@ import torch
 from configs.paths import OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, latest_weights
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
+from inference.adapters import merge_adapter
 from model.export import read_plain, read_tensors
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
@@ -43,37 +44,57 @@ def open_model(
     tokenizer_dir: Path | None = None,
     rope_scaling_factor: float = 1.0,
     quantize: str = NONE,
+    lora: str | Path | None = None,
 ) -> OpenModel:
     """Open a weight file: a .pth, or a .safetensors of scripts/convert_model.py.
 
     Args: tokenizer_dir: without it, the tokenizer that was trained beside the weights, else the one
     that ships. rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
     quantize: how its weights are kept in memory, one of model/quantize.py's KINDS, or `none`.
-    Raises: UserError when a file is missing or damaged, or the tokenizer is another one; or when
-    weights that are to be rounded are not on the CPU.
+    lora: name or path of an adapter, which is merged into the weights before they are rounded.
+    Raises: UserError when a file is missing or damaged, or the tokenizer is another one; when the
+    adapter was made for other weights; or when weights that are to be rounded are not on the CPU.
     """
     tokenizer_dir = tokenizer_dir or default_tokenizer_dir(path.parent)
     tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
     if path.suffix == ".safetensors":
-        model, manifest = _load_safetensors(path, device, rope_scaling_factor, quantize)
+        model, manifest = _load_safetensors(path, device, rope_scaling_factor, quantize, lora)
     else:
         model, manifest = load_model(path, device=device, rope_scaling_factor=rope_scaling_factor)
-        model = rounded(model.eval(), quantize)
+        model, manifest = _prepared(model, manifest, path, quantize, lora)
     check_tokenizer(path, manifest, tokenizer.sha256, display(tokenizer_dir))
     with torch.device("meta"):  # rounded weights are no parameters, so a network of that shape is counted
         num_parameters = MiniLLM(model.config).num_parameters()
     return OpenModel(path, model.eval(), tokenizer, manifest, num_parameters)
 
 
+def _prepared(
+    model: MiniLLM, manifest: WeightsManifest, path: Path, quantize: str, lora: str | Path | None
+) -> tuple[MiniLLM, WeightsManifest]:
+    """Float32 weights with the adapter merged, then rounded, and how they are made. Raises:
+    UserError."""
+    if lora is not None:
+        model, manifest = merge_adapter(model, manifest, lora, path)
+    return rounded(model.eval(), quantize), manifest
+
+
 def _load_safetensors(
-    path: Path, device: torch.device, rope_scaling_factor: float, quantize: str
+    path: Path, device: torch.device, rope_scaling_factor: float, quantize: str, lora: str | Path | None
 ) -> tuple[MiniLLM, WeightsManifest]:
     """The model of a .safetensors file, rounded or not, and how it was made. Raises: UserError."""
     tensors, facts = read_tensors(path)
     if is_quantized(facts):
+        kind = facts["quantize"]
+        if lora is not None:
+            raise UserError(
+                f"{display(path)}: its weights are {kind} already, and an adapter needs those in float32. Merge it into "
+                f"them: python scripts/convert_model.py --input WEIGHTS.pth --lora_name {lora} --merge --to safetensors "
+                f"--quantize {kind} --output FILE.safetensors.",
+                "该文件已量化，不能再加适配器：请先用所列命令合并再量化",
+            )
         if quantize != NONE or device.type != "cpu":
             raise UserError(
-                f"{display(path)}: its weights are {facts['quantize']} already, for the CPU. Leave --quantize out, and "
+                f"{display(path)}: its weights are {kind} already, for the CPU. Leave --quantize out, and "
                 "add --device cpu.",
                 "该文件已量化，只能在 CPU 上使用：请去掉 --quantize 并加 --device cpu",
             )
@@ -82,7 +103,7 @@ def _load_safetensors(
     state, config, manifest = read_plain(path)
     model = MiniLLM(replace(config, rope_scaling_factor=rope_scaling_factor)).eval()
     load_strict(model, state, path)
-    return rounded(model.to(device), quantize), manifest
+    return _prepared(model.to(device), manifest, path, quantize, lora)
 
 
 def weights_to_talk_to(
