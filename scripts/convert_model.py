@@ -3,6 +3,7 @@
 python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/minillm_hf --verify
 python scripts/convert_model.py --input out/rlhf_512.pth --to gguf --output out/gguf/minillm.gguf
 python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
+python scripts/convert_model.py --input out/rlhf_512.pth --lora_name X --to peft --output out/peft
 """
 
 import json
@@ -11,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,20 +33,24 @@ from configs.stage_table import continues_text
 from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
+from inference.adapters import attach_found, merge_adapter
 from inference.conversation import context_tokens
-from inference.other_programs import LlamaCpp, readers_of_folder
-from inference.verify import Bars, compare
+from inference.other_programs import LlamaCpp, Peft, readers_of_folder
+from inference.verify import Bars, Reader, compare
 from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain, write_tensors
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.manifest import WeightsManifest
 from model.model_card import model_card
+from model.model_lora import attach_adapter, detach, merge, save_adapter
 from model.model_minillm import MiniLLM
 from model.ollama import modelfile
+from model.peft_export import FILES as PEFT_FILES
+from model.peft_export import is_peft, write_peft
 from model.quantize import KINDS as WEIGHT_KINDS
 from model.quantize import quantized_state
 from model.weights import check_tokenizer, load_strict, read_weights, save_weights
 
-FORMATS = ("hf", "gguf", "safetensors", "pth")
+FORMATS = ("hf", "peft", "gguf", "safetensors", "pth")
 TEMPLATE_FILE, CARD, VERDICT = "chat_template.jinja", "README.md", "verify.json"
 STAGES_THAT_THINK = {"reason"}
 BARS = {
@@ -65,15 +71,22 @@ def build_parser() -> Parser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a .pth, a .safetensors of this program, or a Hugging Face folder 输入",
+        help="a .pth, a .safetensors of this program, a Hugging Face folder, or an adapter of peft 输入",
     )
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
-    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="a folder for hf and peft, else a file 输出"
+    )
     parser.add_argument(
         "--quantize",
         choices=[*KINDS, *WEIGHT_KINDS],
         default="f32",
         help=f"type of the matrices: {', '.join(KINDS)} of gguf, {', '.join(WEIGHT_KINDS)} of safetensors 权重精度 (%(default)s)",
+    )
+    add_shared(parser, "lora_name")
+    add_switch(parser, "--merge", default=False, help="merge the adapter into the weights 把适配器合并进权重")
+    parser.add_argument(
+        "--base", type=Path, metavar="PATH", help="the weights that a peft adapter belongs to 适配器的底座"
     )
     add_shared(parser, "tokenizer_dir")
     parser.add_argument(
@@ -97,7 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_flags(arguments)
     source, output = find_dataset(arguments.input), arguments.output
+    check_adapter_flags(arguments, source)
+    if arguments.base:
+        return write_adapter(arguments, find_dataset(arguments.base), source)
+    if arguments.to == "peft":
+        return write_adapter(arguments, source, arguments.lora_name)
     model, manifest = open_any(source)
+    if arguments.merge:
+        model, manifest = merge_adapter(model, manifest, arguments.lora_name, source)
     if arguments.rope_scaling_factor != 1.0:
         config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
         model = built(model.state_dict(), config, source)
@@ -109,8 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_plain(output, model.state_dict(), model.config, manifest)
     else:
         tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
-        write = write_folder if arguments.to == "hf" else write_gguf_file
-        write(arguments, model, manifest, tokenizer)
+        if arguments.to == "hf":
+            write_folder(output, model, manifest, tokenizer)
+        else:
+            write_gguf_file(arguments, model, manifest, tokenizer)
     print(f"{display(output)}: {model.num_parameters():,} parameters")
     return verify(arguments, model, tokenizer) if arguments.verify else 0
 
@@ -118,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_flags(arguments: Namespace) -> None:
     """Raises: UserError for flags that a format has no use for."""
     to = arguments.to
-    if arguments.verify and to not in {"hf", "gguf"}:
+    if arguments.verify and to not in {"hf", "peft", "gguf"}:
         raise UserError(f"--verify: no other program reads --to {to}. Leave it out.", "此格式无需核对：请去掉")
     kinds = {"gguf": KINDS, "safetensors": ("f32", *WEIGHT_KINDS)}.get(to, ("f32",))
     if arguments.quantize not in kinds:
@@ -131,6 +153,29 @@ def check_flags(arguments: Namespace) -> None:
             f"--rope_scaling_factor: --to {to} keeps no YaRN. Give it when the weights are used: "
             "python eval_model.py --rope_scaling_factor F.",
             "此格式不保存 YaRN：请在使用权重时给出该参数",
+        )
+
+
+def check_adapter_flags(arguments: Namespace, source: Path) -> None:
+    """Raises: UserError for flags about adapters that do not go together."""
+    to, name = arguments.to, arguments.lora_name
+    if is_peft(source) != bool(arguments.base) or (arguments.base and (to != "pth" or name or arguments.merge)):
+        raise UserError(
+            f"{display(source)}: --base is for an adapter of peft, which becomes one of ours: --input FOLDER --base "
+            "out/full_sft_512.pth --to pth --output out/lora/NAME_512.pth.",
+            "读入 peft 适配器时需要 --base：请照所列格式填写",
+        )
+    if arguments.base:
+        return
+    if to == "peft" and (name is None or arguments.merge):
+        raise UserError(
+            "--to peft: writes an adapter alone. Give its --lora_name, and leave --merge out.",
+            "此格式只写适配器：请给出 --lora_name，并去掉 --merge",
+        )
+    if to != "peft" and arguments.merge != (name is not None):
+        raise UserError(
+            f"--to {to}: takes --lora_name and --merge together. Give both, or --to peft for the adapter alone.",
+            "--lora_name 与 --merge 须同时给出；只导出适配器请用 --to peft",
         )
 
 
@@ -180,10 +225,10 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
 # --- what goes out --------------------------------------------------------------------------------
 
 
-def write_folder(arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
+def write_folder(output: Path, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
     """A Hugging Face folder."""
     ours = {*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT}
-    with new_folder(arguments.output, ours.__contains__) as folder:
+    with new_folder(output, ours.__contains__) as folder:
         tokenizer.save(folder)
         (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
         (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
@@ -222,18 +267,51 @@ def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Pat
         print(f"its tokenizer: --tokenizer_dir {display(source)} 它的分词器")
 
 
+def write_adapter(arguments: Namespace, base: Path, given: str | Path) -> int:
+    """An adapter, as a folder of peft or as a file of ours.
+
+    Args: base: the weights that it belongs to. given: its name or path.
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    model, manifest = open_any(base)
+    adapter = attach_found(model, manifest, given, base)
+    output: Path = arguments.output
+    if arguments.to == "pth":
+        save_adapter(output, adapter)
+    else:
+        with new_folder(output, {*PEFT_FILES, VERDICT}.__contains__) as folder:
+            write_peft(folder, adapter)
+    print(f"{display(output)}: {model.num_parameters():,} parameters")
+    if not arguments.verify:
+        return 0
+    tokenizer = tokenizer_of(base, manifest, arguments.tokenizer_dir)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "base"
+        detach(model)
+        write_folder(folder, model, manifest, tokenizer)
+        attach_adapter(model, adapter, output, base)
+        merge(model)
+        return verdict(output, [Peft(folder, output)], model, tokenizer, BARS["f32"])
+
+
 # --- the comparison -------------------------------------------------------------------------------
 
 
 def verify(arguments: Namespace, model: MiniLLM, tokenizer: RustBPETokenizer) -> int:
-    """Compare an export with our model and write down what came out.
-
-    Returns: 1 where a reader gives something else, else 0.
-    """
+    """Compare an exported model with ours. Returns: 1 where a reader gives something else, else
+    0."""
     output: Path = arguments.output
     folder = output if arguments.to == "hf" else output.parent
     readers = readers_of_folder(output) if arguments.to == "hf" else [LlamaCpp(output, arguments.quantize)]
-    reports = {reader.name: compare(model, tokenizer, reader, BARS[arguments.quantize]) for reader in readers}
+    return verdict(folder, readers, model, tokenizer, BARS[arguments.quantize])
+
+
+def verdict(folder: Path, readers: Sequence[Reader], model: MiniLLM, tokenizer: RustBPETokenizer, bars: Bars) -> int:
+    """Ask the readers and write down what came out, in a folder.
+
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    reports = {reader.name: compare(model, tokenizer, reader, bars) for reader in readers}
     write_json(folder / VERDICT, {name: report.as_dict() for name, report in reports.items()})
     for name, report in reports.items():
         print(f"{name}: {json.dumps(report.as_dict())}")
