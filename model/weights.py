@@ -89,6 +89,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
             f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). {_retraining(path)}",
             "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
+    if "target_modules" in content["config"]:
+        raise UserError(
+            f"{display(path)}: an adapter, no whole weights. Give the weights that it belongs to, and this as --lora_name.",
+            "这是适配器，不是完整权重：请给出它的底座，并用 --lora_name 指定它",
+        )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config.resolve(), WeightsManifest.from_plain(content["manifest"])
 

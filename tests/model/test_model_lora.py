@@ -31,7 +31,7 @@ from model.model_lora import (
     save_adapter,
 )
 from model.model_minillm import MiniLLM
-from model.weights import save_weights
+from model.weights import read_weights, save_weights
 from tests.tiny_run import DENSE, MOE, lively
 
 IDS = torch.arange(2 * 24).view(2, 24) % DENSE.vocab_size
@@ -39,7 +39,8 @@ HERE = Path("base_32.pth")
 
 
 def small_model(config: ModelConfig = DENSE, seed: int = 1) -> MiniLLM:
-    """A model in which every part matters."""
+    """A model in which every part matters; the same for the same seed."""
+    torch.manual_seed(seed)
     return lively(MiniLLM(config), seed)
 
 
@@ -201,6 +202,27 @@ def test_training_moves_the_adapter_and_no_bit_of_the_base() -> None:
     assert base_fingerprint(model) == fingerprint
     detach(model)
     assert same_tensors(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("shape", [DENSE, MOE])
+def test_the_adapter_learns_the_same_where_activations_are_computed_again(shape: ModelConfig) -> None:
+    gradients = []
+    for again in (False, True):
+        model = small_model(shape).train()
+        attach_adapter(model, small_adapter(model), HERE, HERE)
+        model.gradient_checkpointing = again
+        model(IDS).float().square().mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == adapter_state(model).keys()
+    assert same_tensors(*gradients)
+
+
+def test_compiled_blocks_compute_the_adapter_too() -> None:
+    model = small_model()
+    attach_adapter(model, small_adapter(model), HERE, HERE)
+    plain = logits(model)
+    model.compile_blocks(backend="eager")
+    torch.testing.assert_close(logits(model), plain)
 
 
 def test_a_detached_model_is_the_one_from_before() -> None:
@@ -367,7 +389,10 @@ def test_a_file_that_was_altered_is_refused(tmp_path: Path, part: str, changes: 
         attach_adapter(model, read_adapter(resaved(path, part, **changes)), path, HERE)
 
 
-def test_whole_weights_are_no_adapter(tmp_path: Path) -> None:
+def test_whole_weights_are_no_adapter_and_an_adapter_is_no_whole_weights(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a_32.pth", small_adapter(small_model()))
+    with pytest.raises(UserError, match=r"a_32\.pth: an adapter, no whole weights\. .*--lora_name"):
+        read_weights(tmp_path / "a_32.pth")
     save_weights(tmp_path / "full_sft_32.pth", small_model(), WeightsManifest())
     with pytest.raises(UserError, match=r"full_sft_32\.pth: no LoRA adapter"):
         read_adapter(tmp_path / "full_sft_32.pth")
