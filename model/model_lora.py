@@ -120,9 +120,11 @@ class LoraLinear(nn.Module):
         y: Tensor = self.base(x) + F.linear(narrow, self.lora_B)  # (..., O)
         return y
 
-    def update(self) -> Tensor:
-        """What the adapter adds to the weight, (O, I)."""
-        return self.lora_B @ self.lora_A * self.scale
+    @property
+    def weight(self) -> Tensor:
+        """(O, I): W + scale * B A, for what copies weights, as generation does
+        (model/decoder.py)."""
+        return self.base.weight + self.lora_B @ self.lora_A * self.scale
 
 
 # --- on a model -----------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def detach(model: MiniLLM) -> None:
 def merge(model: MiniLLM) -> None:
     """Add the adapter to the weights: W + scale * B A. The adapter is gone then."""
     for _, layer in _attached(model):
-        layer.base.weight += layer.update()
+        layer.base.weight.copy_(layer.weight)
     detach(model)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 import eval_model
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
-from inference.adapters import find_adapter
+from inference.adapters import attach_found, find_adapter, merge_adapter
+from inference.engine import Engine
 from inference.loading import open_model
+from inference.sampling import Sampling
 from model.export import write_plain, write_tensors
 from model.manifest import TrainingFile, WeightsManifest
 from model.model_lora import Adapter, adapter_file, attach_adapter, save_adapter
@@ -126,6 +128,18 @@ def test_an_adapter_of_unknown_origin_leaves_what_is_known_of_the_base(tiny: Tin
     opened = open_model(weights, device=CPU, tokenizer_dir=TOKENIZER_DIR, lora="unknown")
     base = load_model(weights)[1]
     assert replace(opened.manifest, fingerprint=base.fingerprint) == base != opened.manifest
+
+
+def test_generation_answers_alike_with_an_adapter_that_is_attached_or_merged(tiny: TinyRun) -> None:
+    adapter_beside(tiny.path("sft"), "medical")
+    answers = []
+    for what in (None, attach_found, merge_adapter):
+        opened = open_model(tiny.path("sft"), device=CPU, tokenizer_dir=TOKENIZER_DIR)
+        if what:
+            what(opened.model, opened.manifest, "medical", opened.path)
+        engine = Engine(opened.model.eval(), opened.tokenizer)
+        answers.append(engine.answers([TEXT[0].tolist()], Sampling(max_new_tokens=8))[0].text)
+    assert answers[0] != answers[1] == answers[2]
 
 
 def test_a_chat_answers_with_the_adapter(tiny: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
