@@ -20,7 +20,7 @@ import torch
 
 from configs.cli import Parser, run
 from configs.flags import add_shared
-from configs.paths import display
+from configs.paths import display, find_model_folder
 from configs.stage_table import continues_text
 from inference.conversation import Conversation, context_tokens, prompt_ids
 from inference.engine import Engine
@@ -46,7 +46,9 @@ def build_parser() -> Parser:
         choices=sorted(WEIGHTS_OF_MODE),
         help="0 pretrain 预训练, 1 SFT 微调, 2 DPO 偏好对齐, 3 reasoning 推理 (the last stage trained 默认用最后训练的阶段)",
     )
-    parser.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--weight", type=Path, metavar="PATH", help="weights to load instead 直接指定权重文件")
+    add_shared(given, "load_from")
     add_shared(parser, "out_dir")
     parser.add_argument("--hidden_size", type=int, metavar="N", help="which size, if there are several 隐藏层宽度")
     add_shared(parser, "tokenizer_dir", "lora_name")
@@ -95,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
     )
     path = weights_to_talk_to(
-        arguments.weight, mode=arguments.model_mode, out_dir=arguments.out_dir, hidden_size=arguments.hidden_size
+        find_model_folder(arguments.load_from) if arguments.load_from else arguments.weight,
+        mode=arguments.model_mode,
+        out_dir=arguments.out_dir,
+        hidden_size=arguments.hidden_size,
     )
     opened = open_model(
         path,

@@ -46,7 +46,8 @@ class HuggingFaceFolder:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         file = folder / "chat_template.jinja"
-        self.chat_templates = [self.tokenizer.chat_template, values["chat_template"], file.read_text(encoding="utf-8")]
+        copies = [self.tokenizer.chat_template, values.get("chat_template"), file.read_text(encoding="utf-8")]
+        self.chat_templates = [template for template in copies if template is not None]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Reader`."""

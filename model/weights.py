@@ -1,5 +1,8 @@
 """The weight file (.pth): written whole, read strictly, never executed.
 
+Wherever a weight file is read, the folder of another model may stand in its place
+(`model/export.py`).
+
 It holds `{"model", "config", "manifest"}`: the tensors, the shape of the network, and how and from
 what the weights were made.
 """
@@ -15,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.artifacts import atomic_write, sha256_file
+from configs.artifacts import atomic_write, fingerprint, sha256_file
 from configs.load import from_mapping
 from configs.paths import display, trainer_command
 from configs.schema import ModelConfig, UserError
+from model.export import CONFIG, read_hugging_face
 from model.manifest import WeightsManifest, wrong_parts
 from model.model_minillm import MiniLLM
 
@@ -71,10 +75,12 @@ def save_weights(path: Path, model: MiniLLM, manifest: WeightsManifest) -> None:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsManifest]:
-    """State dict, shape of the network, and manifest of a weight file.
+    """State dict, shape of the network, and manifest of a weight file or a Hugging Face folder.
 
     Raises: UserError when it is missing, damaged, or not a MiniLLM checkpoint.
     """
+    if path.is_dir():
+        return read_hugging_face(path)
     content = read_checkpoint(path, _retraining(path), "请重新训练，或换一个路径")
     if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
         keys = ", ".join(sorted(map(str, content))[:3])
@@ -101,13 +107,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
 def load_model(
     path: Path, *, device: torch.device | str = "cpu", rope_scaling_factor: float = 1.0
 ) -> tuple[MiniLLM, WeightsManifest]:
-    """The model of a weight file, and its manifest.
+    """The model of a weight file or a Hugging Face folder, and its manifest.
 
-    Args: rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
+    Args: rope_scaling_factor: above 1, YaRN stretches the context that the model can read. A folder
+    may have a factor of its own.
     Raises: UserError, also when tensors do not fit the shape.
     """
     state, config, manifest = read_weights(path)
-    model = MiniLLM(replace(config, rope_scaling_factor=rope_scaling_factor))
+    if rope_scaling_factor != 1.0:
+        config = replace(config, rope_scaling_factor=rope_scaling_factor)
+    model = MiniLLM(config)
     load_strict(model, state, path)
     return model.to(device), manifest
 
@@ -188,15 +197,22 @@ def _retraining(path: Path) -> str:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """SHA-256 of a weight file. Raises: UserError when it is missing."""
-    if not path.is_file():
+    """Hash of a weight file or a folder. Raises: UserError when it is missing."""
+    if not path.exists():
         command = trainer_command(path.name)
         raise UserError(
             f"{display(path)}: no such weights. "
             + (f"Train them: {command}; or give another --from_weight." if command else "Give another --from_weight."),
             "没有这样的权重：请" + ("先运行该命令训练，或" if command else "") + "换 --from_weight",
         )
-    return sha256_file(path)
+    return weights_sha256(path)
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a weight file; of a folder, a hash of the files that decide its weights."""
+    if not path.is_dir():
+        return sha256_file(path)
+    return fingerprint({file.name: sha256_file(file) for file in [path / CONFIG, *path.glob("*.safetensors")]})
 
 
 # --- the weights of before ------------------------------------------------------------------------
