@@ -1,7 +1,7 @@
 """Held-out records as questions, and the answers that a model gives to them."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from configs.progress import progress_bar
@@ -106,7 +106,11 @@ def ask(
     with progress_bar(len(prompts), desc=label, unit="answers", leave=False) as bar:
         said = engine.answers([prompts[number] for number in order], sampling, lambda: bar.update(1))
     answers = dict(zip(order, said, strict=True))
-    return [answers[number] for number in range(len(prompts))]
+    # A thought is no part of an answer.
+    return [
+        replace(answers[number], text=tokenizer.chat_format.answer_of(answers[number].text))
+        for number in range(len(prompts))
+    ]
 
 
 Asker = Callable[[Sequence[Messages]], list[Answer]]
