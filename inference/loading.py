@@ -91,9 +91,8 @@ def tokenizer_of(
     Args: config: the shape of the weights.
     Raises: UserError when it is missing or damaged, or when the weights have another one.
     """
-    kept = kept_tokenizer_dir(path.parent, manifest.tokenizer_sha256)
-    own = path if path.is_dir() else kept if kept.is_dir() else default_tokenizer_dir(path.parent)
-    folder = given or own
+    own = path if path.is_dir() else kept_tokenizer_dir(path.parent, manifest.tokenizer_sha256)
+    folder = given or (own if own.is_dir() else default_tokenizer_dir(path.parent))
     if folder == path and not any((path / name).is_file() for name in ("tokenizer.pkl", "tokenizer.json")):
         raise UserError(
             f"{display(path)}: no tokenizer.json in it. Add that of the model, or give a folder with --tokenizer_dir.",

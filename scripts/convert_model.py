@@ -27,19 +27,21 @@ from configs.artifacts import atomic_write, write_json
 from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.folders import new_folder
-from configs.paths import default_tokenizer_dir, display, find_dataset
+from configs.paths import display, find_dataset
 from configs.schema import ModelConfig, UserError
 from configs.stage_table import continues_text
 from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
+from dataset.foreign_tokenizer import FILES as FOREIGN_FILES
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
 from inference.adapters import attach_found, merge_adapter
 from inference.conversation import context_tokens
+from inference.loading import keep_tokenizer, tokenizer_of
 from inference.other_programs import LlamaCpp, Peft, readers_of_folder
 from inference.verify import Bars, Reader, compare
-from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain, write_tensors
+from model.export import FILES, Marks, read_plain, write_hugging_face, write_plain, write_tensors
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
-from model.manifest import WeightsManifest
+from model.manifest import IMPORTED, WeightsManifest
 from model.model_card import model_card
 from model.model_lora import attach_adapter, detach, merge, save_adapter
 from model.model_minillm import MiniLLM
@@ -48,7 +50,7 @@ from model.peft_export import FILES as PEFT_FILES
 from model.peft_export import is_peft, write_peft
 from model.quantize import KINDS as WEIGHT_KINDS
 from model.quantize import quantized_state
-from model.weights import check_tokenizer, load_strict, read_weights, save_weights
+from model.weights import load_strict, read_weights, save_weights
 
 FORMATS = ("hf", "peft", "gguf", "safetensors", "pth")
 TEMPLATE_FILE, CARD, VERDICT = "chat_template.jinja", "README.md", "verify.json"
@@ -121,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rope_scaling_factor != 1.0:
         config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
         model = built(model.state_dict(), config, source)
+    if arguments.to in {"pth", "safetensors"}:
+        manifest = with_tokenizer(source, manifest, model.config, output)
     if arguments.to == "pth":
         write_pth(output, model, manifest, source)
     elif arguments.to == "safetensors" and arguments.quantize != "f32":
@@ -128,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif arguments.to == "safetensors":
         write_plain(output, model.state_dict(), model.config, manifest)
     else:
-        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
+        tokenizer, manifest = tokenizer_of(source, manifest, model.config, arguments.tokenizer_dir)
+        check_foreign(arguments, tokenizer)
         if arguments.to == "hf":
             write_folder(output, model, manifest, tokenizer)
         else:
@@ -187,9 +192,7 @@ def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
 
     Raises: UserError when something is missing, damaged, or of a network that MiniLLM can't be.
     """
-    if path.is_dir():
-        state, config, manifest = read_hugging_face(path)
-    elif path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         state, config, manifest = read_plain(path)
     else:
         state, config, manifest = read_weights(path)
@@ -203,17 +206,37 @@ def built(state: dict[str, Tensor], config: ModelConfig, path: Path) -> MiniLLM:
     return model
 
 
-def tokenizer_of(source: Path, manifest: WeightsManifest, given: Path | None) -> RustBPETokenizer:
-    """The tokenizer that belongs to a model: the given one, the one in its folder, else as
-    everywhere.
+def with_tokenizer(source: Path, manifest: WeightsManifest, config: ModelConfig, output: Path) -> WeightsManifest:
+    """The manifest of weights that become one file. If their tokenizer is that of another model, it
+    is kept beside this file.
 
-    Raises: UserError when it is another one than the model was trained with.
+    A line says why where such a tokenizer can't be used.
     """
-    own = source if (source / "tokenizer.pkl").exists() else default_tokenizer_dir(source.parent)
-    folder = given or own
-    tokenizer = RustBPETokenizer.from_directory(folder)
-    check_tokenizer(source, manifest, tokenizer.sha256, display(folder))
-    return tokenizer
+    try:
+        tokenizer, manifest = tokenizer_of(source, manifest, config)
+    except UserError as error:
+        if manifest.stage == IMPORTED and not manifest.tokenizer_sha256:
+            print(f"these weights can be read, not talked to 不能对话: {error}")
+        return manifest
+    keep_tokenizer(tokenizer, output)
+    return manifest
+
+
+def check_foreign(arguments: Namespace, tokenizer: RustBPETokenizer) -> None:
+    """Raises: UserError for flags that need our own tokenizer and chat template."""
+    if not tokenizer.is_foreign:
+        return
+    if arguments.to == "gguf":
+        raise UserError(
+            "--to gguf: this model has the tokenizer of another one. Give --to hf, and that folder to convert_hf_to_gguf of "
+            "llama.cpp.",
+            "该模型用的是别人的分词器：请先用 --to hf 导出，再用 llama.cpp 的转换脚本",
+        )
+    if arguments.verify:
+        raise UserError(
+            "--verify: this model has the tokenizer and template of another one, which are written as they were. Leave it out.",
+            "该模型的分词器和模板原样写出，无需核对：请去掉",
+        )
 
 
 def marks_of(tokenizer: RustBPETokenizer) -> Marks:
@@ -227,10 +250,10 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
 
 def write_folder(output: Path, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
     """A Hugging Face folder."""
-    ours = {*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT}
+    ours = {*FILES, *TOKENIZER_FILES, *FOREIGN_FILES, TEMPLATE_FILE, CARD, VERDICT}
     with new_folder(output, ours.__contains__) as folder:
         tokenizer.save(folder)
-        (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_format.template, encoding="utf-8")
         (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
         write_hugging_face(folder, model.state_dict(), model.config, manifest, marks_of(tokenizer))
 
@@ -261,9 +284,7 @@ def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Pat
         model = built(model.state_dict(), replace(model.config, rope_scaling_factor=1.0), source)
         print(f"--rope_scaling_factor {factor:g} gives it the same long context 使用时加此参数即可恢复长上下文")
     save_weights(path, model, manifest)
-    if not manifest.tokenizer_sha256:
-        print("its tokenizer is not one of MiniLLM's: these weights can be read, not talked to 分词器不通用，不能对话")
-    elif (source / "tokenizer.pkl").exists():
+    if (source / "tokenizer.pkl").exists():
         print(f"its tokenizer: --tokenizer_dir {display(source)} 它的分词器")
 
 
@@ -284,7 +305,8 @@ def write_adapter(arguments: Namespace, base: Path, given: str | Path) -> int:
     print(f"{display(output)}: {model.num_parameters():,} parameters")
     if not arguments.verify:
         return 0
-    tokenizer = tokenizer_of(base, manifest, arguments.tokenizer_dir)
+    tokenizer, manifest = tokenizer_of(base, manifest, model.config, arguments.tokenizer_dir)
+    check_foreign(arguments, tokenizer)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "base"
         detach(model)
