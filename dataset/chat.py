@@ -145,9 +145,11 @@ class ChatFormat:
     """The same format as a Jinja template."""
 
     def answer_of(self, text: str) -> str:
-        """What a model says behind its thought."""
-        _, has_thought, answer = text.rpartition(self.thought[1])
-        return answer.lstrip("\n") if has_thought else text
+        """What a model says behind its thought; nothing if the thought has no end."""
+        begin, end = self.thought
+        if end in text:
+            return text.rpartition(end)[2].lstrip("\n")
+        return "" if text.lstrip().startswith(begin) else text
 
     def opening(self, data: str) -> str | None:
         """The special token that opens a sequence of this kind of data; None if there is none."""

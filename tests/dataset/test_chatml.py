@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from configs.schema import UserError
-from dataset.chat import Message
+from dataset.chat import ChatFormat, Message
 from dataset.chatml import ChatML
 from dataset.tokenizer import RustBPETokenizer
 from tests.foreign_model import PLAIN, THINKING, WITH_SYSTEM, change_json, write_tokenizer
@@ -153,6 +153,8 @@ def test_what_is_said_behind_the_thought_is_the_answer() -> None:
     chatml = ChatML()
     assert chatml.answer_of("<think>\n想\n</think>\n\n好") == "好"
     assert chatml.answer_of("好\n") == "好\n"
+    assert chatml.answer_of("<think>\n想") == ""
+    assert ChatFormat().answer_of("<|think_start|>想<|think_end|>好") == "好"
 
 
 @pytest.mark.parametrize("message", [CALL, RESULT, {**SYSTEM, "tools": TOOLS}, THOUGHT])
