@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval_model
 from benchmarks import conversation
 from benchmarks.conversation import ALL_THAT_FITS, Known, draw, measure, parts, shares, spoilt, talker
 from configs.paths import TOKENIZER_DIR
@@ -17,6 +16,7 @@ from dataset.tokenizer import RustBPETokenizer
 from inference.conversation import Conversation, context_tokens
 from inference.engine import Answer, Engine
 from inference.sampling import Sampling
+from inference.terminal import Chat
 from model.weights import load_model, save_weights
 from tests.tiny_run import TinyRun, lively, write_jsonl
 
@@ -66,9 +66,8 @@ def test_the_answers_are_those_of_chat(
     turns = iter([*questions, "/exit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(turns))
     with torch.no_grad():
-        eval_model.chat(
-            Engine(model, tokenizer), Conversation(tokenizer, context_tokens(model)), Sampling(max_new_tokens=3)
-        )
+        talk = Conversation(tokenizer, context_tokens(model))
+        Chat(Engine(model, tokenizer), talk, Sampling(max_new_tokens=3)).run()
     assert capsys.readouterr().out == "".join(f"模型: {said.text}\n" for said in answers)
 
 
