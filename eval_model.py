@@ -2,6 +2,7 @@
 
 python eval_model.py
 python eval_model.py --model_mode 1 --prompt "你是谁？"
+python eval_model.py --benchmark --batch_size 8 --quantize int8 --json tf_dir/speed.json
 """
 
 import sys
@@ -18,6 +19,7 @@ from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.paths import display, find_model_folder
 from configs.stage_table import continues_text
+from inference.benchmark import EXPLANATION, add_benchmark_flags, load_of, measure, show
 from inference.conversation import Conversation, context_tokens
 from inference.engine import Engine
 from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
@@ -31,7 +33,7 @@ from model.quantize import KINDS, NONE
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, epilog=EXPLANATION)
     parser.add_argument(
         "--model_mode",
         type=int,
@@ -62,13 +64,17 @@ def build_parser() -> Parser:
         help="keep the weights in less memory, on a CPU 量化权重，省内存，只用于 CPU (%(default)s)",
     )
     add_shared(parser, "device")
+    add_benchmark_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one answer with --prompt, else hold a conversation."""
     arguments = build_parser().parse_args(argv)
-    sampling = sampling_of(arguments)
+    sampling, load = (
+        sampling_of(arguments),
+        load_of(arguments, not_with=("prompt", "system", "speed", "stop", "stop_token_ids")),
+    )
     path = weights_to_talk_to(
         find_model_folder(arguments.load_from) if arguments.load_from else arguments.weight,
         mode=arguments.model_mode,
@@ -88,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{display(path)}: {opened.num_parameters:,} parameters, {model.device}{kept}", file=sys.stderr)
     check_ids(sampling, tokenizer.get_vocab_size())  # now, and not at the first question
     completes = continues_text(opened.manifest.stage)  # pretrained only: it knows no turns
+    if load:
+        engine = Engine(model, tokenizer, max_batch_size=load.batch_size)
+        show(measure(engine, load, sampling, quantize=opened.quantize), arguments.json)
+        return 0
     engine = Engine(model, tokenizer)
     talk = Conversation(tokenizer, context_tokens(model), completes)
     if arguments.system:

@@ -28,7 +28,6 @@ import configs  # noqa: F401  # before torch: it says what to do where that is m
 # isort: split
 
 import torch
-from torch.nn import functional as F
 
 from benchmarks import proc
 from configs.cli import Parser, run
@@ -36,13 +35,14 @@ from configs.paths import FIRST_MINUTES
 from configs.schema import ModelConfig, UserError
 from dataset.records.files import read_records
 from evaluation.likelihood import bits_metric, raw_text, score, token_bytes
+from inference.benchmark import floor_of
 from inference.conversation import prompt_ids
 from inference.engine import Engine
 from inference.loading import OpenModel, open_model
 from inference.sampling import Sampling
 from model.decoder import Decoder
 from model.model_minillm import MiniLLM
-from model.quantize import KINDS, NONE, matrix_names, packer, quantize
+from model.quantize import KINDS, NONE, packer, quantize
 
 CPU = torch.device("cpu")
 SHAPES = ("192x4", "512x8", "192x4x4")
@@ -97,25 +97,6 @@ def step_of(model: MiniLLM, batch: int) -> Callable[[], object]:
     decoder = Decoder(model)
     decoder.reserve(batch, CONTEXT + 1)
     return lambda: decoder.step([0] * batch, [CONTEXT] * batch)
-
-
-def floor_of(model: MiniLLM, batch: int) -> Callable[[], object]:
-    """The matrices alone in float32; of a mixture each row's experts."""
-    weights = [model.get_parameter(name).detach() for name in matrix_names(model)]
-    used = model.config.num_experts_per_tok * batch
-    pairs = [(torch.randn(used if weight.dim() == 3 else batch, weight.shape[-1]), weight) for weight in weights]
-
-    def products() -> None:
-        for x, weight in pairs:
-            if weight.dim() == 2:
-                F.linear(x, weight)
-                continue
-            # The rows are dealt out evenly. With fewer rows than experts, some experts get none.
-            parts = x.chunk(len(weight))
-            for part, expert in zip(parts, weight[: len(parts)], strict=True):
-                F.linear(part, expert)
-
-    return products
 
 
 def memory_and_speed(text: str, batches: Sequence[int]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from evaluation.questions import ask
+from inference.benchmark import FIELDS
 from inference.conversation import READ_SHARE, Conversation, context_tokens
 from inference.engine import Answer, Engine
 from inference.request import Request
@@ -105,6 +106,15 @@ def test_a_talk_reads_its_earlier_turns_once(say: Say, monkeypatch: pytest.Monke
     monkeypatch.setattr(Engine, "add", lambda *given: requests.extend(made := add(*given)) or made)
     say("--model_mode", "1", "--rope_scaling_factor", "16")  # else the second turn would leave the first one out
     assert [bool(request.cached_tokens) for request in requests] == [False, True]
+
+
+def test_the_speed_is_measured_and_written(say: Say, tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    words = ["--prompt_tokens", "5", "--new_tokens", "6", "--batch_size", "2", "--json", str(path)]
+    shown = say("--benchmark", "--quantize", "int8", *words)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert set(values) == set(FIELDS) and values["quantize"] == "int8" and values["batch_size"] == 2
+    assert [line.split()[0] for line in shown.splitlines()] == list(FIELDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
