@@ -26,6 +26,8 @@ with contextlib.suppress(ImportError):  # Windows has none
     import readline  # noqa: F401  # gives `input` its line editing and the arrow keys
 
 LEAVING = {"exit", "quit", "/exit", "/quit"}
+CHINESE_SLASHES = ("／", "、")
+"""What the slash key types while a Chinese input method is on."""
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 """What a terminal shows dimmed stands between these two (ECMA-48)."""
 
@@ -67,6 +69,7 @@ class Chat:
         """Talk until the user leaves."""
         note("输入问题后回车，/help 查看命令。 Type and press Enter; /help lists the commands.")
         while (line := self._read()) is not None:
+            line = with_plain_slash(line)
             question = line.strip()
             if question.lower() in LEAVING:
                 return
@@ -247,6 +250,12 @@ KEYS = (
     "a line that ends with \\ goes on in the next one 行末加 \\ 可换行继续输入",
 )
 """What else /help says."""
+
+
+def with_plain_slash(line: str) -> str:
+    """The line. A command that begins with the slash of a Chinese keyboard gets the plain one."""
+    name = f"/{line[1:].split()[0].lower()}" if line[1:].split() else ""
+    return f"/{line[1:]}" if line[:1] in CHINESE_SLASHES and name in {*COMMANDS, *LEAVING} else line
 
 
 def note(line: str) -> None:

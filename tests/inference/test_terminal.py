@@ -104,6 +104,14 @@ def test_each_word_for_leaving_leaves(hall: Hall, word: str) -> None:
     assert hall.said == []
 
 
+@pytest.mark.parametrize("slash", ["／", "、"])
+def test_the_slash_of_a_chinese_keyboard_begins_a_command_too(hall: Hall, slash: str) -> None:
+    hall.type("你好", f"{slash}temp 0.5", f"{slash}undo", slash, f"{slash}春天", said=["你好！", "甲", "乙"])
+    assert hall.chat.sampling.temperature == 0.5
+    assert hall.said == [slash, "甲", f"{slash}春天", "乙"]
+    assert hall.type(f"{slash}exit", "再见") == ("", "")
+
+
 @pytest.mark.parametrize("line", [" /foo", "/etc/passwd 是什么", "// 注释"])
 def test_what_is_no_command_is_sent(hall: Hall, line: str) -> None:
     hall.type(line, said=["是。"])
