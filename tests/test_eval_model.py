@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -316,15 +317,27 @@ def test_several_lines_are_one_question_typed_with_a_backslash_or_pasted(termina
     assert terminal.end() == 0
 
 
+def press_ctrl_c(terminal: Terminal) -> None:
+    """As a person does, some time after the prompt has come.
+
+    Python sees a signal between the prompt and its wait for keys only at the next key.
+    """
+    time.sleep(0.5)
+    terminal.type("\x03")
+
+
 def test_ctrl_c_drops_the_line_and_leaves_when_pressed_again(terminal: Terminal, talkative: Path) -> None:
-    terminal.type("甲\x03")
+    terminal.type("甲")
+    terminal.wait_for("甲")
+    press_ctrl_c(terminal)
     terminal.wait_for("press Ctrl-C again to leave")
     terminal.wait_for("你: ")
     (answered,) = lines_typed(terminal, "乙")
     assert answered.startswith(f"模型: {answer_to(talkative, '乙')}")
-    terminal.type("\x03")
+    press_ctrl_c(terminal)
     terminal.wait_for("press Ctrl-C again to leave")
-    terminal.type("\x03")
+    terminal.wait_for("你: ")
+    press_ctrl_c(terminal)
     assert terminal.end() == 130
 
 
