@@ -24,7 +24,7 @@ from inference.adapters import merge_adapter
 from model.export import read_plain, read_tensors
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
-from model.quantize import NONE, QuantizedEmbedding, is_quantized, load_quantized
+from model.quantize import NONE, is_quantized, load_quantized
 from model.quantize import quantize as rounded
 from model.weights import check_tokenizer, load_model, load_strict
 
@@ -48,12 +48,6 @@ class OpenModel:
     """Those of the network, however they are kept in memory."""
     quantize: str = NONE
     """How the weights are kept in memory."""
-
-    @property
-    def quantize(self) -> str:
-        """How the weights are kept in memory: one of model/quantize.py's KINDS, or `none`."""
-        embedding: torch.nn.Module = self.model.model.embed_tokens
-        return embedding.kind if isinstance(embedding, QuantizedEmbedding) else NONE
 
 
 def open_model(
