@@ -31,12 +31,12 @@ class Scripted(Reply):
 
     def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling) -> None:
         self.request = Request(engine.tokenizer, prompt, sampling, frozenset())
-        self.tokenizer, self.loops = engine.tokenizer, False
+        self.engine, self.loops = engine, False
         self.asked.append((list(prompt), sampling))
 
     def __iter__(self) -> Iterator[str]:
         said = next(self.script)
-        for token in self.tokenizer.encode(said if isinstance(said, str) else said()):
+        for token in self.engine.tokenizer.encode(said if isinstance(said, str) else said()):
             self.request.append(token, None)
             yield self.request.new_text()
             if self.request.finished:
