@@ -52,9 +52,8 @@ def test_bits_and_answers_of_trained_weights(
 def test_training_text_adds_a_row_for_gptq(trained: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
     text = ["--calibration", str(trained.data / "sft.jsonl")]
     assert benchmark.main(["--shapes", "--weight", str(trained.path("sft")), "--most", "2", *text]) == 0
-    assert [row[0] for row in rows(capsys)[2:]] == [
-        "none", "fp16", "int8", "int4", benchmark.WITH_GPTQ, "q8_0", "q5_0", "q4_0",
-    ]  # fmt: skip
+    kinds = [row[0] for row in rows(capsys)[2:]]
+    assert kinds == ["none", "fp16", "int8", "int4", benchmark.WITH_GPTQ, "q8_0", "q5_0", "q4_0"]
 
 
 def test_a_shape_that_is_none_is_refused_in_one_line() -> None:
