@@ -40,7 +40,7 @@ from evaluation.intervals import share
 from evaluation.provenance import mixture_of, names_of
 from evaluation.questions import question_of
 from inference.conversation import Conversation, context_tokens
-from inference.generate import Answer
+from inference.engine import Answer, Engine
 from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
 from inference.replies import Reply
 from inference.sampling import Sampling
@@ -146,7 +146,8 @@ def draw(pools: Sequence[Sequence[Known]], *, conversations: int, length: int, s
 
 def talker(model: MiniLLM, tokenizer: RustBPETokenizer, max_new_tokens: int) -> Talker:
     """A talker that does what chat does."""
-    room, sampling = context_tokens(model), Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
+    engine, room = Engine(model, tokenizer), context_tokens(model)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
 
     def talk(questions: Sequence[str], turns: int) -> list[Answer]:
         conversation = Conversation(tokenizer, room)
@@ -154,10 +155,9 @@ def talker(model: MiniLLM, tokenizer: RustBPETokenizer, max_new_tokens: int) -> 
         for question in questions:
             if turns != ALL_THAT_FITS:
                 del conversation.messages[: max(0, len(conversation.messages) - 2 * turns)]
-            reply = Reply(model, tokenizer, conversation.ask(question), sampling)
-            tokens = list(reply)
-            conversation.hear(reply.text)
-            answers.append(Answer(reply.text, reply.ended, len(tokens)))
+            reply = Reply(engine, conversation.ask(question), sampling)
+            conversation.hear("".join(reply))
+            answers.append(Answer(reply.text, reply.ended, len(reply.request.ids)))
         return answers
 
     return talk

@@ -30,7 +30,6 @@ import configs  # noqa: F401  # before torch: it says what to do where that is m
 # isort: split
 
 import torch
-from torch.nn import functional as F
 
 from benchmarks import proc
 from configs.cli import Parser, run
@@ -39,15 +38,16 @@ from configs.schema import ModelConfig, UserError
 from dataset.calibration import calibration_text
 from dataset.records.files import read_records
 from evaluation.likelihood import bits_metric, raw_text, score, token_bytes
+from inference.benchmark import floor_of
 from inference.conversation import context_tokens, prompt_ids
-from inference.generate import answer
+from inference.engine import Engine
 from inference.loading import OpenModel, open_model
 from inference.sampling import Sampling
+from model.decoder import Decoder
 from model.gguf import our_names, rounded
 from model.gptq import gptq_rounding
-from model.kv_cache import KeyValueCache
 from model.model_minillm import MiniLLM
-from model.quantize import KINDS, NONE, load_quantized, matrix_names, packer, quantize, quantized_state
+from model.quantize import KINDS, NONE, load_quantized, packer, quantize, quantized_state
 
 CPU = torch.device("cpu")
 SHAPES = ("192x4", "512x8", "192x4x4")
@@ -101,34 +101,9 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 def step_of(model: MiniLLM, batch: int) -> Callable[[], object]:
     """One new token for each row, behind CONTEXT tokens."""
-    cache = KeyValueCache.empty(model.config, batch, CONTEXT + 1, like=model.model.norm.weight)
-    ids = torch.zeros(batch, 1, dtype=torch.long)
-
-    def step() -> torch.Tensor:
-        cache.length = CONTEXT
-        hidden, _ = model.hidden_states(ids, cache=cache)
-        return model.logits(hidden)
-
-    return step
-
-
-def floor_of(model: MiniLLM, batch: int) -> Callable[[], object]:
-    """The matrices alone in float32; of a mixture each row's experts."""
-    weights = [model.get_parameter(name).detach() for name in matrix_names(model)]
-    used = model.config.num_experts_per_tok * batch
-    pairs = [(torch.randn(used if weight.dim() == 3 else batch, weight.shape[-1]), weight) for weight in weights]
-
-    def products() -> None:
-        for x, weight in pairs:
-            if weight.dim() == 2:
-                F.linear(x, weight)
-                continue
-            # The rows are dealt out evenly. With fewer rows than experts, some experts get none.
-            parts = x.chunk(len(weight))
-            for part, expert in zip(parts, weight[: len(parts)], strict=True):
-                F.linear(part, expert)
-
-    return products
+    decoder = Decoder(model)
+    decoder.reserve(batch, CONTEXT + 1)
+    return lambda: decoder.step([0] * batch, [CONTEXT] * batch)
 
 
 def memory_and_speed(text: str, batches: Sequence[int]) -> Iterator[str]:
@@ -199,10 +174,8 @@ def parity(path: Path, most: int, calibration: Path | None) -> Iterator[str]:
     for kind in kinds_of(calibration):
         one = opened(path, kind, calibration)
         ids = [prompt_ids(one.tokenizer, [{"role": "user", "content": prompt}], False) for prompt in prompts]
-        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-        texts = []
-        for start in range(0, len(ids), 32):
-            texts += [said.text for said in answer(one.model, one.tokenizer, ids[start : start + 32], sampling)]
+        said = Engine(one.model, one.tokenizer).answers(ids, Sampling(max_new_tokens=ANSWER_TOKENS))
+        texts = [one.text for one in said]
         wanted = texts if kind == NONE else wanted
         yield f"| {kind} | {sum(a == b for a, b in zip(texts, wanted, strict=True))} of {len(wanted)} |"
 

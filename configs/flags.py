@@ -11,7 +11,11 @@ from configs.schema import TrainConfig
 SHARED: dict[str, dict[str, Any]] = {
     "profile": {"metavar": "NAME", "help": "configs/NAME.yaml, or a YAML file 配置 (default)"},
     "tokenizer_dir": {"type": Path, "metavar": "DIR", "help": "tokenizer folder 分词器目录 (OUT_DIR/tokenizer, model)"},
+    "load_from": {
+        "type": Path, "metavar": "HF_DIR", "help": "a Qwen3 with its tokenizer, as a Hugging Face folder 别人的 Qwen3 目录"
+    },
     "out_dir": {"type": Path, "metavar": "DIR", "help": "folder of the weights 权重目录 (OUT_DIR, out)"},
+    "lora_name": {"metavar": "NAME_OR_PATH", "help": "adapter to use: NAME of out/lora/NAME_512.pth, or a path 适配器"},
     "tf_dir": {"type": Path, "metavar": "DIR", "help": "where metrics go 指标输出目录 (TF_DIR, tf_dir)"},
     "device": {"default": "auto", "metavar": "NAME", "help": f"{knobs_of(TrainConfig)['device'].help} (auto)"},
 }  # fmt: skip

@@ -40,6 +40,11 @@ def default_tokenizer_dir(out_dir: Path) -> Path:
     return trained if (trained / "tokenizer.pkl").exists() else TOKENIZER_DIR
 
 
+def kept_tokenizer_dir(out_dir: Path, sha256: str) -> Path:
+    """Where the tokenizer of another model is kept for the weights in `out_dir` that use it."""
+    return out_dir / "tokenizers" / (sha256[:12] or "unknown")
+
+
 def source_dir(data_dir: Path = DATA_DIR) -> Path:
     """The folder of the user's files: `SOURCE_DIR` of the environment, else `data/chinese`.
 
@@ -78,6 +83,20 @@ def find_dataset(path: Path) -> Path:
         f"{path}: no such file or folder (looked for {places}). {remedy}",
         "找不到：请检查路径" + ("，或运行该命令生成" if maker else ""),
     )
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Hugging Face folder of a model, found as a data file is.
+
+    Raises: UserError when there is none.
+    """
+    found = find_dataset(path)
+    if not (found / "config.json").is_file():
+        raise UserError(
+            f"{path}: no folder with a config.json. Give the Hugging Face folder of a Qwen3.",
+            "不是模型目录：请给出含 config.json 的 Hugging Face 目录",
+        )
+    return found
 
 
 def heldout_beside(source: Path) -> Path | None:

@@ -14,8 +14,8 @@ from configs.cli import Parser, add_switch
 from configs.flags import SHARED, add_knobs, add_shared, given_knobs
 from configs.knobs import knobs_of
 from configs.load import load_profile
-from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, default_tokenizer_dir, env_path
-from configs.schema import PRESETS, ModelConfig, TrainConfig, preset
+from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, default_tokenizer_dir, env_path, find_model_folder
+from configs.schema import PRESETS, ModelConfig, TrainConfig, UserError, preset
 from configs.stage_table import STAGE_TABLE, tensor_folder
 
 LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
@@ -41,7 +41,8 @@ class TrainRun:
     data_path: Path
     tokenizer_dir: Path
     from_weight: str
-    """A path, the beginning of a weight file's name (`pretrain`, `full_sft`), or `none`."""
+    """A path (of a Hugging Face folder too), the beginning of a weight file's name (`pretrain`,
+    `full_sft`), or `none`."""
     from_resume: bool
     out_dir: Path
     tf_dir: Path
@@ -60,12 +61,14 @@ def build_parser(stage: str, description: str) -> Parser:
     add_shared(paths, "tokenizer_dir")
     paths.add_argument("--out_dir", "--save_dir", **SHARED["out_dir"])  # other projects use the second name
     add_shared(paths, "tf_dir")
-    paths.add_argument(
+    starts = paths.add_mutually_exclusive_group()
+    starts.add_argument(
         "--from_weight",
         default=STAGE_TABLE[stage].start,
         metavar="NAME|PATH",
         help="weights to start from, or none 起始权重 (%(default)s)",
     )
+    add_shared(starts, "load_from")
     add_switch(paths, "--from_resume", default=True, help="resume where the same run was interrupted 从中断处继续 (1)")
     add_shape_flags(parser)
     common = [name for name in knobs_of(TrainConfig) if name not in LOG_AND_SAVE]
@@ -100,6 +103,15 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
     shape_flags |= given_knobs(arguments, ModelConfig)
     out_dir = arguments.out_dir or env_path("OUT_DIR", OUT_DIR)
     data_dir = env_path("DATA_DIR", DATA_DIR)
+    if arguments.load_from and arguments.tokenizer_dir:
+        raise UserError(
+            "--tokenizer_dir: a model given by --load_from has its own tokenizer. Leave one of the two out.",
+            "--load_from 的模型自带分词器：请去掉其中一个",
+        )
+    from_weight, tokenizer_dir = arguments.from_weight, arguments.tokenizer_dir or default_tokenizer_dir(out_dir)
+    if arguments.load_from:
+        tokenizer_dir = find_model_folder(arguments.load_from).resolve()
+        from_weight = str(tokenizer_dir)
     return TrainRun(
         stage=stage,
         profile=profile.profile,
@@ -107,8 +119,8 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
         shape_flags=shape_flags,
         train=replace(profile.stages[stage], **given_knobs(arguments, STAGE_TABLE[stage].settings)),
         data_path=arguments.data_path or data_dir / tensor_folder(STAGE_TABLE[stage].data),
-        tokenizer_dir=arguments.tokenizer_dir or default_tokenizer_dir(out_dir),
-        from_weight=arguments.from_weight,
+        tokenizer_dir=tokenizer_dir,
+        from_weight=from_weight,
         from_resume=arguments.from_resume,
         out_dir=out_dir,
         tf_dir=arguments.tf_dir or env_path("TF_DIR", TF_DIR),

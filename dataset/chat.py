@@ -13,6 +13,7 @@ if a text looks like a marker, or if the conversation was cut.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from configs.schema import UserError
@@ -23,6 +24,8 @@ END_OF_TEXT = "<|endoftext|>"
 """End of a document, and padding."""
 ASSISTANT_START = "<|assistant_start|>"
 ASSISTANT_END = "<|assistant_end|>"
+THOUGHT = ("<|think_start|>", "<|think_end|>")
+"""Before and after what an assistant thinks."""
 IMAGE = "<|image|>"
 """Stands for a picture in the text, for a model that can see pictures."""
 SPECIAL_TOKENS = (
@@ -37,8 +40,7 @@ SPECIAL_TOKENS = (
     "<|user_end|>",
     ASSISTANT_START,
     ASSISTANT_END,
-    "<|think_start|>",
-    "<|think_end|>",
+    *THOUGHT,
     "<|tools_start|>",
     "<|tools_end|>",
     "<|tool_call_start|>",
@@ -121,6 +123,49 @@ class TextEncoder(Protocol):
         """Id of a special token."""
 
 
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a tokenizer writes conversations, as data that travels with it.
+
+    The defaults are our own format. Another one is in `dataset/chatml.py`.
+    """
+
+    begin: str = BOS
+    """Opens a document."""
+    begins_conversations: bool = True
+    """Whether it also opens a conversation."""
+    end_of_text: str = END_OF_TEXT
+    """Ends a document, and is the padding."""
+    answer_end: str = ASSISTANT_END
+    thought: tuple[str, str] = THOUGHT
+    """Before and after what an assistant thinks."""
+    needed: tuple[str, ...] = SPECIAL_TOKENS
+    """Special tokens that a vocabulary must have for this format."""
+    template: str = field(default=CHAT_TEMPLATE, compare=False, repr=False)
+    """The same format as a Jinja template."""
+
+    def answer_of(self, text: str) -> str:
+        """What a model says behind its thought; nothing if the thought has no end."""
+        begin, end = self.thought
+        if end in text:
+            return text.rpartition(end)[2].lstrip("\n")
+        return "" if text.lstrip().startswith(begin) else text
+
+    def opening(self, data: str) -> str | None:
+        """The special token that opens a sequence of this kind of data; None if there is none."""
+        return self.begin if self.begins_conversations or data == "documents" else None
+
+    def render_conversation(self, encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """As the function below, in this format."""
+        return render_conversation(encoder, messages)
+
+    def render_for_completion(
+        self, encoder: TextEncoder, messages: Sequence[Message], *, enable_thinking: bool | None = None
+    ) -> list[int]:
+        """As the function below, in this format."""
+        return render_for_completion(encoder, messages, enable_thinking=enable_thinking)
+
+
 def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Ids of a whole conversation and its loss mask, both (T,) for T tokens. Nothing is cut.
 
@@ -130,7 +175,7 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     whole turn.
     Raises: UserError that names the wrong message and the mistake.
     """
-    _check(messages)
+    check_messages(messages)
     ids = [encoder.encode_special(BOS)]
     mask = [0]
     for message in messages:
@@ -157,12 +202,8 @@ def render_for_completion(
     Raises: UserError if a message is wrong, or if the last message is from the assistant.
     """
     ids, _ = render_conversation(encoder, messages)
-    if messages[-1]["role"] == "assistant":
-        raise UserError(
-            f"message {len(messages)}: is the assistant's already. End with a user or tool message.",
-            "最后一条已是助手的话：请以 user 或 tool 消息结尾",
-        )
-    opening = {None: (), True: ("<|think_start|>",), False: ("<|think_start|>", "<|think_end|>")}[enable_thinking]
+    require_question(messages)
+    opening = {None: (), True: THOUGHT[:1], False: THOUGHT}[enable_thinking]
     return ids + [encoder.encode_special(mark) for mark in (ASSISTANT_START, *opening)]
 
 
@@ -175,10 +216,10 @@ def _body(encoder: TextEncoder, message: Message) -> list[int]:
     if content := message.get("content"):
         ids += encoder.encode(content)
     if tools := message.get("tools"):
-        ids += _block(encoder, "tools", _json(_parsed(tools)))
+        ids += _block(encoder, "tools", as_json(parsed(tools)))
     if tool_calls := message.get("tool_calls"):
-        for call in _parsed(tool_calls):
-            ids += _block(encoder, "tool_call", _call_json(call))
+        for call in parsed(tool_calls):
+            ids += _block(encoder, "tool_call", call_json(call))
     return ids
 
 
@@ -191,24 +232,34 @@ def _block(encoder: TextEncoder, name: str, text: str) -> list[int]:
     ]
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """JSON as Hugging Face's templates write it: Chinese stays readable."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """The list of tools or calls. In data sets it is a list, or the same list as JSON text."""
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _call_json(call: Mapping[str, Any]) -> str:
+def call_json(call: Mapping[str, Any]) -> str:
     """A call as `{"name": ..., "arguments": ...}`. In OpenAI's format it is inside `function`."""
     function = call.get("function") or call
     arguments = function.get("arguments") or {}
-    text = arguments if isinstance(arguments, str) else _json(arguments)  # OpenAI stores the arguments as JSON text
-    return f'{{"name": {_json(function["name"])}, "arguments": {text}}}'
+    text = arguments if isinstance(arguments, str) else as_json(arguments)  # OpenAI stores the arguments as JSON text
+    return f'{{"name": {as_json(function["name"])}, "arguments": {text}}}'
 
 
-def _check(messages: Any) -> None:
+def require_question(messages: Sequence[Message]) -> None:
+    """Raises: UserError if the last message is from the assistant."""
+    if messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"message {len(messages)}: is the assistant's already. End with a user or tool message.",
+            "最后一条已是助手的话：请以 user 或 tool 消息结尾",
+        )
+
+
+def check_messages(messages: Any) -> None:
     """Check a conversation before it is rendered.
 
     Raises: UserError with the number (from 1) of the first wrong message.
@@ -284,7 +335,7 @@ def _tools_fault(message: Message) -> Fault | None:
         if not message.get(key):
             continue
         try:
-            entries = _parsed(message[key])
+            entries = parsed(message[key])
         except (ValueError, RecursionError):
             said = f"{key} is text that is not JSON."
             return Fault("tools or tool_calls are not JSON", said, f"{key} 不是合法的 JSON")

@@ -5,8 +5,10 @@ All text is encoded by `RustBPETokenizer`, so that training, evaluation and chat
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 import regex
 import tiktoken
 
-from configs.artifacts import fingerprint
+from configs.artifacts import atomic_write, fingerprint
 from configs.hardware import num_cores
 from configs.schema import UserError
 from dataset import chat
-from dataset.chat import ASSISTANT_END, BOS, END_OF_TEXT, SPECIAL_TOKENS
+from dataset.chat import SPECIAL_TOKENS, ChatFormat
+from dataset.foreign_tokenizer import FILE, GPT2_PATTERN, read_foreign
 from dataset.tokenizer_files import REMEDY, REMEDY_CHINESE, read_metadata, read_plain_pickle, write_folder
 
 QWEN2_PATTERN = (
@@ -65,6 +68,9 @@ class RustBPETokenizer:
     never come from text: "<|bos|>" typed by a user becomes ordinary ids. Only `encode_special` and
     the two `render_` methods put marks in.
 
+    A tokenizer of others (`dataset/foreign_tokenizer.py`) may have other ids, another chat format,
+    and may normalise texts. All else is the same.
+
     Half of a surrogate pair (JSON's "\\ud800") is no character and can't be written in UTF-8. It
     becomes U+FFFD, the replacement character. `decode` gives all other text back unchanged.
     """
@@ -75,32 +81,46 @@ class RustBPETokenizer:
         mergeable_ranks: Mapping[bytes, int],
         special_tokens: Mapping[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        chat_format: ChatFormat | None = None,
+        normalizes: bool = False,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Build from plain data.
 
         Args: mergeable_ranks: token -> rank. special_tokens: name -> id; by default those of
         `dataset.chat`, above the ranks. metadata: what `tokenizer_meta.json` also keeps, such as
-        the statistics of the vocabulary.
+        the statistics of the vocabulary. chat_format: None: our own. Only with another one may ids
+        have another order, and gaps. normalizes: whether texts are brought to Unicode's form NFC.
+        files: the folder of a tokenizer of others, name -> content.
         Raises: UserError when a byte is missing, ids have gaps, or the pattern is no regular
         expression.
         """
         if special_tokens is None:
             special_tokens = {name: len(mergeable_ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        _check(pattern, mergeable_ranks, special_tokens)
+        self.chat_format = chat_format or ChatFormat()
+        _check(pattern, mergeable_ranks, special_tokens, self.chat_format.needed, with_gaps=self.is_foreign)
+        self.normalizes, self.files = normalizes, dict(files or {})
         self.pattern = pattern
         self.mergeable_ranks = dict(sorted(mergeable_ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self.metadata = dict(metadata or {})
-        self._token_bytes = [*self.mergeable_ranks, *(name.encode() for name in self.special_tokens)]
-        self._gapless = pattern in NAMED_PATTERNS.values()
+        self._token_bytes = [b""] * (1 + max([*self.mergeable_ranks.values(), *self.special_tokens.values()]))
+        for token, token_id in self.mergeable_ranks.items():
+            self._token_bytes[token_id] = token
+        for name, token_id in self.special_tokens.items():
+            self._token_bytes[token_id] = name.encode()
+        self._gapless = pattern in {*NAMED_PATTERNS.values(), GPT2_PATTERN}
         self._splitter = regex.compile(pattern)
-        self.sha256 = fingerprint(
-            {
-                "pattern": pattern,
-                "ranks": [token.hex() for token in self.mergeable_ranks],
-                "special_tokens": self.special_tokens,
-            }
-        )
+        facts: dict[str, Any] = {
+            "pattern": pattern,
+            "ranks": [token.hex() for token in self.mergeable_ranks],
+            "special_tokens": self.special_tokens,
+        }
+        if self.is_foreign:
+            written = {name: value for name, value in asdict(self.chat_format).items() if name != "template"}
+            facts |= {"normalizes": normalizes, "chat_format": written}
+        self.sha256 = fingerprint(facts)
         """Fingerprint of all that decides the ids. Tensors and weights store it."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,6 +148,8 @@ class RustBPETokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, none of them special, whatever the text says."""
+        if self.normalizes:
+            text = unicodedata.normalize("NFC", text)
         if self._gapless and not _has_endless_space(text):
             return self._bpe.encode_ordinary(text)
         # The slow way, for what tiktoken can't split: `regex` splits, tiktoken only merges.
@@ -144,6 +166,8 @@ class RustBPETokenizer:
         together are a token. Both give the same ids if each token is made of two parts (`merges`),
         and if both split the text alike, which holds for the patterns of NAMED_PATTERNS.
         """
+        if self.is_foreign:  # the crate has ids of its own for bytes
+            return None
         merges = [(self.mergeable_ranks[left], self.mergeable_ranks[right]) for left, right in self.merges()]
         if not self._gapless or len(merges) != len(self.mergeable_ranks) - NUM_BYTES:
             return None
@@ -196,8 +220,8 @@ class RustBPETokenizer:
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = True) -> bytes:
         """UTF-8 bytes of ids. `special` false leaves out the names of special tokens."""
-        first_mark = len(self.mergeable_ranks)  # special tokens have the highest ids
-        kept = ids if special else (i for i in ids if i < first_mark)
+        marks = () if special else frozenset(self.special_tokens.values())
+        kept = ids if special else (i for i in ids if i not in marks)
         return b"".join(map(self._bytes_of, kept))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
@@ -215,6 +239,8 @@ class RustBPETokenizer:
 
     def _bytes_of(self, token_id: int) -> bytes:
         if not 0 <= token_id < len(self._token_bytes):
+            if self.is_foreign and token_id >= 0:
+                return b""  # the embedding of another model may have more rows than its tokenizer has tokens
             raise ValueError(f"id {token_id}: not in the vocabulary of {len(self._token_bytes)}")
         return self._token_bytes[token_id]
 
@@ -225,23 +251,29 @@ class RustBPETokenizer:
     ) -> tuple[list[int], list[int]]:
         """Ids of a conversation and its loss mask (1: the token counts in the loss), both (T,).
 
-        Both are cut to `max_length` tokens when it is given. The format is in `dataset.chat`.
+        Both are cut to `max_length` tokens when it is given. The format is `chat_format`.
         Raises: UserError for a malformed message.
         """
-        ids, mask = chat.render_conversation(self, messages)
+        ids, mask = self.chat_format.render_conversation(self, messages)
         return ids[:max_length], mask[:max_length]
 
     def render_for_completion(
         self, messages: Sequence[chat.Message], *, enable_thinking: bool | None = None
     ) -> list[int]:
-        """Ids of a conversation up to `<|assistant_start|>`, where the model's answer begins.
+        """Ids of a conversation up to the place where the model's answer begins.
 
         Args: enable_thinking: True opens a thought there, False puts an empty one, None neither.
+        Other formats know less of this.
         Raises: UserError for a malformed message.
         """
-        return chat.render_for_completion(self, messages, enable_thinking=enable_thinking)
+        return self.chat_format.render_for_completion(self, messages, enable_thinking=enable_thinking)
 
     # --- the vocabulary ---
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is the tokenizer of another model."""
+        return self.chat_format != ChatFormat()
 
     def get_vocab_size(self) -> int:
         """Number of ids, special tokens included: the rows of the model's embedding."""
@@ -249,17 +281,17 @@ class RustBPETokenizer:
 
     def get_bos_token_id(self) -> int:
         """Id of `<|bos|>`, which opens every document and conversation."""
-        return self.special_tokens[BOS]
+        return self.special_tokens[self.chat_format.begin]
 
     @property
     def end_of_text_id(self) -> int:
         """Id of `<|endoftext|>`: the end of a document, and padding."""
-        return self.special_tokens[END_OF_TEXT]
+        return self.special_tokens[self.chat_format.end_of_text]
 
     @property
     def assistant_end_id(self) -> int:
         """Id of `<|assistant_end|>`, the end of an answer."""
-        return self.special_tokens[ASSISTANT_END]
+        return self.special_tokens[self.chat_format.answer_end]
 
     def merges(self) -> Iterator[tuple[bytes, bytes]]:
         """The two parts of which each token is made, in the order of ranks.
@@ -270,7 +302,7 @@ class RustBPETokenizer:
         piece is this token.
         """
         for token, rank in self.mergeable_ranks.items():
-            if rank >= NUM_BYTES:
+            if len(token) > 1:
                 parts = merge_bytes(token, self.mergeable_ranks, below=rank)
                 if len(parts) == 2:
                     yield parts[0], parts[1]
@@ -318,8 +350,13 @@ class RustBPETokenizer:
 
     @classmethod
     def from_directory(cls, folder: Path | str) -> "RustBPETokenizer":
-        """Load a tokenizer folder. Raises: UserError when a file is missing or damaged."""
+        """Load a tokenizer folder, ours or that of another model.
+
+        Raises: UserError when a file is missing or damaged, or its tokenizer is none that can be.
+        """
         path = Path(folder) / "tokenizer.pkl"
+        if not path.exists() and (Path(folder) / FILE).exists():
+            return cls._from_foreign(Path(folder))
         data = read_plain_pickle(path)
         try:
             tokenizer = cls(data["pattern"], data["mergeable_ranks"], data["special_tokens"])
@@ -328,9 +365,30 @@ class RustBPETokenizer:
         tokenizer.metadata = read_metadata(path.with_name("tokenizer_meta.json"), tokenizer.sha256)
         return tokenizer
 
+    @classmethod
+    def _from_foreign(cls, folder: Path) -> "RustBPETokenizer":
+        """The tokenizer of another model. Raises: UserError, also when its ids would differ."""
+        found = read_foreign(folder)
+        try:
+            return cls(
+                found.pattern,
+                found.mergeable_ranks,
+                found.special_tokens,
+                chat_format=found.chat_format,
+                normalizes=found.normalizes,
+                files=found.files,
+            )
+        except UserError as error:
+            raise UserError(f"{found.where}: {error}", error.chinese) from None
+
     def save(self, folder: Path | str) -> None:
-        """Write a tokenizer folder, in the format of `tokenizer_files.py`."""
-        write_folder(Path(folder), self)
+        """Write a tokenizer folder, in the format of `tokenizer_files.py`; that of another model as
+        it was."""
+        if not self.is_foreign:
+            write_folder(Path(folder), self)
+        for name, content in self.files.items():
+            with atomic_write(Path(folder) / name, "wb") as file:
+                file.write(content)
 
 
 def merge_bytes(piece: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
@@ -392,8 +450,11 @@ def without_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
-    """Raises: UserError when the parts of a tokenizer are not what they must be."""
+def _check(pattern: Any, ranks: Any, special_tokens: Any, needed: Sequence[str], *, with_gaps: bool) -> None:
+    """Raises: UserError when the parts of a tokenizer are not what they must be.
+
+    Args: needed: names of special tokens. with_gaps: ids may be any, as in tokenizers of others.
+    """
     if not isinstance(pattern, str) or not isinstance(ranks, Mapping) or not isinstance(special_tokens, Mapping):
         raise UserError("pattern must be text, mergeable_ranks and special_tokens mappings.", "分词器内容的类型不对")
     try:
@@ -406,12 +467,18 @@ def _check(pattern: Any, ranks: Any, special_tokens: Any) -> None:
         raise UserError("mergeable_ranks must map bytes to whole numbers.", "mergeable_ranks 应是字节到整数")
     if not all(type(name) is str and type(token_id) is int for name, token_id in special_tokens.items()):
         raise UserError("special_tokens must map names to whole numbers.", "special_tokens 应是名称到整数")
-    if any(ranks.get(bytes([byte])) != byte for byte in range(NUM_BYTES)):
+    if with_gaps and not all(bytes([byte]) in ranks for byte in range(NUM_BYTES)):
+        raise UserError("not every byte has a token.", "缺少单字节词元")
+    if not with_gaps and any(ranks.get(bytes([byte])) != byte for byte in range(NUM_BYTES)):
         raise UserError(
             f"each single byte must have its own value as rank, 0 to {NUM_BYTES - 1}.", "单字节的编号应是它自己的值"
         )
-    if missing := [name for name in SPECIAL_TOKENS if name not in special_tokens]:
+    if missing := [name for name in needed if name not in special_tokens]:
         raise UserError(f"special tokens are missing: {', '.join(missing)}.", "缺少特殊词元")
+    if with_gaps:
+        if len({*ranks.values(), *special_tokens.values()}) < len(ranks) + len(special_tokens):
+            raise UserError("two tokens have the same id.", "有编号重复的词元")
+        return
     # Ranks are ids, and the rows of the embedding: a gap would be a row that nothing uses.
     num_tokens = len(ranks) + len(special_tokens)
     if sorted(ranks.values()) != list(range(len(ranks))) or sorted(special_tokens.values()) != list(

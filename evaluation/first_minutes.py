@@ -36,7 +36,7 @@ from dataset.records.keys import normalised_question
 from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
 from evaluation.numbers import result_of
 from evaluation.questions import Asker, Messages
-from inference.generate import Answer
+from inference.engine import Answer
 
 LISTS = ("core", "unseen")
 HALVES = ("choose", "report")

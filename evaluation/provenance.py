@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import atomic_write, fingerprint, read_json, sha256_file
+from configs.artifacts import atomic_write, fingerprint, read_json
 from configs.paths import display, find_dataset, trainer_command
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
@@ -13,6 +13,7 @@ from dataset.mix.write import MANIFEST_FILE, OUTPUTS
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
 from model.manifest import StartFile, TrainingFile, WeightsManifest
+from model.weights import weights_sha256
 
 KEYS_FOLDER = "trained_on"
 """A folder beside the weights, with the keys of what they were trained on: a later mix may replace
@@ -129,7 +130,7 @@ def reference_path(given: Path | None, checkpoint: Path, start: StartFile) -> Pa
     nothing.
     """
     path = find_dataset(given) if given else checkpoint.parent / start.path
-    if not path.exists() or sha256_file(path) != start.sha256:
+    if not path.exists() or weights_sha256(path) != start.sha256:
         raise UserError(
             f"{display(path)}: not the weights that {display(checkpoint)} started from ({start.path}, SHA-256 "
             f"{start.sha256[:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",

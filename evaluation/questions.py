@@ -1,23 +1,19 @@
 """Held-out records as questions, and the answers that a model gives to them."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from configs.progress import Progress, progress_bar
+from configs.progress import progress_bar
 from configs.schema import CATEGORIES
 from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
-from inference.generate import Answer, answer
+from inference.engine import Answer, Engine
 from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
 Messages = list[dict[str, Any]]
 """The messages of a conversation, each with `role` and `content`."""
-
-FIRST_TOKENS = 32
-"""Tokens that every answer may have at first. The few answers that do not end by then are made
-again with more room, in batches of their own. So a batch does not wait for one long answer."""
 
 
 @dataclass(frozen=True)
@@ -100,44 +96,21 @@ def ask(
 ) -> list[Answer]:
     """Greedy answers, in the order of the conversations.
 
-    Prompts of about the same length run in one batch. Args: label: name of the progress bar.
+    Args: batch_size: answers that are made at once. label: name of the progress bar.
     """
     prompts = [tokenizer.render_for_completion(messages) for messages in conversations]
+    # Rows of about the same length read the cache in one call (model/decoder.py).
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    answers: list[Answer | None] = [None] * len(prompts)
-    # First all with a small limit, then those that did not end with the full one (FIRST_TOKENS).
-    limits = sorted({min(FIRST_TOKENS, max_new_tokens), max_new_tokens})
-    with progress_bar(len(limits) * len(prompts), desc=label, unit="answers", leave=False) as bar:
-        for limit in limits:
-            # Each prompt counts once a round, so those that ended earlier are done in this one.
-            bar.update(len(prompts) - len(order))
-            _answer_all(model, tokenizer, prompts, order, answers, limit, batch_size, bar)
-            order = [number for number in order if not _ended(answers[number])]
-    return [said for said in answers if said is not None]
-
-
-def _ended(said: Answer | None) -> bool:
-    return said is not None and said.ended
-
-
-def _answer_all(
-    model: MiniLLM,
-    tokenizer: RustBPETokenizer,
-    prompts: Sequence[list[int]],
-    order: Sequence[int],
-    answers: list[Answer | None],
-    limit: int,
-    batch_size: int,
-    bar: Progress,
-) -> None:
-    """Answer the prompts with the numbers in `order`, and put the answers into `answers`."""
-    sampling = Sampling(max_new_tokens=limit, temperature=0.0)
-    for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
-        said = answer(model, tokenizer, [prompts[number] for number in numbers], sampling)
-        for number, one in zip(numbers, said, strict=True):
-            answers[number] = one
-        bar.update(len(numbers))
+    engine = Engine(model, tokenizer, max_batch_size=batch_size)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    with progress_bar(len(prompts), desc=label, unit="answers", leave=False) as bar:
+        said = engine.answers([prompts[number] for number in order], sampling, lambda: bar.update(1))
+    answers = dict(zip(order, said, strict=True))
+    # A thought is no part of an answer.
+    return [
+        replace(answers[number], text=tokenizer.chat_format.answer_of(answers[number].text))
+        for number in range(len(prompts))
+    ]
 
 
 Asker = Callable[[Sequence[Messages]], list[Answer]]

@@ -16,7 +16,7 @@ from evaluation.intervals import Metric, share
 from evaluation.likelihood import Scored, Text, bits_metric, chat_text, likelihood_metrics, raw_text, score, token_bytes
 from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
-from inference.generate import Answer, answer
+from inference.engine import Answer, Engine
 from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
 
@@ -347,7 +347,7 @@ class Evaluation:
     def _remember_texts(self, openings: list[str]) -> None:
         """Let the model continue a few texts, and keep these for printing."""
         prompts = [[self.tokenizer.get_bos_token_id(), *self.tokenizer.encode(text)] for text in openings]
-        said = answer(self.model, self.tokenizer, prompts, Sampling(max_new_tokens=48))
+        said = Engine(self.model, self.tokenizer).answers(prompts, Sampling(max_new_tokens=48))
         self.samples = [Sample("开头", opening, one, "") for opening, one in zip(openings, said, strict=True)]
 
     def _remember_answers(self) -> None:

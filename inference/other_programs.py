@@ -19,7 +19,9 @@ from dataset.chat import Message
 from inference.verify import Reader, until_end
 from model.export import read_hugging_face
 from model.gguf import OPENS_A_THOUGHT, our_names, read_gguf, rounded
+from model.model_lora import attach_adapter, merge
 from model.model_minillm import MiniLLM
+from model.peft_export import read_peft
 
 CONTEXT = 2048
 """Tokens that llama.cpp reserves memory for."""
@@ -44,7 +46,8 @@ class HuggingFaceFolder:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         file = folder / "chat_template.jinja"
-        self.chat_templates = [self.tokenizer.chat_template, values["chat_template"], file.read_text(encoding="utf-8")]
+        copies = [self.tokenizer.chat_template, values.get("chat_template"), file.read_text(encoding="utf-8")]
+        self.chat_templates = [template for template in copies if template is not None]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Reader`."""
@@ -99,6 +102,33 @@ class Transformers(HuggingFaceFolder):
         )
         ends = set(self.model.generation_config.eos_token_id)
         return [until_end(row, ends) for row in rows[:, prompts.shape[1] :].tolist()]
+
+
+class Peft(Transformers):
+    """A folder in transformers, with an adapter that peft puts on it."""
+
+    name = "peft"
+
+    def __init__(self, base: Path, adapter: Path) -> None:
+        """Raises: UserError when peft is missing."""
+        super().__init__(base)
+        try:
+            import peft
+        except ImportError:
+            raise UserError(
+                "the package peft is missing. Run: pip install peft", "缺少 peft：请运行所列命令安装"
+            ) from None
+        self.version: str = peft.__version__
+        self.adapter = adapter
+        self.model = peft.PeftModel.from_pretrained(self.model, adapter).eval()
+
+    def has_weights(self, model: MiniLLM) -> bool:
+        """As `Reader`: both folders give every bit of the merged weights."""
+        held = MiniLLM(model.config)
+        held.load_state_dict(read_hugging_face(self.folder)[0])
+        attach_adapter(held, read_peft(self.adapter), self.adapter, self.folder)
+        merge(held)
+        return all(torch.equal(tensor, held.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 class Mlx(HuggingFaceFolder):

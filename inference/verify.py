@@ -5,7 +5,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from dataset.chat import Message
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokenizer_files import to_byte_alphabet
 from inference.conversation import context_tokens
-from inference.generate import generate, stop_ids
+from inference.engine import Engine
 from inference.sampling import Sampling
 from model.likelihood import lm_loss_sum
 from model.model_minillm import MiniLLM
@@ -139,10 +139,11 @@ def compare(model: MiniLLM, tokenizer: RustBPETokenizer, reader: Reader, bars: B
     new_tokens = min(NEW_TOKENS, context_tokens(model) // 3)
     prompts = verification_prompts(tokenizer, texts, min(PROMPT_TOKENS, 2 * new_tokens))
     tie = max(NEAR_TIE, bars.logit or 0.0)  # logits that may differ more change places more easily
+    engine = Engine(model, tokenizer)
     difference, equal, near = 0.0, 0, 0
     for batch in prompts.split(BATCH):
         difference = max(difference, _difference(_logits(model, batch), reader.scores(batch)))
-        answers = zip(greedy(model, tokenizer, batch, new_tokens), reader.greedy(batch, new_tokens), strict=True)
+        answers = zip(greedy(engine, batch, new_tokens), reader.greedy(batch, new_tokens), strict=True)
         for prompt, (ours, theirs) in zip(batch, answers, strict=True):
             equal += ours == theirs
             near += ours != theirs and _part_at_a_near_tie(model, prompt, ours, theirs, tie)
@@ -241,14 +242,14 @@ def _nats(model: MiniLLM, prompts: Tensor) -> float:
     return float(lm_loss_sum(hidden, model.output_weight, labels, places))
 
 
-def greedy(model: MiniLLM, tokenizer: RustBPETokenizer, prompts: Tensor, num_tokens: int) -> list[list[int]]:
+def greedy(engine: Engine, prompts: Tensor, num_tokens: int) -> list[list[int]]:
     """The likeliest tokens after each prompt, up to an end token."""
-    stops = stop_ids(tokenizer)
-    columns = list(generate(model, prompts.tolist(), stops, Sampling(max_new_tokens=num_tokens)))
-    return [until_end(row, stops) for row in torch.stack(columns, dim=1).tolist()]
+    requests = [engine.add(prompt, Sampling(max_new_tokens=num_tokens))[0] for prompt in prompts.tolist()]
+    engine.run()
+    return [request.ids for request in requests]
 
 
-def until_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
     """The tokens before the first end token."""
     return list(tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))])
 

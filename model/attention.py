@@ -1,14 +1,15 @@
 """Attention: five ways to compute it, and the choice between them.
 
 `plan` chooses once in a forward pass. `attend` follows the plan in every block. The choice depends
-on the device, on whether a cache stands before the tokens, and on which pairs of tokens may meet.
+on the device, and on which pairs of tokens may meet. Generation, which has a cache before the new
+tokens, calls its ways directly (model/decoder.py).
 
 - `blocked_attention`, whole rows on a CPU and on MPS: batched matrix products. PyTorch's own CPU
   kernel for scaled dot products works in small tiles and reaches a tenth of the speed that the same
   CPU has in matrix products. Here queries are taken in blocks, and a block is multiplied only with
   the keys up to its end. Most of the work that causality forbids is never done, and what is done
   runs at full speed (docs/lab_log.md has the figures).
-- `product_attention`, behind a cache on MPS: the same products without blocks. PyTorch's own
+- `product_attention`, generation on MPS: the same products without blocks. PyTorch's own
   kernels there are left out: in some releases those for few queries read beyond the keys, and give
   wrong numbers without an error (PyTorch's pull request 169222 and its issue 174861).
 - `document_attention`, documents packed in rows on a GPU: FlexAttention, one kernel made for this
@@ -48,9 +49,9 @@ class Plan:
     """How all blocks of one forward pass compute attention."""
 
     way: Callable[..., Tensor]
-    """One of the five: queries (B, H, T, D), keys, values (B, K, S, D), pairs -> (B, H, T, D)."""
+    """One of four: queries (B, H, T, D), keys, values (B, K, T, D), pairs -> (B, H, T, D)."""
     pairs: Tensor | BlockMask | None
-    """Which query may look at which key. A tensor (B or 1, 1, T, S) is added to the scores: 0 where
+    """Which query may look at which key. A tensor (B or 1, 1, T, T) is added to the scores: 0 where
     it may, -inf elsewhere. A BlockMask is that of `document_attention`. None: causal."""
 
 
@@ -58,30 +59,25 @@ def plan(
     x: Tensor,
     *,
     document_ids: Tensor | None,
-    mask: Tensor | None,
-    cached_tokens: int | None,
     flex_works: Callable[[Tensor], bool],
 ) -> Plan:
     """Choose the way and make the mask, for all blocks at once.
 
     Args: x (B, T, C): what the first block reads. document_ids (B, T): a token sees only earlier
-    tokens of its own document. mask (B, 1, T, S): boolean, true where a query may look; without
-    both, attention is causal. cached_tokens: how many tokens stand before these in a cache; None:
-    there is no cache, these are whole rows. flex_works: whether `document_attention` can be used
-    for these document_ids; it is called only if that way would be taken.
+    tokens of its own document; without them attention is causal. flex_works: whether
+    `document_attention` can be used for these document_ids; it is called only if that way would be
+    taken.
     """
-    device, whole_rows = x.device.type, cached_tokens is None
-    if document_ids is not None and whole_rows and flex_works(document_ids):
+    device = x.device.type
+    if document_ids is not None and flex_works(document_ids):
         return plan_of_documents(document_ids)
-    bias = _bias(_allowed(x, document_ids, mask, cached_tokens), compute_dtype(x))
-    if whole_rows and device in PRODUCT_DEVICES:
+    bias = _bias(_allowed(x, document_ids), compute_dtype(x))
+    if device in PRODUCT_DEVICES:
         return Plan(blocked_attention, bias)
-    if device == "mps":
-        return Plan(product_attention, bias)
     # A causal row needs no mask. But in float32, and in float16 on the GPUs that have no bfloat16,
     # PyTorch's one kernel for groups holds all scores. With repeated keys there is one that does
     # not.
-    if whole_rows and (bias is not None or (device == "cuda" and compute_dtype(x) != torch.bfloat16)):
+    if bias is not None or (device == "cuda" and compute_dtype(x) != torch.bfloat16):
         return Plan(repeated_attention, bias)
     return Plan(grouped_attention, bias)
 
@@ -94,26 +90,23 @@ def plan_of_documents(document_ids: Tensor) -> Plan:
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over the pairs of the plan: each query head with its group's keys.
 
-    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. Returns: (B, H, T, D).
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. Returns: (B, H, T, D).
     """
     return plan.way(q, k, v, plan.pairs)
 
 
-def _allowed(x: Tensor, document_ids: Tensor | None, mask: Tensor | None, cached_tokens: int | None) -> Tensor | None:
-    """Which pairs may meet, boolean (B or 1, 1, T, S).
+def _allowed(x: Tensor, document_ids: Tensor | None) -> Tensor | None:
+    """Which pairs may meet, boolean (B or 1, 1, T, T).
 
-    None: causal, told to a kernel that needs no mask for it. Such a kernel takes queries and keys
-    to begin at the same token, so behind a cache that holds some there must be a mask.
+    None: causal, told to a kernel that needs no mask for it.
     """
-    T, device, start = x.shape[1], x.device, cached_tokens or 0
+    T, device = x.shape[1], x.device
     if document_ids is not None:
         same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
         return (same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril())[:, None]
-    # Our own products read a mask; of the other kernels each knows `causal` by itself.
-    ours = device.type == "mps" or (device.type == "cpu" and cached_tokens is None)
-    if mask is None and (start > 0 or ours):
-        return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)[None, None]
-    return mask
+    if device.type in PRODUCT_DEVICES:  # our own products read a mask
+        return torch.ones(T, T, dtype=torch.bool, device=device).tril()[None, None]
+    return None
 
 
 def _bias(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -385,7 +378,7 @@ def repeated_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Grouped-query attention by the kernel that PyTorch chooses; keys and values are not copied.
 
-    Args: q (B, H, T, D). k, v (B, K, S, D), H a multiple of K. bias (B or 1, 1, T, S), added to the
-    scores; None: causal, and S = T. Returns: (B, H, T, D).
+    Args: q (B, H, T, D). k, v (B, K, T, D), H a multiple of K. bias (B or 1, 1, T, T), added to the
+    scores; None: causal. Returns: (B, H, T, D).
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=True)

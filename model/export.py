@@ -24,7 +24,7 @@ from configs.artifacts import atomic_write, optional_part, read_json, write_json
 from configs.load import from_mapping
 from configs.paths import display
 from configs.schema import ModelConfig, UserError
-from model.manifest import WeightsManifest
+from model.manifest import IMPORTED, WeightsManifest
 from model.quantize import is_quantized
 
 CONFIG, GENERATION, TENSORS, OURS = (
@@ -182,6 +182,7 @@ def shape_of(values: Mapping[str, Any], where: str, base: ModelConfig | None = N
             "结构与 MiniLLM 不同：只能读取普通的 qwen3 和 qwen3_moe",
         )
     use_moe = values["model_type"] == "qwen3_moe"
+    values = {"num_experts": values.get("num_local_experts"), **values}  # as transformers 5 calls them
     names = (*_SAME_NAME, *_SAME_NAME_MOE) if use_moe else _SAME_NAME
     found = {name: values[name] for name in names if values.get(name) is not None}
     if missing := [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in found]:
@@ -273,7 +274,7 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], ModelConfig, Wei
         tensors |= read_tensors(path)[0]
     if not tensors:
         raise UserError(f"{where}: no *.safetensors in it. {REMEDY}", f"目录中没有 safetensors 文件：{REMEDY_CHINESE}")
-    manifest = WeightsManifest.from_plain(optional_part(ours, "manifest", {}) or {"stage": "imported"})
+    manifest = WeightsManifest.from_plain(optional_part(ours, "manifest", {}) or {"stage": IMPORTED})
     return experts_stacked(tensors, config, where), config, manifest
 
 

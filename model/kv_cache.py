@@ -1,36 +1,94 @@
 """The cache of generation: keys and values of the tokens so far, so that each is computed once.
 
-Shapes: B batch, K key/value heads, T new tokens, S tokens so far and new ones, D head size.
-"""
+It consists of slots. A slot holds one text; all slots are one tensor, so many texts take a step
+together without copies.
 
-from dataclasses import dataclass
+Shapes: K key/value heads, S places that are read, D head size, B rows of a step, T tokens of a
+text.
+"""
 
 from torch import Tensor
 
 from configs.schema import ModelConfig
 
+BORDER = 64
+"""Rows of a step read a multiple of so many places (the last ones masked). So a row's shapes depend
+on its own length alone, and rows of similar length go through one call."""
 
-@dataclass
-class KeyValueCache:
-    """A pair of (B, K, capacity, D) for each layer, filled up to `length`."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: int = 0
+class SlotCache:
+    """Keys and values of every layer, (slots, K, places, D) each, in one tensor.
 
-    @classmethod
-    def empty(cls, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> "KeyValueCache":
-        """Room for `capacity` tokens in the dtype and on the device of `like`."""
-        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        return cls([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
+    The last place of each slot belongs to no text: rows without a text write there.
+    """
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new tokens behind the ones of this layer; returns all of them, (B, K, S, D).
+    def __init__(self, config: ModelConfig, like: Tensor) -> None:
+        """Args: like: the cache gets its dtype and device."""
+        self.like, self.num_layers = like, config.num_hidden_layers
+        self.heads, self.head_dim = config.num_key_value_heads, config.head_dim
+        self._all = self._room(0, 0)
 
-        `length` stays until all layers have written: the network raises it after its last block.
+    def _room(self, slots: int, places: int) -> Tensor:
+        # Zeros, because a masked place still takes part in products, and 0 * NaN is NaN.
+        shape = (self.num_layers, 2, slots, self.heads, places + 1, self.head_dim)
+        return self.like.new_zeros(shape)
+
+    @property
+    def num_slots(self) -> int:
+        """Texts that it has room for."""
+        return self._all.shape[2]
+
+    @property
+    def num_places(self) -> int:
+        """Tokens that each text has room for."""
+        return self._all.shape[4] - 1
+
+    def reserve(self, slots: int, places: int) -> None:
+        """Make room for so many slots and places, if there is less. What it holds stays.
+
+        Room at least doubles, so that a text that grows by one token a step is seldom copied.
         """
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        old_slots, old_places = self.num_slots, self.num_places
+        if slots <= old_slots and places <= old_places:
+            return
+        slots = max(slots, old_slots)
+        if places > old_places:
+            places = max(-(-places // BORDER) * BORDER, 2 * old_places)
+        grown = self._room(slots, max(places, old_places))
+        grown[:, :, :old_slots, :, :old_places] = self._all[..., :old_places, :]
+        self._all = grown
+
+    def write_rows(self, layer: int, rows: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """One token for each of the first B slots.
+
+        Args: rows (B,): 0 to B - 1. places (B,): where each goes; `num_places` for rows without a
+        text. keys, values (B, K, D).
+        """
+        all_keys, all_values = self._all[layer]
+        all_keys[rows, :, places] = keys
+        all_values[rows, :, places] = values
+
+    def write_text(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """T tokens of one text. Args: keys, values (T, K, D)."""
+        end = start + len(keys)
+        self._all[layer, 0, slot, :, start:end] = keys.transpose(0, 1)
+        self._all[layer, 1, slot, :, start:end] = values.transpose(0, 1)
+
+    def of_slots(self, layer: int, first: int, end: int, places: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of neighbouring slots, (slots, K, S, D) each, without a copy."""
+        keys, values = self._all[layer, :, first:end, :, :places]
+        return keys, values
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Give a slot the first places of another one."""
+        self._all[:, :, target, :, :places] = self._all[:, :, source, :, :places]
+
+    def swap(self, one: int, other: int, places: int) -> None:
+        """Let two slots change places, as far as either is filled."""
+        kept = self._all[:, :, one, :, :places].clone()
+        self.copy(other, one, places)
+        self._all[:, :, other, :, :places] = kept
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot whose numbers are not finite, before another text uses it."""
+        self._all[:, :, slot] = 0

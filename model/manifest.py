@@ -15,6 +15,10 @@ CHECKED_PARTS: dict[str, type] = {
 and older versions write less. But a part of another type means that the file was altered."""
 
 
+IMPORTED = "imported"
+"""The stage of weights that another program made. Nothing is known about their training."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFile:
     """A record file that weights were trained on, or that the weights before them were."""

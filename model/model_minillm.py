@@ -1,6 +1,6 @@
 """The whole network: Qwen3 (dense) and Qwen3-MoE, with the parameter names of transformers.
 
-Shapes: B batch, T tokens, S tokens attended to, C hidden size, H query heads, K key/value heads,
+Shapes: B batch, T tokens, C hidden size, H query heads, K key/value heads,
 D head size, I width of the SwiGLU, E experts, k experts a token, N tokens of all rows,
 V vocabulary.
 Sources: Qwen3 technical report (arXiv:2505.09388); RMSNorm arXiv:1910.07467; RoPE arXiv:2104.09864;
@@ -21,7 +21,6 @@ from configs.schema import ModelConfig, UserError
 from model import attention, kernels
 from model.attention import Plan, attend
 from model.device import compute_dtype
-from model.kv_cache import KeyValueCache
 
 
 class RMSNorm(nn.Module):
@@ -98,14 +97,13 @@ class Context:
     """The data that all blocks use in one forward pass."""
 
     cos: Tensor
-    """(B or 1, 1, T, D/2)."""
+    """(1, 1, T, D/2)."""
     sin: Tensor
     plan: Plan
     """Which tokens can see which other tokens, and how attention computes this
     (model/attention.py)."""
     real: Tensor | None = None
     """(B, T) boolean, false for padding. None: every token is real."""
-    cache: KeyValueCache | None = None
 
 
 class Attention(nn.Module):
@@ -128,17 +126,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values: (B, T, C) -> (B, T, H D), (B, T, K D) twice."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_norm(self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Only here the network gets the positions, and values get none. The cache holds keys that
-        # are already turned, because the position of a token never changes.
+        q, k, v = self.project(x)
+        q = self.q_norm(q.view(B, T, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(k.view(B, T, self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        # Only here the network gets the positions, and values get none.
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
-        if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k.to(v.dtype), v)  # (B, K, S, D)
         y = attend(q.to(v.dtype), k.to(v.dtype), v, context.plan)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 
@@ -361,17 +361,11 @@ class MiniLLM(nn.Module):
         input_ids: Tensor,
         *,
         document_ids: Tensor | None = None,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the output of the last block, normalised.
 
         Args: input_ids (B, T). document_ids (B, T): a token sees only itself and earlier tokens of
         the same document. A negative id means padding; the balance loss of a MoE does not count it.
-        positions (B, T): place of each token. Default: the T places after the tokens in the cache.
-        mask (B, 1, T, S): boolean, true if a token may see another token. Give it instead of
-        document_ids. cache: keys and values of earlier tokens. The new tokens are added to it.
         Returns: (B, T, C), and for a MoE the mean balance loss of all blocks, for each row (B,).
         Raises: UserError if a model with YaRN is trained.
         """
@@ -382,21 +376,16 @@ class MiniLLM(nn.Module):
                 "Train with 1, and set it when the weights are used.",
                 "训练时只能为 1：请在使用权重时再设置",
             )
-        T = input_ids.shape[1]
-        if positions is None:
-            start = cache.length if cache is not None else 0
-            positions = torch.arange(start, start + T, device=input_ids.device)[None]
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = self.model.embed_tokens(input_ids)  # (B, T, C)
-        cos, sin = (table[:, None] for table in rope_tables(positions, self.config))  # (B or 1, 1, T, D/2)
+        cos, sin = (table[:, None] for table in rope_tables(positions, self.config))  # (1, 1, T, D/2)
         plan = attention.plan(
             x,
             document_ids=document_ids,
-            mask=mask,
-            cached_tokens=cache.length if cache is not None else None,
             flex_works=lambda ids: self._flex_works(x, cos, sin, ids),
         )
         real = document_ids >= 0 if document_ids is not None else None
-        context = Context(cos, sin, plan, real, cache)
+        context = Context(cos, sin, plan, real)
         balances = []
         for block in self.model.layers:
             if self.gradient_checkpointing and learning:
@@ -405,8 +394,6 @@ class MiniLLM(nn.Module):
                 x, balance = self.run_block(block, x, context)
             if balance is not None:
                 balances.append(balance)
-        if cache is not None:
-            cache.length += T
         return self.model.norm(x), torch.stack(balances).mean(dim=0) if balances else None
 
     def _flex_works(self, x: Tensor, cos: Tensor, sin: Tensor, document_ids: Tensor) -> bool:

@@ -24,7 +24,7 @@ from configs.load import from_mapping
 from configs.messages import warn
 from configs.schema import ModelConfig, UserError
 from model.device import compute_dtype
-from model.model_minillm import Experts, MiniLLM, Router, TiedEmbedding
+from model.model_minillm import MLP, Attention, Experts, MiniLLM, Router, TiedEmbedding
 
 KINDS = ("fp16", "int8", "int4")
 """How a weight can be kept: a float of 16 bits; 8 bits and a scale for each output; 4 bits and a
@@ -254,6 +254,43 @@ class QuantizedLinear(nn.Module):
         return y.unflatten(0, x.shape[:-1]).to(compute_dtype(x))
 
 
+class FusedAttention(Attention):
+    """Attention whose queries, keys and values come from one product of rounded weights."""
+
+    def __init__(self, old: Attention, qkv: QuantizedLinear, output: QuantizedLinear) -> None:
+        nn.Module.__init__(self)  # not Attention's: it would make matrices
+        self.layer, self.head_dim = old.layer, old.head_dim
+        self.num_heads, self.num_kv_heads = old.num_heads, old.num_kv_heads
+        self.qkv_proj = qkv
+        self.add_module("o_proj", output)
+        self.q_norm, self.k_norm = old.q_norm, old.k_norm
+
+    @property
+    def output(self) -> QuantizedLinear:
+        """`o_proj`, as what it is here."""
+        assert isinstance(self.o_proj, QuantizedLinear)
+        return self.o_proj
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values: (B, T, C) -> (B, T, H D), (B, T, K D) twice."""
+        sizes = [heads * self.head_dim for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
+        return self.qkv_proj(x).split(sizes, dim=-1)
+
+
+class FusedMLP(nn.Module):
+    """SwiGLU whose gate and up come from one product of rounded weights."""
+
+    def __init__(self, gate_up: QuantizedLinear, down: QuantizedLinear) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = gate_up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        y: Tensor = self.down_proj(F.silu(gate) * up)
+        return y
+
+
 class QuantizedEmbedding(nn.Module):
     """The embedding, packed as the output matrix and plain as the table in which tokens are looked
     up."""
@@ -330,37 +367,46 @@ def quantize(model: MiniLLM, kind: str) -> MiniLLM:
             f"--quantize {kind}: runs on the CPU, and the model is on {model.device}. Add --device cpu.",
             "只能在 CPU 上使用：请加 --device cpu",
         )
-    for name in _module_names(model):
-        parts = {
-            weight: encode(tensor.detach(), kind) for weight, tensor in model.get_submodule(name).named_parameters()
-        }
-        _replace(model, name, parts, kind)
-    _free_routers(model)
+    _pack(model, kind, lambda name: encode(model.get_parameter(name).detach(), kind))
     return model.requires_grad_(False).eval()
 
 
-def _module_names(model: MiniLLM) -> list[str]:
-    """The modules whose matrices are rounded: all but norms and routers."""
+def matrix_names(model: MiniLLM) -> list[str]:
+    """Names of the parameters that are rounded: all but those of norms and routers."""
     return [
-        name
+        f"{name}.{weight}"
         for name, module in model.named_modules()
         if isinstance(module, Experts | TiedEmbedding) or (isinstance(module, nn.Linear) and name.endswith("_proj"))
+        for weight, _ in module.named_parameters()
     ]
 
 
-def _replace(model: MiniLLM, name: str, parts: Mapping[str, Parts], kind: str) -> None:
-    """Put rounded weights in the place of a module.
+def _pack(model: MiniLLM, kind: str, parts_of: Callable[[str], Parts]) -> None:
+    """Put products of rounded weights in the place of all matrices, one block after the other.
 
-    Args: parts: those of each of its parameters.
+    Args: parts_of: name of a parameter -> its parts.
     """
-    old: nn.Module = model.get_submodule(name)
-    if isinstance(old, TiedEmbedding):
-        new: nn.Module = QuantizedEmbedding(parts["weight"], kind, model.config.hidden_size)
-    elif isinstance(old, Experts):
-        new = QuantizedExperts(parts["gate_up_proj"], parts["down_proj"], kind)
-    else:
-        new = QuantizedLinear(parts["weight"], kind)
-    model.set_submodule(name, new)
+
+    def linear(*names: str) -> QuantizedLinear:
+        """One product of matrices that read the same input: their outputs one after the other."""
+        parts = [parts_of(f"{name}.weight") for name in names]
+        return QuantizedLinear({part: torch.cat([one[part] for one in parts]) for part in parts[0]}, kind)
+
+    embedding = QuantizedEmbedding(parts_of(f"{EMBEDDING}.weight"), kind, model.config.hidden_size)
+    model.set_submodule(EMBEDDING, embedding)
+    for number in range(model.config.num_hidden_layers):
+        at = f"model.layers.{number}.self_attn"
+        attention = model.get_submodule(at)
+        assert isinstance(attention, Attention)
+        qkv = linear(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
+        model.set_submodule(at, FusedAttention(attention, qkv, linear(f"{at}.o_proj")))
+        at = f"model.layers.{number}.mlp"
+        if isinstance(model.get_submodule(at), MLP):
+            model.set_submodule(at, FusedMLP(linear(f"{at}.gate_proj", f"{at}.up_proj"), linear(f"{at}.down_proj")))
+        else:
+            gate_up, down = (parts_of(f"{at}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
+            model.set_submodule(f"{at}.experts", QuantizedExperts(gate_up, down, kind))
+    _free_routers(model)
 
 
 def _free_routers(model: MiniLLM) -> None:
@@ -396,16 +442,6 @@ def quantized_state(
     return state, metadata
 
 
-def matrix_names(model: MiniLLM) -> list[str]:
-    """Names of the parameters that are rounded."""
-    return [f"{name}.{weight}" for name in _module_names(model) for weight, _ in _weights(model, name)]
-
-
-def _weights(model: MiniLLM, name: str) -> list[tuple[str, Tensor]]:
-    """The parameters of a module, by name."""
-    return [(weight, tensor.detach()) for weight, tensor in model.get_submodule(name).named_parameters()]
-
-
 def is_quantized(metadata: Mapping[str, str] | None) -> bool:
     """Whether a safetensors file with this metadata is one of ours with rounded weights."""
     return metadata is not None and {"quantize", "config", "manifest"} <= metadata.keys()
@@ -436,11 +472,8 @@ def load_quantized(
             "Convert the weights again.",
             "文件与模型形状不符：请重新转换",
         )
-    for name in _module_names(model):
-        parts = {weight: _parts_of(state, f"{name}.{weight}") for weight, _ in _weights(model, name)}
-        _replace(model, name, parts, kind)
+    _pack(model, kind, lambda name: _parts_of(state, name))
     model.load_state_dict({name: state[name] for name in model.state_dict()}, strict=True, assign=True)
-    _free_routers(model)
     return model.requires_grad_(False), json.loads(metadata["manifest"])
 
 

@@ -1,5 +1,8 @@
 """The weight file (.pth): written whole, read strictly, never executed.
 
+Wherever a weight file is read, the folder of another model may stand in its place
+(`model/export.py`).
+
 It holds `{"model", "config", "manifest"}`: the tensors, the shape of the network, and how and from
 what the weights were made.
 """
@@ -7,6 +10,7 @@ what the weights were made.
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.artifacts import atomic_write, sha256_file
+from configs.artifacts import atomic_write, fingerprint, sha256_file
 from configs.load import from_mapping
 from configs.paths import display, trainer_command
 from configs.schema import ModelConfig, UserError
+from model.export import CONFIG, read_hugging_face
 from model.manifest import WeightsManifest, wrong_parts
 from model.model_minillm import MiniLLM
 
@@ -70,10 +75,12 @@ def save_weights(path: Path, model: MiniLLM, manifest: WeightsManifest) -> None:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsManifest]:
-    """State dict, shape of the network, and manifest of a weight file.
+    """State dict, shape of the network, and manifest of a weight file or a Hugging Face folder.
 
     Raises: UserError when it is missing, damaged, or not a MiniLLM checkpoint.
     """
+    if path.is_dir():
+        return read_hugging_face(path)
     content = read_checkpoint(path, _retraining(path), "请重新训练，或换一个路径")
     if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
         keys = ", ".join(sorted(map(str, content))[:3])
@@ -88,6 +95,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
             f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). {_retraining(path)}",
             "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
+    if "target_modules" in content["config"]:
+        raise UserError(
+            f"{display(path)}: an adapter, no whole weights. Give the weights that it belongs to, and this as --lora_name.",
+            "这是适配器，不是完整权重：请给出它的底座，并用 --lora_name 指定它",
+        )
     config = from_mapping(ModelConfig(), content["config"], display(path))
     return content["model"], config.resolve(), WeightsManifest.from_plain(content["manifest"])
 
@@ -95,13 +107,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
 def load_model(
     path: Path, *, device: torch.device | str = "cpu", rope_scaling_factor: float = 1.0
 ) -> tuple[MiniLLM, WeightsManifest]:
-    """The model of a weight file, and its manifest.
+    """The model of a weight file or a Hugging Face folder, and its manifest.
 
-    Args: rope_scaling_factor: above 1, YaRN stretches the context that the model can read.
+    Args: rope_scaling_factor: above 1, YaRN stretches the context that the model can read. A folder
+    may have a factor of its own.
     Raises: UserError, also when tensors do not fit the shape.
     """
     state, config, manifest = read_weights(path)
-    model = MiniLLM(replace(config, rope_scaling_factor=rope_scaling_factor))
+    if rope_scaling_factor != 1.0:
+        config = replace(config, rope_scaling_factor=rope_scaling_factor)
+    model = MiniLLM(config)
     load_strict(model, state, path)
     return model.to(device), manifest
 
@@ -111,7 +126,16 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
     Raises: UserError naming the first differences, or the first tensor of NaN or infinity.
     """
-    wanted = model.state_dict()
+    check_state(model.state_dict(), state, path)
+    model.load_state_dict(state, strict=True)
+
+
+def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a state dict of other names or shapes than the wanted one, or with NaN or infinity.
+
+    Args: wanted: only its names and shapes count. path: where the state is from.
+    Raises: UserError naming the first differences, or the first tensor of NaN or infinity.
+    """
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is unknown" for name in state.keys() - wanted.keys()]
     problems += [
@@ -130,7 +154,6 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{display(path)}: {broken}. {_retraining(path)} A lower --learning_rate may help.",
             "权重中有 NaN 或无穷大：请降低学习率重新训练",
         )
-    model.load_state_dict(state, strict=True)
 
 
 def check_tokenizer(path: Path, manifest: WeightsManifest, tokenizer_sha256: str, what: str) -> None:
@@ -160,7 +183,7 @@ def require_finite(model: nn.Module, path: Path, when: str) -> None:
         )
 
 
-def _not_finite(state: dict[str, Tensor]) -> str:
+def _not_finite(state: Mapping[str, Tensor]) -> str:
     """How many tensors hold NaN or infinity, and which is the first; empty if none does."""
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     count = f"{len(broken)} of {len(state)} tensors hold NaN or infinity"
@@ -174,15 +197,22 @@ def _retraining(path: Path) -> str:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """SHA-256 of a weight file. Raises: UserError when it is missing."""
-    if not path.is_file():
+    """Hash of a weight file or a folder. Raises: UserError when it is missing."""
+    if not path.exists():
         command = trainer_command(path.name)
         raise UserError(
             f"{display(path)}: no such weights. "
             + (f"Train them: {command}; or give another --from_weight." if command else "Give another --from_weight."),
             "没有这样的权重：请" + ("先运行该命令训练，或" if command else "") + "换 --from_weight",
         )
-    return sha256_file(path)
+    return weights_sha256(path)
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a weight file; of a folder, a hash of the files that decide its weights."""
+    if not path.is_dir():
+        return sha256_file(path)
+    return fingerprint({file.name: sha256_file(file) for file in [path / CONFIG, *path.glob("*.safetensors")]})
 
 
 # --- the weights of before ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/minillm_hf --verify
 python scripts/convert_model.py --input out/rlhf_512.pth --to gguf --output out/gguf/minillm.gguf
 python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
+python scripts/convert_model.py --input out/rlhf_512.pth --lora_name X --to peft --output out/peft
 python scripts/convert_model.py --input out/rlhf_512.pth --to safetensors --quantize int4 --gptq \\
     --calibration data/processed/sft_chinese.jsonl --output out/rlhf_512_int4.safetensors
 """
@@ -13,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,28 +29,34 @@ from configs.artifacts import atomic_write, write_json
 from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.folders import new_folder
-from configs.paths import default_tokenizer_dir, display, find_dataset
+from configs.paths import display, find_dataset
 from configs.schema import ModelConfig, UserError
 from configs.stage_table import continues_text
 from dataset.calibration import calibration_text
 from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
+from dataset.foreign_tokenizer import FILES as FOREIGN_FILES
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokenizer_files import TOKENIZER_FILES, hugging_face_json
+from inference.adapters import attach_found, merge_adapter
 from inference.conversation import context_tokens
-from inference.other_programs import LlamaCpp, readers_of_folder
-from inference.verify import Bars, compare
-from model.export import FILES, Marks, read_hugging_face, read_plain, write_hugging_face, write_plain, write_tensors
+from inference.loading import keep_tokenizer, tokenizer_of
+from inference.other_programs import LlamaCpp, Peft, readers_of_folder
+from inference.verify import Bars, Reader, compare
+from model.export import FILES, Marks, read_plain, write_hugging_face, write_plain, write_tensors
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
 from model.gptq import gptq_rounding
-from model.manifest import WeightsManifest
+from model.manifest import IMPORTED, WeightsManifest
 from model.model_card import model_card
+from model.model_lora import attach_adapter, detach, merge, save_adapter
 from model.model_minillm import MiniLLM
 from model.ollama import modelfile
+from model.peft_export import FILES as PEFT_FILES
+from model.peft_export import is_peft, write_peft
 from model.quantize import KINDS as WEIGHT_KINDS
 from model.quantize import quantized_state
-from model.weights import check_tokenizer, load_strict, read_weights, save_weights
+from model.weights import load_strict, read_weights, save_weights
 
-FORMATS = ("hf", "gguf", "safetensors", "pth")
+FORMATS = ("hf", "peft", "gguf", "safetensors", "pth")
 TEMPLATE_FILE, CARD, VERDICT = "chat_template.jinja", "README.md", "verify.json"
 STAGES_THAT_THINK = {"reason"}
 BARS = {
@@ -69,10 +77,12 @@ def build_parser() -> Parser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a .pth, a .safetensors of this program, or a Hugging Face folder 输入",
+        help="a .pth, a .safetensors of this program, a Hugging Face folder, or an adapter of peft 输入",
     )
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write 目标格式")
-    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="a folder for hf, else a file 输出")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="a folder for hf and peft, else a file 输出"
+    )
     parser.add_argument(
         "--quantize",
         choices=[*KINDS, *WEIGHT_KINDS],
@@ -90,6 +100,11 @@ def build_parser() -> Parser:
         type=Path,
         metavar="PATH",
         help="for --gptq: a JSONL file of training records, or token tensors 校准用的训练文本",
+    )
+    add_shared(parser, "lora_name")
+    add_switch(parser, "--merge", default=False, help="merge the adapter into the weights 把适配器合并进权重")
+    parser.add_argument(
+        "--base", type=Path, metavar="PATH", help="the weights that a peft adapter belongs to 适配器的底座"
     )
     add_shared(parser, "tokenizer_dir")
     parser.add_argument(
@@ -113,10 +128,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_flags(arguments)
     source, output = find_dataset(arguments.input), arguments.output
+    check_adapter_flags(arguments, source)
+    if arguments.base:
+        return write_adapter(arguments, find_dataset(arguments.base), source)
+    if arguments.to == "peft":
+        return write_adapter(arguments, source, arguments.lora_name)
     model, manifest = open_any(source)
+    if arguments.merge:
+        model, manifest = merge_adapter(model, manifest, arguments.lora_name, source)
     if arguments.rope_scaling_factor != 1.0:
         config = replace(model.config, rope_scaling_factor=arguments.rope_scaling_factor)
         model = built(model.state_dict(), config, source)
+    if arguments.to in {"pth", "safetensors"}:
+        manifest = with_tokenizer(source, manifest, model.config, output)
     if arguments.to == "pth":
         write_pth(output, model, manifest, source)
     elif arguments.to == "safetensors" and arguments.quantize != "f32":
@@ -124,9 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif arguments.to == "safetensors":
         write_plain(output, model.state_dict(), model.config, manifest)
     else:
-        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
-        write = write_folder if arguments.to == "hf" else write_gguf_file
-        write(arguments, model, manifest, tokenizer)
+        tokenizer, manifest = tokenizer_of(source, manifest, model.config, arguments.tokenizer_dir)
+        check_foreign(arguments, tokenizer)
+        if arguments.to == "hf":
+            write_folder(output, model, manifest, tokenizer)
+        else:
+            write_gguf_file(arguments, model, manifest, tokenizer)
     print(f"{display(output)}: {model.num_parameters():,} parameters")
     return verify(arguments, model, tokenizer) if arguments.verify else 0
 
@@ -134,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_flags(arguments: Namespace) -> None:
     """Raises: UserError for flags that a format has no use for."""
     to = arguments.to
-    if arguments.verify and to not in {"hf", "gguf"}:
+    if arguments.verify and to not in {"hf", "peft", "gguf"}:
         raise UserError(f"--verify: no other program reads --to {to}. Leave it out.", "此格式无需核对：请去掉")
     if arguments.gptq != (arguments.calibration is not None):
         given, lacking = ("gptq", "calibration FILE") if arguments.gptq else ("calibration", "gptq")
@@ -160,6 +187,29 @@ def check_flags(arguments: Namespace) -> None:
         )
 
 
+def check_adapter_flags(arguments: Namespace, source: Path) -> None:
+    """Raises: UserError for flags about adapters that do not go together."""
+    to, name = arguments.to, arguments.lora_name
+    if is_peft(source) != bool(arguments.base) or (arguments.base and (to != "pth" or name or arguments.merge)):
+        raise UserError(
+            f"{display(source)}: --base is for an adapter of peft, which becomes one of ours: --input FOLDER --base "
+            "out/full_sft_512.pth --to pth --output out/lora/NAME_512.pth.",
+            "读入 peft 适配器时需要 --base：请照所列格式填写",
+        )
+    if arguments.base:
+        return
+    if to == "peft" and (name is None or arguments.merge):
+        raise UserError(
+            "--to peft: writes an adapter alone. Give its --lora_name, and leave --merge out.",
+            "此格式只写适配器：请给出 --lora_name，并去掉 --merge",
+        )
+    if to != "peft" and arguments.merge != (name is not None):
+        raise UserError(
+            f"--to {to}: takes --lora_name and --merge together. Give both, or --to peft for the adapter alone.",
+            "--lora_name 与 --merge 须同时给出；只导出适配器请用 --to peft",
+        )
+
+
 # --- what comes in --------------------------------------------------------------------------------
 
 
@@ -168,9 +218,7 @@ def open_any(path: Path) -> tuple[MiniLLM, WeightsManifest]:
 
     Raises: UserError when something is missing, damaged, or of a network that MiniLLM can't be.
     """
-    if path.is_dir():
-        state, config, manifest = read_hugging_face(path)
-    elif path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         state, config, manifest = read_plain(path)
     else:
         state, config, manifest = read_weights(path)
@@ -184,17 +232,37 @@ def built(state: dict[str, Tensor], config: ModelConfig, path: Path) -> MiniLLM:
     return model
 
 
-def tokenizer_of(source: Path, manifest: WeightsManifest, given: Path | None) -> RustBPETokenizer:
-    """The tokenizer that belongs to a model: the given one, the one in its folder, else as
-    everywhere.
+def with_tokenizer(source: Path, manifest: WeightsManifest, config: ModelConfig, output: Path) -> WeightsManifest:
+    """The manifest of weights that become one file. If their tokenizer is that of another model, it
+    is kept beside this file.
 
-    Raises: UserError when it is another one than the model was trained with.
+    A line says why where such a tokenizer can't be used.
     """
-    own = source if (source / "tokenizer.pkl").exists() else default_tokenizer_dir(source.parent)
-    folder = given or own
-    tokenizer = RustBPETokenizer.from_directory(folder)
-    check_tokenizer(source, manifest, tokenizer.sha256, display(folder))
-    return tokenizer
+    try:
+        tokenizer, manifest = tokenizer_of(source, manifest, config)
+    except UserError as error:
+        if manifest.stage == IMPORTED and not manifest.tokenizer_sha256:
+            print(f"these weights can be read, not talked to 不能对话: {error}")
+        return manifest
+    keep_tokenizer(tokenizer, output)
+    return manifest
+
+
+def check_foreign(arguments: Namespace, tokenizer: RustBPETokenizer) -> None:
+    """Raises: UserError for flags that need our own tokenizer and chat template."""
+    if not tokenizer.is_foreign:
+        return
+    if arguments.to == "gguf":
+        raise UserError(
+            "--to gguf: this model has the tokenizer of another one. Give --to hf, and that folder to convert_hf_to_gguf of "
+            "llama.cpp.",
+            "该模型用的是别人的分词器：请先用 --to hf 导出，再用 llama.cpp 的转换脚本",
+        )
+    if arguments.verify:
+        raise UserError(
+            "--verify: this model has the tokenizer and template of another one, which are written as they were. Leave it out.",
+            "该模型的分词器和模板原样写出，无需核对：请去掉",
+        )
 
 
 def marks_of(tokenizer: RustBPETokenizer) -> Marks:
@@ -206,12 +274,12 @@ def marks_of(tokenizer: RustBPETokenizer) -> Marks:
 # --- what goes out --------------------------------------------------------------------------------
 
 
-def write_folder(arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
+def write_folder(output: Path, model: MiniLLM, manifest: WeightsManifest, tokenizer: RustBPETokenizer) -> None:
     """A Hugging Face folder."""
-    ours = {*FILES, *TOKENIZER_FILES, TEMPLATE_FILE, CARD, VERDICT}
-    with new_folder(arguments.output, ours.__contains__) as folder:
+    ours = {*FILES, *TOKENIZER_FILES, *FOREIGN_FILES, TEMPLATE_FILE, CARD, VERDICT}
+    with new_folder(output, ours.__contains__) as folder:
         tokenizer.save(folder)
-        (folder / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_format.template, encoding="utf-8")
         (folder / CARD).write_text(model_card(model, manifest), encoding="utf-8")
         write_hugging_face(folder, model.state_dict(), model.config, manifest, marks_of(tokenizer))
 
@@ -240,7 +308,7 @@ def write_quantized(arguments: Namespace, model: MiniLLM, manifest: WeightsManif
     rounding, facts = None, {}
     if arguments.gptq:
         path = find_dataset(arguments.calibration)
-        tokenizer = tokenizer_of(source, manifest, arguments.tokenizer_dir)
+        tokenizer, _ = tokenizer_of(source, manifest, model.config, arguments.tokenizer_dir)
         text = calibration_text(path, tokenizer, row_tokens=context_tokens(model))
         print(f"reading {text.input_ids.numel():,} tokens of {display(path)} 正在读入校准文本")
         rounding = gptq_rounding(model, text.input_ids, text.document_ids)
@@ -257,24 +325,56 @@ def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Pat
         model = built(model.state_dict(), replace(model.config, rope_scaling_factor=1.0), source)
         print(f"--rope_scaling_factor {factor:g} gives it the same long context 使用时加此参数即可恢复长上下文")
     save_weights(path, model, manifest)
-    if not manifest.tokenizer_sha256:
-        print("its tokenizer is not one of MiniLLM's: these weights can be read, not talked to 分词器不通用，不能对话")
-    elif (source / "tokenizer.pkl").exists():
+    if (source / "tokenizer.pkl").exists():
         print(f"its tokenizer: --tokenizer_dir {display(source)} 它的分词器")
+
+
+def write_adapter(arguments: Namespace, base: Path, given: str | Path) -> int:
+    """An adapter, as a folder of peft or as a file of ours.
+
+    Args: base: the weights that it belongs to. given: its name or path.
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    model, manifest = open_any(base)
+    adapter = attach_found(model, manifest, given, base)
+    output: Path = arguments.output
+    if arguments.to == "pth":
+        save_adapter(output, adapter)
+    else:
+        with new_folder(output, {*PEFT_FILES, VERDICT}.__contains__) as folder:
+            write_peft(folder, adapter)
+    print(f"{display(output)}: {model.num_parameters():,} parameters")
+    if not arguments.verify:
+        return 0
+    tokenizer, manifest = tokenizer_of(base, manifest, model.config, arguments.tokenizer_dir)
+    check_foreign(arguments, tokenizer)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "base"
+        detach(model)
+        write_folder(folder, model, manifest, tokenizer)
+        attach_adapter(model, adapter, output, base)
+        merge(model)
+        return verdict(output, [Peft(folder, output)], model, tokenizer, BARS["f32"])
 
 
 # --- the comparison -------------------------------------------------------------------------------
 
 
 def verify(arguments: Namespace, model: MiniLLM, tokenizer: RustBPETokenizer) -> int:
-    """Compare an export with our model and write down what came out.
-
-    Returns: 1 where a reader gives something else, else 0.
-    """
+    """Compare an exported model with ours. Returns: 1 where a reader gives something else, else
+    0."""
     output: Path = arguments.output
     folder = output if arguments.to == "hf" else output.parent
     readers = readers_of_folder(output) if arguments.to == "hf" else [LlamaCpp(output, arguments.quantize)]
-    reports = {reader.name: compare(model, tokenizer, reader, BARS[arguments.quantize]) for reader in readers}
+    return verdict(folder, readers, model, tokenizer, BARS[arguments.quantize])
+
+
+def verdict(folder: Path, readers: Sequence[Reader], model: MiniLLM, tokenizer: RustBPETokenizer, bars: Bars) -> int:
+    """Ask the readers and write down what came out, in a folder.
+
+    Returns: 1 where a reader gives something else, else 0.
+    """
+    reports = {reader.name: compare(model, tokenizer, reader, bars) for reader in readers}
     write_json(folder / VERDICT, {name: report.as_dict() for name, report in reports.items()})
     for name, report in reports.items():
         print(f"{name}: {json.dumps(report.as_dict())}")

@@ -20,11 +20,11 @@ if not __package__:
 
 import torch
 
-from configs.artifacts import append_line, atomic_write, fingerprint, require_writable, sha256_file
+from configs.artifacts import append_line, atomic_write, fingerprint, require_writable
 from configs.cli import Parser, run
 from configs.flags import add_knobs, add_shared, given_knobs
 from configs.load import Profile, load_profile
-from configs.messages import SMOKE_NOTE, SMOKE_PROFILE
+from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import (
     DATA_DIR,
     OUT_DIR,
@@ -32,6 +32,7 @@ from configs.paths import (
     display,
     env_path,
     find_dataset,
+    find_model_folder,
     latest_weights,
 )
 from configs.schema import EvalConfig, UserError
@@ -43,6 +44,7 @@ from evaluation.first_minutes import Prompt, choose_prompts
 from evaluation.heldout import HALVES, Heldout, chats_beside, read_heldout, without_few
 from evaluation.intervals import Metric
 from evaluation.provenance import (
+    Trained,
     is_bundled,
     is_held_out_by_a_mix,
     mixture_of,
@@ -54,10 +56,13 @@ from evaluation.provenance import (
 from evaluation.report import sample_lines, tables, wrong_answers
 from evaluation.results import is_recorded, require_numbers, require_ours
 from evaluation.stage import Evaluation
+from inference.conversation import context_tokens
 from inference.loading import OpenModel, open_model
 from model.device import choose_device, seed_everything
+from model.manifest import IMPORTED
 from model.model_minillm import MiniLLM
-from model.weights import load_model
+from model.quantize import KINDS, NONE
+from model.weights import load_model, weights_sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +74,9 @@ class Request:
     settings: EvalConfig
     checkpoint: Path | None
     """None: the newest weights of the stage in `out_dir`."""
+    load_from: Path | None
+    """The folder of another model, instead of a checkpoint."""
+    quantize: str
     out_dir: Path
     tokenizer_dir: Path | None
     """None: the one that belongs to the weights."""
@@ -137,7 +145,15 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--stage", required=True, choices=STAGE_TABLE, help="what the checkpoint is 阶段")
     add_shared(parser, "profile")
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights 权重 (newest of the stage 默认最新)")
+    add_shared(weights, "load_from")
+    parser.add_argument(
+        "--quantize",
+        choices=(NONE, *KINDS),
+        default=NONE,
+        help="keep the weights in less memory, on a CPU 量化权重后再评测，只用于 CPU (%(default)s)",
+    )
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="DPO: the very weights it started from DPO 的起始权重"
     )
@@ -182,8 +198,8 @@ def request_of(arguments: Namespace) -> Request:
         if data != "pairs" and getattr(arguments, name) is not None:
             raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
     as_given = (
-        "checkpoint", "tokenizer_dir", "reference", "sft_data_path", "first_minutes", "danger_prompts", "half",
-        "answers_file", "run_id", "show_wrong",
+        "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "sft_data_path", "first_minutes",
+        "danger_prompts", "half", "answers_file", "run_id", "show_wrong",
     )  # fmt: skip
     return Request(
         stage=stage,
@@ -214,9 +230,19 @@ def open_checkpoint(request: Request) -> OpenModel:
     Raises: UserError if they belong to another stage.
     """
     stage, given = request.stage, request.checkpoint
-    path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
+    if request.load_from:
+        path = find_model_folder(request.load_from)
+    else:
+        path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
     seed_everything(request.settings.seed)
-    checkpoint = open_model(path, device=request.device, tokenizer_dir=request.tokenizer_dir)
+    checkpoint = open_model(path, device=request.device, tokenizer_dir=request.tokenizer_dir, quantize=request.quantize)
+    if checkpoint.manifest.stage == IMPORTED:
+        if request.data == "pairs":
+            raise UserError(
+                f"{display(path)}: a model of others has no start to compare pairs with. Give --stage sft or pretrain.",
+                "别人的模型没有可对照的起始权重：请用 --stage sft 或 pretrain",
+            )
+        return checkpoint
     if (other := checkpoint.manifest.stage) != stage:
         raise UserError(
             f"{display(path)}: weights of stage {other or 'unknown'}, not {stage}. Give another --checkpoint.",
@@ -233,8 +259,11 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     """
     stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest.training_data
     with_texts = request.data == "documents"
-    examples = training_examples(sources, seed, with_texts=with_texts)
-    trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
+    if checkpoint.manifest.stage == IMPORTED:
+        examples, trained = TrainingExamples(reason="a model of others", is_partial=True), Trained((), frozenset())
+    else:
+        examples = training_examples(sources, seed, with_texts=with_texts)
+        trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
     heldout = read_heldout(request.data_path, stage, trained, request.settings.max_samples, seed)
     # The manifest of the mix lies beside the held-out file, or beside the training files if the
     # held-out file is somewhere else.
@@ -259,11 +288,18 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
 
 def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evaluation:
     """The `Evaluation` that takes the metrics, with notes about what was left out so far."""
-    length = checkpoint.manifest.settings.train["max_seq_len"]
+    length = checkpoint.manifest.settings.train.get("max_seq_len") or context_tokens(checkpoint.model)
     evaluation = Evaluation(
         checkpoint.model, checkpoint.tokenizer, exam.names, asdict(request.settings), length, exam.examples
     )
     evaluation.notes += [*exam.heldout.notes, *exam.unnamed]
+    if checkpoint.manifest.stage == IMPORTED:
+        evaluation.notes.append(
+            both(
+                "a model of others: whether it was trained on any of this can't be told",
+                "别人的模型：是否训练过这些数据无从得知",
+            )
+        )
     return evaluation
 
 
@@ -333,13 +369,15 @@ def result_line(
         settings["first_minutes"] = {"half": request.half, "kinds": sorted({prompt.kind for prompt in exam.prompts})}
     if exam.danger:
         settings["danger_prompts"] = len(exam.danger)
+    if checkpoint.quantize != NONE:
+        settings["quantize"] = checkpoint.quantize
     dtype = next(checkpoint.model.parameters()).dtype
     return {
         "run_id": request.run_id or fingerprint([str(checkpoint.path), time.time_ns()])[:12],
         "stage": request.stage,
         "profile": checkpoint.manifest.profile,
         "checkpoint": display(checkpoint.path),
-        "checkpoint_sha256": sha256_file(checkpoint.path),
+        "checkpoint_sha256": weights_sha256(checkpoint.path),
         "tokenizer_sha256": checkpoint.tokenizer.sha256,
         "data_path": display(exam.heldout.path),
         "data_sha256": exam.heldout.sha256,

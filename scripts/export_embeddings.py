@@ -20,12 +20,11 @@ if not __package__:
 import numpy as np
 
 from configs.cli import Parser, add_switch, run
-from configs.flags import add_shared
+from configs.flags import SHARED
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, default_tokenizer_dir, display, env_path, find_dataset, heldout_beside
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, record_file, tensor_folder
-from dataset.chat import BOS
 from dataset.tensors import IGNORE, VALIDATION_FOLDER, Manifest, open_tensors, read_manifest
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors, current_tensors
@@ -45,14 +44,13 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="its validation records become DIR/validation 验证集来源 (INPUT_heldout.jsonl)",
     )
-    add_shared(parser, "tokenizer_dir")
+    parser.add_argument("--tokenizer_dir", "--load_from", **SHARED["tokenizer_dir"])  # of another model: its folder
     parser.add_argument("--profile", metavar="NAME", help="take --max-length from configs/NAME.yaml 从配置读取长度")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens in a row 每行词元数 (2048)")
     parser.add_argument(
         "--bos-token",
-        default=BOS,
         metavar="NAME",
-        help="special token that opens a sequence, or none 起始词元 (%(default)s)",
+        help="special token that opens a sequence, or none 起始词元 (the tokenizer's 默认用分词器的)",
     )
     add_switch(
         parser,
@@ -101,15 +99,17 @@ def resolve_job(arguments: Namespace) -> TensorJob:
         if not output.is_dir():
             raise
     tokenizer_dir = arguments.tokenizer_dir or default_tokenizer_dir(env_path("OUT_DIR", OUT_DIR))
+    tokenizer = RustBPETokenizer.from_directory(tokenizer_dir)
+    opening = tokenizer.chat_format.opening(data) if arguments.bos_token is None else arguments.bos_token
     train = load_profile(arguments.profile).stages[arguments.stage] if arguments.profile else TrainConfig()
     return TensorJob(
         data,
         source,
         output,
-        RustBPETokenizer.from_directory(tokenizer_dir),
+        tokenizer,
         max_length=train.max_seq_len if arguments.max_length is None else arguments.max_length,
         num_workers=arguments.num_workers,
-        bos_token=None if arguments.bos_token == "none" else arguments.bos_token,
+        bos_token=None if opening == "none" else opening,
         append_eos=arguments.append_eos,
         heldout=find_dataset(arguments.heldout) if arguments.heldout else heldout_beside(source),
     )

@@ -49,6 +49,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return run
 
 
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of another model. Tests only read it."""
+    from tests.foreign_model import write_model, write_tokenizer
+
+    folder = write_tokenizer(tmp_path_factory.mktemp("foreign") / "qwen")
+    return write_model(folder)
+
+
 @pytest.fixture
 def tiny(trained: TinyRun, tmp_path: Path) -> TinyRun:
     """A copy of the records, their tensors and the weights, to do with as a test likes."""

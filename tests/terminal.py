@@ -1,11 +1,13 @@
 """A program at a pseudo-terminal, typed to and read from as a person would."""
 
 import codecs
+import fcntl
 import os
 import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,11 @@ from pathlib import Path
 from configs.paths import ROOT
 
 PATIENCE_SECONDS = 120.0
+
+
+def own_terminal() -> None:
+    """Make standard input the terminal of this process, so that Ctrl-C reaches it as a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -30,6 +37,7 @@ class Terminal:
             cwd=cwd,
             env=environment | {"TERM": "xterm"},
             start_new_session=True,
+            preexec_fn=own_terminal,
         )
         os.close(theirs)
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,9 +1,11 @@
 """eval_model.py: the answer alone on stdout, the same one that an evaluation judges."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from evaluation.questions import ask
-from inference.conversation import READ_SHARE, context_tokens
+from inference.benchmark import FIELDS
+from inference.conversation import READ_SHARE, Conversation, context_tokens
+from inference.engine import Answer, Engine
+from inference.request import Request
 from model.quantize import KINDS
 from model.weights import load_model, save_weights
 from tests.terminal import Terminal
@@ -77,6 +82,40 @@ def test_all_else_stands_on_stderr(talkative: Path) -> None:
     question = [{"role": "user", "content": PROMPT}]
     (wanted,) = ask(model.eval(), tokenizer, [question], batch_size=1, max_new_tokens=512)
     assert shown.stdout == wanted.text + "\n"
+
+
+def test_the_thought_of_a_reasoning_model_is_not_part_of_the_answer(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [Answer("<|think_start|>三加四<|think_end|>是七。", True, 9)]
+    monkeypatch.setattr(Engine, "answers", lambda *given: said)
+    assert say("--prompt", "3+4=？") == "是七。\n"
+
+
+def test_a_system_prompt_stands_before_the_question(say: Say, talkative: Path, tokenizer: RustBPETokenizer) -> None:
+    messages = [{"role": "system", "content": "说短一点。"}, {"role": "user", "content": PROMPT}]
+    model, _ = load_model(talkative / "rlhf_16.pth")
+    (wanted,) = ask(model.eval(), tokenizer, [messages], batch_size=1, max_new_tokens=20)
+    assert say("--prompt", PROMPT, "--system", "说短一点。") == wanted.text + "\n"
+    with pytest.raises(UserError, match="only pretrained"):
+        say("--model_mode", "0", "--prompt", PROMPT, "--system", "说短一点。")
+
+
+def test_a_talk_reads_its_earlier_turns_once(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = iter(["今天天气怎么样？我想出去走一走，" * 8, "二", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda shown: next(turns))
+    requests: list[Request] = []
+    add = Engine.add
+    monkeypatch.setattr(Engine, "add", lambda *given: requests.extend(made := add(*given)) or made)
+    say("--model_mode", "1", "--rope_scaling_factor", "16")  # else the second turn would leave the first one out
+    assert [bool(request.cached_tokens) for request in requests] == [False, True]
+
+
+def test_the_speed_is_measured_and_written(say: Say, tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    words = ["--prompt_tokens", "5", "--new_tokens", "6", "--batch_size", "2", "--json", str(path)]
+    shown = say("--benchmark", "--quantize", "int8", *words)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert set(values) == set(FIELDS) and values["quantize"] == "int8" and values["batch_size"] == 2
+    assert [line.split()[0] for line in shown.splitlines()] == list(FIELDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,13 +206,6 @@ def shown_lines(text: str) -> str:
     return re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
 
 
-@pytest.mark.parametrize("word", ["exit", "quit", "/exit", "/quit", "EXIT"])
-def test_each_word_for_leaving_leaves(terminal: Terminal, word: str) -> None:
-    terminal.type(f"{word}\n")
-    assert terminal.end() == 0
-    assert "模型: " not in terminal.shown
-
-
 def test_the_last_stage_trained_is_talked_to_and_named(terminal: Terminal, talkative: Path) -> None:
     assert "rlhf_16.pth" in terminal.shown
     terminal.type("你是谁？\n")
@@ -214,19 +246,113 @@ def test_a_long_conversation_continues_with_what_the_model_can_read(
     turns = iter([*["你好，今天天气怎么样？"] * 12, "/exit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(turns))
     lengths: list[int] = []
-    stream = eval_model.stream
+    ask = Conversation.ask
 
-    def watched(model: object, tokenizer: object, prompt: list[int], sampling: object) -> str:
+    def watched(talk: Conversation, question: str) -> list[int]:
+        prompt = ask(talk, question)
         lengths.append(len(prompt))
-        return stream(model, tokenizer, prompt, sampling)  # type: ignore[arg-type]
+        return prompt
 
-    monkeypatch.setattr(eval_model, "stream", watched)
+    monkeypatch.setattr(Conversation, "ask", watched)
     flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
     assert eval_model.main([*flags, "--model_mode", "1", "--max_new_tokens", "2"]) == 0
     model, _ = load_model(talkative / "full_sft_16.pth")
     assert max(lengths) <= READ_SHARE * context_tokens(model)
     assert len(lengths) == 12
     assert "no longer fit" in capsys.readouterr().err
+
+
+def lines_typed(terminal: Terminal, *lines: str) -> list[str]:
+    """What is shown after each line, up to the next prompt."""
+    shown = []
+    for line in lines:
+        terminal.type(f"{line}\n")
+        terminal.wait_for("\n")  # the echo of the line
+        shown.append(shown_lines(terminal.wait_for("你: ")).removesuffix("你: "))
+    return shown
+
+
+def test_a_talk_is_saved_taken_back_and_loaded_at_the_terminal(
+    terminal: Terminal, talkative: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.jsonl"
+    saved, _, answered = lines_typed(terminal, "/save " + str(path), "/system 说短一点。", "一")
+    assert "nothing was said" in saved and not path.exists()
+    model, _ = load_model(talkative / "rlhf_16.pth")
+    tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    messages = [{"role": "system", "content": "说短一点。"}, {"role": "user", "content": "一"}]
+    (wanted,) = ask(model.eval(), tokenizer, [messages], batch_size=1, max_new_tokens=3)
+    assert answered.startswith(f"模型: {wanted.text}\n")
+    retried, saved, undone, shown, unknown = lines_typed(
+        terminal, "/retry", f"/save {path}", "/undo", "/system", "/no_such_command"
+    )
+    assert retried.startswith(f"模型: {wanted.text}\n") and "1 轮" in saved and "一" in undone
+    assert "说短一点。" in shown and "/help" in unknown and "模型: " not in unknown
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [m["content"] for m in record["conversations"]] == ["说短一点。", "一", wanted.text]
+    terminal.type(f"/load {path}\n")
+    terminal.wait_for(f"模型: {wanted.text}")
+    terminal.wait_for("你: ")
+    lines_typed(terminal, f"/save {path}", "/temp 0.7", "/temp warm", "/speed")
+    assert json.loads(path.read_text(encoding="utf-8")) == record
+    (answered,) = lines_typed(terminal, "二")
+    assert "/s；" in answered
+    terminal.type("exit\n")
+    assert terminal.end() == 0
+
+
+def test_several_lines_are_one_question_typed_with_a_backslash_or_pasted(terminal: Terminal, talkative: Path) -> None:
+    wanted = answer_to(talkative, "甲\n乙")
+    terminal.type("甲\\\n")
+    terminal.wait_for("... ")
+    terminal.type("乙\n")
+    terminal.wait_for("模型: ")
+    assert shown_lines(terminal.wait_for("你: ")).startswith(wanted)
+    terminal.type("/new\n")
+    terminal.wait_for("你: ")
+    terminal.type("\x1b[200~甲\n乙\x1b[201~\n")  # how a terminal marks what is pasted
+    terminal.wait_for("模型: ")
+    assert shown_lines(terminal.wait_for("你: ")).startswith(wanted)
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def press_ctrl_c(terminal: Terminal) -> None:
+    """As a person does, some time after the prompt has come.
+
+    Python sees a signal between the prompt and its wait for keys only at the next key.
+    """
+    time.sleep(0.5)
+    terminal.type("\x03")
+
+
+def test_ctrl_c_drops_the_line_and_leaves_when_pressed_again(terminal: Terminal, talkative: Path) -> None:
+    terminal.type("甲")
+    terminal.wait_for("甲")
+    press_ctrl_c(terminal)
+    terminal.wait_for("press Ctrl-C again to leave")
+    terminal.wait_for("你: ")
+    (answered,) = lines_typed(terminal, "乙")
+    assert answered.startswith(f"模型: {answer_to(talkative, '乙')}")
+    press_ctrl_c(terminal)
+    terminal.wait_for("press Ctrl-C again to leave")
+    terminal.wait_for("你: ")
+    press_ctrl_c(terminal)
+    assert terminal.end() == 130
+
+
+def test_ctrl_c_stops_a_long_answer_and_the_talk_goes_on(talkative: Path) -> None:
+    flags = ["--out_dir", str(talkative), "--tokenizer_dir", str(TOKENIZER_DIR), "--device", "cpu"]
+    endless = ["--model_mode", "0", "--max_new_tokens", "1000000", "--temperature", "3", "--top_p", "1"]
+    terminal = Terminal([str(ROOT / "eval_model.py"), *flags, *endless])
+    terminal.wait_for("你: ")
+    terminal.type("春天\n")
+    terminal.wait_for("模型: ")
+    terminal.type("\x03")
+    terminal.wait_for("已停止 stopped")
+    terminal.wait_for("你: ")
+    terminal.type("exit\n")
+    assert terminal.end() == 0
 
 
 def test_another_tokenizer_is_refused(say: Say, tmp_path: Path) -> None:
@@ -239,6 +365,11 @@ def test_another_tokenizer_is_refused(say: Say, tmp_path: Path) -> None:
 def test_flags_out_of_range_are_refused(say: Say, words: list[str]) -> None:
     with pytest.raises(UserError, match=words[0].removeprefix("--")):
         say("--prompt", PROMPT, *words)
+
+
+def test_a_token_that_the_vocabulary_has_not_is_refused_before_the_first_question(say: Say) -> None:
+    with pytest.raises(UserError, match="from 0 to 6399"):
+        say("--stop_token_ids", "6400")
 
 
 def test_help_speaks_both_languages_and_an_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 import eval_model
 from configs.paths import TOKENIZER_DIR
 from evaluation.likelihood import SCORE_TOKENS, row_nats
-from inference.generate import generate
+from inference.engine import Engine
 from inference.sampling import Sampling
 from model.device import choose_device
 from model.model_minillm import MiniLLM
 from scripts import evaluate_stage
 from tests.mps import MPS, mps
-from tests.tiny_run import DENSE, MOE, TinyRun, killed_in_step, lively, same
+from tests.tiny_run import DENSE, MOE, TinyRun, killed_in_step, lively, same, shipped_tokenizer
 from trainer.autoconfig import MICRO_TOKENS
 from trainer.runtime import Runtime, rng_states, set_rng_states
 
@@ -137,7 +137,10 @@ def test_a_model_computes_there_what_it_computes_on_the_cpu(shape: object) -> No
         logits = moved(ids.to(place), document_ids=documents.to(place))
         logits.square().mean().backward()
         gradients = {name: p.grad.cpu() for name, p in moved.named_parameters() if p.grad is not None}
-        spoken = [token.tolist() for token in generate(moved, [[3, 4, 5], [6]], {0}, sampling)]
+        engine = Engine(moved, shipped_tokenizer())
+        requests = [engine.add(prompt, sampling)[0] for prompt in ([3, 4, 5], [6])]
+        engine.run()
+        spoken = [request.ids for request in requests]
         return logits.detach().cpu(), row_nats(moved, rows, 2, "", None), spoken, gradients
 
     here = found("cpu")

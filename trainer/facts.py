@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint
-from configs.paths import display, find_dataset, latest_weights
+from configs.paths import display, find_dataset, kept_tokenizer_dir, latest_weights
 from configs.schema import ModelConfig, TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
 from configs.train_run import TrainRun, hashed_settings, run_settings
@@ -16,6 +16,7 @@ from dataset.records.files import bare_name
 from dataset.tensors import Manifest, check_contents, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import ensure_tensors
+from inference.loading import tokenizer_of
 from model.device import choose_device
 from model.manifest import WeightsManifest
 from model.weights import read_weights, weights_fingerprint
@@ -97,14 +98,14 @@ def gather(run: TrainRun) -> Facts:
     # Start all processes first, because the others must wait while one process makes the tensors.
     group = start_group(run, choose_device(run.train.device))
     runtime = Runtime.start(run.train.device, run.train.dtype, deterministic=run.train.deterministic, group=group)
-    # Read the data. Tensors hold the ids of one tokenizer, so read this tokenizer before them.
-    tokenizer = RustBPETokenizer.from_directory(run.tokenizer_dir)
-    tensors_path = find_or_make_tensors(run, tokenizer, runtime)
-    data = checked_manifest(tensors_path, run, tokenizer, runtime)
     # Read the starting weights. If there are some, they decide the shape of the model.
     start = find_start(run)
     if start is not None and runtime.is_main and not _is_path(run.from_weight):
         print(f"starting from {display(start.path)}", file=sys.stderr, flush=True)
+    # Read the data. Tensors hold the ids of one tokenizer, so read this tokenizer before them.
+    tokenizer, start = tokenizer_and_start(run, start)
+    tensors_path = find_or_make_tensors(run, tokenizer, runtime)
+    data = checked_manifest(tensors_path, run, tokenizer, runtime)
     shape = shape_of(run, tokenizer, start)
     require_memory(shape)
     # Collect all that the result depends on, and compute the hash of it.
@@ -207,7 +208,25 @@ def find_start(run: TrainRun) -> Start | None:
         path = latest_weights(name, run.out_dir, hidden_size=flags.get("hidden_size"), use_moe=flags.get("use_moe"))
     sha256 = weights_fingerprint(path)
     _, shape, manifest = read_weights(path)
+    shape = replace(shape, rope_scaling_factor=1.0)  # YaRN is for inference; a folder may ask for it
     return Start(path=path, sha256=sha256, shape=shape, manifest=manifest)
+
+
+def tokenizer_and_start(run: TrainRun, start: Start | None) -> tuple[RustBPETokenizer, Start | None]:
+    """The tokenizer of a run, and its start with the fingerprint of this tokenizer.
+
+    Weights of another model bring their tokenizer: it is in their folder, or kept beside them.
+    Raises: UserError if it is missing or damaged.
+    """
+    if start is not None and (start.path.is_dir() or has_kept_tokenizer(start)):
+        tokenizer, manifest = tokenizer_of(start.path, start.manifest, start.shape)
+        return tokenizer, replace(start, manifest=manifest)
+    return RustBPETokenizer.from_directory(run.tokenizer_dir), start
+
+
+def has_kept_tokenizer(start: Start) -> bool:
+    """Whether weights were trained from those of another model: its tokenizer lies beside them."""
+    return kept_tokenizer_dir(start.path.parent, start.manifest.tokenizer_sha256).is_dir()
 
 
 def _is_path(name: str) -> bool:

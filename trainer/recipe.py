@@ -20,6 +20,7 @@ from configs.messages import warning
 from configs.paths import display
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import RECIPE_VERSION
+from inference.loading import keep_tokenizer
 from model.device import DTYPES, dtype_name, seed_everything
 from model.manifest import StartFile, TrainedSettings, TrainingFile, WeightsManifest
 from model.model_minillm import MiniLLM
@@ -179,6 +180,7 @@ class Training:
         """
         if not self.runtime.is_main:
             return None
+        keep_tokenizer(self.facts.tokenizer, self.facts.weights_path)
         kept = keep_previous(self.facts.weights_path, self.facts.fingerprint)
         save_weights(self.facts.weights_path, self.model, weights_manifest(self.facts, self.config, self.runtime))
         self.facts.state.clear()
@@ -213,6 +215,8 @@ def begin(facts: Facts) -> Training:
     model = MiniLLM(facts.shape)
     if facts.start is not None and resume is None:
         state, _, manifest = read_weights(facts.start.path)
+        if facts.start.path.is_dir():  # a folder knows no fingerprint; its tokenizer was read with it
+            manifest = facts.start.manifest
         check_tokenizer(facts.start.path, manifest, facts.tokenizer.sha256, display(facts.tensors_path))
         load_strict(model, state, facts.start.path)
     model.to(runtime.device)

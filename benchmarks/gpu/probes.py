@@ -34,9 +34,8 @@ from configs.cli import Parser, run
 from configs.hardware import cpu_instructions, cpu_name, num_cores
 from configs.schema import ModelConfig, preset
 from configs.stage_table import STAGES
-from inference.generate import generate
-from inference.sampling import Sampling
 from model.attention import blocked_attention, document_attention, document_blocks, repeated_attention
+from model.decoder import Decoder
 from model.device import DTYPES, choose_device, dtype_name
 from model.model_minillm import MiniLLM
 from trainer.flops import listed_peak, timed
@@ -153,22 +152,23 @@ def values_and_gradients(attend: Callable[..., Tensor], inputs: Sequence[Tensor]
 
 
 def decode(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of `inference/generate.py` at each batch size.
+    """Tokens a second of `model/decoder.py` at each batch size, greedy.
 
     The precision is the one in which weights are loaded.
     """
     device = choose_device(args.device)
     model = MiniLLM(ModelConfig(**preset(args.model)).resolve()).to(device).eval()
     found: dict[str, Any] = {"model": args.model, "dtype": dtype_name(model.output_weight.dtype)}
-    sampling = Sampling(max_new_tokens=args.tokens)
+    decoder = Decoder(model)
     for batch in args.batch_sizes:
-        prompts = [list(range(100, 100 + args.prompt_tokens))] * batch
+        decoder.reserve(batch, args.prompt_tokens + args.tokens)
 
-        def answer(prompts: list[list[int]] = prompts) -> None:
-            for _ in generate(model, prompts, set(), sampling):
-                pass
+        def generate(batch: int = batch) -> None:
+            tokens = [100] * batch
+            for place in range(args.prompt_tokens, args.prompt_tokens + args.tokens):
+                tokens = decoder.step(tokens, [place] * batch).argmax(dim=-1).tolist()
 
-        seconds = min(timed(answer, device, 2))
+        seconds = min(timed(generate, device, 2))
         found[f"tokens_per_s_batch_{batch}"] = round(batch * args.tokens / seconds, 1)
         found[f"ms_per_step_batch_{batch}"] = round(1000 * seconds / args.tokens, 2)
     return found

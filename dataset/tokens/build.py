@@ -118,7 +118,15 @@ def ensure_tensors(
     Raises: UserError as `current_tensors` and `build_tensors`.
     """
     job = TensorJob(
-        data, source, output, tokenizer, max_length, num_workers, heldout=heldout_beside(source), progress=progress
+        data,
+        source,
+        output,
+        tokenizer,
+        max_length,
+        num_workers,
+        bos_token=tokenizer.chat_format.opening(data),
+        heldout=heldout_beside(source),
+        progress=progress,
     )
     return current_tensors(job) or build_tensors(job)
 

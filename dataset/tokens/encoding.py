@@ -177,11 +177,11 @@ class RecordEncoder:
 
     def _conversation(self, messages: Sequence[Message]) -> Sequenced:
         """A conversation. The tokens of every assistant turn are targets, also its end."""
-        ids, mask = self.tokenizer.render_conversation(messages)  # opens with <|bos|>
-        if self.bos_token is None:
+        ids, mask = self.tokenizer.render_conversation(messages)
+        if self.tokenizer.chat_format.begins_conversations:  # with <|bos|>
             ids, mask = ids[1:], mask[1:]
-        else:
-            ids[0] = self.tokenizer.encode_special(self.bos_token)
+        if self.bos_token is not None:
+            ids, mask = [self.tokenizer.encode_special(self.bos_token), *ids], [0, *mask]
         if self.append_eos:
             ids, mask = [*ids, self.tokenizer.end_of_text_id], [*mask, 0]
         return np.array(ids, self._dtype), np.array(mask, np.bool_)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval_model
 from benchmarks import conversation
 from benchmarks.conversation import ALL_THAT_FITS, Known, draw, measure, parts, shares, spoilt, talker
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
-from inference.generate import Answer
+from inference.conversation import Conversation, context_tokens
+from inference.engine import Answer, Engine
 from inference.sampling import Sampling
+from inference.terminal import Chat
 from model.weights import load_model, save_weights
 from tests.tiny_run import TinyRun, lively, write_jsonl
 
@@ -65,7 +66,8 @@ def test_the_answers_are_those_of_chat(
     turns = iter([*questions, "/exit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(turns))
     with torch.no_grad():
-        eval_model.chat(model, tokenizer, Sampling(max_new_tokens=3), completes=False)
+        talk = Conversation(tokenizer, context_tokens(model))
+        Chat(Engine(model, tokenizer), talk, Sampling(max_new_tokens=3)).run()
     assert capsys.readouterr().out == "".join(f"模型: {said.text}\n" for said in answers)
 
 

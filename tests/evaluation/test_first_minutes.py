@@ -13,7 +13,7 @@ from configs.schema import UserError
 from evaluation.answers import Said
 from evaluation.first_minutes import Prompt, ask_in_turns, judge, load_prompts, repeats_itself
 from evaluation.questions import Messages
-from inference.generate import Answer
+from inference.engine import Answer
 from tests.tiny_run import write_jsonl
 
 NAMES = ("小明", '明 "团队"')

@@ -5,7 +5,7 @@ from unicodedata import east_asian_width
 from evaluation.intervals import Metric
 from evaluation.report import tables, wrong_answers
 from evaluation.stage import Verdict
-from inference.generate import Answer
+from inference.engine import Answer
 
 BASELINES = {"constant": 0.25, "nearest": 0.5}
 PAIRS = {"length": 0.5, "nearest": None, "reason": "dpo.jsonl: no such file"}

@@ -17,7 +17,7 @@ from evaluation.danger import DangerPrompt
 from evaluation.first_minutes import Prompt
 from evaluation.questions import Messages, ask, question_of
 from evaluation.stage import Evaluation
-from inference.generate import Answer
+from inference.engine import Answer
 from model.model_minillm import MiniLLM
 from tests.evaluation.test_likelihood import small_model
 from tests.tiny_run import chat, lively

@@ -35,7 +35,7 @@ def test_weights_are_rounded_when_they_are_opened(trained: TinyRun, kind: str) -
     opened = open_model(trained.path("sft"), device=CPU, tokenizer_dir=TOKENIZER_DIR, quantize=kind)
     model, _ = load_model(trained.path("sft"))
     assert isinstance(opened.model.model.embed_tokens, QuantizedEmbedding)
-    assert opened.num_parameters == model.num_parameters()
+    assert opened.quantize == kind and opened.num_parameters == model.num_parameters()
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(opened.model(ids), quantize(model.eval(), kind)(ids))

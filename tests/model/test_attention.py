@@ -65,50 +65,29 @@ FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "cached_tokens", "given", "way", "has_bias"),
+    ("device", "dtype", "given", "way", "has_bias"),
     [
-        ("cpu", FLOAT32, None, "", "blocked", True),
-        ("cpu", BFLOAT16, None, "mask", "blocked", True),
-        ("cpu", FLOAT32, None, "documents", "blocked", True),
-        ("cpu", FLOAT32, 0, "", "grouped", False),
-        ("cpu", FLOAT32, 3, "", "grouped", True),
-        ("cpu", FLOAT32, 3, "mask", "grouped", True),
-        ("mps", FLOAT32, None, "mask", "blocked", True),
-        ("mps", FLOAT32, None, "documents", "blocked", True),
-        ("mps", FLOAT32, 3, "mask", "product", True),
-        ("cuda", FLOAT32, None, "", "repeated", False),
-        ("cuda", BFLOAT16, None, "", "grouped", False),
-        ("cuda", BFLOAT16, None, "mask", "repeated", True),
-        ("cuda", BFLOAT16, None, "documents", "repeated", True),
-        ("cuda", BFLOAT16, None, "documents, flex works", "document", True),
-        ("cuda", FLOAT32, 0, "", "grouped", False),
-        ("cuda", BFLOAT16, 3, "mask", "grouped", True),
+        ("cpu", FLOAT32, "", "blocked", True),
+        ("cpu", BFLOAT16, "documents", "blocked", True),
+        ("mps", FLOAT32, "documents", "blocked", True),
+        ("cuda", FLOAT32, "", "repeated", False),
+        ("cuda", BFLOAT16, "", "grouped", False),
+        ("cuda", BFLOAT16, "documents", "repeated", True),
+        ("cuda", BFLOAT16, "documents, flex works", "document", True),
     ],
 )
-def test_each_device_has_its_way_for_whole_rows_and_behind_a_cache(
-    device: str, dtype: torch.dtype, cached_tokens: int | None, given: str, way: str, has_bias: bool
-) -> None:
+def test_each_device_has_its_way(device: str, dtype: torch.dtype, given: str, way: str, has_bias: bool) -> None:
     T = 4
     x: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(2, T, 8))  # no GPU is needed to choose
     chosen = plan(
         x,
         document_ids=packed(2, T) if "documents" in given else None,
-        mask=torch.ones(2, 1, T, T + (cached_tokens or 0), dtype=torch.bool) if given == "mask" else None,
-        cached_tokens=cached_tokens,
         flex_works=lambda ids: given.endswith("works"),
     )
     assert chosen.way is getattr(attention, f"{way}_attention")
     assert (chosen.pairs is not None) is has_bias
     if isinstance(chosen.pairs, Tensor):
-        assert chosen.pairs.dtype == dtype and chosen.pairs.shape[2:] == (T, T + (cached_tokens or 0))
-
-
-def test_behind_a_cache_a_token_looks_at_all_before_it_and_at_none_after_it() -> None:
-    x = torch.zeros(1, 3, 8)
-    found = plan(x, document_ids=None, mask=None, cached_tokens=2, flex_works=lambda ids: False).pairs
-    assert isinstance(found, Tensor)
-    rows = [[0, 0, 0, -math.inf, -math.inf], [0, 0, 0, 0, -math.inf], [0, 0, 0, 0, 0]]
-    assert torch.equal(found[0, 0], torch.tensor(rows))
+        assert chosen.pairs.dtype == dtype and chosen.pairs.shape[2:] == (T, T)
 
 
 @pytest.mark.parametrize("block", [3, 8, 128])

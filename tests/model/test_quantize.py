@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from configs.schema import ModelConfig, UserError
 from model import quantize as q
-from model.kv_cache import KeyValueCache
 from model.likelihood import nats_of_logits, target_nats
 from model.model_minillm import MiniLLM
 from model.quantize import KINDS, decode, encode, load_quantized, packer, quantize, quantized_state
@@ -250,14 +249,10 @@ def test_experts_agree_with_the_stacked_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cache_and_likelihoods_work_with_rounded_weights(kind: str) -> None:
+def test_likelihoods_work_with_rounded_weights(kind: str) -> None:
     model = quantize(lively(DENSE), kind)
     ids = torch.randint(0, DENSE.vocab_size, (2, 10))
-    cache = KeyValueCache.empty(model.config, 2, 10, like=model.model.norm.weight)
     whole, _ = model.hidden_states(ids)
-    model.hidden_states(ids[:, :6], cache=cache)
-    rest, _ = model.hidden_states(ids[:, 6:], cache=cache)
-    assert_close(model.logits(rest), model.logits(whole[:, 6:]), rtol=0.1, atol=0.1)
     places = torch.arange(20)
     nats = nats_of_logits(model.logits, whole, ids, places, chunk_tokens=7)
     wanted = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten(), reduction="none")
@@ -273,7 +268,7 @@ def test_both_ways_to_likelihoods_agree() -> None:
 
 
 def test_inputs_of_autocast_keep_their_dtype() -> None:
-    layer = quantize(lively(DENSE), "int8").model.layers[0].mlp.up_proj
+    layer = quantize(lively(DENSE), "int8").model.layers[0].self_attn.qkv_proj
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(2, 3, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert layer(torch.randn(2, 3, 32)).dtype == torch.float32

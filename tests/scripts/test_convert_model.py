@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from configs.schema import UserError
 from dataset.tokenizer_files import TOKENIZER_FILES
 from inference.loading import open_model
 from model.export import read_tensors
+from model.model_lora import Adapter, read_adapter
+from model.peft_export import write_peft
 from model.quantize import KINDS
 from model.weights import load_model, read_weights
 from scripts.convert_model import main
+from tests.inference.test_adapters import adapter_beside, attached_logits, opened_logits
 from tests.tiny_run import TinyRun
 
 pytest.importorskip("safetensors", reason="the package safetensors is not installed")
@@ -100,7 +104,7 @@ def test_a_folder_of_others_becomes_weights_and_a_line_says_that_nobody_can_talk
     convert(tmp_path / "theirs", "pth", tmp_path / "theirs_32.pth")
     assert "can be read, not talked to" in capsys.readouterr().out
     assert read_weights(tmp_path / "theirs_32.pth")[1].hidden_size == 32
-    with pytest.raises(UserError, match="made with another tokenizer"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json in it"):
         convert(tmp_path / "theirs", "hf", tmp_path / "again")
 
 
@@ -218,3 +222,115 @@ def test_a_type_that_a_format_does_not_hold_is_refused(trained: TinyRun, tmp_pat
     with pytest.raises(UserError, match=f"--quantize {kind}: --to {to} holds"):
         convert(trained.path("sft"), to, tmp_path / "x", "--quantize", kind)
     assert not list(tmp_path.iterdir())
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(tiny: TinyRun) -> Adapter:
+    """An adapter `medical` for the weights of SFT, in `out/lora/`."""
+    return adapter_beside(tiny.path("sft"), "medical")
+
+
+@pytest.mark.parametrize(("to", "name"), [("hf", "folder"), ("safetensors", "a.safetensors"), ("pth", "b_16.pth")])
+def test_a_merged_export_answers_as_the_adapter_does(
+    tiny: TinyRun, adapted: Adapter, tmp_path: Path, to: str, name: str
+) -> None:
+    wanted = attached_logits(tiny.path("sft"), adapted)
+    assert convert(tiny.path("sft"), to, tmp_path / name, "--lora_name", "medical", "--merge") == 0
+    convert(tmp_path / name, "pth", tmp_path / "again_16.pth")
+    torch.testing.assert_close(opened_logits(tmp_path / "again_16.pth"), wanted, rtol=1e-4, atol=1e-5)
+    manifest = read_weights(tmp_path / "again_16.pth")[2]
+    assert manifest.stage == "lora" and manifest.training_data[-1].path == "medical.jsonl"
+
+
+def test_a_merged_gguf_holds_the_merged_weights(tiny: TinyRun, adapted: Adapter, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("model.gguf")
+    convert(tiny.path("sft"), "gguf", tmp_path / "a.gguf", "--lora_name", "medical", "--merge")
+    convert(tiny.path("sft"), "pth", tmp_path / "merged_16.pth", "--lora_name", "medical", "--merge")
+    state = read_weights(tmp_path / "merged_16.pth")[0]
+    held = gguf.our_names(gguf.read_gguf(tmp_path / "a.gguf")[0], state)
+    assert all(torch.equal(tensor, held[name]) for name, tensor in state.items())
+
+
+def test_merged_weights_are_rounded_as_when_an_adapter_is_given_to_chat(
+    tiny: TinyRun, adapted: Adapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "full_sft_16_int8.safetensors"
+    convert(tiny.path("sft"), "safetensors", path, "--lora_name", "medical", "--merge", "--quantize", "int8")
+    assert torch.equal(opened_logits(path), opened_logits(tiny.path("sft"), lora="medical", quantize="int8"))
+
+
+def test_an_adapter_travels_to_peft_and_back_bit_by_bit(
+    tiny: TinyRun, adapted: Adapter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, again = tmp_path / "peft", tiny.out / "lora" / "again_16.pth"
+    assert convert(tiny.path("sft"), "peft", folder, "--lora_name", "medical") == 0
+    assert f"{sum(tensor.numel() for tensor in adapted.state.values()):,} parameters" in capsys.readouterr().out
+    assert convert(folder, "pth", again, "--base", str(tiny.path("sft"))) == 0
+    returned = read_adapter(again)
+    assert (returned.config, returned.manifest, returned.base) == (adapted.config, adapted.manifest, adapted.base)
+    assert all(torch.equal(tensor, returned.state[name]) for name, tensor in adapted.state.items())
+    convert(tiny.path("sft"), "peft", folder, "--lora_name", "again")  # over an older export
+    with pytest.raises(UserError, match="made for other weights"):
+        convert(folder, "pth", tmp_path / "x.pth", "--base", str(tiny.path("dpo")))
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_an_adapter_of_others_gets_the_fingerprint_of_its_base(tiny: TinyRun, adapted: Adapter, tmp_path: Path) -> None:
+    convert(tiny.path("sft"), "peft", tmp_path / "peft", "--lora_name", "medical")
+    (tmp_path / "peft" / "minillm.json").unlink()
+    theirs = tiny.out / "lora" / "theirs_16.pth"
+    convert(tmp_path / "peft", "pth", theirs, "--base", str(tiny.path("sft")))
+    returned, base = read_adapter(theirs), read_weights(tiny.path("sft"))[2]
+    assert returned.base == adapted.base
+    assert replace(returned.manifest, fingerprint=base.fingerprint) == base != returned.manifest
+    assert torch.equal(opened_logits(tiny.path("sft"), lora="theirs"), opened_logits(tiny.path("sft"), lora="medical"))
+
+
+@pytest.mark.parametrize(
+    ("to", "flags", "words"),
+    [
+        ("peft", (), "Give its --lora_name"),
+        ("peft", ("--lora_name", "medical", "--merge"), "leave --merge out"),
+        ("peft", ("--lora_name", "medical", "--quantize", "int8"), "--to peft holds f32"),
+        ("hf", ("--lora_name", "medical"), "takes --lora_name and --merge together"),
+        ("pth", ("--merge",), "takes --lora_name and --merge together"),
+        ("pth", ("--base", "x.pth"), "--base is for an adapter of peft"),
+        ("hf", ("--lora_name", "nobody", "--merge"), "nobody: no such adapter .*: medical"),
+    ],
+)
+def test_flags_of_adapters_that_do_not_go_together_are_refused(
+    tiny: TinyRun, adapted: Adapter, tmp_path: Path, to: str, flags: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        convert(tiny.path("sft"), to, tmp_path / "x", *flags)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_peft_needs_its_base(tiny: TinyRun, adapted: Adapter, tmp_path: Path) -> None:
+    convert(tiny.path("sft"), "peft", tmp_path / "peft", "--lora_name", "medical")
+    for to, flags in (("pth", ()), ("hf", ("--base", str(tiny.path("sft"))))):
+        with pytest.raises(UserError, match=r"peft: --base is for an adapter of peft, which becomes one of ours"):
+            convert(tmp_path / "peft", to, tmp_path / "x", *flags)
+
+
+def test_verify_opens_an_adapter_in_peft_and_finds_a_changed_number(
+    tiny: TinyRun, adapted: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    monkeypatch.setattr("inference.verify.NUM_PROMPTS", 20)
+    flags = ("--lora_name", "medical", "--verify", "--tokenizer_dir", str(TOKENIZER_DIR))
+    assert convert(tiny.path("sft"), "peft", tmp_path / "peft", *flags) == 0
+    report = json.loads((tmp_path / "peft" / "verify.json").read_text())
+    assert report.keys() == {"peft"} and report["peft"]["ok"]
+    assert report["peft"]["max_logit_diff"] < 1e-4
+
+    def altered(folder: Path, adapter: Adapter) -> None:
+        name = next(iter(adapter.state))
+        write_peft(folder, replace(adapter, state={**adapter.state, name: adapter.state[name] + 1e-3}))
+
+    monkeypatch.setattr("scripts.convert_model.write_peft", altered)
+    assert convert(tiny.path("sft"), "peft", tmp_path / "peft", *flags) == 1
+    assert not json.loads((tmp_path / "peft" / "verify.json").read_text())["peft"]["weights_equal"]

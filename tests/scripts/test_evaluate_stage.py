@@ -17,7 +17,8 @@ from configs.artifacts import sha256_file
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
-from scripts import evaluate_stage
+from model.quantize import KINDS
+from scripts import convert_model, evaluate_stage
 from tests.tiny_run import TinyRun, pair_record, sum_record, write_jsonl
 
 KEYS = [
@@ -79,6 +80,29 @@ def test_a_stage_appends_exactly_one_line_with_exactly_the_documented_keys(
         assert metric["n"] > 0
     assert evaluate(trained, results, stage) == 0
     assert len(lines_of(results)) == 2
+
+
+def test_rounded_weights_are_scored_and_the_line_says_how_they_were_rounded(trained: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    for kind in ("none", *KINDS):
+        assert evaluate(trained, results, "dpo", "--quantize", kind) == 0
+    plain, *rounded = lines_of(results)
+    assert "quantize" not in plain["settings"]
+    for kind, line in zip(KINDS, rounded, strict=True):
+        assert line["settings"] == plain["settings"] | {"quantize": kind}
+        assert line["checkpoint_sha256"] == plain["checkpoint_sha256"]
+        assert line["metrics"]["loss"]["value"] == pytest.approx(plain["metrics"]["loss"]["value"], rel=0.02)
+    assert any(line["metrics"]["loss"] != plain["metrics"]["loss"] for line in rounded)
+
+
+def test_a_quantized_file_is_scored_as_weights_rounded_when_they_are_opened(trained: TinyRun, tmp_path: Path) -> None:
+    path, results = tmp_path / "full_sft_16_int8.safetensors", tmp_path / "results.jsonl"
+    flags = ["--input", str(trained.path("sft")), "--to", "safetensors", "--quantize", "int8", "--output", str(path)]
+    assert convert_model.main(flags) == 0
+    evaluate(trained, results, "sft", "--quantize", "int8")
+    evaluate(trained, results, "sft", "--checkpoint", str(path))
+    packed, kept = lines_of(results)
+    assert (packed["settings"], packed["metrics"]) == (kept["settings"], kept["metrics"])
 
 
 def test_the_same_run_and_stage_is_recorded_once(trained: TinyRun, tmp_path: Path) -> None:
