@@ -23,7 +23,6 @@ from inference.benchmark import EXPLANATION, add_benchmark_flags, load_of, measu
 from inference.conversation import Conversation, context_tokens
 from inference.engine import Engine
 from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
-from inference.replies import split_thought
 from inference.sampling import check_ids
 from inference.sampling_flags import add_sampling_flags, sampling_of
 from inference.terminal import Chat
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         talk.system = arguments.system
     if arguments.prompt is not None:
         (said,) = engine.answers([talk.ask(arguments.prompt)], sampling)
-        print(split_thought(said.text)[1])
+        print(tokenizer.chat_format.answer_of(said.text))
     else:
         Chat(engine, talk, sampling, name=path.name, shows_speed=arguments.speed).run()
     return 0

@@ -1,17 +1,16 @@
 """One answer as it streams: its text in pieces, the thought apart from the answer, its end.
 
-A reasoning model thinks between `<|think_start|>` and `<|think_end|>` before it answers.
+A reasoning model thinks before it answers, between two marks (`ChatFormat.thought`).
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dataset.chat import THOUGHT
 from inference.engine import Engine
 from inference.sampling import Sampling, scores_not_finite
 
-THINK_START, THINK_END = "<|think_start|>", "<|think_end|>"
-MARK = re.compile(re.escape(THINK_START) + "|" + re.escape(THINK_END))
 LONGEST_LOOP = 32
 """Tokens of the longest piece whose repetition stops an answer."""
 LOOP_TOKENS = 24
@@ -60,7 +59,7 @@ class Reply:
 
     def pieces(self) -> Iterator[Piece]:
         """The same, with the thought apart: at least one piece a step."""
-        parts = Parts()
+        parts = Parts(self.engine.tokenizer.chat_format.thought)
         for text in self:
             yield from parts.add(text)
         yield from parts.add("", last=True)
@@ -83,28 +82,31 @@ class Reply:
 class Parts:
     """Tells thought and answer apart in a text that grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: tuple[str, str] = THOUGHT) -> None:
+        """Args: marks: before and after a thought."""
         self.is_thought = False
+        self._marks, self._mark = marks, re.compile("|".join(map(re.escape, marks)))
         self._held_back = ""
 
     def add(self, text: str, *, last: bool = False) -> Iterator[Piece]:
         """What the text gained -> at least one piece. Args: last: nothing follows."""
         text = self._held_back + text
         start = 0
-        for mark in MARK.finditer(text):
+        for mark in self._mark.finditer(text):
             yield Piece(text[start : mark.start()], self.is_thought)
-            self.is_thought, start = mark[0] == THINK_START, mark.end()
+            self.is_thought, start = mark[0] == self._marks[0], mark.end()
         # The end of the text may be the beginning of a mark. So much of it is held back.
-        lengths = range(0 if last else min(len(text) - start, len(THINK_START) - 1), 0, -1)
-        length = next((n for n in lengths if (THINK_START.startswith(text[-n:]) or THINK_END.startswith(text[-n:]))), 0)
+        longest = 0 if last else min(len(text) - start, max(map(len, self._marks)) - 1)
+        begins = (n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in self._marks))
+        length = next(begins, 0)
         end = len(text) - length
         self._held_back = text[end:]
         yield Piece(text[start:end], self.is_thought)
 
 
-def split_thought(text: str) -> tuple[str, str]:
+def split_thought(text: str, marks: tuple[str, str] = THOUGHT) -> tuple[str, str]:
     """Thought and answer of a whole text. The answer is empty if the thought has no end."""
-    pieces = list(Parts().add(text, last=True))
+    pieces = list(Parts(marks).add(text, last=True))
     thought, answer = ("".join(p.text for p in pieces if p.is_thought == wanted) for wanted in (True, False))
     return thought, answer
 

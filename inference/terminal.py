@@ -142,7 +142,7 @@ class Chat:
             note("（回答在重复，已停止 stopped: it goes in circles）")
         elif not is_whole:
             note(f"（已到 {self.sampling.max_new_tokens} 个 token 的上限 cut off: see --max_new_tokens）")
-        thought, answer = split_thought(reply.text)
+        thought, answer = split_thought(reply.text, self.engine.tokenizer.chat_format.thought)
         if not answer.strip():
             self.talk.undo()
             note("（没有回答，这一问不计入对话 no answer: the question is taken back）")

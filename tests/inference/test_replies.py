@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.replies import THINK_END, THINK_START, Parts, is_looping, split_thought
+from dataset.chat import THOUGHT
+from inference.replies import Parts, is_looping, split_thought
 
 
 def test_an_answer_that_goes_in_circles_is_stopped() -> None:
@@ -19,7 +20,7 @@ def test_an_answer_that_goes_in_circles_is_stopped() -> None:
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=8), stray=st.sampled_from(["", "<", "<|thin", "<|think_end"]))
 def test_a_thought_is_told_apart_however_the_text_comes_in_parts(cuts: list[int], stray: str) -> None:
-    text = f"{THINK_START}三<|加<四😀{THINK_END}是七。<|x|>{stray}"
+    text = f"{THOUGHT[0]}三<|加<四😀{THOUGHT[1]}是七。<|x|>{stray}"
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     parts, pieces = Parts(), []
     for start, end in pairwise(places):
@@ -41,5 +42,5 @@ def test_text_is_shown_at_once_unless_a_mark_may_begin_there() -> None:
 
 def test_the_answer_of_a_text_begins_behind_the_thought() -> None:
     assert split_thought("七。") == ("", "七。")
-    assert split_thought(f"{THINK_START}三加四{THINK_END}七。") == ("三加四", "七。")
-    assert split_thought(f"{THINK_START}三加四") == ("三加四", "")
+    assert split_thought(f"{THOUGHT[0]}三加四{THOUGHT[1]}七。") == ("三加四", "七。")
+    assert split_thought(f"{THOUGHT[0]}三加四") == ("三加四", "")

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from dataset.chat import THOUGHT
 from dataset.tokenizer import RustBPETokenizer
 from inference import terminal
 from inference.conversation import Conversation
 from inference.engine import Engine
-from inference.replies import THINK_END, THINK_START, Reply
+from inference.replies import Reply
 from inference.request import Request
 from inference.sampling import Sampling
 from inference.terminal import DIM, PLAIN, Chat
@@ -205,14 +206,14 @@ def test_a_file_that_can_not_be_loaded_or_saved_changes_nothing(hall: Hall, tmp_
 def test_a_thought_stands_before_the_answer_and_is_dimmed_on_a_terminal_alone(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = f"{THINK_START}三加四{THINK_END}是七。"
+    said = f"{THOUGHT[0]}三加四{THOUGHT[1]}是七。"
     assert hall.type("3+4=？", said=[said])[0] == "模型: （思考：三加四）\n是七。\n"
     assert hall.talk.messages[-1] == {"role": "assistant", "content": "是七。", "reasoning_content": "三加四"}
-    assert hall.type("3+4=？", said=[f"{THINK_START}{THINK_END}是七。"])[0] == "模型: 是七。\n"
+    assert hall.type("3+4=？", said=[f"{THOUGHT[0]}{THOUGHT[1]}是七。"])[0] == "模型: 是七。\n"
     assert hall.talk.undo()[-1] == {"role": "assistant", "content": "是七。"}
     monkeypatch.setattr(terminal, "shows_colours", lambda: True)
     assert hall.type("3+4=？", said=[said])[0] == f"模型: {DIM}（思考：三加四）{PLAIN}\n是七。\n"
-    out, err = hall.type("3+4=？", said=[f"{THINK_START}三加"])
+    out, err = hall.type("3+4=？", said=[f"{THOUGHT[0]}三加"])
     assert out == f"模型: {DIM}（思考：三加）{PLAIN}\n"
     assert "taken back" in err and hall.talk.num_turns == 2
 
