@@ -3,7 +3,8 @@
     python benchmarks/quantized_weights.py                       # memory and speed, random weights
     python benchmarks/quantized_weights.py --shapes --weight out/rlhf_192.pth
     python benchmarks/quantized_weights.py --shapes --weight out/pretrain_192.pth \\
-        --data_path data/processed/pretrain_chinese_heldout.jsonl
+        --data_path data/processed/pretrain_chinese_heldout.jsonl \\
+        --calibration data/processed/pretrain_chinese.jsonl
 
 A shape is hidden size x layers, and x experts for a mixture. Memory is what the process holds more
 than before the model was there. Times are CPU seconds of one thread; the floor is the model's
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:
@@ -31,18 +33,21 @@ import torch
 
 from benchmarks import proc
 from configs.cli import Parser, run
-from configs.paths import FIRST_MINUTES
+from configs.paths import FIRST_MINUTES, display
 from configs.schema import ModelConfig, UserError
+from dataset.calibration import calibration_text
 from dataset.records.files import read_records
 from evaluation.likelihood import bits_metric, raw_text, score, token_bytes
 from inference.benchmark import floor_of
-from inference.conversation import prompt_ids
+from inference.conversation import context_tokens, prompt_ids
 from inference.engine import Engine
 from inference.loading import OpenModel, open_model
 from inference.sampling import Sampling
 from model.decoder import Decoder
+from model.gguf import our_names, rounded
+from model.gptq import gptq_rounding
 from model.model_minillm import MiniLLM
-from model.quantize import KINDS, NONE, packer, quantize
+from model.quantize import KINDS, NONE, load_quantized, packer, quantize, quantized_state
 
 CPU = torch.device("cpu")
 SHAPES = ("192x4", "512x8", "192x4x4")
@@ -52,6 +57,8 @@ CONTEXT = 256
 ROW_TOKENS = 256
 """Tokens of a row when text is scored."""
 ANSWER_TOKENS = 48
+WITH_GPTQ = "int4 with GPTQ"
+GGUF_KINDS = ("q8_0", "q5_0", "q4_0")
 REPEATS = 9
 """How often a step is timed; the fastest counts, as others may use the machine."""
 
@@ -119,18 +126,38 @@ def memory_and_speed(text: str, batches: Sequence[int]) -> Iterator[str]:
         yield f"| {text} | {name} | {held / 1e6:.1f} MB ({held / in_float32:.2f}) | {' | '.join(steps)} |"
 
 
-def opened(path: Path, kind: str) -> OpenModel:
-    """The weights on the CPU."""
-    return open_model(path, device=CPU, quantize=kind)
+def opened(path: Path, kind: str, calibration: Path | None = None) -> OpenModel:
+    """The weights on the CPU.
+
+    Args: kind: one of model/quantize.py's, WITH_GPTQ, or one of GGUF_KINDS: those in float32 again,
+    as our network does not multiply by them. calibration: training text for WITH_GPTQ.
+    """
+    if kind in (NONE, *KINDS):
+        return open_model(path, device=CPU, quantize=kind)
+    one = open_model(path, device=CPU)
+    if kind in GGUF_KINDS:
+        state = one.model.state_dict()
+        one.model.load_state_dict(our_names(rounded(state, kind), state))
+        return one
+    assert kind == WITH_GPTQ and calibration is not None
+    text = calibration_text(calibration, one.tokenizer, row_tokens=context_tokens(one.model))
+    rounding = gptq_rounding(one.model, text.input_ids, text.document_ids)
+    model, _ = load_quantized(*quantized_state(one.model, "int4", rounding=rounding), display(path))
+    return replace(one, model=model)
 
 
-def bits(path: Path, data: Path, most: int) -> Iterator[str]:
+def kinds_of(calibration: Path | None) -> tuple[str, ...]:
+    """The kinds that are compared: float32 first."""
+    return (NONE, *KINDS, *([WITH_GPTQ] if calibration else []), *GGUF_KINDS)
+
+
+def bits(path: Path, data: Path, most: int, calibration: Path | None) -> Iterator[str]:
     """Rows of a table: bits per byte of held-out documents."""
     texts = [record["text"] for record in read_records(data) if isinstance(record.get("text"), str)]
     random.Random(0).shuffle(texts)
     in_float32 = float("nan")
-    for kind in (NONE, *KINDS):
-        one = opened(path, kind)
+    for kind in kinds_of(calibration):
+        one = opened(path, kind, calibration)
         documents = [raw_text(one.tokenizer, text) for text in texts[:most]]
         scored = score(one.model, documents, token_bytes(one.tokenizer), length=ROW_TOKENS, label=kind)
         value = bits_metric(scored).value
@@ -138,14 +165,14 @@ def bits(path: Path, data: Path, most: int) -> Iterator[str]:
         yield f"| {kind} | {value:.5f} | {100 * (value / in_float32 - 1):+.3f}% |"
 
 
-def parity(path: Path, most: int) -> Iterator[str]:
+def parity(path: Path, most: int, calibration: Path | None) -> Iterator[str]:
     """Rows of a table: greedy answers to what people type first, that are the same to the last
     character."""
     lines = [json.loads(line) for line in FIRST_MINUTES.read_text(encoding="utf-8").splitlines()]
     prompts = [line["prompt"] for line in lines if "prompt" in line][:most]
     wanted: list[str] = []
-    for kind in (NONE, *KINDS):
-        one = opened(path, kind)
+    for kind in kinds_of(calibration):
+        one = opened(path, kind, calibration)
         ids = [prompt_ids(one.tokenizer, [{"role": "user", "content": prompt}], False) for prompt in prompts]
         said = Engine(one.model, one.tokenizer).answers(ids, Sampling(max_new_tokens=ANSWER_TOKENS))
         texts = [one.text for one in said]
@@ -161,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, metavar="N", help="rows of a step 批大小")
     parser.add_argument("--weight", type=Path, metavar="PATH", help="trained weights 训练好的权重")
     parser.add_argument("--data_path", type=Path, metavar="PATH", help="held-out documents: score them 留出文本")
+    parser.add_argument("--calibration", type=Path, metavar="PATH", help="training text: int4 with GPTQ too 校准文本")
     parser.add_argument(
         "--most", type=int, default=3000, metavar="N", help="documents or prompts 最多条数 (%(default)s)"
     )
@@ -177,11 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(row, flush=True)
     if args.weight and args.data_path:
         print("| weights | bits per byte | change |\n|---|---|---|")
-        for row in bits(args.weight, args.data_path, args.most):
+        for row in bits(args.weight, args.data_path, args.most, args.calibration):
             print(row, flush=True)
     elif args.weight:
         print("| weights | same greedy answer |\n|---|---|")
-        for row in parity(args.weight, args.most):
+        for row in parity(args.weight, args.most, args.calibration):
             print(row, flush=True)
     return 0
 

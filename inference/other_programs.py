@@ -137,7 +137,7 @@ class Mlx(HuggingFaceFolder):
     name = "mlx"
 
     def __init__(self, folder: Path) -> None:
-        """Raises: ImportError when mlx-lm is missing."""
+        """Raises: ImportError when mlx-lm is missing, UserError when it can't read the folder."""
         import mlx.core
         import mlx_lm
         from mlx_lm.models.cache import make_prompt_cache
@@ -145,7 +145,14 @@ class Mlx(HuggingFaceFolder):
         super().__init__(folder)
         self.version: str = mlx_lm.__version__
         self.arrays, self.new_cache = mlx.core, make_prompt_cache
-        self.model, words = mlx_lm.load(str(folder))[:2]
+        try:
+            self.model, words = mlx_lm.load(str(folder))[:2]
+        except ValueError as error:  # mlx-lm 0.29 knows no mixture whose output matrix is its embedding
+            raise UserError(
+                f"{display(folder)}: mlx-lm {self.version} can't read it ({str(error).splitlines()[-1]}). "
+                "Run: pip install --upgrade mlx-lm",
+                "此版本的 mlx-lm 无法读取：请升级",
+            ) from None
         self.ends = set(words.eos_token_ids)
 
     def _logits(self, ids: Tensor, cache: Any = None) -> Tensor:

@@ -19,13 +19,13 @@ BATCH_ROWS = 8
 """Rows of text that are read at once."""
 
 
-def gptq_rounding(model: MiniLLM, input_ids: Tensor) -> Rounding:
+def gptq_rounding(model: MiniLLM, input_ids: Tensor, document_ids: Tensor | None = None) -> Rounding:
     """What `quantized_state` takes to round a model's matrices after this text.
 
     Args: model: in float32, on the CPU. input_ids (B, T): training text, a few 10,000 tokens. Never
-    held-out text: the model would be fitted to it.
+    held-out text: the model would be fitted to it. document_ids (B, T): as `input_products`.
     """
-    products = input_products(model, input_ids)
+    products = input_products(model, input_ids, document_ids)
 
     def rounding(name: str, weight: Tensor) -> Parts:
         assert name in products, name
@@ -77,21 +77,26 @@ def gptq(weight: Tensor, products: Tensor) -> Parts:
 
 
 @torch.no_grad()
-def input_products(model: MiniLLM, input_ids: Tensor) -> dict[str, Tensor]:
+def input_products(model: MiniLLM, input_ids: Tensor, document_ids: Tensor | None = None) -> dict[str, Tensor]:
     """Sum of x x^T over the inputs x of each matrix that is rounded, by the matrix's name.
 
+    Args: document_ids (B, T): a token sees only its own document; a negative id means padding,
+    which is left out. None: each row is one document.
     Returns: (I, I), and (E, I, I) for the stacked matrices of experts.
     """
     products: dict[str, Tensor] = {}
+    if document_ids is None:
+        document_ids = torch.zeros_like(input_ids)
+    real = torch.empty(0)  # which tokens of the rows that are read are no padding, (N,)
 
     def add(name: str, x: Tensor) -> None:
-        x = x.flatten(0, -2)
+        x = x.flatten(0, -2)[real]
         products[name] = products.get(name, torch.zeros(())) + x.T @ x
 
     def add_of_experts(name: str, module: Experts, x: Tensor, chosen: Tensor) -> None:
         pairs = []
         for expert, gate_up in enumerate(module.gate_up_proj):
-            rows = x[(chosen == expert).any(dim=1)]  # (N of the expert, C)
+            rows = x[(chosen == expert).any(dim=1) & real]  # (N of the expert, C)
             gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
             inner = F.silu(gate) * up
             pairs.append((rows.T @ rows, inner.T @ inner))
@@ -107,8 +112,9 @@ def input_products(model: MiniLLM, input_ids: Tensor) -> dict[str, Tensor]:
     names = {name.rpartition(".")[0] for name in matrix_names(model)} - {EMBEDDING}
     handles = [listen(name, model.get_submodule(name)) for name in names]
     try:
-        for rows in input_ids.split(BATCH_ROWS):
-            hidden, _ = model.hidden_states(rows)
+        for rows, documents in zip(input_ids.split(BATCH_ROWS), document_ids.split(BATCH_ROWS), strict=True):
+            real = (documents >= 0).flatten()
+            hidden, _ = model.hidden_states(rows, document_ids=documents)
             add(f"{EMBEDDING}.weight", hidden)  # as the output matrix: as a table it has no inputs
     finally:
         for handle in handles:

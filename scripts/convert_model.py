@@ -4,6 +4,8 @@ python scripts/convert_model.py --input out/rlhf_512.pth --to hf --output out/mi
 python scripts/convert_model.py --input out/rlhf_512.pth --to gguf --output out/gguf/minillm.gguf
 python scripts/convert_model.py --input out/minillm_hf --to pth --output out/again_512.pth
 python scripts/convert_model.py --input out/rlhf_512.pth --lora_name X --to peft --output out/peft
+python scripts/convert_model.py --input out/rlhf_512.pth --to safetensors --quantize int4 --gptq \\
+    --calibration data/processed/sft_chinese.jsonl --output out/rlhf_512_int4.safetensors
 """
 
 import json
@@ -30,6 +32,7 @@ from configs.folders import new_folder
 from configs.paths import display, find_dataset
 from configs.schema import ModelConfig, UserError
 from configs.stage_table import continues_text
+from dataset.calibration import calibration_text
 from dataset.chat import ASSISTANT_END, CHAT_TEMPLATE, END_OF_TEXT
 from dataset.foreign_tokenizer import FILES as FOREIGN_FILES
 from dataset.tokenizer import QWEN2_PATTERN, RustBPETokenizer
@@ -41,6 +44,7 @@ from inference.other_programs import LlamaCpp, Peft, readers_of_folder
 from inference.verify import Bars, Reader, compare
 from model.export import FILES, Marks, read_plain, write_hugging_face, write_plain, write_tensors
 from model.gguf import KINDS, Words, template_for_llama_cpp, write_gguf
+from model.gptq import gptq_rounding
 from model.manifest import IMPORTED, WeightsManifest
 from model.model_card import model_card
 from model.model_lora import attach_adapter, detach, merge, save_adapter
@@ -85,6 +89,18 @@ def build_parser() -> Parser:
         default="f32",
         help=f"type of the matrices: {', '.join(KINDS)} of gguf, {', '.join(WEIGHT_KINDS)} of safetensors 权重精度 (%(default)s)",
     )
+    add_switch(
+        parser,
+        "--gptq",
+        default=False,
+        help="int4 of safetensors: round so that what the model computes on training text changes least 用训练文本校准取整",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="PATH",
+        help="for --gptq: a JSONL file of training records, or token tensors 校准用的训练文本",
+    )
     add_shared(parser, "lora_name")
     add_switch(parser, "--merge", default=False, help="merge the adapter into the weights 把适配器合并进权重")
     parser.add_argument(
@@ -128,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.to == "pth":
         write_pth(output, model, manifest, source)
     elif arguments.to == "safetensors" and arguments.quantize != "f32":
-        write_tensors(output, *quantized_state(model, arguments.quantize, manifest.as_plain()))
+        write_quantized(arguments, model, manifest, source)
     elif arguments.to == "safetensors":
         write_plain(output, model.state_dict(), model.config, manifest)
     else:
@@ -147,6 +163,16 @@ def check_flags(arguments: Namespace) -> None:
     to = arguments.to
     if arguments.verify and to not in {"hf", "peft", "gguf"}:
         raise UserError(f"--verify: no other program reads --to {to}. Leave it out.", "此格式无需核对：请去掉")
+    if arguments.gptq != (arguments.calibration is not None):
+        given, lacking = ("gptq", "calibration FILE") if arguments.gptq else ("calibration", "gptq")
+        raise UserError(
+            f"--{given}: goes with --{lacking}. Give both, or neither.", "--gptq 与 --calibration 要一起给出，或都不给"
+        )
+    if arguments.gptq and (to, arguments.quantize) != ("safetensors", "int4"):
+        raise UserError(
+            "--gptq: rounds for --to safetensors --quantize int4. Give these, or leave --gptq and --calibration out.",
+            "只用于 --to safetensors --quantize int4",
+        )
     kinds = {"gguf": KINDS, "safetensors": ("f32", *WEIGHT_KINDS)}.get(to, ("f32",))
     if arguments.quantize not in kinds:
         raise UserError(
@@ -275,6 +301,21 @@ def write_gguf_file(
     )
     with atomic_write(output.with_name("Modelfile")) as file:
         file.write(text)
+
+
+def write_quantized(arguments: Namespace, model: MiniLLM, manifest: WeightsManifest, source: Path) -> None:
+    """A safetensors file in fewer bits; after GPTQ its metadata say by which text."""
+    rounding, facts = None, {}
+    if arguments.gptq:
+        path = find_dataset(arguments.calibration)
+        tokenizer, _ = tokenizer_of(source, manifest, model.config, arguments.tokenizer_dir)
+        text = calibration_text(path, tokenizer, row_tokens=context_tokens(model))
+        print(f"reading {text.input_ids.numel():,} tokens of {display(path)} 正在读入校准文本")
+        rounding = gptq_rounding(model, text.input_ids, text.document_ids)
+        told = {"path": path.name, "sha256": text.sha256, "tokens": text.input_ids.numel()}
+        facts = {"calibration": json.dumps(told)}
+    state, metadata = quantized_state(model, arguments.quantize, manifest.as_plain(), rounding)
+    write_tensors(arguments.output, state, metadata | facts)
 
 
 def write_pth(path: Path, model: MiniLLM, manifest: WeightsManifest, source: Path) -> None:

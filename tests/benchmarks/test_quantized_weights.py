@@ -40,11 +40,20 @@ def test_bits_and_answers_of_trained_weights(
     data.write_text(json.dumps({"text": "今天天气很好。"}, ensure_ascii=False) + "\n", encoding="utf-8")
     weight = str(trained.path("sft"))
     assert benchmark.main(["--shapes", "--weight", weight, "--data_path", str(data)]) == 0
-    none, fp16, *_ = rows(capsys)[2:]
+    none, fp16, *others = rows(capsys)[2:]
     assert none[0] == "none"
+    assert [row[0] for row in others] == ["int8", "int4", "q8_0", "q5_0", "q4_0"]
+    assert all(float(row[1]) == pytest.approx(float(none[1]), rel=0.1) for row in others)
     assert float(fp16[1]) == pytest.approx(float(none[1]), rel=0.001)
     assert benchmark.main(["--shapes", "--weight", weight, "--most", "2"]) == 0
     assert rows(capsys)[2] == ["none", "2 of 2"]
+
+
+def test_training_text_adds_a_row_for_gptq(trained: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    text = ["--calibration", str(trained.data / "sft.jsonl")]
+    assert benchmark.main(["--shapes", "--weight", str(trained.path("sft")), "--most", "2", *text]) == 0
+    kinds = [row[0] for row in rows(capsys)[2:]]
+    assert kinds == ["none", "fp16", "int8", "int4", benchmark.WITH_GPTQ, "q8_0", "q5_0", "q4_0"]
 
 
 def test_a_shape_that_is_none_is_refused_in_one_line() -> None:

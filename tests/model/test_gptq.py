@@ -75,3 +75,15 @@ def test_every_matrix_has_its_inputs_and_the_model_is_left_as_it_was(shape: Mode
     assert error(loaded(ids), model(ids)) < 0.5
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks for name, module in model.named_modules() if not name.endswith("experts"))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_padding_counts_for_nothing_and_a_document_sees_itself_alone(shape: ModelConfig) -> None:
+    model = lively(shape)
+    first, second = torch.randint(0, shape.vocab_size, (2, 9)), torch.randint(0, shape.vocab_size, (2, 6))
+    packed = torch.cat((first, second, torch.zeros(2, 3, dtype=torch.long)), dim=1)
+    owners = torch.tensor([0] * 9 + [1] * 6 + [-1] * 3).expand(2, -1)
+    # RoPE turns by distance alone, so the place of a document in its row changes nothing.
+    apart = [input_products(model, ids) for ids in (first, second)]
+    for name, product in input_products(model, packed, owners).items():
+        assert_close(product, apart[0][name] + apart[1][name], rtol=1e-3, atol=1e-3)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from configs.artifacts import sha256_file
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer_files import TOKENIZER_FILES
 from inference.loading import open_model
+from model.export import read_tensors
 from model.model_lora import Adapter, read_adapter
 from model.peft_export import write_peft
 from model.quantize import KINDS
@@ -146,6 +148,46 @@ def test_a_file_of_rounded_weights_answers_as_weights_rounded_when_they_are_open
     assert torch.equal(
         open_model(plain, device=cpu, tokenizer_dir=TOKENIZER_DIR).model(ids), trained_logits(trained, ids)
     )
+
+
+def test_gptq_rounds_after_the_training_text_that_is_given(
+    trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both kinds of text; the file says which, and the model it holds opens."""
+    weights, flags = trained.path("sft"), ("--quantize", "int4", "--gptq", "--tokenizer_dir", str(TOKENIZER_DIR))
+    convert(weights, "safetensors", tmp_path / "plain.safetensors", "--quantize", "int4")
+    plain, _ = read_tensors(tmp_path / "plain.safetensors")
+    for text in (trained.data / "sft.jsonl", trained.data / "sft_sft_tokens"):
+        path = tmp_path / f"{text.name}.safetensors"
+        assert convert(weights, "safetensors", path, *flags, "--calibration", str(text)) == 0
+        assert "tokens of" in capsys.readouterr().out
+        tensors, facts = read_tensors(path)
+        told = json.loads(facts["calibration"])
+        assert told["path"] == text.name and told["sha256"] == sha256_file(trained.data / "sft.jsonl")
+        assert tensors.keys() == plain.keys()
+        assert any(not torch.equal(tensor, plain[name]) for name, tensor in tensors.items())
+        logits = open_model(path, device=torch.device("cpu"), tokenizer_dir=TOKENIZER_DIR).model(torch.arange(9)[None])
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--gptq",), "--gptq: goes with --calibration"),
+        (("--calibration", "sft.jsonl"), "--calibration: goes with --gptq"),
+        (("--gptq", "--calibration", "sft.jsonl", "--quantize", "int8"), "--gptq: rounds for --to safetensors"),
+        (("--gptq", "--calibration", "sft_heldout.jsonl", "--quantize", "int4"), "a held-out record"),
+        (("--gptq", "--calibration", "dpo_dpo_tokens", "--quantize", "int4"), "tensors of pairs"),
+        (("--gptq", "--calibration", "none.jsonl", "--quantize", "int4"), "none.jsonl"),
+    ],
+)
+def test_gptq_without_the_text_or_the_type_that_it_needs_is_refused(
+    trained: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], line: str
+) -> None:
+    monkeypatch.chdir(trained.data)
+    with pytest.raises(UserError, match=line):
+        convert(trained.path("sft"), "safetensors", tmp_path / "x", "--tokenizer_dir", str(TOKENIZER_DIR), *flags)
+    assert not list(tmp_path.iterdir())
 
 
 def trained_logits(trained: TinyRun, ids: torch.Tensor) -> torch.Tensor:
