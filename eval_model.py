@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lora=arguments.lora_name,
     )
     model, tokenizer = opened.model, opened.tokenizer
-    kept = "" if opened.quantize == NONE else f", {opened.quantize}"
+    kept = f", with {arguments.lora_name}" if arguments.lora_name else ""
+    kept += "" if opened.quantize == NONE else f", {opened.quantize}"
     print(f"{display(path)}: {opened.num_parameters:,} parameters, {model.device}{kept}", file=sys.stderr)
     check_ids(sampling, tokenizer.get_vocab_size())  # now, and not at the first question
     completes = continues_text(opened.manifest.stage)  # pretrained only: it knows no turns
