@@ -25,6 +25,7 @@ import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from configs.schema import UserError
 from configs.stage_table import continues_text
 from dataset.records.keys import normalised_question
 from evaluation.answers import HONEST_LINE, Key, Said, contains, normalize
-from evaluation.numbers import result_of
+from evaluation.numbers import Result, result_of
 from evaluation.questions import Asker, Messages
 from inference.engine import Answer
 
@@ -108,26 +109,45 @@ class Prompt(JudgedWhole):
             tried.append(HONEST_LINE)
         return tuple(tried)
 
+    # The baselines hold tens of thousands of answers against each prompt, so its texts are
+    # normalised once.
+
+    @cached_property
+    def _accepted(self) -> list[str]:
+        return [normalize(text) for text in self.accept]
+
+    @cached_property
+    def _forbidden(self) -> list[tuple[str, str]]:
+        return [(text, normalize(text)) for text in self.forbid]
+
+    @cached_property
+    def _needed(self) -> list[tuple[str, str]]:
+        return [(text, normalize(text)) for text in self.all_of]
+
+    @cached_property
+    def _result(self) -> Result | None:
+        return result_of(self.number)
+
     def broken(self, said: Said) -> str:
         """What is wrong with an answer; empty if it is right."""
         if not said.plain:
             return "empty"
         if self.max_chars and len(said.text) > self.max_chars:
             return f"longer than {self.max_chars} characters"
-        for text in self.forbid:
-            if contains(said.plain, normalize(text)):
+        for text, plain in self._forbidden:
+            if contains(said.plain, plain):
                 return f"contains {text}"
         # An honest line needs none of what follows, but must keep the two rules above.
         if self.honest and said.is_honest(self.turns[-1]):
             return ""
-        if self.exact and said.plain not in {normalize(text) for text in self.accept}:
+        if self.exact and said.plain not in self._accepted:
             return f"is not {' / '.join(self.accept)}"
-        if self.accept and not any(contains(said.plain, normalize(text)) for text in self.accept):
+        if self.accept and not any(contains(said.plain, plain) for plain in self._accepted):
             return f"contains none of {' / '.join(self.accept)}"
-        for text in self.all_of:
-            if not contains(said.plain, normalize(text)):
+        for text, plain in self._needed:
+            if not contains(said.plain, plain):
                 return f"does not contain {text}"
-        if self.number and result_of(self.number) not in said.results:
+        if self.number and self._result not in said.results:
             return f"does not end with {self.number}"
         if self.honest and not (self.accept or self.all_of or self.number):
             return "no honest line"
