@@ -164,6 +164,7 @@ class Decoder:
 
     # --- prompts ----------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def read(self, chunks: Sequence[Chunk]) -> Tensor:
         """Read parts of several prompts into their slots.
 
@@ -207,6 +208,7 @@ class Decoder:
 
     # --- steps ------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def step(self, ids: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """Read one new token of the texts in the first slots.
 
