@@ -23,7 +23,8 @@ SHAPES = {
     "yarn": replace(DENSE_64, rope_scaling_factor=4.0),
     "one group": replace(DENSE_64, num_key_value_heads=4),
 }
-TOLERANCE = {NONE: 1e-4, "fp16": 1e-4, "int8": 2e-2, "int4": 0.1}
+# Of the largest logit. Where inputs are rounded to 7 bits, a last bit may become a whole step.
+TOLERANCE = {NONE: 1e-4, "fp16": 1e-4, "int8": 0.05, "int4": 0.1}
 LENGTH = 150
 """Tokens of a text: chunks and steps cross several borders."""
 
@@ -35,6 +36,7 @@ def no_gradient() -> Iterator[None]:
 
 
 def model_of(shape: ModelConfig, kind: str = NONE) -> MiniLLM:
+    torch.manual_seed(0)
     return quantize(lively(MiniLLM(shape)).eval(), kind)
 
 
