@@ -57,13 +57,13 @@ const STAGES = {
 const EXAMPLES = [
   ["你是谁？", "Who are you?"],
   ["法国的首都是哪里？", "What is the capital of France?"],
-  ["小明有12个苹果，又买了7个，现在有多少个？", "Twelve apples and seven more: how many?"],
+  ["小明有12个苹果，吃了5个，还剩几个？", "Twelve apples, five eaten: how many are left?"],
   ["我今天心情不太好", "I do not feel well today"],
 ];
 
 /** A row a setting: name in a request; `value`: the default of the page; `neutral`: not sent. */
 const SETTINGS = [
-  { name: "temperature", value: 0.5, min: 0, max: 2, step: 0.05, slide: 1, zh: ["温度", "0：总选最可能的 token；越大越随机"], en: ["Temperature", "0: always the likeliest token; higher: more random"] },
+  { name: "temperature", value: 0.3, min: 0, max: 2, step: 0.05, slide: 1, zh: ["温度", "0：总选最可能的 token；越大越随机"], en: ["Temperature", "0: always the likeliest token; higher: more random"] },
   { name: "top_p", value: 0.9, min: 0.01, max: 1, step: 0.01, slide: 1, zh: ["Top-p", "只从概率之和达到 p 的 token 里选"], en: ["Top-p", "Choose among the likeliest that make up p"] },
   { name: "max_tokens", value: 512, min: 1, max: 1e6, step: 1, zh: ["最长回答", "token 数；不填：直到上下文用完"], en: ["Longest answer", "In tokens; empty: the rest of the context"] },
   { name: "seed", value: null, min: 0, max: 2 ** 31 - 1, step: 1, zh: ["随机种子", "不填：每次不同；填了：每次相同"], en: ["Seed", "Empty: another one each time; set: always the same"] },

@@ -1,6 +1,5 @@
 """The web page, as people use it: in a real browser, against a server without a model."""
 
-import json
 import re
 import shutil
 import threading
@@ -10,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from dataset.records.files import read_records
+from dataset.records.record import ChatRecord
+from dataset.records.shapes import parse_record
 from inference.page import SCRIPTS, page_html
 from tests.inference.fake_api import FakeApi, answer_to
 
@@ -240,7 +242,7 @@ def test_an_answer_goes_on_while_another_conversation_is_read(opened: Opener) ->
 
 
 @NO_BROWSER
-def test_a_conversation_is_exported_to_read_and_to_train_on(opened: Opener) -> None:
+def test_a_conversation_is_exported_to_read_and_to_train_on(opened: Opener, tmp_path: Path) -> None:
     page = opened()
     page.click("#compare")
     ask(page, "早")
@@ -254,7 +256,11 @@ def test_a_conversation_is_exported_to_read_and_to_train_on(opened: Opener) -> N
     page.click("#export summary")
     with page.expect_download() as download:
         page.click("#export-json")
-    data = json.loads(download.value.path().read_text(encoding="utf-8"))
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    (data,) = read_records(file)
+    record = parse_record(data)
+    assert isinstance(record, ChatRecord) and [m["role"] for m in record.messages] == ["user", "assistant"]
     question = {"role": "user", "content": "早"}
     for name, model in (("conversations", "full_sft_192"), ("compared", "rlhf_192")):
         assert data[name] == [question, {"role": "assistant", "content": answer_to(model, "早")}]
@@ -444,6 +450,9 @@ def test_the_oldest_turns_stay_out_of_a_conversation_that_is_too_long(api: FakeA
         says(page, answer_to("full_sft_192", question))
     assert [m["content"][:1] for m in api.bodies[-1]["messages"]] == ["二", "f", "三"]
     expect(page.locator(".note >> nth=2")).to_contain_text("最早的 1 轮")
+    api.longest = 0
+    ask(page, "太长")
+    expect(page.locator(".problem:visible")).to_contain_text("模型读不下")
 
 
 @NO_BROWSER
