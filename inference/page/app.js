@@ -36,10 +36,28 @@ function chosenWeights() {
 }
 
 function ask(text) {
-  if (!text.trim() || running.has(talk.id) || !models.length) return false;
+  if (!text.trim() || running.has(talk.id)) return false;
+  if (!models.length) {
+    loadModels().then((found) => found && ask(text)); // the server was away, or had no key from us
+    return false;
+  }
+  if ($("prompt").value === text) $("prompt").value = "";
+  grow($("prompt"));
   talk.turns.push({ text: text.trim(), answers: [] });
   answerLast();
   return true;
+}
+
+/** Asks which models there are. Returns whether there is one. */
+async function loadModels() {
+  try {
+    models = (await (await request("v1/models")).json()).data.map((model) => model.id);
+  } catch (error) {
+    notify(error instanceof Refusal ? error.shown("") : error.message);
+  }
+  showModels();
+  showTalk();
+  return models.length > 0;
 }
 
 /** Answers the last question, with the weights and settings of now. */
@@ -206,7 +224,7 @@ function showButtons() {
   if (document.activeElement === leaves) $("prompt").focus(); // the button below the finger goes away
   $("send").hidden = busy;
   $("stop").hidden = !busy;
-  $("send").disabled = !$("prompt").value.trim() || !models.length;
+  $("send").disabled = !$("prompt").value.trim();
   $("retry").disabled = busy || !talk.turns.length || !models.length;
   $("tokens").setAttribute("aria-pressed", tokensShown);
   $("legend").hidden = !tokensShown;
@@ -386,6 +404,7 @@ const isNarrow = () => matchMedia("(max-width: 960px)").matches;
 
 function showPanel(name, shown) {
   document.body.classList.toggle(`show-${name}`, shown);
+  document.querySelector("main").inert = shown && isNarrow(); // the keyboard stays in the panel
   $(name === "history" ? "menu" : "tune").setAttribute("aria-expanded", shown);
 }
 
@@ -467,10 +486,7 @@ function exported(ending, kind, write) {
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!ask($("prompt").value)) return;
-  $("prompt").value = "";
-  grow($("prompt"));
-  showButtons();
+  ask($("prompt").value);
 });
 $("prompt").addEventListener("input", () => {
   grow($("prompt"));
@@ -499,27 +515,24 @@ document.addEventListener("click", (event) => {
   if (!event.target.closest("#export")) $("export").open = false;
 });
 $("log").addEventListener("scroll", hideDetail);
-addEventListener("resize", hideDetail);
+addEventListener("resize", () => {
+  hideDetail();
+  if (!isNarrow()) document.querySelector("main").inert = false;
+});
 addEventListener("storage", showHistory); // another tab has changed it
 addEventListener("pagehide", () => running.has(talk.id) && keepTalk(talk));
 dark.addEventListener("change", showTheme);
 
 // --- the beginning --------------------------------------------------------------------------------
 
-async function start() {
+function start() {
   showPanel("settings", recall("panel", innerWidth > 1500) && !isNarrow());
   talk = recall(`talk.${tab.get("talk")}`, null) || talk;
   settle(talk);
   showLanguage();
   scrollDown();
   if (!isNarrow()) $("prompt").focus();
-  try {
-    models = (await (await request("v1/models")).json()).data.map((model) => model.id);
-  } catch (error) {
-    notify(error instanceof Refusal ? error.shown("") : error.message);
-  }
-  showModels();
-  showTalk();
+  loadModels();
 }
 
 start();

@@ -51,12 +51,12 @@ function allTalks() {
 function keepTalk(talk) {
   if (!talk.turns.length) return;
   const bare = (key, value) => (key === "tokens" ? [] : value);
-  const others = allTalks().filter((other) => other.id !== talk.id && JSON.stringify(other) !== JSON.stringify(other, bare));
-  for (let rule = null; ; ) {
+  for (let rule = null, others = null; ; ) {
     try {
       return kept.set(`talk.${talk.id}`, JSON.stringify(talk, rule));
     } catch {
       if (rule) return notify(say("full"));
+      others = others || allTalks().filter((other) => other.id !== talk.id && JSON.stringify(other) !== JSON.stringify(other, bare));
       const oldest = others.pop();
       if (oldest) kept.set(`talk.${oldest.id}`, JSON.stringify(oldest, bare));
       else rule = bare;

@@ -322,6 +322,21 @@ def test_everything_can_be_reached_by_the_keyboard(api: FakeApi, opened: Opener)
 
 
 @NO_BROWSER
+def test_on_a_phone_the_panels_open_and_close_by_the_keyboard_and_keep_it(opened: Opener) -> None:
+    page = opened(PHONE)
+    for button, panel in (("menu", "sidebar"), ("tune", "settings")):
+        page.focus(f"#{button}")
+        page.keyboard.press("Enter")
+        expect(page.locator(f"#{panel}")).to_be_visible()
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            assert not page.evaluate("document.querySelector('main').contains(document.activeElement)")
+        page.keyboard.press("Escape")
+        expect(page.locator(f"#{panel}")).to_be_hidden()
+        assert page.evaluate("document.activeElement.id") == button
+
+
+@NO_BROWSER
 def test_the_enter_that_ends_a_chinese_word_does_not_send(api: FakeApi, opened: Opener) -> None:
     page = opened()
     page.fill("#prompt", "ni hao")
@@ -382,6 +397,11 @@ def test_the_key_is_asked_for_once_and_kept_for_the_tab(api: FakeApi, opened: Op
     expect(another.locator("#key-dialog")).to_be_visible()
     another.click("#key-cancel")
     expect(another.locator("#notice")).to_contain_text("需要密钥")
+    ask(another, "午")  # asks for the key again, then sends what was typed
+    another.fill("#key", "geheim")
+    another.press("#key", "Enter")
+    says(another, answer_to("full_sft_192", "午"))
+    assert another.input_value("#prompt") == ""
 
 
 @NO_BROWSER
