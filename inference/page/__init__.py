@@ -18,7 +18,7 @@ SCRIPTS = ("words.js", "server.js", "talks.js", "view.js", "app.js")
 @cache
 def page_html() -> str:
     """The page as one document, which asks no other host for anything."""
-    style = re.sub(r"\s*([{};,])\s*|(:) +", r"\1\2", _read("page.css"))
+    style = re.sub(r"\s*([{};,])\s*|(:) +", r"\1\2", _read("page.css")).replace(";}", "}")
     script = "\n".join(_read(name) for name in SCRIPTS)
     page = _read("index.html").replace("{{policy}}", policy(style, script))
     return page.replace("{{style}}", style).replace("{{script}}", script)

@@ -286,7 +286,7 @@ function showModels() {
   pick($("weights"), recall("weights", ""), models[0]);
   const other = models.find((id) => id !== $("weights").value) || models[0];
   pick($("weights-b"), recall("weights-b", ""), other);
-  comparing = comparing && models.length > 1;
+  comparing = recall("compare", false) && models.length > 1;
   $("compare").disabled = models.length < 2;
   $("compare").title = say(models.length < 2 ? "compareNone" : "compare");
 }
@@ -339,13 +339,13 @@ function settingElement(row) {
 
 function showLanguage() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-  for (const [attribute, put] of [
-    ["t", (node, text) => (node.textContent = text)],
-    ["tTitle", (node, text) => (node.setAttribute("title", text), node.setAttribute("aria-label", text))],
-    ["tLabel", (node, text) => node.setAttribute("aria-label", text)],
-    ["tPlaceholder", (node, text) => node.setAttribute("placeholder", text)],
-  ])
-    document.querySelectorAll(`[data-${attribute.replace("T", "-t").replace("L", "-l").replace("P", "-p")}]`).forEach((node) => put(node, say(node.dataset[attribute])));
+  document.querySelectorAll("[data-t], [data-t-title], [data-t-label], [data-t-placeholder]").forEach((node) => {
+    const { t, tTitle, tLabel, tPlaceholder } = node.dataset;
+    if (t) node.textContent = say(t);
+    if (tTitle) node.title = say(tTitle);
+    if (tTitle || tLabel) node.setAttribute("aria-label", say(tTitle || tLabel));
+    if (tPlaceholder) node.placeholder = say(tPlaceholder);
+  });
   $("examples").replaceChildren(
     ...EXAMPLES.map(([text, meaning]) => el("button", { type: "button", onclick: () => ask(text) }, text, ...(language === "en" ? [el("small", {}, meaning)] : []))),
   );

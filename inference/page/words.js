@@ -18,7 +18,7 @@ const WORDS = {
     likeliest: "最可能的五个", picked: "选中 {p}", noToken: "这个回答没有概率：服务器没有返回",
     keyTitle: "需要密钥", keyText: "这个服务器设置了密钥（启动时的 --api_key）。它只保存在这个标签页里。", keyWrong: "密钥不对，请再输入一次。", keySend: "继续",
     themes: { auto: "跟随系统", light: "浅色", dark: "深色" }, full: "浏览器的存储空间满了：请导出并删除旧对话", halfFull: "存储空间满了：删除了一些概率数据，文字都还在",
-    noModels: "没有模型", defaultValue: "默认", user: "用户", truncatedTitle: "（空）",
+    noModels: "没有模型", user: "用户", truncatedTitle: "（空）",
     errors: {
       0: "服务器没有响应。它还在运行吗？启动：bash scripts/serve.sh", cut: "连接中断，回答不完整。", 401: "需要密钥。再试一次就可以输入。",
       404: "服务器没有这个模型：{m}", 429: "服务器正忙，请过几秒再试。", context_length_exceeded: "这段对话太长，模型读不下。请开始新对话，或缩短问题。",
@@ -41,7 +41,7 @@ const WORDS = {
     likeliest: "The five likeliest", picked: "chosen, {p}", noToken: "No probabilities for this answer: the server sent none",
     keyTitle: "A key is needed", keyText: "This server was started with a key (--api_key). It is kept for this tab only.", keyWrong: "That key is wrong. Try again.", keySend: "Continue",
     themes: { auto: "System", light: "Light", dark: "Dark" }, full: "The browser's storage is full: export and delete old conversations", halfFull: "Storage was full: some probabilities were removed; all text is kept",
-    noModels: "no model", defaultValue: "default", user: "User", truncatedTitle: "(empty)",
+    noModels: "no model", user: "User", truncatedTitle: "(empty)",
     errors: {
       0: "The server does not answer. Is it running? Start it: bash scripts/serve.sh", cut: "The connection broke off: the answer is not complete.", 401: "A key is needed. Try again to enter it.",
       404: "The server has no such model: {m}", 429: "The server is busy. Try again in a few seconds.", context_length_exceeded: "This conversation is too long for the model. Start a new one, or shorten the question.",

@@ -176,6 +176,9 @@ def test_two_weights_answer_one_question_each_with_its_own_past(
         model: answer_to(model, "一") for model in api.models
     }
     assert later["full_sft_192"]["seed"] == later["rlhf_192"]["seed"]
+    page.reload()
+    says(page, answer_to("rlhf_192", "二"), "b")
+    expect(page.locator("#weights-b")).to_be_visible()  # the choice is kept too
     boxes = [page.locator(f"#answer-{column}").bounding_box() for column in "ab"]
     assert boxes[0] and boxes[1] and (boxes[0]["y"] == boxes[1]["y"]) == (size is WIDE)
 
@@ -265,6 +268,21 @@ def test_a_conversation_is_exported_to_read_and_to_train_on(opened: Opener, tmp_
     for name, model in (("conversations", "full_sft_192"), ("compared", "rlhf_192")):
         assert data[name] == [question, {"role": "assistant", "content": answer_to(model, "早")}]
     assert len(data["turns"][0]["answers"][0]["tokens"]) == len(answer_to("full_sft_192", "早"))
+
+
+@NO_BROWSER
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_an_answer_is_copied_also_where_the_browser_has_no_clipboard(opened: Opener, has_clipboard: bool) -> None:
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    if not has_clipboard:  # as over plain HTTP from another machine
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    ask(page, "早")
+    says(page, answer_to("full_sft_192", "早"))
+    page.click(".answer .copy")
+    expect(page.locator("#notice")).to_have_text("已复制")
+    page.focus("#prompt")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#prompt") == answer_to("full_sft_192", "早")
 
 
 @NO_BROWSER
