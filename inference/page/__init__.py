@@ -2,7 +2,8 @@
 
 Which file does what: `index.html` holds the frame, `page.css` the looks, `words.js` the texts in
 both languages and the table of settings, `server.js` the requests, `talks.js` what the browser
-keeps, `view.js` how answers and tokens are shown, `app.js` the rest.
+keeps, `view.js` how answers and tokens are shown, `talking.js` questions and answers, `app.js`
+all around them: choices, panels, buttons.
 """
 
 import base64
@@ -11,7 +12,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-SCRIPTS = ("words.js", "server.js", "talks.js", "view.js", "app.js")
+SCRIPTS = ("words.js", "server.js", "talks.js", "view.js", "talking.js", "app.js")
 """In the order in which they are joined."""
 
 

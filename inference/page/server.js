@@ -20,10 +20,12 @@ class Refusal extends Error {
 async function request(path, body, signal) {
   for (;;) {
     const key = tab.get("key");
-    const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+    const options = { method: body ? "POST" : "GET", headers: {}, body: body && JSON.stringify(body), signal };
+    if (body) options.headers["Content-Type"] = "application/json";
+    if (key) options.headers.Authorization = `Bearer ${key}`;
     let response;
     try {
-      response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+      response = await fetch(path, options);
     } catch (error) {
       throw error.name === "AbortError" ? error : new Refusal(0, "", error.message);
     }
@@ -57,7 +59,8 @@ async function* events(response) {
 
 /** Streams one answer: `got(delta, tokens)` for each piece. Returns why it ended. */
 async function streamAnswer(body, signal, got) {
-  const response = await request("v1/chat/completions", { ...body, stream: true, logprobs: true, top_logprobs: 5 }, signal);
+  const asked = { ...body, stream: true, logprobs: true, top_logprobs: 5 };
+  const response = await request("v1/chat/completions", asked, signal);
   let reason = null;
   try {
     for await (const event of events(response)) {
@@ -93,9 +96,11 @@ function token(sent) {
   return { t: t ?? nameOf(sent), p: round(sent.logprob), top, ...(t === null && { b: sent.bytes }) };
 }
 
+/** What a token is called where it stands alone: its text, or its bytes as \xe4\xbd. */
 function nameOf(sent) {
-  const text = sent.bytes ? decoded(sent.bytes) : sent.token;
-  return text || (sent.bytes && sent.bytes.length ? sent.bytes.map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("") : sent.token);
+  const bytes = sent.bytes || [];
+  if (!bytes.length) return sent.token;
+  return decoded(bytes) ?? bytes.map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
 }
 
 function round(logprob) {

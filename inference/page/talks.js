@@ -18,7 +18,11 @@ function storage(kind) {
     get: (name) => (place() ? place().getItem(`minillm.${name}`) : memory.get(name) ?? null),
     set: (name, value) => (place() ? place().setItem(`minillm.${name}`, value) : memory.set(name, value)),
     remove: (name) => (place() ? place().removeItem(`minillm.${name}`) : memory.delete(name)),
-    names: () => (place() ? Object.keys(place()) : [...memory.keys()].map((name) => `minillm.${name}`)).filter((name) => name.startsWith("minillm.")).map((name) => name.slice(8)),
+    names: () => {
+      if (!place()) return [...memory.keys()];
+      const ours = Object.keys(place()).filter((name) => name.startsWith("minillm."));
+      return ours.map((name) => name.slice("minillm.".length));
+    },
   };
 }
 
@@ -36,7 +40,8 @@ function recall(name, otherwise) {
 
 function newTalk() {
   // Not randomUUID: a page that comes over plain HTTP from another machine has none.
-  return { id: Date.now().toString(36) + Math.random().toString(36).slice(2, 8), time: Date.now(), system: "", turns: [] };
+  const id = Date.now().toString(36) + Math.random().toString(36).slice(2, 8);
+  return { id, time: Date.now(), system: "", turns: [] };
 }
 
 /** All conversations, the newest first. Each has a name of its own, so two tabs do not overwrite
@@ -51,12 +56,13 @@ function allTalks() {
 function keepTalk(talk) {
   if (!talk.turns.length) return;
   const bare = (key, value) => (key === "tokens" ? [] : value);
+  const hasTokens = (other) => JSON.stringify(other) !== JSON.stringify(other, bare);
   for (let rule = null, others = null; ; ) {
     try {
       return kept.set(`talk.${talk.id}`, JSON.stringify(talk, rule));
     } catch {
       if (rule) return notify(say("full"));
-      others = others || allTalks().filter((other) => other.id !== talk.id && JSON.stringify(other) !== JSON.stringify(other, bare));
+      others = others || allTalks().filter((other) => other.id !== talk.id && hasTokens(other));
       const oldest = others.pop();
       if (oldest) kept.set(`talk.${oldest.id}`, JSON.stringify(oldest, bare));
       else rule = bare;
@@ -104,6 +110,8 @@ function asJson(talk) {
     const last = talk.turns[talk.turns.length - 1].answers[column];
     return last && last.text ? [...messages, { role: "assistant", content: last.text }] : messages;
   });
-  const [first, second] = conversations;
-  return `${JSON.stringify({ title: titleOf(talk), time: new Date(talk.time).toISOString(), conversations: first, ...(second && { compared: second }), turns: talk.turns }, null, 2)}\n`;
+  const [first, compared] = conversations; // JSON leaves `compared` out where there is none
+  const time = new Date(talk.time).toISOString();
+  const all = { title: titleOf(talk), time, conversations: first, compared, turns: talk.turns };
+  return `${JSON.stringify(all, null, 2)}\n`;
 }

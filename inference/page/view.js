@@ -17,6 +17,7 @@ function el(tag, properties = {}, ...inside) {
 function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  svg.setAttribute("viewBox", "0 0 24 24");
   svg.setAttribute("aria-hidden", "true");
   use.setAttribute("href", `#i-${name}`);
   svg.append(use);
@@ -25,7 +26,8 @@ function icon(name) {
 
 /** A small button with a picture. */
 function action(name, click) {
-  return el("button", { type: "button", class: `icon ${name}`, title: say(name), "aria-label": say(name), onclick: click }, icon(name));
+  const words = { title: say(name), "aria-label": say(name) };
+  return el("button", { type: "button", class: `icon ${name}`, ...words, onclick: click }, icon(name));
 }
 
 const percent = (logprob) => {
@@ -71,7 +73,9 @@ class AnswerView {
     this.problem = el("div", { class: "problem", role: "alert" });
     this.meta = el("span", { class: "meta" });
     this.copy = action("copy", () => copyText(answer.text));
-    this.root = el("div", { class: "answer" }, this.model, this.note, this.thought, this.text, this.problem, el("div", { class: "actions" }, this.copy, this.meta));
+    const actions = el("div", { class: "actions" }, this.copy, this.meta);
+    this.root = el("div", { class: "answer" });
+    this.root.append(this.model, this.note, this.thought, this.text, this.problem, actions);
     this.text.addEventListener("click", (event) => this.open(event.target.closest(".token")));
     this.text.addEventListener("keydown", (event) => this.move(event));
     this.update();
@@ -89,7 +93,8 @@ class AnswerView {
     this.note.hidden = !answer.leftOut;
     this.note.textContent = say("left_out", { n: answer.leftOut });
     this.problem.hidden = !answer.error;
-    this.problem.textContent = answer.error ? new Refusal(answer.error.status, answer.error.code, answer.error.message).shown(answer.model) : "";
+    const { status, code, message } = answer.error || {};
+    this.problem.textContent = answer.error ? new Refusal(status, code, message).shown(answer.model) : "";
     this.text.hidden = Boolean(answer.error) && !answer.text;
     this.copy.hidden = busy || !answer.text;
     this.meta.replaceChildren(...this.facts(busy));
@@ -105,7 +110,8 @@ class AnswerView {
     const { answer } = this;
     if (busy) return [];
     const count = answer.tokens.length;
-    const speed = answer.seconds > 0 && count > 1 ? say("speed", { n: count, s: ((count - 1) / answer.seconds).toFixed(0) }) : say("count", { n: count });
+    const pace = ((count - 1) / answer.seconds).toFixed(0); // the first token came at second 0
+    const speed = answer.seconds > 0 && count > 1 ? say("speed", { n: count, s: pace }) : say("count", { n: count });
     const ended = { length: say("length"), stopped: say("stopped") }[answer.reason];
     const facts = [this.model.hidden && modelName(answer.model), count && speed, ended].filter(Boolean).join(" · ");
     return [facts, el("span", { class: "seed" }, ` · ${say("seed", { n: answer.seed })}`)];
@@ -117,7 +123,9 @@ class AnswerView {
     if (!busy) all.flush();
     for (const group of all.groups.filter((one) => one.text)) {
       const chance = group.tokens.reduce((sum, one) => sum + one.p, 0);
-      const span = el("span", { class: `token p${shade(chance)}`, role: "button", tabindex: this.text.firstElementChild ? "-1" : "0", title: percent(chance) }, group.text);
+      const tabindex = this.text.firstElementChild ? "-1" : "0";
+      const span = el("span", { class: `token p${shade(chance)}`, role: "button", tabindex }, group.text);
+      span.title = percent(chance);
       span.classList.toggle("line", group.text.startsWith("\n"));
       span.group = group;
       this.text.append(span);
@@ -131,7 +139,12 @@ class AnswerView {
     if (!now) return;
     if (event.key === "Enter" || event.key === " ") this.open(now);
     else {
-      const next = { ArrowRight: now.nextElementSibling, ArrowLeft: now.previousElementSibling, Home: this.text.firstElementChild, End: this.text.lastElementChild }[event.key];
+      const next = {
+        ArrowRight: now.nextElementSibling,
+        ArrowLeft: now.previousElementSibling,
+        Home: this.text.firstElementChild,
+        End: this.text.lastElementChild,
+      }[event.key];
       if (!next) return;
       now.tabIndex = -1;
       next.tabIndex = 0;
@@ -160,7 +173,9 @@ function showDetail(span) {
       ...all.map(([text, logprob], place) => {
         const bar = el("i");
         bar.style.width = `${Math.exp(logprob) * 100}%`;
-        return el("div", { class: place === at ? "row taken" : "row" }, el("span", {}, visible(text)), el("div", { class: "bar" }, bar), el("em", {}, percent(logprob)));
+        const row = el("div", { class: place === at ? "row taken" : "row" });
+        row.append(el("span", {}, visible(text)), el("div", { class: "bar" }, bar), el("em", {}, percent(logprob)));
+        return row;
       }),
     ];
   });
