@@ -8,7 +8,7 @@ set -euo pipefail
 PACKAGES=(chromium fonts-noto-cjk)
 
 main() {
-  if command -v chromium >/dev/null && fc-list :lang=zh 2>/dev/null | grep -q .; then
+  if command -v chromium >/dev/null && [[ -n $(fc-list :lang=zh 2>/dev/null) ]]; then
     echo "browser: chromium and a Chinese font are installed | 浏览器和中文字体已安装"
   elif ! command -v apt-get >/dev/null; then
     skip "no apt-get here" "这里没有 apt-get"
