@@ -1,0 +1,1 @@
+"""The API server: requests and answers of OpenAI's protocol, engine threads, the HTTP side."""

@@ -1,0 +1,80 @@
+"""Thought, answer and tool calls of a text that grows, told apart by the marks between them."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+PartKind = Literal["answer", "thought", "call"]
+MARKS: dict[str, PartKind] = {
+    "<|think_start|>": "thought",
+    "<|think_end|>": "answer",
+    "<|tool_call_start|>": "call",
+    "<|tool_call_end|>": "answer",
+}
+"""Mark -> what follows it."""
+_ANY = re.compile("|".join(map(re.escape, MARKS)))
+_LONGEST = max(map(len, MARKS))
+
+
+class Part(NamedTuple):
+    """A piece of the text, and what it belongs to. A call comes whole."""
+
+    kind: PartKind
+    text: str
+
+
+class Splitter:
+    """Takes a text piece by piece, and gives its parts as soon as they are sure."""
+
+    def __init__(self, *, begins_with_thought: bool = False) -> None:
+        self._kind: PartKind = "thought" if begins_with_thought else "answer"
+        self._held_back, self._call = "", ""
+
+    def add(self, text: str, *, last: bool = False) -> Iterator[Part]:
+        """Args: last: nothing follows, so nothing is held back."""
+        text, start = self._held_back + text, 0
+        for mark in _ANY.finditer(text):
+            yield from self._take(text[start : mark.start()])
+            yield from self._end_call()
+            self._kind, start = MARKS[mark[0]], mark.end()
+        end = len(text) - (0 if last else _begun_mark(text[start:]))
+        self._held_back = text[end:]
+        yield from self._take(text[start:end])
+        if last:
+            yield from self._end_call()
+
+    def _take(self, text: str) -> Iterator[Part]:
+        if self._kind == "call":
+            self._call += text
+        elif text:
+            yield Part(self._kind, text)
+
+    def _end_call(self) -> Iterator[Part]:
+        if self._kind == "call":
+            call, self._call = self._call, ""
+            # What is no call is shown as it is, since nothing may be lost.
+            yield Part("call" if parse_call(call) else "answer", call)
+
+
+def _begun_mark(text: str) -> int:
+    """Characters at the end of a text that may be the beginning of a mark."""
+    place = text.rfind("<", max(0, len(text) - _LONGEST + 1))
+    if place < 0:
+        return 0
+    end = text[place:]
+    return len(end) if any(mark.startswith(end) for mark in MARKS) else 0
+
+
+def parse_call(text: str) -> dict[str, Any] | None:
+    """`{"name": ..., "arguments": ...}` in OpenAI's form, its arguments as JSON text; else None."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments") or {}
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {"name": call["name"], "arguments": arguments}

@@ -1,0 +1,201 @@
+"""The models that a server has, each with an engine and a thread of its own."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from configs.messages import warn
+from configs.schema import UserError
+from configs.stage_table import continues_text
+from dataset.tokenizer import RustBPETokenizer
+from inference.conversation import context_tokens
+from inference.engine import MAX_BATCH_SIZE, Engine
+from inference.loading import OpenModel
+from inference.serving.errors import ApiError, invalid
+from inference.serving.fields import shown
+from inference.serving.protocol import Ask, Reader
+from inference.serving.worker import Delta, EngineThread, Job
+from model.model_minillm import MiniLLM
+
+
+class Served:
+    """One model, under the name that clients use."""
+
+    def __init__(
+        self,
+        name: str,
+        model: MiniLLM,
+        tokenizer: RustBPETokenizer,
+        *,
+        completes: bool = False,
+        created: int = 0,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        max_queue: int = 64,
+    ) -> None:
+        """Args: completes: see `Reader`. created: when the weights were written, in Unix seconds.
+        max_batch_size: answers at once. max_queue: further answers that may wait."""
+        self.name, self.model, self.created = name, model, created
+        self.max_batch_size, self.max_queue = max_batch_size, max_queue
+        self.reader = Reader(tokenizer, context_tokens(model), completes)
+        self.jobs: set[Job] = set()
+        """Jobs that somebody waits for."""
+        self.thread: EngineThread | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start its thread, whose results go to this loop."""
+
+        def make_engine() -> Engine:
+            return Engine(self.model, self.reader.tokenizer, max_batch_size=self.max_batch_size)
+
+        self.thread = EngineThread(make_engine, loop, self.name)
+        self.thread.start()
+
+    def close(self) -> None:
+        """End its thread."""
+        if self.thread is not None:
+            self.thread.close()
+            self.thread.join()
+
+    def submit(self, ask: Ask) -> Job:
+        """Begin what is asked for. Raises: ApiError if too much is asked, or too many wait."""
+        assert self.thread is not None
+        if ask.num_answers > self.max_batch_size:
+            raise invalid(
+                "n",
+                f"{ask.num_answers} answers: at most {self.max_batch_size} at once.",
+                f"最多同时 {self.max_batch_size} 个",
+            )
+        job = Job(ask.prompts, ask.sampling, ask.n)
+        if ask.max_tokens == 0:
+            for index in range(ask.num_answers):
+                job.put(Delta(index, "", [], [], "length", 0))
+            return job
+        unfinished = sum(len(other.open) for other in self.jobs)
+        if unfinished + ask.num_answers > self.max_batch_size + self.max_queue:
+            seconds = max(1, math.ceil(unfinished / self.max_batch_size))
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{unfinished} answers run or wait; the queue is full. Try again in {seconds} s.",
+                "排队已满，请稍后再试",
+                headers={"Retry-After": str(seconds)},
+            )
+        self.jobs.add(job)
+        self.thread.submit(job)
+        return job
+
+    def leave(self, job: Job) -> None:
+        """Nobody waits for a job any more."""
+        self.jobs.discard(job)
+        if job.open and self.thread is not None:
+            job.open.clear()
+            self.thread.abort(job)
+
+    def end_all(self) -> None:
+        """End all answers; whoever waits for one is told."""
+        for job in list(self.jobs):
+            for index in list(job.open):
+                job.put(Delta(index, "", [], [], "abort", 0))
+            if self.thread is not None:
+                self.thread.abort(job)
+
+
+class Models:
+    """All models of a server, by name."""
+
+    def __init__(self, served: Sequence[Served]) -> None:
+        """Args: served: at least one, each with a name of its own."""
+        self.by_name = {one.name: one for one in served}
+
+    def find(self, name: str | None) -> Served:
+        """The model that a client names; without a name the first. Raises: ApiError: 404."""
+        if name is None:
+            return next(iter(self.by_name.values()))
+        if name not in self.by_name:
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"the model {shown(name)} is not served here. There are: {', '.join(self.by_name)}.",
+                "没有这个模型",
+                param="model",
+            )
+        return self.by_name[name]
+
+    def listed(self) -> list[dict[str, object]]:
+        """The models as `/v1/models` shows them."""
+        return [
+            {
+                "id": one.name,
+                "object": "model",
+                "created": one.created,
+                "owned_by": "minillm",
+                "max_model_len": one.reader.room,
+            }
+            for one in self.by_name.values()
+        ]
+
+    @property
+    def num_running(self) -> int:
+        """Answers that have a slot."""
+        return sum(one.thread.num_running for one in self.by_name.values() if one.thread)
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that wait for a slot."""
+        return sum(one.thread.num_waiting for one in self.by_name.values() if one.thread)
+
+
+def open_models(
+    paths: Sequence[Path],
+    adapters: Sequence[str],
+    open_one: Callable[[Path, str | None], OpenModel],
+    *,
+    max_batch_size: int,
+    max_queue: int,
+) -> Models:
+    """Open all weights, each also with those adapters that were made for it.
+
+    Names: `WEIGHT`, the stem of the file, and `WEIGHT+NAME` with an adapter.
+    Args: adapters: names or paths. open_one: opens weights, with an adapter or without.
+    Raises: UserError if a file can't be opened, an adapter fits none of the weights, or two models
+    have one name.
+    """
+    opened = {path.stem: open_one(path, None) for path in paths}
+    if len(opened) < len(paths):
+        raise _same_name()
+    for adapter in adapters:
+        name, found, refusal = Path(adapter).stem, {}, UserError("")
+        for path in paths:
+            try:
+                found[f"{path.stem}+{name}"] = open_one(path, adapter)
+            except UserError as error:
+                refusal = error
+        if not found:
+            raise refusal
+        if len(found) < len(paths):
+            warn(f"{adapter}: serves {', '.join(found)} alone ({refusal})", f"其余权重不能用它（{refusal.chinese}）")
+        if found.keys() & opened.keys():
+            raise _same_name()
+        opened |= found
+    return Models(
+        [
+            Served(
+                name,
+                one.model,
+                one.tokenizer,
+                completes=continues_text(one.manifest.stage),
+                created=int(one.path.stat().st_mtime),
+                max_batch_size=max_batch_size,
+                max_queue=max_queue,
+            )
+            for name, one in opened.items()
+        ]
+    )
+
+
+def _same_name() -> UserError:
+    return UserError(
+        "two of the weights or adapters have one name. Rename one of the files, since clients choose by it.",
+        "有两个权重或适配器同名：请改名，客户端按名称选择",
+    )
