@@ -10,7 +10,7 @@ from typing import Any
 from dataset.tokenizer import RustBPETokenizer
 from inference.sampling import TokenLogprob
 from inference.serving.errors import ApiError, closing_error, engine_error, scores_error
-from inference.serving.marks import Splitter, parse_call
+from inference.serving.marks import Splitter, marks_of, parse_call
 from inference.serving.protocol import Ask
 from inference.serving.worker import Delta
 
@@ -108,7 +108,7 @@ class _Choice:
         self._echo = ask.echo[index // ask.n] if ask.echo else ""
         self._texts = {"answer": "", "thought": ""}
         self._calls: list[dict[str, Any]] = []
-        self._splitter = Splitter(begins_with_thought=ask.begins_with_thought)
+        self._splitter = Splitter(marks_of(tokenizer.chat_format), begins_with_thought=ask.begins_with_thought)
         self._logprobs = _ChatLogprobs(tokenizer) if ask.kind == "chat" else _TextLogprobs(tokenizer, len(self._echo))
 
     @property

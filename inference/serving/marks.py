@@ -5,16 +5,18 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from dataset.chat import ChatFormat
+from dataset.chatml import TOOL_CALL, ChatML
+
 PartKind = Literal["answer", "thought", "call"]
-MARKS: dict[str, PartKind] = {
-    "<|think_start|>": "thought",
-    "<|think_end|>": "answer",
-    "<|tool_call_start|>": "call",
-    "<|tool_call_end|>": "answer",
-}
-"""Mark -> what follows it."""
-_ANY = re.compile("|".join(map(re.escape, MARKS)))
-_LONGEST = max(map(len, MARKS))
+OUR_CALL = ("<|tool_call_start|>", "<|tool_call_end|>")
+
+
+def marks_of(chat_format: ChatFormat) -> dict[str, PartKind]:
+    """Mark -> what follows it."""
+    think, answer = chat_format.thought
+    call, after_call = TOOL_CALL if isinstance(chat_format, ChatML) else OUR_CALL
+    return {think: "thought", answer: "answer", call: "call", after_call: "answer"}
 
 
 class Part(NamedTuple):
@@ -27,22 +29,30 @@ class Part(NamedTuple):
 class Splitter:
     """Takes a text piece by piece, and gives its parts as soon as they are sure."""
 
-    def __init__(self, *, begins_with_thought: bool = False) -> None:
+    def __init__(self, marks: dict[str, PartKind], *, begins_with_thought: bool = False) -> None:
+        """Args: marks: of `marks_of`."""
+        self._marks, self._mark = marks, re.compile("|".join(map(re.escape, marks)))
         self._kind: PartKind = "thought" if begins_with_thought else "answer"
         self._held_back, self._call = "", ""
 
     def add(self, text: str, *, last: bool = False) -> Iterator[Part]:
         """Args: last: nothing follows, so nothing is held back."""
         text, start = self._held_back + text, 0
-        for mark in _ANY.finditer(text):
+        for mark in self._mark.finditer(text):
             yield from self._take(text[start : mark.start()])
             yield from self._end_call()
-            self._kind, start = MARKS[mark[0]], mark.end()
-        end = len(text) - (0 if last else _begun_mark(text[start:]))
+            self._kind, start = self._marks[mark[0]], mark.end()
+        end = len(text) - (0 if last else self._begun_mark(text[start:]))
         self._held_back = text[end:]
         yield from self._take(text[start:end])
         if last:
             yield from self._end_call()
+
+    def _begun_mark(self, text: str) -> int:
+        """Characters at the end of a text that may begin a mark. All marks begin with `<`."""
+        place = text.rfind("<")
+        end = text[place:] if place >= 0 else ""
+        return len(end) if end and any(mark.startswith(end) for mark in self._marks) else 0
 
     def _take(self, text: str) -> Iterator[Part]:
         if self._kind == "call":
@@ -55,15 +65,6 @@ class Splitter:
             call, self._call = self._call, ""
             # What is no call is shown as it is, since nothing may be lost.
             yield Part("call" if parse_call(call) else "answer", call)
-
-
-def _begun_mark(text: str) -> int:
-    """Characters at the end of a text that may be the beginning of a mark."""
-    place = text.rfind("<", max(0, len(text) - _LONGEST + 1))
-    if place < 0:
-        return 0
-    end = text[place:]
-    return len(end) if any(mark.startswith(end) for mark in MARKS) else 0
 
 
 def parse_call(text: str) -> dict[str, Any] | None:

@@ -156,19 +156,20 @@ def open_models(
 ) -> Models:
     """Open all weights, each also with those adapters that were made for it.
 
-    Names: `WEIGHT`, the stem of the file, and `WEIGHT+NAME` with an adapter.
+    Names: `WEIGHT`, the stem of the file or the name of the folder; with an adapter `WEIGHT+NAME`.
     Args: adapters: names or paths. open_one: opens weights, with an adapter or without.
     Raises: UserError if a file can't be opened, an adapter fits none of the weights, or two models
     have one name.
     """
-    opened = {path.stem: open_one(path, None) for path in paths}
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    opened = {name: open_one(path, None) for name, path in zip(names, paths, strict=True)}
     if len(opened) < len(paths):
         raise _same_name()
     for adapter in adapters:
         name, found, refusal = Path(adapter).stem, {}, UserError("")
-        for path in paths:
+        for base, path in zip(names, paths, strict=True):
             try:
-                found[f"{path.stem}+{name}"] = open_one(path, adapter)
+                found[f"{base}+{name}"] = open_one(path, adapter)
             except UserError as error:
                 refusal = error
         if not found:

@@ -59,7 +59,10 @@ def read_chat(body: Body, reader: Reader) -> Ask:
     thinks = _enable_thinking(body)
     messages = _with_tools(read_messages(body), body)
     prompt = _render(messages, reader, thinks)
-    return _ask("chat", body, reader, [prompt], logprobs, begins_with_thought=thinks is True and not reader.completes)
+    opens_thought = not reader.completes and _ends_with(
+        prompt, reader.tokenizer.chat_format.thought[0], reader.tokenizer
+    )
+    return _ask("chat", body, reader, [prompt], logprobs, begins_with_thought=opens_thought)
 
 
 def read_completion(body: Body, reader: Reader) -> Ask:
@@ -96,6 +99,11 @@ def read_prompts(body: Body, tokenizer: RustBPETokenizer) -> list[list[int]]:
     if not all(prompts):
         raise invalid("prompt", "a list of token ids is empty.", "词元编号列表为空")
     return prompts
+
+
+def _ends_with(prompt: Sequence[int], mark: str, tokenizer: RustBPETokenizer) -> bool:
+    """Whether the last thing in a prompt, but for line ends, is this mark."""
+    return tokenizer.decode(prompt[-8:]).rstrip().endswith(mark)
 
 
 def _without_bos(ids: Sequence[int], tokenizer: RustBPETokenizer) -> Sequence[int]:

@@ -17,6 +17,8 @@ from inference.sampling import Sampling, TokenLogprob
 FLUSH_SECONDS = 0.02
 """What a stream gains in this time is sent at once. At a thousand tokens a second a message for
 each would cost more than the tokens. The first token and the end never wait."""
+FLUSH_STREAMS = 16
+"""So many streams at once double that time, so that they leave the engine its share of the CPU."""
 
 
 class Delta(NamedTuple):
@@ -136,19 +138,24 @@ class EngineThread(threading.Thread):
 
     def _note(self, touched: Sequence[Request]) -> None:
         """Remember who has gained something, and give it out if it is time."""
-        now, urgent = time.monotonic(), False
+        urgent = []
         for request in touched:
             if tracked := self._tracked.get(request):
                 self._changed[request] = tracked
-                urgent = urgent or request.finished or tracked.num_sent == 0
-        if self._changed and (urgent or now - self._flushed >= FLUSH_SECONDS):
+                if request.finished or tracked.num_sent == 0:
+                    urgent.append(request)
+        now = time.monotonic()
+        if now - self._flushed >= FLUSH_SECONDS * (1 + len(self._changed) / FLUSH_STREAMS):
             self._flushed = now
-            self._give_out()
+            self._give_out(list(self._changed))
+        elif urgent:
+            self._give_out(urgent)
         self._count()
 
-    def _give_out(self) -> None:
+    def _give_out(self, requests: Sequence[Request]) -> None:
         deltas = []
-        for request, tracked in self._changed.items():
+        for request in requests:
+            tracked = self._changed.pop(request)
             start, tracked.num_sent = tracked.num_sent, len(request.ids)
             ids, logprobs = request.ids[start:], request.logprobs[start:]
             delta = Delta(
@@ -157,7 +164,6 @@ class EngineThread(threading.Thread):
             deltas.append((tracked.job, delta))
             if request.finished:
                 del self._tracked[request]
-        self._changed.clear()
         self._send(deltas)
 
     def _start_again(self) -> None:
