@@ -15,7 +15,7 @@ import eval_model
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
 from dataset import tokenizer_training
-from scripts import build_chinese_mix, evaluate_stage, export_embeddings, train_tokenizer
+from scripts import build_chinese_mix, evaluate_stage, export_embeddings, serve_openai_api, train_tokenizer
 from tests.tiny_run import TRAINERS, TinyRun, kept_signal_handlers
 
 NUMBERS = (
@@ -95,6 +95,14 @@ def test_a_trainer_starts_or_says_why_not(trained: TinyRun, tmp_path: Path, stag
 def test_a_chat_answers_or_says_why_not(trained: TinyRun, words: list[str]) -> None:
     given = ["--weight", str(trained.path("sft")), "--prompt", "你好", "--tokenizer_dir", str(TOKENIZER_DIR)]
     ends_well(eval_model.main, [*given, "--max_new_tokens", "2", *words])
+
+
+@quick
+@given(words=flags_of(serve_openai_api.build_parser()))
+def test_a_server_starts_or_says_why_not(trained: TinyRun, words: list[str]) -> None:
+    given = ["--weight", str(trained.path("sft")), "--tokenizer_dir", str(TOKENIZER_DIR)]
+    with mock.patch("scripts.serve_openai_api.serve"), mock.patch("scripts.serve_openai_api.require_packages"):
+        ends_well(serve_openai_api.main, [*given, *words])
 
 
 @quick
