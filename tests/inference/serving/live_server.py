@@ -25,6 +25,7 @@ for name in ("fastapi", "uvicorn", "httpx"):
 import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 
+from inference.serving import app as app_module  # noqa: E402, F401  # for tests, which can't import it before the skip
 from inference.serving.app import Access, Api, build_app  # noqa: E402
 
 SHAPE = ModelConfig(

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from inference.serving import app as app_module
-from tests.inference.serving.live_server import HELLO, LiveServer, error_of, events_of, said
+from tests.inference.serving.live_server import HELLO, LiveServer, app_module, error_of, events_of, said
 
 # --- models ---------------------------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from inference.serving import app as app_module
-from tests.inference.serving.live_server import HELLO, LiveServer, error_of, served, slowly, wait_until
+from tests.inference.serving.live_server import HELLO, LiveServer, app_module, error_of, served, slowly, wait_until
 
 # --- errors of ours ------------------------------
 
