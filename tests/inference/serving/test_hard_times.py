@@ -48,10 +48,32 @@ def test_a_body_that_is_too_large_is_413_with_and_without_its_length() -> None:
     with LiveServer([served()], max_body_bytes=2000) as small:
         long = [{"role": "user", "content": "x" * 2000}]
         assert error_of(small.chat(long)) == (413, "request_too_large", None)
+        huge = small.client.post("/v1/chat/completions", content=b"x" * 2**23)  # more than sockets hold
+        assert error_of(huge) == (413, "request_too_large", None)
         parts = (b"x" * 1000 for _ in range(1000))
         response = small.client.post("/v1/chat/completions", content=parts)
         assert error_of(response) == (413, "request_too_large", None)
         assert small.chat().status_code == 200
+
+
+def test_a_client_that_asks_before_it_sends_a_large_body_is_refused_at_once() -> None:
+    with (
+        LiveServer([served()], max_body_bytes=2000) as small,
+        socket.create_connection(("127.0.0.1", small.port)) as careful,
+    ):
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n"
+        careful.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert careful.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_without_end_is_cut_off(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "THROWN_AWAY_BYTES", 10_000)
+    with socket.create_connection(("127.0.0.1", server.port)) as endless:
+        endless.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(OSError):
+            while True:
+                endless.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+    assert server.chat().status_code == 200
 
 
 def test_a_body_that_never_ends_is_408(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What api_conformance.py asks of a server, and how."""
