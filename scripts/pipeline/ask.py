@@ -85,7 +85,7 @@ def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> li
 
 
 def report(pipeline: Pipeline) -> None:
-    """Where everything is, and the command to talk to the model."""
+    """Where everything is, and the commands to talk to the model and to serve it."""
     print(both("Weights:", "权重："))
     for stage in STAGES:
         print(f"  {display(pipeline.weights(stage))}")
@@ -98,6 +98,12 @@ def report(pipeline: Pipeline) -> None:
     print(
         both("Talk to it:", "和它对话："),
         f"  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}",
+        sep="\n",
+    )
+    venv = "" if Path(sys.prefix) == ROOT / ".venv" else f"VENV_DIR={display(Path(sys.prefix))} "
+    print(
+        both("Web page and API:", "网页与接口："),
+        f"  {venv}bash {display(ROOT / 'scripts' / 'serve.sh')}{folder}",
         sep="\n",
     )
 

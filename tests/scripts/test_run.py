@@ -722,7 +722,12 @@ def test_the_closing_summary_speaks_both_languages_and_says_what_smoke_scores_ar
     usual, last = done.run().output, done.run("--smoke-test", FAKE_HIDDEN="64")
     assert (last.code, last.errors) == (0, "")
     smoke = last.output
-    for words in ("Weights: | 权重：", "Scores: | 评测结果：", "Talk to it: | 和它对话："):
+    for words in (
+        "Weights: | 权重：",
+        "Scores: | 评测结果：",
+        "Talk to it: | 和它对话：",
+        "Web page and API: | 网页与接口：",
+    ):
         assert words in usual.splitlines()
         assert words in smoke.splitlines()
     assert "these scores mean nothing" not in usual
