@@ -28,13 +28,17 @@ from benchmarks.proc import memory
 from configs.paths import ROOT
 from inference.engine import Engine
 from inference.loading import open_model
+from inference.request import Request
 from inference.sampling import Sampling
 
 CLIENTS = 32
-PROMPTS = tuple(
-    f"{start}{topic}" for start in ("从前", "今天", "中国", "他说", "学校里", "春天", "为什么", "老人和")
-    for topic in ("有一个", "的天气", "的历史", "我们要", "很多人", "的花", "会下雨", "孩子")
-)  # fmt: skip
+STARTS = ("从前", "今天", "中国", "他说", "学校里", "春天", "为什么", "老人和")
+TOPICS = ("有一个", "的天气", "的历史", "我们要", "很多人", "的花", "会下雨", "孩子")
+PROMPTS = tuple(start + topic for start in STARTS for topic in TOPICS)
+
+
+ENDS = {"done": b"[DONE]", "told": b'"error"', "cut": b""}
+"""How a stream may end -> what stands in it then."""
 
 
 class Client:
@@ -92,7 +96,7 @@ def engine_speed(engine: Engine, clients: int, seconds: float, max_tokens: int) 
     """Tokens a second of the engine alone, with so many requests at a time."""
     tokenizer, tokens, place = engine.tokenizer, 0, 0
     began = time.perf_counter()
-    running = []
+    running: list[Request] = []
     while time.perf_counter() - began < seconds or running:
         while len(running) < clients and time.perf_counter() - began < seconds:
             prompt = [tokenizer.get_bos_token_id(), *tokenizer.encode(PROMPTS[place % len(PROMPTS)])]
@@ -146,6 +150,27 @@ async def cut_off(port: int, max_tokens: int) -> float:
     while await asyncio.to_thread(metric, port, "minillm_requests_running"):
         await asyncio.sleep(0.005)
     return time.perf_counter() - began
+
+
+async def terminated(server: "subprocess.Popen[str]", port: int, max_tokens: int) -> str:
+    """What becomes of 32 streams when the server gets SIGTERM."""
+    ends = {"done": 0, "told": 0, "cut": 0}
+
+    async def one(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        content = json.dumps({**body_of(PROMPTS[number], max_tokens), "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        writer.write(head.encode() + content)
+        raw = await reader.read()
+        ends[next(name for name, mark in ENDS.items() if mark in raw)] += 1
+        writer.close()
+
+    streams = [asyncio.create_task(one(number)) for number in range(CLIENTS)]
+    while await asyncio.to_thread(metric, port, "minillm_requests_running") < CLIENTS:
+        await asyncio.sleep(0.005)
+    server.send_signal(signal.SIGTERM)
+    await asyncio.gather(*streams)
+    return ", ".join(f"{count} {name}" for name, count in ends.items())
 
 
 def start(arguments: argparse.Namespace, quantize: str) -> tuple["subprocess.Popen[str]", int]:
@@ -204,6 +229,11 @@ def measure(arguments: argparse.Namespace, quantize: str) -> dict[str, float]:
             one_amid_long_ones(port, arguments.max_tokens)
         )
         figures["cut_off_seconds"] = asyncio.run(cut_off(port, arguments.max_tokens))
+        print(
+            f"{quantize}: SIGTERM amid 32 streams:",
+            asyncio.run(terminated(server, port, arguments.max_tokens)),
+            flush=True,
+        )
     finally:
         server.send_signal(signal.SIGTERM)
         figures["exit_code"] = server.wait(60)

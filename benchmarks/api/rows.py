@@ -67,7 +67,7 @@ def _shape(s: Server) -> bool:
 
 row("max_tokens and max_completion_tokens are obeyed")(
     lambda s: all(
-        s.chat(**{"max_tokens": None, name: 2}).json["usage"]["completion_tokens"] == 2
+        s.chat(HELLO, None, **{"max_tokens": None, name: 2}).json["usage"]["completion_tokens"] == 2
         for name in ("max_tokens", "max_completion_tokens")
     )
 )
@@ -256,12 +256,19 @@ row("an image part: 400 for a model that does not see")(
         )
     )
 )
-for _field, _value in {
+IMPOSSIBLE = {
     "temperature": -1, "top_p": 2, "max_tokens": -5, "n": 0, "presence_penalty": 9, "top_logprobs": 99, "stop": 5,
-}.items():  # fmt: skip
-    row(f"{_field} = {_value}: 400 with the field's name")(
-        lambda s, field=_field, value=_value: refused(s.chat(logprobs=True, **{field: value}), field)  # type: ignore[misc]
-    )
+}  # fmt: skip
+"""Field -> a value that it can't have."""
+
+
+def refuses(field: str) -> Callable[[Server], bool]:
+    """Whether a server refuses the impossible value of a field."""
+    return lambda s: refused(s.chat(HELLO, None, **{"logprobs": True, field: IMPOSSIBLE[field]}), field)
+
+
+for _field, _value in IMPOSSIBLE.items():
+    row(f"{_field} = {_value}: 400 with the field's name")(refuses(_field))
 row("response_format other than text: 400 that says so")(
     lambda s: refused(s.chat(response_format={"type": "json_object"}), "response_format")
 )

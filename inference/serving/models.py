@@ -166,15 +166,15 @@ def open_models(
     if len(opened) < len(paths):
         raise _same_name()
     for adapter in adapters:
-        name, found, refusal = Path(adapter).stem, {}, UserError("")
+        name, found, refusals = Path(adapter).stem, {}, []
         for base, path in zip(names, paths, strict=True):
             try:
                 found[f"{base}+{name}"] = open_one(path, adapter)
             except UserError as error:
-                refusal = error
+                refusals.append(error)
         if not found:
-            raise refusal
-        if len(found) < len(paths):
+            raise refusals[0]
+        for refusal in refusals:
             warn(f"{adapter}: serves {', '.join(found)} alone ({refusal})", f"其余权重不能用它（{refusal.chinese}）")
         if found.keys() & opened.keys():
             raise _same_name()

@@ -150,6 +150,22 @@ def test_a_client_that_never_reads_is_given_up_in_the_end(server: LiveServer, mo
         assert server.chat().status_code == 200
 
 
+def test_idle_and_slow_connections_do_not_keep_others_from_being_served(server: LiveServer) -> None:
+    with ExitStack() as stack:
+        for number in range(200):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            if number % 4 == 1:  # it sends a byte from time to time, and will never be done
+                connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le")
+            if number % 4 == 2:
+                head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n"
+                connection.sendall(head + b'{"prompt"')
+            if number % 4 == 3:
+                connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+        assert server.chat().status_code == 200
+        assert len(server.streamed(max_tokens=20)) > 2
+    assert server.chat().status_code == 200
+
+
 def test_a_server_that_closes_takes_no_request_and_ends_streams_with_an_event() -> None:
     with LiveServer([served()]) as closing, closing.stepping(slowly), closing.stream(max_tokens=500) as lines:
         next(lines)
