@@ -1,7 +1,6 @@
 """The API server: opens the weights, and serves them in OpenAI's protocol until it is stopped."""
 
 import asyncio
-import importlib.util
 import socket
 import sys
 from collections.abc import Callable
@@ -89,14 +88,6 @@ def require_packages() -> None:
         ) from None
 
 
-def web_page() -> Callable[[], str] | None:
-    """What gives the web page, if this installation has one."""
-    if importlib.util.find_spec("inference.page") is None:
-        return None
-    page: Callable[[], str] = importlib.import_module("inference.page").page_html
-    return page
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises: UserError if the address can't be had."""
     try:
@@ -146,7 +137,6 @@ def serve(models: Models, settings: ServerSettings, on_start: Callable[[str], ob
             max_body_bytes=settings.max_body_bytes,
             log_text=settings.log_text,
         ),
-        web_page(),
     )
     api: Api = app.state.api
 

@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from inference.page import page_html
 from inference.serving.answers import KEEP_ALIVE, Answering, dump, event, failure
 from inference.serving.errors import ApiError, closing_error, engine_error
 from inference.serving.fields import Body, parse, schema
@@ -54,9 +55,8 @@ class Access:
 class Api:
     """The state of the app."""
 
-    def __init__(self, models: Models, access: Access, page: Callable[[], str] | None) -> None:
-        """Args: page: gives the web page; None: there is none."""
-        self.models, self.access, self.page = models, access, page
+    def __init__(self, models: Models, access: Access) -> None:
+        self.models, self.access = models, access
         self.metrics = Metrics()
         self.closing = False
 
@@ -73,10 +73,8 @@ class Api:
 
     async def index(self, request: Request) -> Response:
         """The web page."""
-        if self.page is None:
-            raise ApiError(404, "not_found", "this server has no web page.", "没有网页")
         headers = {"x-frame-options": "DENY", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
-        return Response(self.page(), media_type="text/html; charset=utf-8", headers=headers)
+        return Response(page_html(), media_type="text/html; charset=utf-8", headers=headers)
 
     async def health(self, request: Request) -> Response:
         """Whether the server takes requests."""
@@ -295,9 +293,9 @@ def _json(value: object, status: int = 200) -> Response:
 # --- the app --------------------------------------------------------------------------------------
 
 
-def build_app(models: Models, access: Access, page: Callable[[], str] | None = None) -> FastAPI:
+def build_app(models: Models, access: Access) -> FastAPI:
     """The app, with its state in `app.state.api`."""
-    api = Api(models, access, page)
+    api = Api(models, access)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -53,8 +53,8 @@ def served(name: str = "tiny", *, seed: int = 1, **options: Any) -> Served:
 class LiveServer:
     """The app, run by uvicorn in a thread."""
 
-    def __init__(self, models: Sequence[Served], page: Callable[[], str] | None = None, **access: Any) -> None:
-        self.app = build_app(Models(models), Access(**access), page)
+    def __init__(self, models: Sequence[Served], **access: Any) -> None:
+        self.app = build_app(Models(models), Access(**access))
         self.api: Api = self.app.state.api
         self.listener = listen("127.0.0.1", 0)
         self.port: int = self.listener.getsockname()[1]

@@ -142,7 +142,7 @@ def test_half_a_surrogate_pair_is_read_and_shown_as_a_mark(server: LiveServer) -
 
 
 def test_with_a_key_only_those_who_send_it_are_answered() -> None:
-    with LiveServer([served()], lambda: "<!doctype html>", api_key=KEY) as locked:
+    with LiveServer([served()], api_key=KEY) as locked:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Bearer"}):
             assert error_of(locked.chat(headers=headers)) == (401, "invalid_api_key", None)
         assert locked.client.get("/v1/models").status_code == locked.client.get("/metrics").status_code == 401
