@@ -1,14 +1,9 @@
-"""One answer as it streams: its text in pieces, the thought apart from the answer, its end.
+"""One answer as it streams: its text in pieces, its parts, its end."""
 
-A reasoning model thinks before it answers, between two marks (`ChatFormat.thought`).
-"""
-
-import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from dataset.chat import THOUGHT
 from inference.engine import Engine
+from inference.parts import Part, Splitter, marks_of
 from inference.sampling import Sampling, scores_not_finite
 
 LONGEST_LOOP = 32
@@ -16,14 +11,6 @@ LONGEST_LOOP = 32
 LOOP_TOKENS = 24
 """An answer is stopped if at least so many tokens at its end are repetition, and at least three
 rounds of it."""
-
-
-class Piece(NamedTuple):
-    """The text that a step adds: whole characters, so it may be empty."""
-
-    text: str
-    is_thought: bool
-    """It belongs to what the model thinks before it answers."""
 
 
 class Reply:
@@ -57,12 +44,12 @@ class Reply:
         finally:
             self.engine.abort(request)
 
-    def pieces(self) -> Iterator[Piece]:
-        """The same, with the thought apart: at least one piece a step."""
-        parts = Parts(self.engine.tokenizer.chat_format.thought)
+    def parts(self) -> Iterator[list[Part]]:
+        """The same, with thought and answer apart: the parts that each step adds."""
+        splitter = Splitter(marks_of(self.engine.tokenizer.chat_format))
         for text in self:
-            yield from parts.add(text)
-        yield from parts.add("", last=True)
+            yield list(splitter.add(text))
+        yield list(splitter.add("", last=True))
 
     def stop(self) -> None:
         """End it here. What was held back still comes."""
@@ -77,38 +64,6 @@ class Reply:
     def text(self) -> str:
         """The answer so far, with the names of special tokens."""
         return self.request.text
-
-
-class Parts:
-    """Tells thought and answer apart in a text that grows."""
-
-    def __init__(self, marks: tuple[str, str] = THOUGHT) -> None:
-        """Args: marks: before and after a thought."""
-        self.is_thought = False
-        self._marks, self._mark = marks, re.compile("|".join(map(re.escape, marks)))
-        self._held_back = ""
-
-    def add(self, text: str, *, last: bool = False) -> Iterator[Piece]:
-        """What the text gained -> at least one piece. Args: last: nothing follows."""
-        text = self._held_back + text
-        start = 0
-        for mark in self._mark.finditer(text):
-            yield Piece(text[start : mark.start()], self.is_thought)
-            self.is_thought, start = mark[0] == self._marks[0], mark.end()
-        # The end of the text may be the beginning of a mark. So much of it is held back.
-        longest = 0 if last else min(len(text) - start, max(map(len, self._marks)) - 1)
-        begins = (n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in self._marks))
-        length = next(begins, 0)
-        end = len(text) - length
-        self._held_back = text[end:]
-        yield Piece(text[start:end], self.is_thought)
-
-
-def split_thought(text: str, marks: tuple[str, str] = THOUGHT) -> tuple[str, str]:
-    """Thought and answer of a whole text. The answer is empty if the thought has no end."""
-    pieces = list(Parts(marks).add(text, last=True))
-    thought, answer = ("".join(p.text for p in pieces if p.is_thought == wanted) for wanted in (True, False))
-    return thought, answer
 
 
 def is_looping(ids: Sequence[int]) -> bool:

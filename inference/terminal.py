@@ -17,7 +17,8 @@ from configs.paths import display
 from configs.schema import LARGEST_SEED, UserError
 from inference.conversation import Conversation
 from inference.engine import Engine
-from inference.replies import Reply, split_thought
+from inference.parts import split
+from inference.replies import Reply
 from inference.request import Request
 from inference.sampling import Sampling
 from inference.talk_files import load_talk, save_talk
@@ -142,7 +143,7 @@ class Chat:
             note("（回答在重复，已停止 stopped: it goes in circles）")
         elif not is_whole:
             note(f"（已到 {self.sampling.max_new_tokens} 个 token 的上限 cut off: see --max_new_tokens）")
-        thought, answer = split_thought(reply.text, self.engine.tokenizer.chat_format.thought)
+        thought, answer = split(reply.text, self.engine.tokenizer.chat_format)
         if not answer.strip():
             self.talk.undo()
             note("（没有回答，这一问不计入对话 no answer: the question is taken back）")
@@ -157,12 +158,13 @@ class Chat:
         is_thought = False
         print("模型: ", end="", flush=True)
         try:
-            for piece in reply.pieces():
+            for parts in reply.parts():
                 clock.tick(len(reply.request.ids))
-                if piece.text and piece.is_thought != is_thought:
-                    is_thought = piece.is_thought
-                    print(f"{dim}（思考：" if is_thought else f"）{plain}\n", end="")
-                print(piece.text, end="", flush=True)
+                for part in parts:
+                    if (part.kind == "thought") != is_thought:
+                        is_thought = not is_thought
+                        print(f"{dim}（思考：" if is_thought else f"）{plain}\n", end="")
+                    print(part.text, end="", flush=True)
                 if ctrl_c.was_pressed:
                     reply.stop()
         finally:  # also if a second Ctrl-C ends the program: the terminal must not stay dim

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dataset.tokenizer import RustBPETokenizer
+from inference.parts import Splitter, marks_of, parse_call
 from inference.sampling import TokenLogprob
 from inference.serving.errors import ApiError, closing_error, engine_error, scores_error
-from inference.serving.marks import Splitter, marks_of, parse_call
 from inference.serving.protocol import Ask
 from inference.serving.worker import Delta
 

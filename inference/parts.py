@@ -67,6 +67,13 @@ class Splitter:
             yield Part("call" if parse_call(call) else "answer", call)
 
 
+def split(text: str, chat_format: ChatFormat) -> tuple[str, str]:
+    """Thought and answer of a whole text. The answer is empty if the thought has no end."""
+    parts = list(Splitter(marks_of(chat_format)).add(text, last=True))
+    thought, answer = ("".join(p.text for p in parts if (p.kind == "thought") == wanted) for wanted in (True, False))
+    return thought, answer
+
+
 def parse_call(text: str) -> dict[str, Any] | None:
     """`{"name": ..., "arguments": ...}` in OpenAI's form, its arguments as JSON text; else None."""
     try:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.chat import ChatFormat
-from inference.serving.marks import Part, Splitter, marks_of, parse_call
+from inference.parts import Part, Splitter, marks_of, parse_call, split
 
 MARKS = marks_of(ChatFormat())
 CALL = '{"name": "天气", "arguments": {"城市": "北京"}}'
@@ -67,3 +67,10 @@ def test_a_call_has_its_arguments_as_json_text(text: str, arguments: dict[str, s
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": 5}', "[" * 100_000])
 def test_other_texts_are_no_calls(text: str) -> None:
     assert parse_call(text) is None
+
+
+def test_the_answer_of_a_text_begins_behind_the_thought() -> None:
+    begin, end = ChatFormat().thought
+    assert split("七。", ChatFormat()) == ("", "七。")
+    assert split(f"{begin}三加四{end}七。", ChatFormat()) == ("三加四", "七。")
+    assert split(f"{begin}三加四", ChatFormat()) == ("三加四", "")
