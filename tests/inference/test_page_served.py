@@ -6,7 +6,6 @@ pytest.importorskip("playwright", reason="needs: pip install '.[dev]', and bash 
 
 from playwright.sync_api import expect, sync_playwright
 
-from inference.page import page_html
 from tests.inference.serving.live_server import KEY, LiveServer, served, slowly, wait_until
 from tests.inference.test_page import BROWSER, NO_BROWSER, TIMEOUT, ask
 
@@ -14,7 +13,7 @@ from tests.inference.test_page import BROWSER, NO_BROWSER, TIMEOUT, ask
 @NO_BROWSER
 def test_a_person_with_the_key_compares_stops_and_sees_the_tokens_of_two_models() -> None:
     models = [served("full_sft_32"), served("rlhf_32", seed=2)]
-    with LiveServer(models, page_html, api_key=KEY) as server, sync_playwright() as playwright:
+    with LiveServer(models, api_key=KEY) as server, sync_playwright() as playwright:
         expect.set_options(timeout=TIMEOUT)
         browser = playwright.chromium.launch(executable_path=BROWSER)
         page = browser.new_page(locale="zh-CN")
