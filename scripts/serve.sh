@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The web page and the API on the newest weights, until Ctrl-C. 网页与接口，使用最新的权重。
+# The web page and the API on the newest weights of each stage, until Ctrl-C. 网页与接口，使用各阶段最新的权重。
 #
 #     bash scripts/serve.sh [flags of serve_openai_api.py]
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
@@ -18,7 +18,7 @@ main() {
     "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >&2
     "$python" -m pip install --quiet 'fastapi>=0.115' 'uvicorn>=0.30' >&2
   fi
-  exec "$python" "$root/scripts/serve_openai_api.py" "$@"
+  exec "$python" "$root/scripts/web_demo.py" --port 8000 "$@" # a --port that is given comes last, and counts
 }
 
 log() { # log ENGLISH CHINESE
