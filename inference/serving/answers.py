@@ -109,7 +109,8 @@ class _Choice:
         self._texts = {"answer": "", "thought": ""}
         self._calls: list[dict[str, Any]] = []
         self._splitter = Splitter(marks_of(tokenizer.chat_format), begins_with_thought=ask.begins_with_thought)
-        self._logprobs = _ChatLogprobs(tokenizer) if ask.kind == "chat" else _TextLogprobs(tokenizer, len(self._echo))
+        # If the prompt is echoed, its log-probabilities come first, so places count from 0.
+        self._logprobs = _ChatLogprobs(tokenizer) if ask.kind == "chat" else _TextLogprobs(tokenizer)
 
     @property
     def text(self) -> str:
@@ -126,7 +127,12 @@ class _Choice:
         """What a delta adds: one choice with text, one with the end."""
         self.num_tokens += len(delta.ids)
         ends = delta.finish_reason is not None
-        logprobs = self._logprobs.add(delta.logprobs) if delta.logprobs else None
+        logprobs = None
+        if delta.prompt_logprobs and isinstance(self._logprobs, _TextLogprobs):
+            first = self.ask.prompts[self.index // self.ask.n][0]
+            logprobs = self._logprobs.add_prompt(first, delta.prompt_logprobs)
+        elif delta.logprobs:
+            logprobs = self._logprobs.add(delta.logprobs)
         added = self._add_chat(delta.text, ends) if self.ask.kind == "chat" else self._add_text(delta.text)
         if added or logprobs:
             yield self._chunk(added, logprobs)
@@ -203,11 +209,22 @@ class _ChatLogprobs:
 class _TextLogprobs:
     """Log-probabilities as completions have them: lists side by side."""
 
-    def __init__(self, tokenizer: RustBPETokenizer, offset: int) -> None:
-        """Args: offset: characters before the first token."""
-        self._tokenizer, self._offset = tokenizer, offset
+    def __init__(self, tokenizer: RustBPETokenizer) -> None:
+        self._tokenizer, self._offset = tokenizer, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def add_prompt(self, first: int, tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
+        """Those of a prompt that is echoed. Its first token has none; it is left out if it is the
+        mark that begins a text, which is not echoed either."""
+        if first != self._tokenizer.get_bos_token_id():
+            raw = self._tokenizer.decode_bytes([first])
+            nothing = [self._tokenizer.id_to_token(first), None, None, 0]
+            for values, value in zip(self._lists.values(), nothing, strict=True):
+                values.append(value)
+            self._offset += len(self._decoder.decode(raw))
+        self.add(tokens)
+        return self.all()
 
     def add(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
         """Those of new tokens."""

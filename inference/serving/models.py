@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from configs.messages import warn
 from configs.schema import UserError
 from configs.stage_table import continues_text
@@ -12,11 +14,16 @@ from dataset.tokenizer import RustBPETokenizer
 from inference.conversation import context_tokens
 from inference.engine import MAX_BATCH_SIZE, Engine
 from inference.loading import OpenModel
+from inference.processors import model_logprobs
+from inference.sampling import TokenLogprob
 from inference.serving.errors import ApiError, invalid
 from inference.serving.fields import shown
 from inference.serving.protocol import Ask, Reader
 from inference.serving.worker import Delta, EngineThread, Job
 from model.model_minillm import MiniLLM
+
+SCORED_TOKENS = 256
+"""Tokens of a prompt whose logits exist at once."""
 
 
 class Served:
@@ -48,8 +55,25 @@ class Served:
         def make_engine() -> Engine:
             return Engine(self.model, self.reader.tokenizer, max_batch_size=self.max_batch_size)
 
-        self.thread = EngineThread(make_engine, loop, self.name)
+        self.thread = EngineThread(make_engine, self.prompt_scores, loop, self.name)
         self.thread.start()
+
+    @torch.inference_mode()
+    def prompt_scores(self, prompt: Sequence[int], k: int) -> list[TokenLogprob]:
+        """How likely the tokens of a prompt are, each after those before it; none for the first.
+
+        Args: k: so many of the likeliest tokens are named.
+        """
+        hidden, _ = self.model.hidden_states(torch.tensor([list(prompt)], device=self.model.device))  # (1, T, C)
+        scores = []
+        # Never all logits at once: with a large vocabulary they would not fit into memory.
+        for start in range(0, len(prompt) - 1, SCORED_TOKENS):
+            targets = prompt[start + 1 : start + 1 + SCORED_TOKENS]
+            rows = self.model.logits(hidden[0, start : start + len(targets)]).float().cpu()  # (n, V)
+            for row, token in zip(rows, targets, strict=True):
+                logprob, top = model_logprobs(row, token, k)
+                scores.append(TokenLogprob(token, logprob, 0.0, top))
+        return scores
 
     def close(self) -> None:
         """End its thread."""
@@ -66,8 +90,9 @@ class Served:
                 f"{ask.num_answers} answers: at most {self.max_batch_size} at once.",
                 f"最多同时 {self.max_batch_size} 个",
             )
-        job = Job(ask.prompts, ask.sampling, ask.n)
-        if ask.max_tokens == 0:
+        scores_prompts = ask.echo is not None and ask.sampling.logprobs is not None
+        job = Job(ask.prompts, ask.sampling, ask.n, scores_prompts, generates=ask.max_tokens > 0)
+        if not job.generates and not scores_prompts:
             for index in range(ask.num_answers):
                 job.put(Delta(index, "", [], [], "length", 0))
             return job

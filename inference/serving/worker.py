@@ -32,6 +32,12 @@ class Delta(NamedTuple):
     finish_reason: FinishReason | Literal["crash"] | None
     """None: it goes on. `crash`: the engine failed."""
     cached_tokens: int
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    """Of the tokens of the prompt but for the first, if the job asks for them; before all else."""
+
+
+PromptScores = Callable[[Sequence[int], int], list[TokenLogprob]]
+"""Prompt, k -> log-probabilities of its tokens but for the first, with the k likeliest."""
 
 
 @dataclass(eq=False)
@@ -41,6 +47,10 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
     n: int
+    scores_prompts: bool = False
+    """Whether the log-probabilities of the prompts are wanted too."""
+    generates: bool = True
+    """Whether answers are wanted; else only what the prompts score."""
     deltas: "asyncio.Queue[Delta]" = field(default_factory=asyncio.Queue)
     """What comes out. The queue belongs to the event loop."""
     open: set[int] = field(default_factory=set)
@@ -69,10 +79,16 @@ class _Tracked:
 class EngineThread(threading.Thread):
     """Runs an engine. `submit` and `abort` may be called from the event loop."""
 
-    def __init__(self, make_engine: Callable[[], Engine], loop: asyncio.AbstractEventLoop, name: str) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        prompt_scores: PromptScores,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+    ) -> None:
         """Args: make_engine: called here, and again if the engine fails."""
         super().__init__(name=f"engine {name}", daemon=True)
-        self._make, self._loop = make_engine, loop
+        self._make, self._prompt_scores, self._loop = make_engine, prompt_scores, loop
         self._engine = make_engine()
         self._commands: queue.SimpleQueue[tuple[Literal["add", "abort", "close"], Job | None]] = queue.SimpleQueue()
         self._tracked: dict[Request, _Tracked] = {}
@@ -121,14 +137,33 @@ class EngineThread(threading.Thread):
                 return True
             if verb == "close" or job is None:
                 return False
-            (self._add if verb == "add" else self._abort)(job)
+            if verb == "abort":
+                self._abort(job)
+            else:
+                try:
+                    self._add(job)
+                except Exception:  # as too little memory for the scores of a long prompt
+                    traceback.print_exc(file=sys.stderr)
+                    self._abort(job)
+                    self._send([(job, _crash(answer)) for answer in range(job.n * len(job.prompts))])
             self._count()
             wait = False
 
     def _add(self, job: Job) -> None:
-        for number, prompt in enumerate(job.prompts):
+        if job.scores_prompts:
+            self._score_prompts(job)
+        for number, prompt in enumerate(job.prompts if job.generates else ()):
             for place, request in enumerate(self._engine.add(prompt, job.sampling, job.n)):
                 self._tracked[request] = _Tracked(job, number * job.n + place)
+
+    def _score_prompts(self, job: Job) -> None:
+        """Answers that run wait for it: as long as it takes to read these prompts."""
+        end: Literal["length"] | None = None if job.generates else "length"
+        deltas = []
+        for number, prompt in enumerate(job.prompts):
+            scores = self._prompt_scores(prompt, job.sampling.logprobs or 0)
+            deltas += [Delta(number * job.n + place, "", [], [], end, 0, scores) for place in range(job.n)]
+        self._send([(job, delta) for delta in deltas])
 
     def _abort(self, job: Job) -> None:
         for request in [request for request, tracked in self._tracked.items() if tracked.job is job]:
@@ -168,7 +203,7 @@ class EngineThread(threading.Thread):
 
     def _start_again(self) -> None:
         """The engine failed: all answers end, and a new engine takes its place."""
-        failed = [(tracked.job, Delta(tracked.index, "", [], [], "crash", 0)) for tracked in self._tracked.values()]
+        failed = [(tracked.job, _crash(tracked.index)) for tracked in self._tracked.values()]
         self._tracked.clear()
         self._changed.clear()
         self._engine = self._make()
@@ -191,3 +226,8 @@ class EngineThread(threading.Thread):
             self._loop.call_soon_threadsafe(put)
         except RuntimeError:  # the loop is closed: nobody is left to read them
             self.close()
+
+
+def _crash(answer: int) -> Delta:
+    """The end of an answer whose engine failed."""
+    return Delta(answer, "", [], [], "crash", 0)

@@ -290,3 +290,25 @@ def test_logprobs_of_a_completion_are_lists_side_by_side(server: LiveServer) -> 
     for name, logprob, top, offset in zip(*lists.values(), strict=True):
         assert top[name] == logprob and len(top) == 2
         assert choice["text"].startswith(name, offset) or "\\x" in name
+
+
+def test_an_echoed_prompt_has_logprobs_as_if_the_model_had_written_it(server: LiveServer) -> None:
+    written = server.complete(max_tokens=10, logprobs=2).json()["choices"][0]
+    ids = server.api.models.find(None).reader.tokenizer.encode("你好")
+    for tokens in (0, 3):
+        echoed = server.complete(f"你好{written['text']}", echo=True, logprobs=2, max_tokens=tokens).json()["choices"][
+            0
+        ]
+        lists = echoed["logprobs"]
+        assert lists["text_offset"][0] == 0 and len({len(values) for values in lists.values()}) == 1
+        if (
+            lists["tokens"][len(ids) : len(ids) + 10] == written["logprobs"]["tokens"]
+        ):  # the text is cut in the same way
+            found = lists["token_logprobs"][len(ids) : len(ids) + 10]
+            assert found == pytest.approx(written["logprobs"]["token_logprobs"], abs=1e-4)
+        assert echoed["finish_reason"] == "length" and echoed["text"].startswith("你好")
+    as_ids = server.complete([300, 301, 302], echo=True, logprobs=0, max_tokens=0).json()["choices"][0]["logprobs"]
+    assert as_ids["token_logprobs"][0] is None and as_ids["top_logprobs"][1] == {} and len(as_ids["tokens"]) == 3
+    events = server.streamed("/v1/completions", prompt="你好", echo=True, logprobs=1, max_tokens=2)
+    found = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+    assert sum(len(one["tokens"]) for one in found) == len(ids) + 2

@@ -42,6 +42,17 @@ def test_an_engine_that_fails_ends_its_requests_and_a_new_one_serves(
     assert server.chat().status_code == 200
 
 
+def test_a_job_that_can_not_be_begun_ends_with_500_and_others_go_on(
+    server: LiveServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    thread = server.api.models.find("tiny").thread
+    assert thread is not None
+    with mock.patch.object(thread, "_prompt_scores", side_effect=MemoryError("a long prompt")):
+        assert error_of(server.complete(echo=True, logprobs=1)) == (500, "engine_error", None)
+    assert "a long prompt" in capfd.readouterr().err
+    assert server.complete(echo=True, logprobs=1).status_code == 200
+
+
 # --- limits ---------------------------------------------------------------------------------------
 
 
