@@ -207,6 +207,8 @@ class _Flow(Response):
                 await asyncio.wait_for(send(message), SEND_SECONDS)
         except ApiError as error:
             await send({"type": "http.response.body", "body": event(error.body()), "more_body": True})
+        except asyncio.TimeoutError:
+            return  # the client takes nothing: uvicorn closes the connection, as the answer has no end
         await send({"type": "http.response.body", "body": b""})
 
     async def _chunks(self) -> AsyncIterator[bytes]:

@@ -114,6 +114,9 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, noted)
+        except Exception:
+            status = 500  # uvicorn answers so, and its log has the traceback
+            raise
         finally:
             self.metrics.requests[status] = self.metrics.requests.get(status, 0) + 1
             if scope["path"] not in QUIET_PATHS:
