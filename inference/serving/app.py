@@ -137,11 +137,13 @@ class _Flow(Response):
 
     async def _deltas(self) -> AsyncIterator[Delta | None]:
         """What the answers gain; None after a long silence. Raises: ApiError if one fails."""
-        unfinished = self.ask.num_answers
+        unfinished, loop = self.ask.num_answers, asyncio.get_running_loop()
         while unfinished:
-            try:
-                delta = await asyncio.wait_for(self.job.deltas.get(), KEEP_ALIVE_SECONDS)
-            except asyncio.TimeoutError:
+            # A timer is far cheaper than `wait_for`, which starts a task each time.
+            timer = loop.call_later(KEEP_ALIVE_SECONDS, self.job.deltas.put_nowait, None)
+            delta = await self.job.deltas.get()
+            timer.cancel()
+            if delta is None:
                 yield None
                 continue
             if error := failure(delta):
@@ -201,14 +203,25 @@ class _Flow(Response):
 
     async def _stream(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        loop, task, gave_up = asyncio.get_running_loop(), asyncio.current_task(), False
+        assert task is not None
+
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
+            task.cancel()
+
         try:
             async for chunk in self._chunks():
-                message = {"type": "http.response.body", "body": chunk, "more_body": True}
-                await asyncio.wait_for(send(message), SEND_SECONDS)
+                timer = loop.call_later(SEND_SECONDS, give_up)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                timer.cancel()
         except ApiError as error:
             await send({"type": "http.response.body", "body": event(error.body()), "more_body": True})
-        except asyncio.TimeoutError:
-            return  # the client takes nothing: uvicorn closes the connection, as the answer has no end
+        except asyncio.CancelledError:
+            if gave_up:
+                return  # the client takes nothing: uvicorn closes the connection, as the answer has no end
+            raise
         await send({"type": "http.response.body", "body": b""})
 
     async def _chunks(self) -> AsyncIterator[bytes]:

@@ -51,8 +51,8 @@ class Job:
     """Whether the log-probabilities of the prompts are wanted too."""
     generates: bool = True
     """Whether answers are wanted; else only what the prompts score."""
-    deltas: "asyncio.Queue[Delta]" = field(default_factory=asyncio.Queue)
-    """What comes out. The queue belongs to the event loop."""
+    deltas: "asyncio.Queue[Delta | None]" = field(default_factory=asyncio.Queue)
+    """What comes out. The queue belongs to the event loop. None: whoever waits has waited long."""
     open: set[int] = field(default_factory=set)
     """Answers that are not finished. Only the event loop reads and writes it."""
 
