@@ -30,6 +30,10 @@ def refused(reply: Reply, param: str | None = None, code: str | None = None, sta
     return reply.status == status and isinstance(error.get("code"), str) and named and code in (None, error["code"])
 
 
+FREE: dict[str, Any] = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 24}
+"""Sampling from the whole distribution: the servers have different defaults."""
+
+
 # --- models and paths -----------------------------------------------------------------------------
 
 row("/v1/models lists the name")(
@@ -82,12 +86,11 @@ row("stop as text and as a list ends before it")(
     lambda s: all(s.text(stop=stop) == s.text()[:1] for stop in (s.text()[1], [s.text()[1]]))
 )
 row("n answers, different at temperature 2")(
-    lambda s: len({c["message"]["content"] for c in s.chat(n=3, temperature=2.0, max_tokens=24).json["choices"]}) > 1
+    lambda s: len({c["message"]["content"] for c in s.chat(HELLO, None, n=3, **FREE).json["choices"]}) > 1
 )
 row("a seed decides the sample")(
     lambda s: (
-        s.text(temperature=1.5, seed=3, max_tokens=24) == s.text(temperature=1.5, seed=3, max_tokens=24)
-        and len({s.text(temperature=1.5, seed=seed, max_tokens=24) for seed in range(4)}) > 1
+        s.text(seed=3, **FREE) == s.text(seed=3, **FREE) and len({s.text(seed=seed, **FREE) for seed in range(4)}) > 1
     )
 )
 NULLABLE = (
