@@ -178,10 +178,10 @@ class Decoder:
         places = [place for chunk in chunks for place in range(chunk.start, chunk.end)] + [0] * missing
         masks = [self._causal(chunk) for chunk in chunks]
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, keys_values: Tensor) -> Tensor:
             y = torch.zeros_like(q)  # (N, H, D)
             for chunk, (start, end), mask in zip(chunks, pairwise(ends), masks, strict=True):
-                self.cache.write_text(layer, chunk.slot, chunk.start, k[start:end], v[start:end])
+                self.cache.write_text(layer, chunk.slot, chunk.start, keys_values[start:end])
                 y[start:end] = self._attend_text(layer, q[start:end], chunk, mask)
             return y
 
@@ -226,10 +226,10 @@ class Decoder:
         mask = torch.zeros(beyond.shape, dtype=self.norm.dtype, device=self.device).masked_fill_(beyond, -math.inf)
         masks = [mask[first:end, None, None, :read] for first, end, read in runs]
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, keys_values: Tensor) -> Tensor:
             B, H, D = q.shape
-            K = k.shape[1]
-            self.cache.write_rows(layer, rows, targets, k, v)
+            K = keys_values.shape[2]
+            self.cache.write_rows(layer, rows, targets, keys_values)
             queries, parts = q.view(B, K, H // K, D), []
             for (first, end, read), part in zip(runs, masks, strict=True):
                 keys, values = self.cache.of_slots(layer, first, end, read)
@@ -255,11 +255,11 @@ class Decoder:
 
     # --- both -------------------------------------------------------------------------------------
 
-    def _run(self, ids: Tensor, places: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def _run(self, ids: Tensor, places: Tensor, attend: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """The blocks: tokens (N,) at these places -> (N, C), before the last norm.
 
-        Args: attend: (layer, q (N, H, D), k, v (N, K, D)) -> (N, H, D), or its like; it also keeps
-        keys and values.
+        Args: attend: (layer, q (N, H, D), keys and values (N, 2, K, D)) -> (N, H, D), or its like;
+        it also keeps keys and values.
         """
         config = self.config
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -268,8 +268,10 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             heads = layer.qkv(normalized(x, layer.input_norm, self.eps)).view(-1, H + 2 * K, D)
             qk = normalized(heads[:, : H + K], layer.head_norms, self.eps)  # (N, H + K, D)
-            qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)  # RoPE: see `rotate`
-            y = attend(number, qk[:, :H], qk[:, H:], heads[:, H + K :])
+            # RoPE (see `rotate`). The result goes back beside the values, so that keys and values
+            # are written to the cache together.
+            torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin, out=heads[:, : H + K])
+            y = attend(number, heads[:, :H], heads[:, H:].view(-1, 2, K, D))
             x = x + layer.output(y.reshape(-1, H * D))
             x = x + layer.mlp(normalized(x, layer.mlp_norm, self.eps))
         return x

@@ -58,21 +58,17 @@ class SlotCache:
         grown[:, :, :old_slots, :, :old_places] = self._all[..., :old_places, :]
         self._all = grown
 
-    def write_rows(self, layer: int, rows: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write_rows(self, layer: int, rows: Tensor, places: Tensor, keys_values: Tensor) -> None:
         """One token for each of the first B slots.
 
         Args: rows (B,): 0 to B - 1. places (B,): where each goes; `num_places` for rows without a
-        text. keys, values (B, K, D).
+        text. keys_values (B, 2, K, D).
         """
-        all_keys, all_values = self._all[layer]
-        all_keys[rows, :, places] = keys
-        all_values[rows, :, places] = values
+        self._all[layer][:, rows, :, places] = keys_values
 
-    def write_text(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """T tokens of one text. Args: keys, values (T, K, D)."""
-        end = start + len(keys)
-        self._all[layer, 0, slot, :, start:end] = keys.transpose(0, 1)
-        self._all[layer, 1, slot, :, start:end] = values.transpose(0, 1)
+    def write_text(self, layer: int, slot: int, start: int, keys_values: Tensor) -> None:
+        """T tokens of one text. Args: keys_values (T, 2, K, D)."""
+        self._all[layer, :, slot, :, start : start + len(keys_values)] = keys_values.permute(1, 2, 0, 3)
 
     def of_slots(self, layer: int, first: int, end: int, places: int) -> tuple[Tensor, Tensor]:
         """Keys and values of neighbouring slots, (slots, K, S, D) each, without a copy."""

@@ -14,8 +14,13 @@ def filled(slots: int, places: int) -> tuple[SlotCache, torch.Tensor]:
     cache.reserve(slots, places)
     numbers = torch.randn(slots, places, HEADS, SIZE)
     for slot in range(slots):
-        cache.write_text(0, slot, 0, numbers[slot], -numbers[slot])
+        cache.write_text(0, slot, 0, pair(numbers[slot]))
     return cache, numbers
+
+
+def pair(keys: torch.Tensor) -> torch.Tensor:
+    """Keys with their values, (N, 2, K, D)."""
+    return torch.stack((keys, -keys), dim=1)
 
 
 def keys(cache: SlotCache, slot: int, places: int) -> torch.Tensor:
@@ -39,7 +44,7 @@ def test_room_grows_and_what_is_held_stays() -> None:
 def test_rows_write_one_place_each_and_rows_without_a_text_none() -> None:
     cache, numbers = filled(3, 20)
     new = torch.randn(3, HEADS, SIZE)
-    cache.write_rows(0, torch.arange(3), torch.tensor([20, cache.num_places, 7]), new, -new)
+    cache.write_rows(0, torch.arange(3), torch.tensor([20, cache.num_places, 7]), pair(new))
     assert torch.equal(keys(cache, 0, 21), torch.cat((numbers[0], new[:1])))
     assert torch.equal(keys(cache, 1, 20), numbers[1]) and not keys(cache, 1, BORDER)[20:].any()
     assert torch.equal(keys(cache, 2, 20)[7], new[2])
