@@ -146,7 +146,7 @@ class Scheduler:
     def gather(self) -> int:
         """Move the slots that take a step to the front.
 
-        Returns: how many slots the step computes, a power of two.
+        Returns: how many slots the step computes (`bucket_of`).
         """
         decoding = self.decoding()
         count = bucket_of(len(decoding))

@@ -60,11 +60,12 @@ def next_border(place: int) -> int:
 
 
 def bucket_of(count: int) -> int:
-    """Rows that are computed for so many texts: the next power of two.
+    """Rows that are computed for so many texts: the next power of two up to 8, then the next
+    multiple of 8.
 
     Products of a few fixed sizes give a row the same numbers again and again.
     """
-    return 1 << (count - 1).bit_length()
+    return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
 
 
 class Matrix:
@@ -213,7 +214,8 @@ class Decoder:
         """Read one new token of the texts in the first slots.
 
         Args: ids (B,): the tokens; any number for a slot without a text. lengths (B,): tokens that
-        each slot holds already; -1: the slot has no text, or is not to be touched.
+        each slot holds already; -1: the slot has no text, or is not to be touched. At least one
+        has a text.
         Returns: the logits after each token, (B, V); those of slots without a text mean nothing.
         """
         rows = torch.arange(len(ids), device=self.device)
@@ -230,26 +232,35 @@ class Decoder:
             B, H, D = q.shape
             K = keys_values.shape[2]
             self.cache.write_rows(layer, rows, targets, keys_values)
-            queries, parts = q.view(B, K, H // K, D), []
-            for (first, end, read), part in zip(runs, masks, strict=True):
-                keys, values = self.cache.of_slots(layer, first, end, read)
-                parts.append(self.attention(queries[first:end], keys, values, part))
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            queries = q.view(B, K, H // K, D)
+            parts = [
+                self.attention(queries[first:end], *self.cache.of_slots(layer, first, end, read), part)
+                for (first, end, read), part in zip(runs, masks, strict=True)
+            ]
+            if len(parts[0]) == B:
+                return parts[0]
+            y = torch.zeros_like(queries)  # zeros stay in rows without a text
+            for (first, end, _), part in zip(runs, parts, strict=True):
+                y[first:end] = part
+            return y
 
         x = self._run(self._to_device(ids), places, attend)
         return self._logits(x)
 
     def _runs(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Neighbouring slots that read the same number of places: (first, end, places) of each."""
+        """Neighbouring slots that read the same number of places: (first, end, places) of each.
+
+        On a CPU slots without a text are in none of them: reading keys is most of the work.
+        """
         if self.device.type != "cpu":  # one call for all: a GPU is fast, and starting it is not
             longest = max(lengths) + 1
             return [(0, len(lengths), min(-(-longest // BORDER) * BORDER, self.cache.num_places))]
         runs: list[tuple[int, int, int]] = []
         for row, length in enumerate(lengths):
             places = -(-(length + 1) // BORDER) * BORDER
-            if runs and (length < 0 or runs[-1][2] in (places, 0)):
-                runs[-1] = (runs[-1][0], row + 1, max(runs[-1][2], places))
-            else:
+            if length >= 0 and runs and runs[-1][1:] == (row, places):
+                runs[-1] = (runs[-1][0], row + 1, places)
+            elif length >= 0:
                 runs.append((row, row + 1, places))
         return runs
 

@@ -172,8 +172,8 @@ def test_packed_matrices_give_the_same_products(monkeypatch: pytest.MonkeyPatch)
 def test_rows_that_read_equally_many_places_go_through_one_call() -> None:
     decoder = ready(model_of(DENSE_64), 8)
     assert decoder._runs([3, 20, 63, 64, 100, 5]) == [(0, 3, 64), (3, 5, 128), (5, 6, 64)]
-    assert decoder._runs([-1, -1, 70, -1, 10, -1]) == [(0, 4, 128), (4, 6, 64)]  # free slots join their neighbours
+    assert decoder._runs([-1, 70, 80, -1, 10, 11, -1]) == [(1, 3, 128), (4, 6, 64)]  # nothing is read for free slots
 
 
-def test_buckets_are_powers_of_two() -> None:
-    assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 31, 32, 33)] == [1, 2, 4, 4, 8, 8, 16, 32, 32, 64]
+def test_buckets_are_powers_of_two_then_multiples_of_eight() -> None:
+    assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33)] == [1, 2, 4, 4, 8, 8, 16, 24, 32, 32, 40]
