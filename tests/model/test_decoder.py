@@ -176,4 +176,16 @@ def test_rows_that_read_equally_many_places_go_through_one_call() -> None:
 
 
 def test_buckets_are_powers_of_two_then_multiples_of_eight() -> None:
-    assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33)] == [1, 2, 4, 4, 8, 8, 16, 24, 32, 32, 40]
+    assert [bucket_of(count) for count in (1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33)] == [
+        1,
+        2,
+        4,
+        4,
+        8,
+        8,
+        16,
+        24,
+        32,
+        32,
+        40,
+    ]

@@ -1,0 +1,1 @@
+"""What generation_speed.py compares: the programs, many requests at once, and equal answers."""
