@@ -1,7 +1,7 @@
 """What OpenAI's protocol asks for, a row a behaviour: our server beside llama.cpp's.
 
-    python scripts/convert_model.py --input out/full_sft_192.pth --to gguf --output /tmp/m.gguf
-    python benchmarks/api_conformance.py --weight out/full_sft_192.pth --gguf /tmp/m.gguf
+    python scripts/convert_model.py --input out/full_sft_192.pth --to gguf --output out/gguf/m.gguf
+    python benchmarks/api_conformance.py --weight out/full_sft_192.pth --gguf out/gguf/m.gguf
 
 Without --gguf only ours is asked. llama.cpp's server comes with the wheel xllamacpp.
 """

@@ -51,7 +51,7 @@ class Engine:
     """Generates for many requests at once. It belongs to one thread."""
 
     def __init__(self, model: MiniLLM, tokenizer: RustBPETokenizer, *, max_batch_size: int = MAX_BATCH_SIZE) -> None:
-        """Args: model: float or quantized; its matrices are copied (model/decoder.py).
+        """Args: model: float or quantized; a copy of its matrices is made (model/decoder.py).
         max_batch_size: answers that are made at once; others wait."""
         self.decoder, self.tokenizer = Decoder(model), tokenizer
         cache = self.decoder.cache

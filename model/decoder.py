@@ -130,7 +130,8 @@ class Decoder:
 
     def __init__(self, model: MiniLLM) -> None:
         """Args: model: float or quantized, in the mode for evaluation. Its float matrices are
-        copied; later changes of the model do not reach the copy."""
+        copied, its norms and the table of tokens are not. If the model is trained on, make a new
+        Decoder."""
         self.config, self.device = model.config, model.device
         self.norm = model.model.norm.weight.detach()
         self.eps = self.norm.new_full((), model.config.rms_norm_eps)
@@ -154,7 +155,7 @@ class Decoder:
         """Cosines and sines by place, (places + 1, 1, D) each.
 
         They stand for both halves of a head, and the sines of the first half are negative, so that
-        a head is turned by two products (`_turned`).
+        a head is turned by two products (in `_run`).
         """
         cos, sin = rope_tables(torch.arange(places + 1, device=self.device), self.config)  # (places + 1, D/2)
         dtype = compute_dtype(self.norm)

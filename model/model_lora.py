@@ -165,13 +165,17 @@ def attach_adapter(model: MiniLLM, adapter: Adapter, path: Path, base: Path) -> 
         raise UserError(f"{display(path)}: {error}", error.chinese) from None
     check_state(_empty_state(model, config), adapter.state, path)
     attach(model, config)
-    model.load_state_dict(dict(adapter.state), strict=False)  # checked above; the base is not in it
+    with torch.no_grad():
+        for name, tensor in adapter.state.items():
+            model.get_parameter(name).copy_(tensor)
 
 
 def detach(model: MiniLLM) -> None:
     """Take the adapter away. The weights are as before, to the last bit, and can be trained."""
-    for name, layer in list(_attached(model)):
+    attached = list(_attached(model))
+    for name, layer in attached:
         model.set_submodule(name, layer.base)
+    if attached:  # else it is not ours to say which weights can be trained
         model.requires_grad_(True)
 
 
