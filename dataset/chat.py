@@ -26,6 +26,8 @@ ASSISTANT_START = "<|assistant_start|>"
 ASSISTANT_END = "<|assistant_end|>"
 THOUGHT = ("<|think_start|>", "<|think_end|>")
 """Before and after what an assistant thinks."""
+TOOL_CALL = ("<|tool_call_start|>", "<|tool_call_end|>")
+"""Before and after a call of a tool."""
 IMAGE = "<|image|>"
 """Stands for a picture in the text, for a model that can see pictures."""
 SPECIAL_TOKENS = (
@@ -43,8 +45,7 @@ SPECIAL_TOKENS = (
     *THOUGHT,
     "<|tools_start|>",
     "<|tools_end|>",
-    "<|tool_call_start|>",
-    "<|tool_call_end|>",
+    *TOOL_CALL,
     "<|tool_result_start|>",
     "<|tool_result_end|>",
 )
@@ -139,6 +140,8 @@ class ChatFormat:
     answer_end: str = ASSISTANT_END
     thought: tuple[str, str] = THOUGHT
     """Before and after what an assistant thinks."""
+    tool_call: tuple[str, str] = TOOL_CALL
+    """Before and after a call of a tool."""
     needed: tuple[str, ...] = SPECIAL_TOKENS
     """Special tokens that a vocabulary must have for this format."""
     template: str = field(default=CHAT_TEMPLATE, compare=False, repr=False)

@@ -45,6 +45,7 @@ class ChatML(ChatFormat):
     begins_conversations: bool = False
     answer_end: str = TURN_END
     thought: tuple[str, str] = THOUGHT
+    tool_call: tuple[str, str] = TOOL_CALL
     needed: tuple[str, ...] = (TURN_START, TURN_END)
     marks: tuple[str, ...] = ()
     """Special tokens of the vocabulary. `<think>` and the marks of tools are text in others."""

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from dataset.chat import ChatFormat
-from dataset.chatml import TOOL_CALL, ChatML
 
 PartKind = Literal["answer", "thought", "call"]
-OUR_CALL = ("<|tool_call_start|>", "<|tool_call_end|>")
 
 
 def marks_of(chat_format: ChatFormat) -> dict[str, PartKind]:
     """Mark -> what follows it."""
     think, answer = chat_format.thought
-    call, after_call = TOOL_CALL if isinstance(chat_format, ChatML) else OUR_CALL
+    call, after_call = chat_format.tool_call
     return {think: "thought", answer: "answer", call: "call", after_call: "answer"}
 
 
