@@ -30,6 +30,7 @@ from inference.engine import Engine
 from inference.loading import open_model
 from inference.request import Request
 from inference.sampling import Sampling
+from model.device import leave_a_core
 
 CLIENTS = 32
 STARTS = ("从前", "今天", "中国", "他说", "学校里", "春天", "为什么", "老人和")
@@ -189,6 +190,7 @@ def start(arguments: argparse.Namespace, quantize: str) -> tuple["subprocess.Pop
 
 def measure(arguments: argparse.Namespace, quantize: str) -> dict[str, float]:
     """All figures of one kind of weights."""
+    leave_a_core()  # as the server does
     opened = open_model(
         arguments.weight, device=torch.device("cpu"), tokenizer_dir=arguments.tokenizer_dir, quantize=quantize
     )

@@ -59,6 +59,16 @@ def keep_to_quota() -> None:
         torch.set_num_threads(num_cores())
 
 
+def leave_a_core() -> None:
+    """Let torch use one core fewer than there are, for a program that does other work beside it.
+
+    Torch's threads wait for each other after each operation. While the other work has one of their
+    cores, all of them wait. A number that the user has set in OMP_NUM_THREADS stays.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() - 1)))
+
+
 def _gpu(number: int) -> torch.device:
     if number >= torch.cuda.device_count():
         raise UserError(

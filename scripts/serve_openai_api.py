@@ -24,7 +24,7 @@ from inference.api import ServerSettings, require_packages, serve
 from inference.engine import MAX_BATCH_SIZE
 from inference.loading import OpenModel, open_model, weights_to_talk_to
 from inference.serving.models import open_models
-from model.device import choose_device
+from model.device import choose_device, leave_a_core
 from model.quantize import KINDS, NONE
 
 SETTINGS = ("host", "port", "max_batch_size", "max_queue", "max_body_bytes", "drain_seconds", "log_text")
@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None, port: int = 8000) -> int:
         names = ", ".join(models.by_name)
         print(f"{address}  web page 网页\n{address}/v1  API: {names}", file=sys.stderr, flush=True)
 
+    leave_a_core()  # for HTTP, in the same process
     serve(models, settings, on_start=say)
     return 0
 

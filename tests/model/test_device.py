@@ -87,3 +87,20 @@ def test_torch_starts_no_more_threads_than_a_container_lets_run(
     choose_device("cpu")
     assert found[-1] == wanted
     assert len(found) <= 2
+
+
+@pytest.mark.parametrize(("cores", "given", "threads"), [(4, None, 3), (2, None, 1), (1, None, 1), (4, "4", 4)])
+def test_a_server_leaves_a_core_unless_the_user_says_how_many_threads(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(device, "num_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        device.leave_a_core()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
