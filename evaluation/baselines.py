@@ -18,7 +18,7 @@ import numpy as np
 from configs.artifacts import sha256_file
 from configs.paths import display, find_dataset
 from configs.schema import UserError
-from dataset.records.files import read_records
+from dataset.records.files import read_distinct
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.answers import Key, Rule, Said
 from evaluation.questions import Messages
@@ -89,17 +89,22 @@ def training_examples(
     reason = ""
     for source in sources:
         try:
-            for record in read_records(_file_of(source)):
+            short_answers: dict[bytes, list[str]] = {}  # of each line, for when it comes again
+            for line, record in read_distinct(_file_of(source)):
+                if record is None:
+                    counts.update(short_answers.get(line, ()))
+                    continue
                 # A raw text has no question, so we can only use its key.
                 if "conversations" not in record and "chosen" not in record:
                     if not with_texts:
                         break
                     texts.add(text_key(record["text"]))
                     continue
-                for question, answer in _exchanges(record):
+                exchanges = list(_exchanges(record))
+                for question, answer in exchanges:
                     questions.add(question, (question, answer))
-                    if len(answer) <= LONGEST_CONSTANT:
-                        counts[answer] += 1
+                short_answers[line] = [answer for _, answer in exchanges if len(answer) <= LONGEST_CONSTANT]
+                counts.update(short_answers[line])
                 # Forget answers that were seen only once. An answer that will be frequent in the
                 # end was most likely seen twice before.
                 if len(counts) > COUNTED_ANSWERS:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import lzma
 import zlib
@@ -205,11 +206,15 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises: UserError with file and line at the first bad one.
     """
     for number, item in read_items(path):
-        try:
-            record = parse_record(decode_item(item, {}))
-        except BadRecord as error:
-            raise bad_line(f"{display(path)}:{number}", error) from None
-        yield number, record.fields
+        yield number, _record_of(path, number, item)
+
+
+def _record_of(path: Path, number: int, item: Item) -> dict[str, Any]:
+    """The record in a line or row. Raises: UserError with file and line for a bad one."""
+    try:
+        return parse_record(decode_item(item, {})).fields
+    except BadRecord as error:
+        raise bad_line(f"{display(path)}:{number}", error) from None
 
 
 def bad_line(where: str, problem: Exception) -> UserError:
@@ -221,3 +226,21 @@ def bad_line(where: str, problem: Exception) -> UserError:
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file in our shapes. Raises: UserError at the first bad one."""
     return (record for _, record in numbered_records(path))
+
+
+def read_distinct(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The records of a file in our shapes, each with the hash of its line.
+
+    A line that was there before comes without its record. A mix repeats records to meet its
+    targets, and to parse a line costs far more than to hash it.
+    Raises: UserError at the first bad one.
+    """
+    seen: set[bytes] = set()
+    for number, item in read_items(path):
+        line = item if isinstance(item, bytes) else repr(item).encode()
+        key = hashlib.blake2b(line, digest_size=16).digest()
+        if key in seen:
+            yield key, None
+        else:
+            seen.add(key)
+            yield key, _record_of(path, number, item)

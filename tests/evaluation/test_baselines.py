@@ -62,8 +62,7 @@ def write_training(folder: Path) -> list[TrainingFile]:
     """Raw text, chats and pairs, as a DPO checkpoint's manifest lists them."""
     chats = [
         {"conversations": [*chat("法国的首都是哪里？", "巴黎。"), *chat("那德国呢？", "柏林。")]},
-        {"conversations": chat("日本的首都是哪里？", "东京。")},
-        {"conversations": chat("日本的首都是哪里？", "东京。")},
+        *[{"conversations": chat("日本的首都是哪里？", "东京。")}] * 3,  # a mix repeats records
         sum_record(1, 1),
     ]
     files = [
@@ -85,7 +84,7 @@ def test_questions_and_answers_come_from_the_files_of_the_manifest(tmp_path: Pat
         "3+4等于多少": "7。",
         "5+6等于多少": "11。",
     }
-    assert examples.frequent[0] == "东京。" or examples.frequent[0] == "柏林。"
+    assert examples.frequent[:2] == ["东京。", "柏林。"]  # 3 lines; 2 questions of one line
     assert (examples.chosen, examples.rejected) == (["7。", "11。"], ["不知道，也许8吧。", "不知道，也许12吧。"])
     assert examples.reason == ""
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs.schema import UserError
 from dataset.records import files
-from dataset.records.files import read_items, read_records
+from dataset.records.files import read_distinct, read_items, read_records
 from dataset.records.lines import BadItem, decode_item
 from dataset.records.shapes import parse_record
 from tests.dataset.records.conversations import turns
@@ -73,3 +73,14 @@ def test_reading_records_names_file_and_line_of_a_bad_one(tmp_path: Path) -> Non
         list(read_records(path))
     with pytest.raises(UserError, match="no such file"):
         list(read_records(tmp_path / "b.jsonl"))
+
+
+def test_a_line_that_comes_again_has_the_same_hash_and_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "一"}\n{"text": "二"}\n{"text": "一"}\n{"text": 2}\n', encoding="utf-8")
+    lines = read_distinct(path)
+    (first, one), (second, two), (again, none) = next(lines), next(lines), next(lines)
+    assert (one, two, none) == ({"text": "一"}, {"text": "二"}, None)
+    assert first == again != second
+    with pytest.raises(UserError, match=r"a\.jsonl:4: text is not a string"):
+        next(lines)
