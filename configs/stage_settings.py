@@ -5,10 +5,14 @@ a profile follow from that. A stage has no setting that it does not use.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from configs.knobs import knob
-from configs.schema import TrainConfig, UserError, at_least
+from configs.schema import OPTIMIZERS, TrainConfig, UserError, at_least
+
+NAME = re.compile(r"\w[\w.-]*")
+"""A name that can be part of a file name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,3 +30,34 @@ class DPOConfig(TrainConfig):
         at_least(self, 0, "sft_loss_weight")
         if not 0 < self.beta < math.inf:
             raise UserError(f"beta = {self.beta}: must be above 0, and a number.", "必须是大于 0 的数")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig(TrainConfig):
+    """The settings of LoRA (model/model_lora.py)."""
+
+    optimizer: str = knob("adamw", "adamw, the only one for adapters", "优化器，适配器只用 AdamW", choices=OPTIMIZERS)
+    """Muon makes all directions of an update equally large. A and B are read one after the other,
+    and only their product means something, so no direction of one alone should be made large."""
+    weight_decay: float = knob(0.0, "decay of the matrices", "权重衰减", "W")
+    """The frozen base keeps the weights close to what they were."""
+    lora_name: str = knob("lora_identity", "file: lora/NAME_512.pth", "适配器的名字", changes_result=False)
+    lora_rank: int = knob(8, "rank of A and B", "秩")
+    lora_alpha: float = knob(16.0, "B A is multiplied by alpha / rank", "缩放系数", "A")
+    lora_dropout: float = knob(0.0, "share of A's inputs dropped", "A 输入的丢弃率", "P")
+    use_rslora: bool = knob(False, "multiply by alpha / sqrt(rank) instead", "改用 alpha / sqrt(秩)")
+    target_modules: str = knob("", "such as q_proj,o_proj; empty: all linear layers", "加适配器的层，空为全部线性层")
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        at_least(self, 1, "lora_rank")
+        if self.optimizer != "adamw":
+            raise UserError(
+                f"optimizer = {self.optimizer!r}: adapters are trained with adamw. Leave it out.",
+                "适配器只用 AdamW 训练：请去掉该选项",
+            )
+        if not NAME.fullmatch(self.lora_name):
+            raise UserError(
+                f"lora_name = {self.lora_name!r}: must be a plain name, since the file is lora/NAME_512.pth.",
+                "只能是普通名字，不能含路径",
+            )

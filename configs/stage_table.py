@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import DPOConfig
+from configs.stage_settings import AdapterConfig, DPOConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
@@ -38,6 +38,15 @@ class StageSpec:
     arguments: str = ""
     """Environment variable with extra flags for its trainer; "": `run.sh` does not run this
     stage."""
+    optional: bool = False
+    """Whether `run.sh` trains it only where `--with` names it."""
+    data_set: str = ""
+    """The bundled data set (dataset/samples/sets.py) that it trains on unless a flag names other
+    data; "": the records of the mix."""
+    folder: str = ""
+    """Where its weights are below OUT_DIR; "": in OUT_DIR itself."""
+    named_by: str = ""
+    """The setting that names its file of weights in place of `weights`; "": none does."""
 
 
 STAGE_TABLE = {
@@ -53,11 +62,18 @@ STAGE_TABLE = {
         trainer="train_dpo.py", weights="rlhf", data="pairs", start="full_sft",
         rate_share=0.02, recipe_version=1, settings=DPOConfig, arguments="DPO_ARGS",
     ),
+    "lora": StageSpec(
+        trainer="train_lora.py", weights="lora_identity", data="conversations", start="full_sft",
+        rate_share=5.0, recipe_version=1, settings=AdapterConfig, arguments="LORA_ARGS", optional=True,
+        data_set="lora_identity", folder="lora", named_by="lora_name",
+    ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""
 
-STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments)
-"""The stages that `run.sh` trains and evaluates."""
+STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments and not spec.optional)
+"""The stages that `run.sh` always trains and evaluates."""
+OPTIONAL_STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments and spec.optional)
+"""Those that it trains and evaluates after them where `--with` names them."""
 
 RECIPE_VERSION = {"mix": 1, "tokenizer": 1, "export": 1} | {
     stage: spec.recipe_version for stage, spec in STAGE_TABLE.items()
@@ -96,18 +112,32 @@ WEIGHT_FILE = re.compile(r"(?P<stem>.+)_(?P<shape>\d+(_moe)?)(?P<previous>\.prev
 takes them only if the user names them."""
 
 
-def weight_file(stage: str, model: ModelConfig) -> str:
-    """File name of a stage's weights, such as `full_sft_512.pth` or `pretrain_640_moe.pth`."""
-    return f"{STAGE_TABLE[stage].weights}_{model.hidden_size}{'_moe' if model.use_moe else ''}.pth"
+def weights_stem(stage: str, train: TrainConfig | None = None) -> str:
+    """How the path of a stage's weights begins, below OUT_DIR: `full_sft`, `lora/lora_medical`.
+
+    Args: train: its settings, which may name the file; None: the name without settings.
+    """
+    spec = STAGE_TABLE[stage]
+    name = getattr(train, spec.named_by) if spec.named_by and train else spec.weights
+    return f"{spec.folder}/{name}" if spec.folder else name
 
 
-def weight_file_after(stage: str, start: str) -> str | None:
-    """File name of a stage's weights, if it starts from the weights with the name `start`.
+def weight_file(stage: str, model: ModelConfig, train: TrainConfig | None = None) -> str:
+    """Path of a stage's weights below OUT_DIR, such as `full_sft_512.pth`, `pretrain_640_moe.pth`
+    or `lora/lora_identity_512.pth`.
+
+    Args: train: as for `weights_stem`.
+    """
+    return f"{weights_stem(stage, train)}_{model.hidden_size}{'_moe' if model.use_moe else ''}.pth"
+
+
+def weight_file_after(stage: str, start: str, train: TrainConfig | None = None) -> str | None:
+    """The same path, if the stage starts from the weights with the file name `start`.
 
     None if that name does not tell the shape.
     """
     found = WEIGHT_FILE.fullmatch(start)
-    return f"{STAGE_TABLE[stage].weights}_{found['shape']}.pth" if found else None
+    return f"{weights_stem(stage, train)}_{found['shape']}.pth" if found else None
 
 
 def trainer_of(file_name: str) -> str:

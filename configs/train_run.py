@@ -56,7 +56,10 @@ def build_parser(stage: str, description: str) -> Parser:
     paths = parser.add_argument_group("data and weights 数据与权重")
     add_shared(paths, "profile")
     paths.add_argument(
-        "--data_path", type=Path, metavar="PATH", help="token tensors or a JSONL file 张量目录或 JSONL 文件"
+        "--data_path",
+        type=Path,
+        metavar="PATH",
+        help="token tensors, a JSONL file, or the name of a bundled set 张量目录、JSONL 文件或自带数据集的名字",
     )
     add_shared(paths, "tokenizer_dir")
     paths.add_argument("--out_dir", "--save_dir", **SHARED["out_dir"])  # other projects use the second name
@@ -95,7 +98,7 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
 
     Raises: UserError for a value out of range.
     """
-    profile = load_profile(arguments.profile)
+    profile, spec = load_profile(arguments.profile), STAGE_TABLE[stage]
     shape, shape_flags = profile.model, {}
     if arguments.preset is not None:
         shape = replace(shape, head_dim=0, intermediate_size=0)  # to be computed from the preset's widths
@@ -117,8 +120,8 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
         profile=profile.profile,
         model=replace(shape, **shape_flags).resolve(),
         shape_flags=shape_flags,
-        train=replace(profile.stages[stage], **given_knobs(arguments, STAGE_TABLE[stage].settings)),
-        data_path=arguments.data_path or data_dir / tensor_folder(STAGE_TABLE[stage].data),
+        train=replace(profile.stages[stage], **given_knobs(arguments, spec.settings)),
+        data_path=arguments.data_path or Path(spec.data_set or data_dir / tensor_folder(spec.data)),
         tokenizer_dir=tokenizer_dir,
         from_weight=from_weight,
         from_resume=arguments.from_resume,

@@ -111,10 +111,11 @@ def tokenizer_of(
     return tokenizer, manifest
 
 
-def keep_tokenizer(tokenizer: RustBPETokenizer, weights: Path) -> None:
-    """Write the tokenizer of another model to where `tokenizer_of` finds it for these weights."""
+def keep_tokenizer(tokenizer: RustBPETokenizer, out_dir: Path) -> None:
+    """Write the tokenizer of another model to where `tokenizer_of` finds it for the weights of a
+    folder."""
     if tokenizer.is_foreign:
-        tokenizer.save(kept_tokenizer_dir(weights.parent, tokenizer.sha256))
+        tokenizer.save(kept_tokenizer_dir(out_dir, tokenizer.sha256))
 
 
 def _prepared(

@@ -98,6 +98,8 @@ class WeightsManifest:
     """All that the weights have seen, that of earlier stages too."""
     start: StartFile | None = None
     """None: random weights."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What else they depend on, such as a teacher: name -> SHA-256."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """What the machine decided: device, dtype, threads, micro-batch, compiling."""
     torch: str = ""
@@ -118,6 +120,7 @@ class WeightsManifest:
             tensors=optional_part(content, "tensors", ""),
             training_data=tuple(map(TrainingFile.from_plain, files)),
             start=StartFile.from_plain(content.get("start")),
+            inputs=optional_part(content, "inputs", {}),
             choices=optional_part(content, "choices", {}),
             torch=optional_part(content, "torch", ""),
         )

@@ -81,6 +81,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
     """
     if path.is_dir():
         return read_hugging_face(path)
+    content = _read_parts(path)
+    if "target_modules" in content["config"]:
+        raise UserError(
+            f"{display(path)}: an adapter, no whole weights. Give the weights that it belongs to, and this as --lora_name.",
+            "这是适配器，不是完整权重：请给出它的底座，并用 --lora_name 指定它",
+        )
+    config = from_mapping(ModelConfig(), content["config"], display(path))
+    return content["model"], config.resolve(), WeightsManifest.from_plain(content["manifest"])
+
+
+def read_made(path: Path) -> WeightsManifest:
+    """How any file that a trainer wrote was made: weights, an adapter, a network with a head.
+
+    Raises: UserError when it is missing, damaged, or none of these.
+    """
+    return WeightsManifest.from_plain(_read_parts(path)["manifest"])
+
+
+def _read_parts(path: Path) -> dict[str, Any]:
+    """`{"model", "config", "manifest"}` of a file that a trainer wrote. Raises: UserError."""
     content = read_checkpoint(path, _retraining(path), "请重新训练，或换一个路径")
     if not all(isinstance(content.get(key), dict) for key in ("model", "config", "manifest")):
         keys = ", ".join(sorted(map(str, content))[:3])
@@ -95,13 +115,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig, WeightsMan
             f"{display(path)}: not as MiniLLM writes weights ({wrong[0]} is of another type). {_retraining(path)}",
             "不是 MiniLLM 写出的权重：请换路径或重新训练",
         )
-    if "target_modules" in content["config"]:
-        raise UserError(
-            f"{display(path)}: an adapter, no whole weights. Give the weights that it belongs to, and this as --lora_name.",
-            "这是适配器，不是完整权重：请给出它的底座，并用 --lora_name 指定它",
-        )
-    config = from_mapping(ModelConfig(), content["config"], display(path))
-    return content["model"], config.resolve(), WeightsManifest.from_plain(content["manifest"])
+    return content
 
 
 def load_model(
@@ -230,7 +244,7 @@ def keep_previous(path: Path, fingerprint: str) -> Path | None:
     Returns: the second name; None if there were no weights to keep, or they have this fingerprint.
     """
     try:
-        _, _, manifest = read_weights(path)
+        manifest = read_made(path)
     except UserError:
         return None  # missing or damaged
     if manifest.fingerprint == fingerprint:

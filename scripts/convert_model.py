@@ -244,7 +244,7 @@ def with_tokenizer(source: Path, manifest: WeightsManifest, config: ModelConfig,
         if manifest.stage == IMPORTED and not manifest.tokenizer_sha256:
             print(f"these weights can be read, not talked to 不能对话: {error}")
         return manifest
-    keep_tokenizer(tokenizer, output)
+    keep_tokenizer(tokenizer, output.parent)
     return manifest
 
 

@@ -2,23 +2,25 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from configs.artifacts import fingerprint
-from configs.paths import display, find_dataset, kept_tokenizer_dir, latest_weights
+from configs.paths import DATA_DIR, display, env_path, find_dataset, kept_tokenizer_dir, latest_weights
 from configs.schema import ModelConfig, TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
 from configs.train_run import TrainRun, hashed_settings, run_settings
 from dataset.records.files import bare_name
+from dataset.samples.sets import SAMPLE_SETS, write_set
 from dataset.tensors import Manifest, check_contents, read_manifest, require_kind
 from dataset.tokenizer import RustBPETokenizer
 from dataset.tokens.build import ensure_tensors
 from inference.loading import tokenizer_of
 from model.device import choose_device
-from model.manifest import WeightsManifest
+from model.manifest import TrainingFile, WeightsManifest
 from model.weights import read_weights, weights_fingerprint
 from trainer.autoconfig import DataFacts, require_memory, resolved_values
 from trainer.processes import Group, start_group
@@ -78,11 +80,15 @@ class Facts:
     the result of this run."""
     state: ResumeState
     """Where the resume state of this run is saved. The file may not exist yet."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What else the result depends on (`depending_on`): name -> SHA-256."""
+    also_seen: tuple[TrainingFile, ...] = ()
+    """The record files that the model sees through these inputs."""
 
     @property
     def weights_path(self) -> Path:
         """Where the weights will be written."""
-        return self.run.out_dir / weight_file(self.run.stage, self.shape)
+        return self.run.out_dir / weight_file(self.run.stage, self.shape, self.run.train)
 
     def say(self, text: str) -> None:
         """Print a line from the main process."""
@@ -130,17 +136,42 @@ def gather(run: TrainRun) -> Facts:
     )
 
 
+def depending_on(facts: Facts, name: str, sha256: str, *seen: TrainingFile) -> Facts:
+    """The same facts, where the result depends on one thing more: a teacher, rows of another set.
+
+    So a run with another teacher is another run, with another resume state. Call it before
+    `is_done`.
+    Args: name, sha256: what it is, and the hash of its content. seen: record files that the model
+    sees through it.
+    """
+    whole = fingerprint([facts.fingerprint, name, sha256])
+    family = fingerprint([facts.state.family, name, sha256])
+    return replace(
+        facts,
+        fingerprint=whole,
+        state=ResumeState(facts.state.stage_folder, whole, family),
+        inputs={**facts.inputs, name: sha256},
+        also_seen=(*facts.also_seen, *seen),
+    )
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 
 def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Runtime) -> Path:
     """The folder of tensors that `--data_path` means.
 
-    If it is a JSONL file, we first make tensors from it, in a folder beside the file. This may take
-    minutes. Later runs use the same tensors.
+    The name of a bundled set (dataset/samples/sets.py) stands for its records, which are written to
+    DATA_DIR. If it is a JSONL file, we first make tensors from it, in a folder beside the file.
+    This may take minutes. Later runs use the same tensors.
     Raises: UserError if there is no such file or folder.
     """
     path, data = run.data_path, STAGE_TABLE[run.stage].data
+    if str(path) in SAMPLE_SETS:
+        if runtime.is_main:
+            write_set(str(path), env_path("DATA_DIR", DATA_DIR))
+        path = env_path("DATA_DIR", DATA_DIR) / f"{path}.jsonl"
+        runtime.barrier()
     # If the tensors exist, the JSONL file is not needed. The user may have deleted it.
     if path.suffix != ".jsonl" or not tensors_beside(path, data).is_dir():
         path = find_dataset(path)

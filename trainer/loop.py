@@ -1,4 +1,4 @@
-"""The training loop of pretraining, SFT and DPO: all three use this one."""
+"""The training loop of all stages that do not generate while they learn."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from model.weights import require_finite
 from trainer.autoconfig import chosen_values
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
-from trainer.resume import ResumeState, fitting
+from trainer.resume import ResumeState, fitting, frozen_state
 from trainer.runtime import ParentWatch, Runtime, rng_states, set_rng_states
 
 MAX_SKIPPED_STEPS = 5
@@ -299,7 +299,7 @@ class Run:
             return 0
         state, self.resume = self.resume, None  # so that memory does not keep a second copy of everything
         with fitting(state["path"]):
-            model.load_state_dict(state["model"], strict=True)
+            model.load_state_dict(frozen_state(model) | state["model"], strict=True)
             optimizer.load_state_dict(state["optimizer"])
             if state["scaler"]:  # empty if the saved run did not use float16
                 self.scaler.load_state_dict(state["scaler"])
@@ -451,12 +451,13 @@ class Run:
         """
         require_finite(model, self.state.path, f"after step {step}")
         rng = rng_states(self.runtime)  # all processes must call this, so it is outside the `if`
+        frozen = frozen_state(model)  # as in the starting weights
         if self.runtime.is_main:
             removed = self.state.save(
                 {
                     "step": step,
                     "num_steps": self.num_steps,
-                    "model": model.state_dict(),
+                    "model": {name: tensor for name, tensor in model.state_dict().items() if name not in frozen},
                     "optimizer": optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "rng": rng,

@@ -178,7 +178,7 @@ def _remove_gradients(parameters: Iterable[nn.Parameter], *, where: Tensor) -> N
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> MuonAdamW:
-    """The optimizer with its three groups of parameters.
+    """The optimizer with its three groups of parameters. Frozen ones are in none of them.
 
     1. Matrices inside the blocks: Muon, or AdamW where asked, with weight decay.
     2. The embedding: AdamW. Most tokens are rare, so a row gets few gradients and needs a higher
@@ -190,6 +190,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: 
     embeddings: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.endswith("embed_tokens.weight"):
             embeddings.append(parameter)
         elif parameter.dim() < 2 or name.endswith("mlp.gate.weight"):

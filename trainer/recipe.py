@@ -1,4 +1,4 @@
-"""What pretraining, SFT and DPO all do: begin or resume, train, write the weights.
+"""What all stages with the shared loop do: begin or resume, train, write the weights.
 
 A program such as `train_full_sft.py` calls, in this order: `gather` (trainer/facts.py), `is_done`,
 `begin`, and `Training.fit`.
@@ -6,7 +6,7 @@ A program such as `train_full_sft.py` calls, in this order: `gather` (trainer/fa
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from model.weights import (
     keep_previous,
     load_strict,
     previous,
+    read_made,
     read_weights,
     require_finite,
     save_weights,
@@ -58,7 +59,7 @@ def is_done(facts: Facts) -> bool:
     if state.exists() and state.stat().st_mtime_ns > path.stat().st_mtime_ns:
         return False
     try:
-        _, _, manifest = read_weights(path)
+        manifest = read_made(path)
     except UserError:
         return False  # the file is damaged: train again and replace it
     if manifest.fingerprint != facts.fingerprint:
@@ -70,6 +71,10 @@ def is_done(facts: Facts) -> bool:
     facts.state.clear()
     facts.runtime.close()
     return True
+
+
+Save = Callable[[Path, MiniLLM, WeightsManifest], None]
+"""Writes what a training has made: weights, or an adapter alone."""
 
 
 @dataclass
@@ -84,6 +89,8 @@ class Training:
     model: MiniLLM
     resume: dict[str, Any] | None
     """The resume state to continue from. None: a fresh run, or the state is already restored."""
+    save: Save | None = None
+    """Writes the result; None: as whole weights."""
     stop: StopSignal = field(default_factory=StopSignal)
 
     def fit(self, rows: Rows, objective: Objective, validation: Rows | None) -> int:
@@ -180,9 +187,10 @@ class Training:
         """
         if not self.runtime.is_main:
             return None
-        keep_tokenizer(self.facts.tokenizer, self.facts.weights_path)
+        keep_tokenizer(self.facts.tokenizer, self.facts.run.out_dir)
         kept = keep_previous(self.facts.weights_path, self.facts.fingerprint)
-        save_weights(self.facts.weights_path, self.model, weights_manifest(self.facts, self.config, self.runtime))
+        save = self.save or save_weights
+        save(self.facts.weights_path, self.model, weights_manifest(self.facts, self.config, self.runtime))
         self.facts.state.clear()
         return kept
 
@@ -199,11 +207,14 @@ class Training:
 # --- how it begins --------------------------------------------------------------------------------
 
 
-def begin(facts: Facts) -> Training:
+def begin(facts: Facts, prepare: Callable[[MiniLLM], None] | None = None, save: Save | None = None) -> Training:
     """Find a resume state, choose the settings that are left open, and build the model.
 
     The model has random weights or the starting weights. If there is a resume state, the loop loads
     it later (`Run.restore`).
+    Args: prepare: changes the model once it has its starting weights: attaches an adapter, adds a
+    head. It is called in a resumed run too; what it freezes is not in the resume state, and keeps
+    the starting weights. save: writes the result; None: as whole weights.
     Raises: UserError if a folder can't be written, or if the resume state or the starting weights
     are damaged.
     """
@@ -213,17 +224,19 @@ def begin(facts: Facts) -> Training:
     resume = find_state(facts) if facts.run.from_resume else None
     config, runtime = resumed_settings(resume, facts) if resume is not None else fresh_settings(facts)
     model = MiniLLM(facts.shape)
-    if facts.start is not None and resume is None:
+    if facts.start is not None and (resume is None or prepare is not None):
         state, _, manifest = read_weights(facts.start.path)
         if facts.start.path.is_dir():  # a folder knows no fingerprint; its tokenizer was read with it
             manifest = facts.start.manifest
         check_tokenizer(facts.start.path, manifest, facts.tokenizer.sha256, display(facts.tensors_path))
         load_strict(model, state, facts.start.path)
+    if prepare is not None:
+        prepare(model)
     model.to(runtime.device)
     model.gradient_checkpointing = config.gradient_checkpointing
     if config.use_compile:
         model.compile_blocks()  # only a preparation: the rehearsal compiles, and notices a failure
-    return Training(facts, config, runtime, model, resume)
+    return Training(facts, config, runtime, model, resume, save)
 
 
 def find_state(facts: Facts) -> dict[str, Any] | None:
@@ -302,7 +315,7 @@ def tell_what_starts_anew(facts: Facts) -> None:
     """Tell the user, before the first step, what happens to older weights and resume states."""
     path, manifest = facts.weights_path, None
     with suppress(UserError):  # no such file, or a damaged one
-        _, _, manifest = read_weights(path)
+        manifest = read_made(path)
     if manifest is not None and manifest.fingerprint != facts.fingerprint:
         facts.say(
             f"{display(path)}: made with {differences(manifest, facts)}; training starts anew. The old "
@@ -349,6 +362,8 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> Wei
     # The training data of earlier stages: the manifest of the starting weights lists it. Below, the
     # data of this stage is added. An evaluation refuses all data in this list.
     inherited = start.manifest.training_data if start else ()
+    ours = TrainingFile(path=source.path, records=source.records, sha256=source.sha256)
+    new = [file for file in (ours, *facts.also_seen) if file not in inherited or file is ours]
     return WeightsManifest(
         stage=stage,
         profile=facts.run.profile,
@@ -358,7 +373,8 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> Wei
         resolved=facts.resolved,
         tokenizer_sha256=facts.tokenizer.sha256,
         tensors=facts.data.fingerprint,
-        training_data=(*inherited, TrainingFile(path=source.path, records=source.records, sha256=source.sha256)),
+        training_data=(*inherited, *new),
+        inputs=facts.inputs,
         start=StartFile(path=start.path.name, sha256=start.sha256) if start else None,
         choices=chosen_values(config, runtime),
         torch=str(torch.__version__),  # as text, because a safe load refuses torch's own type

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from configs.paths import display
 from configs.schema import UserError
 from model.weights import read_checkpoint, write_checkpoint
@@ -124,6 +126,15 @@ def read_state(path: Path) -> dict[str, Any]:
             f"不是此版本的续训状态：{START_AGAIN}",
         )
     return state | {"path": path}
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of a model's state that no step changes: the weights under an adapter, for example.
+
+    A resume state leaves it out.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
 
 
 @contextmanager

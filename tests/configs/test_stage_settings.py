@@ -4,7 +4,7 @@ import pytest
 
 from configs.knobs import knobs_of
 from configs.schema import TrainConfig, UserError
-from configs.stage_settings import DPOConfig
+from configs.stage_settings import AdapterConfig, DPOConfig
 from configs.stage_table import STAGE_TABLE
 
 
@@ -22,3 +22,11 @@ def test_a_setting_of_one_stage_is_none_of_the_others(name: str) -> None:
 @pytest.mark.parametrize("settings", {spec.settings for spec in STAGE_TABLE.values()})
 def test_a_stage_has_the_settings_of_all_and_its_own(settings: type[TrainConfig]) -> None:
     assert set(knobs_of(TrainConfig)) <= set(knobs_of(settings))
+
+
+@pytest.mark.parametrize(
+    "values", [{"lora_rank": 0}, {"optimizer": "muon"}, {"lora_name": "../x"}, {"lora_name": ""}, {"lora_name": "a/b"}]
+)
+def test_a_setting_of_an_adapter_out_of_range_is_refused_by_name(values: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        AdapterConfig(**values)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def _neighbour(cells: dict[str, str], rows: dict[str, Any]) -> Neighbour:
     return Neighbour(answer, re.compile(cells["asked"]), cells["example"])
 
 
-def _fillings() -> dict[str, dict[str, list[str]]]:
+def fillings() -> dict[str, dict[str, list[str]]]:
     """Slot -> side -> names for the slot."""
     return {slot: {side: wordings(row[side]) for side in SIDES} for slot, row in _table()["slots"].items()}
 
@@ -156,7 +156,7 @@ def _typed(clause: Clause, names: dict[str, list[str]], rng: random.Random) -> s
     return question
 
 
-def _questions(
+def questions_of(
     clause: Clause, count: int, side: str, names: dict[str, dict[str, list[str]]], rng: random.Random
 ) -> list[str]:
     """Up to `count` ways to type one clause. A short clause has few of them."""
@@ -178,7 +178,7 @@ def _times_typed(topic: Topic, clause: Clause) -> int:
     return NUM_TYPED_MAIN if topic.name in MAIN_TOPICS else NUM_TYPED
 
 
-def _record(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: str) -> dict[str, Any]:
+def record_of(turns: list[tuple[str, str]], topic: Topic, clause: Clause, side: str) -> dict[str, Any]:
     """A conversation whose last question is about `topic`."""
     messages = []
     for question, answer in turns:
@@ -197,8 +197,8 @@ def _chains(
         turns = []
         for topic in rng.sample(all_topics, rng.choice(_CHAIN_LENGTHS)):
             clause = rng.choice(topic.clauses[side])
-            turns.append((_questions(clause, 2, side, names, rng)[-1], topic.answer))
-        yield _record(turns, topic, clause, side)
+            turns.append((questions_of(clause, 2, side, names, rng)[-1], topic.answer))
+        yield record_of(turns, topic, clause, side)
 
 
 def records() -> Iterator[dict[str, Any]]:
@@ -207,17 +207,17 @@ def records() -> Iterator[dict[str, Any]]:
     Held-out ones have `split`, `cluster` (their clause) and `accepted`. No two records of one side
     consist of the same single question.
     """
-    all_topics, names = topics(), _fillings()
+    all_topics, names = topics(), fillings()
     rng = random.Random(3301)
     for side in SIDES:
         taken: set[str] = set()
         for topic in all_topics:
             for clause in topic.clauses[side]:
                 count = NUM_TYPED_HELDOUT if side != TRAINING else _times_typed(topic, clause)
-                for question in _questions(clause, count, side, names, rng):
+                for question in questions_of(clause, count, side, names, rng):
                     if question not in taken:
                         taken.add(question)
-                        yield _record([(question, topic.answer)], topic, clause, side)
+                        yield record_of([(question, topic.answer)], topic, clause, side)
         yield from _chains(all_topics, side, names, rng)
 
 

@@ -1,0 +1,1 @@
+"""Bundled data sets for adapters: another name for the model, and everyday health."""
