@@ -23,15 +23,18 @@ class Target:
     reached: float
     """nan: could not be measured."""
     unit: str = "x"
+    at_most: bool = False
+    """Whether a smaller figure is the better one."""
 
     @property
     def met(self) -> bool:
         """Whether the target is reached. A figure that could not be measured reaches none."""
-        return self.reached >= self.wanted
+        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
 
     def __str__(self) -> str:
         verdict = "met" if self.met else "NOT met"
-        return f"{self.name}: {self.reached:.2f}{self.unit} (target {self.wanted:g}{self.unit}): {verdict}"
+        wanted = f"{'at most ' if self.at_most else ''}{self.wanted:g}{self.unit}"
+        return f"{self.name}: {self.reached:.2f}{self.unit} (target {wanted}): {verdict}"
 
 
 class Page(NamedTuple):

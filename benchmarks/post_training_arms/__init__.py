@@ -1,0 +1,1 @@
+"""The methods that post_training.py measures, a module each, and what these share."""
