@@ -16,8 +16,8 @@ from configs.schema import ModelConfig
 from dataset.tokenizer import RustBPETokenizer
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
-from model.weights import read_weights
-from trainer import train_dpo, train_full_sft, train_pretrain
+from model.weights import read_made, read_weights
+from trainer import train_dpo, train_full_sft, train_lora, train_pretrain
 from trainer.loop import Outcome, Run
 from trainer.resume import saved_states
 
@@ -25,9 +25,15 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": train_pretrain.main,
     "sft": train_full_sft.main,
     "dpo": train_dpo.main,
+    "lora": train_lora.main,
 }
 """Stage -> its trainer, called with flags in this process."""
-WEIGHTS = {"pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth"}
+WEIGHTS = {
+    "pretrain": "pretrain_16.pth",
+    "sft": "full_sft_16.pth",
+    "dpo": "rlhf_16.pth",
+    "lora": "lora/lora_identity_16.pth",
+}
 """Stage -> its weight file."""
 SHAPE = [
     "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--num_key_value_heads=1",
@@ -167,7 +173,7 @@ class TinyRun:
 
     def manifest(self, stage: str) -> WeightsManifest:
         """A stage's manifest."""
-        return read_weights(self.path(stage))[2]
+        return read_made(self.path(stage))
 
     def metric(self, stage: str, name: str = "loss") -> dict[int, float]:
         """Step -> value, of the newest metrics file of a stage."""

@@ -146,10 +146,24 @@ def test_fingerprints_of_stages_that_once_had_settings_of_dpo_cover_them_still()
     for stage in ("pretrain", "sft"):
         settings = run_settings(parse_run(stage, "", []))
         assert "beta" not in settings["train"]
-        assert hashed_settings(settings)["train"] == settings["train"] | {"beta": 0.1, "sft_loss_weight": 0.0}
+        kept = {name: value for name, value in settings["train"].items() if not name.startswith("replay")}
+        assert hashed_settings(settings)["train"] == kept | {"beta": 0.1, "sft_loss_weight": 0.0}
     settings = run_settings(parse_run("dpo", "", ["--beta", "0.5"]))
     assert hashed_settings(settings) == settings
     assert settings["train"]["beta"] == 0.5
+
+
+def test_a_setting_that_a_stage_has_gained_counts_where_somebody_sets_it() -> None:
+    plain, with_replay = (
+        hashed_settings(run_settings(parse_run("sft", "", words)))["train"] for words in ([], ["--replay_share", "0.5"])
+    )
+    assert "replay_share" not in plain and with_replay == plain | {"replay_share": 0.5}
+    assert "replay_share" in hashed_settings(run_settings(parse_run("lora", "", [])))["train"]
+
+
+def test_a_stage_with_a_bundled_set_trains_on_it_unless_a_flag_says_otherwise() -> None:
+    assert parse_run("lora", "", []).data_path == Path("lora_identity")
+    assert parse_run("lora", "", ["--data_path", "x.jsonl"]).data_path == Path("x.jsonl")
 
 
 FINGERPRINTS = {"pretrain": "fa59c4ab77f0892d", "sft": "ee2c16cb5b39e074", "dpo": "59086189c41d4cc4"}
