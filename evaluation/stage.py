@@ -352,6 +352,7 @@ class Evaluation:
 
     def _remember_answers(self) -> None:
         """Keep the first answer of each of three categories for printing, right or wrong."""
+        self.samples = []  # those of an earlier call are among the verdicts
         seen: set[str] = set()
         for verdict in self.verdicts:
             if verdict.category not in seen and len(seen) < SHOWN:

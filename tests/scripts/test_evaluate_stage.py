@@ -19,7 +19,7 @@ from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from model.quantize import KINDS
 from scripts import convert_model, evaluate_stage
-from tests.tiny_run import TinyRun, pair_record, sum_record, write_jsonl
+from tests.tiny_run import TinyRun, chat, pair_record, sum_record, write_jsonl
 
 KEYS = [
     "run_id", "stage", "profile", "checkpoint", "checkpoint_sha256", "tokenizer_sha256", "data_path", "data_sha256",
@@ -521,3 +521,42 @@ def test_a_mix_whose_held_out_pairs_are_all_too_long_ends_well(
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["metrics"] == {}
     assert "1 of 1 pairs left out" in capsys.readouterr().out
+
+
+# --- an adapter -----------------------------------------------------------------------------------
+
+
+def adapter_run(run: TinyRun) -> TinyRun:
+    """An adapter that was trained to another name, and its held-out records, two of each half."""
+    names = [{"conversations": chat(f"你叫什么{n}", "我叫小禾。")} for n in range(12)]
+    held = [{**names[0], "conversations": chat(f"叫啥{n}", "我叫小禾。"), "split": half(n)} for n in range(100)]
+    write_jsonl(run.data / "lora.jsonl", names)
+    write_jsonl(run.data / "lora_heldout.jsonl", held)
+    assert run.train("lora", "--replay_path", str(run.data / "sft_sft_tokens")) == 0
+    return run
+
+
+def half(number: int) -> str:
+    return "test" if number % 2 else "validation"
+
+
+def test_an_adapter_is_judged_on_its_own_set_and_on_the_chats_of_the_mix(tiny: TinyRun, tmp_path: Path) -> None:
+    run, results = adapter_run(tiny), tmp_path / "results.jsonl"
+    chats = ["--sft_data_path", str(run.data / "sft_heldout.jsonl")]
+    assert evaluate(run, results, "lora", *chats) == 0
+    (line,) = lines_of(results)
+    names = {"identity_new", "identity_old", "identity_leak", "accuracy_identity_new"}
+    assert names | LIKELIHOOD | {f"{name}_mix" for name in LIKELIHOOD} <= set(line["metrics"])
+    assert line["metrics"]["accuracy_identity_new"]["n"] == 32  # as many as the profile allows
+    assert line["checkpoint"].endswith("lora/lora_identity_16.pth") and line["checkpoint_sha256"] == sha256_file(
+        run.path("lora")
+    )
+
+
+def test_an_adapter_whose_base_is_gone_or_another_one_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    run = adapter_run(tiny)
+    assert run.train("sft", "--seed", "9") == 0
+    with pytest.raises(UserError, match=r"not the weights that .* started from .*train_lora\.py"):
+        evaluate(run, tmp_path / "results.jsonl", "lora")
+    with pytest.raises(UserError, match="--lora_name: only for --stage lora"):
+        evaluate(run, tmp_path / "results.jsonl", "sft", "--lora_name", "x")
