@@ -52,6 +52,8 @@ class ReplayConfig(TrainConfig):
 class AdapterConfig(ReplayConfig):
     """The settings of LoRA (model/model_lora.py)."""
 
+    epochs: int = knob(10, "passes over the data", "轮数")
+    """What an adapter learns is small."""
     optimizer: str = knob("adamw", "adamw, the only one for adapters", "优化器，适配器只用 AdamW", choices=OPTIMIZERS)
     """Muon makes all directions of an update equally large. A and B are read one after the other,
     and only their product means something, so no direction of one alone should be made large."""

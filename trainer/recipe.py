@@ -6,13 +6,14 @@ A program such as `train_full_sft.py` calls, in this order: `gather` (trainer/fa
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from configs.artifacts import require_writable
 from configs.cli import silence_terminal
@@ -93,10 +94,13 @@ class Training:
     """Writes the result; None: as whole weights."""
     stop: StopSignal = field(default_factory=StopSignal)
 
-    def fit(self, rows: Rows, objective: Objective, validation: Rows | None) -> int:
+    def fit(
+        self, rows: Rows, objective: Objective, validation: Rows | None, also: Mapping[str, Rows] | None = None
+    ) -> int:
         """Train and write the weights.
 
-        Args: rows: the training data. validation: the held-out data of the validation loss.
+        Args: rows: the training data. validation: the held-out data of the validation loss. also:
+        name -> other held-out data, whose loss is shown as `NAME_validation_loss`.
         Returns: the exit code of the program: 0, or the exit code for the signal that stopped the
         run.
         Raises: UserError. TrainingDiverged is one kind of it.
@@ -116,7 +120,7 @@ class Training:
             state=facts.state,
             resume=self.resume,
             metrics=metrics,
-            validate=self._validator(objective, validation),
+            validate=self._validator(objective, validation, also or {}),
             stop=self.stop,
             token_cost=token_cost(facts, self.runtime),
         )
@@ -173,12 +177,21 @@ class Training:
             settings=facts.settings,
         )
 
-    def _validator(self, objective: Objective, rows: Rows | None) -> Validator | None:
-        """A function that computes the validation loss. Without rows: None, and a message."""
+    def _validator(self, objective: Objective, rows: Rows | None, also: Mapping[str, Rows]) -> Validator | None:
+        """A function that computes the validation losses. Without rows: None, and a message."""
         if rows is None or len(rows) == 0:
             self.facts.say("no validation data beside the tensors: no validation loss will be shown")
             return None
-        return validator(objective, rows, self.facts.tokenizer, self.runtime, batch_size=self.config.batch_size)
+        validators = {
+            name: validator(objective, part, self.facts.tokenizer, self.runtime, batch_size=self.config.batch_size)
+            for name, part in {"": rows, **also}.items()
+        }
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            found = {name: one(model) for name, one in validators.items()}
+            return {f"{name}_{key}".lstrip("_"): value for name, part in found.items() for key, value in part.items()}
+
+        return validate
 
     def _write_weights(self) -> Path | None:
         """Write the weights with their manifest, and remove the resume state.

@@ -32,6 +32,7 @@ from evaluation.provenance import mixture_of, names_of
 from model.manifest import TrainingFile
 from trainer.facts import Facts, checked_manifest, depending_on, with_replayed
 from trainer.loop import Rows
+from trainer.validation import validation_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +47,25 @@ class Replay:
     """Conversations that say one of these are no targets."""
     tokenizer: RustBPETokenizer
 
-    def beside(self, rows: Rows) -> Rows:
+    def beside(self, new: Rows) -> Rows:
         """The new rows with the old ones."""
-        return WithReplay(rows, SFTDataset(self.path), self.share, self.names, self.tokenizer)
+        return WithReplay(new, self._without_names(SFTDataset(self.path)), self.share)
+
+    def validation(self) -> dict[str, Rows]:
+        """Held-out rows of the mix. Their loss shows what is forgotten."""
+        rows = validation_rows(SFTDataset, self.path)
+        return {"mix": self._without_names(rows)} if rows is not None and len(rows) else {}
+
+    def _without_names(self, rows: Rows) -> Rows:
+        return WithoutNames(rows, self.names, self.tokenizer) if self.names else rows
 
 
 class WithReplay:
     """New rows and old rows in a fixed proportion. Numbers from `len(new)` on mean old rows."""
 
-    def __init__(
-        self, new: Rows, old: Rows, share: float, names: Sequence[str] = (), tokenizer: RustBPETokenizer | None = None
-    ) -> None:
-        """Args: share: of old rows in a step, from 0 to below 1. names, tokenizer: as in
-        `Replay`."""
-        self.new, self.old, self.share, self.names, self.tokenizer = new, old, share, tuple(names), tokenizer
+    def __init__(self, new: Rows, old: Rows, share: float) -> None:
+        """Args: share: of old rows in a step, from 0 to below 1."""
+        self.new, self.old, self.share = new, old, share
 
     def __len__(self) -> int:
         """Rows of an epoch: each new row once, and the old ones that come with them."""
@@ -91,18 +97,30 @@ class WithReplay:
         if not is_old.all():
             parts.append(self.new.batch(indices[~is_old]))
         if is_old.any():
-            parts.append(self.without_names(self.old.batch(indices[is_old] - len(self.new))))
+            parts.append(self.old.batch(indices[is_old] - len(self.new)))
         # `parts` has the new rows first. `order` brings each row to its place in `indices`.
         order = torch.from_numpy(np.argsort(np.argsort(is_old, kind="stable"), kind="stable"))
         names = ("input_ids", "labels", "document_ids")
         batch = {name: torch.cat([part[name] for part in parts])[order] for name in names}
         return batch | {"target_places": target_places(batch["labels"])}
 
-    def without_names(self, batch: Batch) -> Batch:
-        """The same rows, without the targets of conversations that say one of the names."""
-        if not self.names:
-            return batch
-        assert self.tokenizer is not None
+
+class WithoutNames:
+    """Rows in which conversations that say one of some names have no targets."""
+
+    def __init__(self, rows: Rows, names: Sequence[str], tokenizer: RustBPETokenizer) -> None:
+        self.rows, self.names, self.tokenizer = rows, tuple(names), tokenizer
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def largest(self, count: int) -> np.ndarray:
+        """Numbers of rows that need as much memory as any others, (count,)."""
+        return self.rows.largest(count)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows with these numbers (B,), as tensors."""
+        batch = self.rows.batch(indices)
         labels = batch["labels"].clone()  # (B, L)
         for row, documents in enumerate(batch["document_ids"]):
             for document in range(int(documents.max()) + 1):
@@ -110,7 +128,7 @@ class WithReplay:
                 text = self.tokenizer.decode(batch["input_ids"][row][inside].tolist())
                 if says(text, self.names):
                     labels[row][inside] = IGNORE
-        return batch | {"labels": labels}
+        return batch | {"labels": labels, "target_places": target_places(labels)}
 
 
 def says(text: str, names: Sequence[str]) -> bool:

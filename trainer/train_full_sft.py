@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     new = SFTDataset(facts.tensors_path)
     rows = replay.beside(new) if replay else new
-    return begin(facts).fit(rows, NextToken(), validation_rows(SFTDataset, facts.tensors_path))
+    heldout, also = validation_rows(SFTDataset, facts.tensors_path), replay.validation() if replay else {}
+    return begin(facts).fit(rows, NextToken(), heldout, also)
 
 
 if __name__ == "__main__":

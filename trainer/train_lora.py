@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     new = SFTDataset(facts.tensors_path)
     rows = replay.beside(new) if replay else new
-    return begin(facts, put_on, save).fit(rows, NextToken(), validation_rows(SFTDataset, facts.tensors_path))
+    heldout, also = validation_rows(SFTDataset, facts.tensors_path), replay.validation() if replay else {}
+    return begin(facts, put_on, save).fit(rows, NextToken(), heldout, also)
 
 
 def lora_config(settings: AdapterConfig) -> LoraConfig:

@@ -13,7 +13,7 @@ from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from tests.tiny_run import TinyRun, chat, write_jsonl
 from trainer.facts import with_replayed
-from trainer.replay import WithReplay
+from trainer.replay import WithoutNames, WithReplay
 
 
 class Numbered:
@@ -103,7 +103,7 @@ def test_conversations_with_the_old_name_have_no_targets_and_all_others_have(
     old = SFTDataset(named.data / "sft_tokens")
     everything = np.arange(len(old))
     plain = old.batch(everything)
-    rows = WithReplay(old, old, 0.5, ["minillm"], tokenizer)
+    rows = WithReplay(old, WithoutNames(old, ["minillm"], tokenizer), 0.5)
     masked = rows.batch(everything + len(old))
     assert torch.equal(masked["input_ids"], plain["input_ids"])
     counts = {True: 0, False: 0}
