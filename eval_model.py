@@ -19,6 +19,7 @@ from configs.cli import Parser, add_switch, run
 from configs.flags import add_shared
 from configs.paths import display, find_model_folder
 from configs.stage_table import continues_text
+from inference.adapters import base_of
 from inference.benchmark import EXPLANATION, add_benchmark_flags, load_of, measure, show
 from inference.conversation import Conversation, context_tokens
 from inference.engine import Engine
@@ -74,8 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sampling_of(arguments),
         load_of(arguments, not_with=("prompt", "system", "speed", "stop", "stop_token_ids")),
     )
+    given = find_model_folder(arguments.load_from) if arguments.load_from else arguments.weight
+    if arguments.lora_name and given is None and arguments.model_mode is None:
+        given = base_of(arguments.lora_name, arguments.out_dir, arguments.hidden_size)
     path = weights_to_talk_to(
-        find_model_folder(arguments.load_from) if arguments.load_from else arguments.weight,
+        given,
         mode=arguments.model_mode,
         out_dir=arguments.out_dir,
         hidden_size=arguments.hidden_size,

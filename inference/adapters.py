@@ -1,9 +1,10 @@
 """Adapters by name or path: found, opened, and merged into the weights of a model."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from configs.paths import OUT_DIR, ROOT, display, env_path
+from configs.paths import OUT_DIR, ROOT, display, env_path, latest_weights
 from configs.schema import ModelConfig, UserError
 from model.manifest import WeightsManifest
 from model.model_lora import (
@@ -43,6 +44,24 @@ def find_adapter(given: str | Path, weights: Path, model: ModelConfig) -> Path:
         f"--lora_name {given}: no such adapter (looked for {places}). {known}",
         "没有这个适配器：请用列出的名称，或给出路径",
     )
+
+
+def base_of(given: str | Path, out_dir: Path | None, hidden_size: int | None = None) -> Path | None:
+    """The weights that an adapter was trained on, beside the folder of adapters.
+
+    So a person who names an adapter need not name them too.
+    Args: given: a name or a path. out_dir: without it `OUT_DIR`. hidden_size: which of several
+    adapters of this name; without it the newest.
+    Returns: None where there are none of the name that the adapter notes.
+    """
+    folder = (out_dir or env_path("OUT_DIR", OUT_DIR)) / FOLDER
+    path = Path(given)
+    if path.name == str(given):
+        with suppress(UserError):
+            path = latest_weights(path.name, folder, hidden_size=hidden_size)
+    start = read_adapter(path).manifest.start if path.is_file() else None
+    base = path.parent.parent / start.path if start else None
+    return base if base and base.exists() else None
 
 
 def open_adapter(path: Path) -> Adapter:

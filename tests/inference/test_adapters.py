@@ -11,12 +11,12 @@ from torch import Tensor
 import eval_model
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
-from inference.adapters import attach_found, find_adapter, merge_adapter
+from inference.adapters import attach_found, base_of, find_adapter, merge_adapter
 from inference.engine import Engine
 from inference.loading import open_model
 from inference.sampling import Sampling
 from model.export import write_plain, write_tensors
-from model.manifest import TrainingFile, WeightsManifest
+from model.manifest import StartFile, TrainingFile, WeightsManifest
 from model.model_lora import Adapter, adapter_file, attach_adapter, save_adapter
 from model.peft_export import write_peft
 from model.quantize import KINDS, quantize, quantized_state
@@ -150,3 +150,17 @@ def test_a_chat_answers_with_the_adapter(tiny: TinyRun, capsys: pytest.CaptureFi
         assert eval_model.main([*asked, "--max_new_tokens", "8", "--device", "cpu", *flags]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] != answers[1]
+
+
+def test_whoever_names_an_adapter_need_not_name_its_base(tiny: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tiny.path("sft")
+    adapter = adapter_beside(weights, "medical")
+    noted = replace(adapter.manifest, start=StartFile(path=weights.name))
+    save_adapter(tiny.out / "lora" / "medical_16.pth", replace(adapter, manifest=noted))
+    assert base_of("medical", tiny.out) == base_of(tiny.out / "lora" / "medical_16.pth", None) == weights
+    assert base_of("medical", tiny.out, hidden_size=64) is None and base_of("nothing", tiny.out) is None
+    words = ["--out_dir", str(tiny.out), "--lora_name", "medical", "--prompt", "好", "--max_new_tokens", "2"]
+    assert eval_model.main([*words, "--tokenizer_dir", str(TOKENIZER_DIR)]) == 0  # else DPO's weights would be taken
+    assert "full_sft_16.pth" in capsys.readouterr().err
+    weights.rename(weights.with_name("gone.pth"))
+    assert base_of("medical", tiny.out) is None
