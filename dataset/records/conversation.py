@@ -8,6 +8,7 @@ from dataset.records.columns import PASSAGES, QUESTIONS, text_of
 from dataset.records.foreign_marks import holds_turns, is_wrapped, without_foreign_marks
 from dataset.records.record import BadRecord, ChatRecord, LeftOut, Message
 from dataset.records.spoken import spoken_turns
+from dataset.records.thoughts import with_thought_apart
 from dataset.records.turns import MEDIA, named_entries, read_history, read_turns, user_turn
 
 _SYSTEMS = ("system", "system_prompt", "system_message", "meta_instruction")
@@ -20,7 +21,7 @@ def chat_record(fields: Mapping[str, Any], messages: list[Message]) -> ChatRecor
     """A record of these messages, without other formats' marks. Raises: BadRecord, LeftOut."""
     _refuse_unlearnable(fields)
     messages, marks = without_marks(messages)
-    messages = checked(messages)
+    messages = checked([with_thought_apart(message) for message in messages])
     return ChatRecord(messages, {**fields, "conversations": messages}, marks)
 
 

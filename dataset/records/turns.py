@@ -139,6 +139,8 @@ def read_turn(turn: Any) -> Message:
     extra = {key: value for key, value in turn.items() if key not in named and value}
     if not _has_targets(turn) and role == "assistant":
         extra["loss"] = False
+    if turn.get("enable_thinking") is False and role == "assistant":
+        extra["enable_thinking"] = False
     for key in ("tools", "tool_calls"):
         if key in extra:
             extra[key] = named_entries(extra[key])
