@@ -15,6 +15,7 @@ from configs.artifacts import sha256_file
 from configs.paths import display
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS
+from dataset.chat import training_views
 from dataset.lm_dataset import PretrainDataset, SFTDataset
 from dataset.records.files import bad_line, numbered_records
 from dataset.records.keys import split_of
@@ -113,7 +114,7 @@ def _encoded(path: Path, tokenizer: RustBPETokenizer) -> Iterator[list[int]]:
         record = parse_record(fields)
         try:
             if isinstance(record, ChatRecord):
-                yield tokenizer.render_conversation(record.messages)[0]
+                yield from (tokenizer.render_conversation(view)[0] for view in training_views(record.messages))
             elif isinstance(record, PreferenceRecord):
                 yield tokenizer.render_conversation(record.chosen)[0]
             else:

@@ -6,6 +6,10 @@ each T marks a target:
     <|bos|><|user_start|>你好<|user_end|><|assistant_start|>你好！<|assistant_end|>
                                                            TTTTTTTTTTTTTTTTTTT
 
+An answer may begin with a thought. Thoughts stand only behind the last question: a model that is
+asked again no longer reads what it thought before. `training_views` makes records of this kind out
+of a conversation with several thoughts, so that training and use see the same text.
+
 Ids and loss mask are built together: the code that appends an id also says whether this id is a
 target. Other programs make the mask later, by searching the ids for markers. Such a mask is wrong
 if a text looks like a marker, or if the conversation was cut.
@@ -14,6 +18,7 @@ if a text looks like a marker, or if the conversation was cut.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from configs.schema import UserError
@@ -55,7 +60,8 @@ after publication. If a later version needs a new token, the token replaces a sp
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content`
 and `tool_calls`, a system message may have `tools`. An assistant's turn whose `loss` is false is
-only context: it has no targets. Other keys are not rendered."""
+only context: it has no targets. One whose `enable_thinking` is false answers a prompt that was
+rendered so: an empty thought stands before it, which is no target. Other keys are not rendered."""
 
 # Role -> the special tokens that open and close a turn.
 _TURN_MARKS = {
@@ -73,6 +79,10 @@ CHAT_TEMPLATE = """
 {%- set loose_tools = '<|system_start|><|tools_start|>' + (tools | tojson) + '<|tools_end|><|system_end|>' -%}
 {%- endif -%}
 {{- '<|bos|>' + (loose_tools or '') -}}
+{%- set last = namespace(question=-1) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{%- set last.question = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
 {%- for message in messages -%}
 {%- set content = message['content'] or '' -%}
 {%- if message['role'] == 'system' -%}
@@ -87,7 +97,7 @@ CHAT_TEMPLATE = """
 {{- '<|tool_result_start|>' + content + '<|tool_result_end|>' -}}
 {%- elif message['role'] == 'assistant' -%}
 {{- '<|assistant_start|>' -}}
-{%- if message['reasoning_content'] -%}
+{%- if message['reasoning_content'] and loop.index0 > last.question -%}
 {{- '<|think_start|>' + message['reasoning_content'] + '<|think_end|>' -}}
 {%- endif -%}
 {{- content -}}
@@ -147,12 +157,16 @@ class ChatFormat:
     template: str = field(default=CHAT_TEMPLATE, compare=False, repr=False)
     """The same format as a Jinja template."""
 
-    def answer_of(self, text: str) -> str:
-        """What a model says behind its thought; nothing if the thought has no end."""
+    def answer_of(self, text: str, *, begins_with_thought: bool = False) -> str:
+        """What a model says behind its thought; nothing if the thought has no end.
+
+        Args: begins_with_thought: the prompt has opened the thought, so its first mark is not in
+        the text.
+        """
         begin, end = self.thought
         if end in text:
             return text.rpartition(end)[2].lstrip("\n")
-        return "" if text.lstrip().startswith(begin) else text
+        return "" if begins_with_thought or text.lstrip().startswith(begin) else text
 
     def opening(self, data: str) -> str | None:
         """The special token that opens a sequence of this kind of data; None if there is none."""
@@ -174,23 +188,24 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
 
     The mask is 1 on the targets: everything that an assistant writes (reasoning, answer, tool
     calls), and the end token after it. Without the end token the model would never learn to stop.
-    The mask is 0 on everything else. If the `loss` of an assistant turn is false, it is 0 on the
-    whole turn.
+    The mask is 0 on everything else. It is 0 on a whole turn if its `loss` is false, or if its
+    thought stands before the last question and is left out: it would teach to answer without it.
     Raises: UserError that names the wrong message and the mistake.
     """
     check_messages(messages)
+    last = last_question(messages)
     ids = [encoder.encode_special(BOS)]
     mask = [0]
-    for message in messages:
+    for place, message in enumerate(messages):
         start, end = (encoder.encode_special(mark) for mark in _TURN_MARKS[message["role"]])
+        is_thought_left_out = place < last and opens_thought(message)
+        opening = _thought(encoder, message) if place > last else []
         body = _body(encoder, message)
-        is_target = int(message["role"] == "assistant" and message.get("loss") is not False)
+        is_target = int(message["role"] == "assistant" and message.get("loss") is not False and not is_thought_left_out)
         # The start token is never a target: when the model answers, the program writes that token.
-        ids.append(start)
-        mask.append(0)
-        ids += body
-        mask += [is_target] * len(body)
-        ids.append(end)
+        # The program also writes an empty thought.
+        ids += [start, *opening, *body, end]
+        mask += [0, *[is_target * bool(message.get("reasoning_content"))] * len(opening), *[is_target] * len(body)]
         mask.append(is_target)
     return ids, mask
 
@@ -210,12 +225,15 @@ def render_for_completion(
     return ids + [encoder.encode_special(mark) for mark in (ASSISTANT_START, *opening)]
 
 
+def _thought(encoder: TextEncoder, message: Message) -> list[int]:
+    """Ids of the thought that opens an answer, which may be empty."""
+    return _block(encoder, "think", message.get("reasoning_content") or "") if opens_thought(message) else []
+
+
 def _body(encoder: TextEncoder, message: Message) -> list[int]:
-    """Ids between the two marks of a turn."""
-    # Keep the order of CHAT_TEMPLATE: the thought, then the content, then tools or tool calls.
+    """Ids between the two marks of a turn, behind its thought."""
+    # Keep the order of CHAT_TEMPLATE: the content, then tools or tool calls.
     ids: list[int] = []
-    if reasoning := message.get("reasoning_content"):
-        ids += _block(encoder, "think", reasoning)
     if content := message.get("content"):
         ids += encoder.encode(content)
     if tools := message.get("tools"):
@@ -233,6 +251,60 @@ def _block(encoder: TextEncoder, name: str, text: str) -> list[int]:
         *encoder.encode(text),
         encoder.encode_special(f"<|{name}_end|>"),
     ]
+
+
+# --- thoughts -------------------------------------------------------------------------------------
+
+
+def opens_thought(message: Message) -> bool:
+    """Whether an assistant's turn begins with a thought, or with the empty one of a prompt whose
+    `enable_thinking` is false."""
+    return message["role"] == "assistant" and (
+        bool(message.get("reasoning_content")) or message.get("enable_thinking") is False
+    )
+
+
+def last_question(messages: Sequence[Message]) -> int:
+    """Place of the last message of the user; -1 if there is none."""
+    return max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+
+
+def training_views(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """What to train on, so that each answer is a target once, behind the text that it has in use.
+
+    In use, an answer is written before thoughts are left out, its own included, and every later
+    prompt is written without them. So a conversation becomes: one that ends behind the answer for
+    each question that is answered with a thought, in which only this answer has targets; and if
+    there are answers without a thought too, one more in which only they have targets. Without
+    thoughts it stays as it is.
+    """
+    questions = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    if not questions or not any(map(opens_thought, messages)):
+        return [messages]
+    views: list[Sequence[Message]] = []
+    context, plain = list(messages[: questions[0]]), list(messages[: questions[0]])
+    length = 0  # of `plain` up to its last answer without a thought
+    for start, end in pairwise([*questions, len(messages)]):
+        exchange, as_context = messages[start:end], [*map(_as_context, messages[start:end])]
+        if any(map(opens_thought, exchange)):
+            views.append([*context, *exchange])
+            plain += as_context
+        else:
+            plain += exchange
+            length = len(plain)
+        context += as_context
+    return [*views, plain[:length]] if length else views
+
+
+def _as_context(message: Message) -> Message:
+    """An answer without its thought, and without targets; another message as it is."""
+    if message["role"] != "assistant":
+        return message
+    kept = {name: value for name, value in message.items() if name not in {"reasoning_content", "enable_thinking"}}
+    return {**kept, "content": message.get("content") or "", "loss": False}
+
+
+# --- JSON of tools and calls ----------------------------------------------------------------------
 
 
 def as_json(value: Any) -> str:
@@ -307,6 +379,9 @@ def message_fault(message: Any) -> Fault | None:
     if not isinstance(message.get("reasoning_content") or "", str):
         said = "reasoning_content must be text."
         return Fault("reasoning_content is not a string", said, "reasoning_content 应是文字")
+    if message.get("enable_thinking") is False and message.get("reasoning_content"):
+        said = "enable_thinking is false, but there is reasoning_content. Leave one of the two out."
+        return Fault("enable_thinking is false beside reasoning_content", said, "enable_thinking 为假时不应有思考内容")
     for key, owner in _ONLY_ON.items():
         if message.get(key) and role != owner:
             return Fault(

@@ -104,7 +104,7 @@ class ChatML(ChatFormat):
         """The beginning of an answer, which the program writes."""
         opening = [Piece(TURN_START, is_mark=True), Piece("assistant\n")]
         if self.thinks and enable_thinking is False:
-            opening += [*_block(THOUGHT, "\n\n"), Piece("\n\n")]
+            opening += [*_block(THOUGHT, "\n\n"), Piece("\n\n")]  # no target: the program writes it
         return opening
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
@@ -130,7 +130,8 @@ class ChatML(ChatFormat):
                 # A new answer begins with a thought. Before the last question it stands without it,
                 # as no model should write it.
                 is_target = message.get("loss") is not False and (is_new or not self.thinks)
-                written += [Piece(TURN_START, is_mark=True), Piece("assistant\n")]
+                is_silent = is_last and message.get("enable_thinking") is False
+                written += self.answer_opening(enable_thinking=False if is_silent else None)
                 body = [*self._answer(message, is_last=is_last, is_new=is_new), _END_OF_TURN[0]]
                 written += [piece._replace(is_target=is_target) for piece in body]
                 written.append(_END_OF_TURN[1])
@@ -165,7 +166,9 @@ class ChatML(ChatFormat):
         if self.thinks:
             if not isinstance(reasoning, str):
                 reasoning, content = _apart(content)
-            if is_new and (is_last or reasoning):
+            if is_last and message.get("enable_thinking") is False:
+                yield Piece(content.lstrip("\n"))
+            elif is_new and (is_last or reasoning):
                 stripped = reasoning.strip("\n")
                 yield from _block(THOUGHT, f"\n{stripped}\n")
                 yield Piece("\n\n" + content.lstrip("\n"))

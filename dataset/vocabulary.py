@@ -12,7 +12,7 @@ from configs.paths import DATA_DIR, IDENTITY_SAMPLE, IDENTITY_SOURCE, env_path, 
 from configs.progress import progress_bar
 from configs.schema import UserError
 from configs.stage_table import DATA_STEMS, record_file
-from dataset.chat import render_conversation
+from dataset.chat import render_conversation, training_views
 from dataset.records.files import is_source, read_items
 from dataset.records.keys import split_of
 from dataset.records.lines import decode_item
@@ -128,7 +128,9 @@ def texts_of(record: Record) -> list[str]:
     else:
         # Rendering itself decides which texts are encoded, so we render, and listen.
         listener = _Listener()
-        render_conversation(listener, record.messages if isinstance(record, ChatRecord) else record.chosen)
+        views = training_views(record.messages) if isinstance(record, ChatRecord) else [record.chosen]
+        for view in views:
+            render_conversation(listener, view)
         texts = listener.texts
         if isinstance(record, PreferenceRecord):
             texts.append(record.rejected[-1]["content"])  # the other turns are equal

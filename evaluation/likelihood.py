@@ -11,13 +11,13 @@ Shapes: B rows, T tokens, N targets, V vocabulary.
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.progress import progress_bar
 from configs.schema import UserError
+from dataset.chat import Message, training_views
 from dataset.tensors import IGNORE
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.intervals import Metric, exponential, ratio
@@ -201,6 +201,10 @@ def raw_text(tokenizer: RustBPETokenizer, text: str, cluster: Hashable = None) -
     return Text(ids, [0] + [1] * (len(ids) - 1), cluster)
 
 
-def chat_text(tokenizer: RustBPETokenizer, messages: list[dict[str, Any]], cluster: Hashable = None) -> Text:
-    """A conversation: what the assistant says, and the end of each of its turns, are targets."""
-    return Text(*tokenizer.render_conversation(messages), cluster)
+def chat_texts(tokenizer: RustBPETokenizer, messages: Sequence[Message], cluster: Hashable = None) -> list[Text]:
+    """A conversation: what the assistant says, and the end of each of its turns, are targets.
+
+    With thoughts it is several texts, as in training (`training_views`).
+    """
+    rendered = [tokenizer.render_conversation(view) for view in training_views(messages)]
+    return [Text(ids, mask, cluster) for ids, mask in rendered if any(mask)]

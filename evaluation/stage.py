@@ -13,7 +13,16 @@ from evaluation.baselines import Asked, Baselines, TrainingExamples, question_te
 from evaluation.danger import DangerPrompt, gives_help_line
 from evaluation.first_minutes import Prompt, ask_in_turns, judge
 from evaluation.intervals import Metric, share
-from evaluation.likelihood import Scored, Text, bits_metric, chat_text, likelihood_metrics, raw_text, score, token_bytes
+from evaluation.likelihood import (
+    Scored,
+    Text,
+    bits_metric,
+    chat_texts,
+    likelihood_metrics,
+    raw_text,
+    score,
+    token_bytes,
+)
 from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
 from inference.engine import Answer, Engine
@@ -132,8 +141,9 @@ class Evaluation:
         """How likely the assistant's words are, and how many greedy answers are right."""
         questions = [question_of(record) for record in records]
         texts = [
-            chat_text(self.tokenizer, record["conversations"], question.cluster)
+            text
             for record, question in zip(records, questions, strict=True)
+            for text in chat_texts(self.tokenizer, record["conversations"], question.cluster)
         ]
         scored = self._score(texts)
         questions = self._that_fit_a_row(questions)

@@ -6,12 +6,12 @@ _CALLS = (
     "{{ json .Function.Arguments }}}<|tool_call_end|>{{ end }}"
 )
 _ASSISTANT = (
-    "<|assistant_start|>{{ if .Thinking }}<|think_start|>{{ .Thinking }}<|think_end|>{{ end }}{{ .Content }}"
-    + _CALLS
-    + "<|assistant_end|>"
+    "<|assistant_start|>{{ if and .Thinking (gt $place $last) }}<|think_start|>{{ .Thinking }}<|think_end|>{{ end }}"
+    "{{ .Content }}" + _CALLS + "<|assistant_end|>"
 )
 CHAT = (
-    "<|bos|>{{ range .Messages }}"
+    '<|bos|>{{ $last := -1 }}{{ range $place, $_ := .Messages }}{{ if eq .Role "user" }}{{ $last = $place }}{{ end }}{{ end }}'
+    "{{ range $place, $_ := .Messages }}"
     '{{ if eq .Role "system" }}' + _SYSTEM + "{{ end }}"
     '{{ if eq .Role "user" }}<|user_start|>{{ .Content }}<|user_end|>{{ end }}'
     '{{ if eq .Role "assistant" }}' + _ASSISTANT + "{{ end }}"
@@ -19,7 +19,7 @@ CHAT = (
     "{{ end }}<|assistant_start|>"
 )
 """The template of dataset/chat.py again, up to where the answer begins. Tools stand in the system
-message."""
+message, and thoughts only behind the last question."""
 TEXT = "<|bos|>{{ .Prompt }}"
 """For a model that has read documents alone: it continues a text."""
 

@@ -1,6 +1,7 @@
 """Record to token ids and labels: which tokens of a document, a conversation or a pair are targets.
 
-Each record becomes one sequence (a document, a conversation) or two (the sides of a pair). A token
+Each record becomes one sequence (a document, a conversation) or two (the sides of a pair). A
+conversation with thoughts becomes one for each question that is answered with a thought. A token
 that the model is trained to predict is a target. Rendering a record also says which tokens are
 targets. The label at a token is the next token's id if that token is a target, else -100.
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from configs.paths import display
 from configs.schema import UserError
-from dataset.chat import Message
+from dataset.chat import Message, training_views
 from dataset.records.files import bad_line
 from dataset.records.foreign_marks import without_foreign_marks
 from dataset.records.lines import Item, decode_item
@@ -61,7 +62,8 @@ class Encoded:
     """What a batch of records became."""
 
     sequences: Sequences
-    """Documents, or conversations, or the sides of pairs: chosen, rejected, chosen, rejected ..."""
+    """Documents, or conversations (one for each view: dataset/chat.py), or the sides of pairs:
+    chosen, rejected, chosen, rejected ..."""
     counts: Mapping[str, int]
     """`records`; `truncated` ones; `marked` ones (dataset/records/foreign_marks.py); `num_targets`;
     and `num_bytes`: UTF-8 bytes of the targets. A special token has no bytes."""
@@ -143,14 +145,16 @@ class RecordEncoder:
         if self.data == "conversations":
             if not isinstance(record, ChatRecord):
                 raise BadRecord("no conversation")
-            whole = [self._conversation(record.messages)]
+            whole = [self._conversation(view) for view in training_views(record.messages)]
         else:
             if not isinstance(record, PreferenceRecord):
                 raise BadRecord("no preference pair")
             whole = self._pair(record)
         # A cut may remove all targets of a side, or the difference between the two sides of a pair.
         cut = [(ids[: self.max_length], is_target[: self.max_length]) for ids, is_target in whole]
-        if not all(is_target.any() for _, is_target in cut):
+        if self.data == "conversations":  # of several views, those that still have targets
+            cut = [(ids, is_target) for ids, is_target in cut if is_target.any()]
+        if not cut or not all(is_target.any() for _, is_target in cut):
             raise Dropped(f"no answer within {self.max_length} tokens")
         if self.data == "pairs" and np.array_equal(cut[0][0], cut[1][0]):
             raise Dropped(f"both answers equal within {self.max_length} tokens")

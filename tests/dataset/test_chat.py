@@ -7,7 +7,7 @@ import pytest
 
 from configs.paths import TOKENIZER_DIR
 from configs.schema import UserError
-from dataset.chat import SPECIAL_TOKENS
+from dataset.chat import SPECIAL_TOKENS, training_views
 from dataset.records.record import BadRecord
 from dataset.records.shapes import parse_record
 from dataset.tokenizer import RustBPETokenizer
@@ -112,6 +112,80 @@ def test_reasoning_and_tool_calls_are_targets_and_tool_results_are_not() -> None
     ]
 
 
+def text_with_targets(messages: Sequence[Any]) -> str:
+    """A conversation as text, with its targets in brackets."""
+    return "".join(f"[{span}]" if is_target else span for span, is_target in shown(messages)).replace("][", "")
+
+
+FIRST = "<|bos|><|user_start|>问<|user_end|><|assistant_start|>"
+THOUGHT_MARKED = "<|think_start|>想<|think_end|>答<|assistant_end|>"
+
+
+def test_thoughts_before_the_last_question_are_left_out_and_their_answers_teach_nothing() -> None:
+    thinking = assistant(reasoning_content="想")
+    assert text_with_targets([user(), thinking]) == f"{FIRST}[{THOUGHT_MARKED}]"
+    assert text_with_targets([user(), thinking, user("再"), thinking]) == (
+        f"{FIRST}答<|assistant_end|><|user_start|>再<|user_end|><|assistant_start|>[{THOUGHT_MARKED}]"
+    )
+    prompt = tokenizer.render_for_completion([user(), thinking, user("再")], enable_thinking=True)
+    whole, _ = tokenizer.render_conversation([user(), thinking, user("再"), thinking])
+    assert prompt == whole[: len(prompt)]
+
+
+def test_an_answer_without_thinking_stands_behind_the_empty_thought_of_its_prompt() -> None:
+    silent = assistant(enable_thinking=False)
+    assert text_with_targets([user(), silent]) == f"{FIRST}<|think_start|><|think_end|>[答<|assistant_end|>]"
+    prompt = tokenizer.render_for_completion([user()], enable_thinking=False)
+    whole, mask = tokenizer.render_conversation([user(), silent])
+    assert whole[: len(prompt)] == prompt and mask == [0] * len(prompt) + [1] * (len(whole) - len(prompt))
+    # Before a later question nothing of it is left, as nothing is left of a thought.
+    assert "think" not in text_with_targets([user(), silent, user(), assistant()])
+
+
+def test_a_conversation_with_thoughts_becomes_one_for_each_of_them_and_one_for_the_plain_answers() -> None:
+    system = {"role": "system", "content": "短"}
+    thinking = (
+        [user("甲"), assistant("一", reasoning_content="想")],
+        [user("乙"), assistant("二", enable_thinking=False)],
+    )
+    plain = [user("丙"), assistant("三")]
+    talk = [system, *thinking[0], *plain, *thinking[1], user("丁"), assistant("四", loss=False)]
+    context = assistant("一", loss=False)
+    assert training_views(talk) == [
+        [system, *thinking[0]],
+        [system, user("甲"), context, user("丙"), assistant("三", loss=False), *thinking[1]],
+        [system, user("甲"), context, *plain, user("乙"), assistant("二", loss=False), *talk[-2:]],
+    ]
+
+
+def test_every_answer_is_a_target_once_behind_the_text_of_its_prompt() -> None:
+    call = assistant(None, reasoning_content="查", tool_calls=[{"name": "天气"}])
+    talk = [
+        *(user("甲"), assistant("一", reasoning_content="想")),
+        *(user("乙"), call, {"role": "tool", "content": "晴"}, assistant("二")),
+        *(user("丙"), assistant("三")),
+    ]
+    learnt = []
+    for view in training_views(talk):
+        ids, mask = tokenizer.render_conversation(view)
+        learnt.append("".join(tokenizer.id_to_token(i) for i, is_target in zip(ids, mask, strict=True) if is_target))
+        asked = max(place for place, message in enumerate(view) if message["role"] == "user") + 1
+        prompt = tokenizer.render_for_completion(talk[:asked])
+        assert ids[: len(prompt)] == prompt and not any(mask[: len(prompt)])
+    end = "<|assistant_end|>"
+    called = '<|tool_call_start|>{"name": "天气", "arguments": {}}<|tool_call_end|>'
+    assert learnt == [
+        f"<|think_start|>想<|think_end|>一{end}",
+        f"<|think_start|>查<|think_end|>{called}{end}二{end}",
+        f"三{end}",
+    ]
+
+
+def test_without_thoughts_a_conversation_is_trained_on_as_it_is() -> None:
+    talk = [user(), assistant(), user(), assistant(loss=False)]
+    assert training_views(talk) == [talk] and training_views([assistant()]) == [[assistant()]]
+
+
 def test_tools_and_calls_stored_as_json_text_render_as_the_same_lists() -> None:
     call = {"name": "加", "arguments": {"a": 1}}
     as_lists = [
@@ -172,6 +246,7 @@ def test_a_mark_typed_by_anyone_stays_text(mark: str) -> None:
         ([{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}], "belongs to a message of role assistant"),
         ([{"role": "user", "content": "x", "tools": [{"name": "f"}]}], "belongs to a message of role system"),
         ([user(), assistant("x", reasoning_content=["y"])], "reasoning_content must be text"),
+        ([user(), assistant("x", reasoning_content="y", enable_thinking=False)], "enable_thinking is false, but"),
         ([user(), assistant("x", tool_calls="[{")], "tool_calls is text that is not JSON"),
         ([user(), assistant("x", tool_calls="[" * 100_000)], "tool_calls is text that is not JSON"),
         ([user(), assistant("x", tool_calls={"name": "f"})], "must be a list of JSON objects"),

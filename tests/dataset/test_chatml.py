@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from configs.schema import UserError
-from dataset.chat import ChatFormat, Message
+from dataset.chat import ChatFormat, Message, training_views
 from dataset.chatml import ChatML
 from dataset.tokenizer import RustBPETokenizer
 from tests.foreign_model import PLAIN, THINKING, WITH_SYSTEM, change_json, write_tokenizer
@@ -128,6 +128,26 @@ def test_what_an_assistant_writes_is_a_target_and_nothing_else_is(folders: dict[
     )
 
 
+def test_an_answer_to_a_prompt_without_thinking_does_not_learn_the_empty_thought(folders: dict[str, Path]) -> None:
+    plain, thinking = (RustBPETokenizer.from_directory(folders[kind]) for kind in ("plain", "thinking"))
+    ask, before = "<|im_start|>user\n1+1等于多少？\n  快说<|im_end|>\n", "<|im_start|>assistant\n"
+    silent = {**ANSWER, "enable_thinking": False}
+    assert marked(thinking, [ASK, silent]) == f"{ask}{before}<think>\n\n</think>\n\n[等于2。<|im_end|>]\n"
+    prompt = thinking.render_for_completion([ASK], enable_thinking=False)
+    assert thinking.render_conversation([ASK, silent])[0][: len(prompt)] == prompt
+    assert marked(plain, [ASK, silent]) == marked(plain, [ASK, ANSWER])
+
+
+def test_of_a_conversation_with_thoughts_each_answer_is_learnt_behind_its_prompt(folders: dict[str, Path]) -> None:
+    tokenizer = RustBPETokenizer.from_directory(folders["thinking"])
+    ask, before = "<|im_start|>user\n1+1等于多少？\n  快说<|im_end|>\n", "<|im_start|>assistant\n"
+    thought = "[<think>\n1+1\n</think>\n\n2<|im_end|>]\n"
+    assert [marked(tokenizer, list(view)) for view in training_views([ASK, THOUGHT, ASK, THOUGHT])] == [
+        f"{ask}{before}{thought}",
+        f"{ask}{before}2<|im_end|>\n{ask}{before}{thought}",
+    ]
+
+
 def test_the_prompt_is_the_beginning_of_the_conversation(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         tokenizer = RustBPETokenizer.from_directory(folder)
@@ -154,6 +174,8 @@ def test_what_is_said_behind_the_thought_is_the_answer() -> None:
     assert chatml.answer_of("<think>\n想\n</think>\n\n好") == "好"
     assert chatml.answer_of("好\n") == "好\n"
     assert chatml.answer_of("<think>\n想") == ""
+    assert chatml.answer_of("想", begins_with_thought=True) == ""
+    assert chatml.answer_of("想</think>\n\n好", begins_with_thought=True) == "好"
     assert ChatFormat().answer_of("<|think_start|>想<|think_end|>好") == "好"
 
 

@@ -110,6 +110,11 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
         },
         {"role": "tool", "content": "3 度"},
     ],
+    [
+        {"role": "user", "content": "一"},
+        {"role": "assistant", "content": "二", "reasoning_content": "想"},
+        {"role": "user", "content": "三"},
+    ],
 ]
 
 

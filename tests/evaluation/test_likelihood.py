@@ -18,7 +18,7 @@ from evaluation.likelihood import (
     batches,
     bits_metric,
     bits_per_byte,
-    chat_text,
+    chat_texts,
     likelihood_metrics,
     raw_text,
     row_nats,
@@ -100,7 +100,7 @@ def test_evaluation_and_benchmarks_mean_the_same_by_bits_per_byte(tokenizer: Rus
 def test_evaluation_and_validation_mean_the_same_by_bits_per_byte(tokenizer: RustBPETokenizer) -> None:
     model, sizes = lively(small_model()), token_bytes(tokenizer)
     messages = [*chat("你好吗？", "我很好。"), *chat("再见", "再见！")]
-    text = chat_text(tokenizer, messages)
+    (text,) = chat_texts(tokenizer, messages)
     (scored,) = score(model, [text], sizes, length=64, label="")
     ((inputs, labels),) = windows(text.ids, text.mask, 64)
     batch = {
@@ -125,7 +125,7 @@ def test_untrained_loss_is_near_ln_of_the_vocabulary(tokenizer: RustBPETokenizer
 
 
 def test_of_a_conversation_only_what_the_assistant_says_is_scored(tokenizer: RustBPETokenizer) -> None:
-    text = chat_text(tokenizer, [*chat("你好吗？", "我很好。"), *chat("再见", "再见！")], "greeting")
+    (text,) = chat_texts(tokenizer, [*chat("你好吗？", "我很好。"), *chat("再见", "再见！")], "greeting")
     said = tokenizer.decode([token for token, is_target in zip(text.ids, text.mask, strict=True) if is_target])
     assert said.replace("<|assistant_end|>", "") == "我很好。再见！"
     assert text.cluster == "greeting"

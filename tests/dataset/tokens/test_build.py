@@ -133,6 +133,22 @@ def test_conversations_in_a_row_are_whole_and_keep_their_own_numbers(tmp_path: P
     assert sorted(found) == sorted(expected)
 
 
+def test_a_conversation_with_thoughts_becomes_a_sequence_for_each_of_them(tmp_path: Path) -> None:
+    talk = conversation([("a", "b"), ("c", "d")])
+    thinking = [turn | ({"reasoning_content": "x"} if turn["role"] == "assistant" else {}) for turn in talk]
+    path = write_lines(tmp_path / "a.jsonl", [{"conversations": thinking}])
+    arrays = arrays_of(job("sft", path, max_length=32))
+    a, b, c, d, x = ids("abcdx")
+    think, think_end = (tokenizer.encode_special(f"<|think_{name}|>") for name in ("start", "end"))
+    answers = [think, x, think_end, b, BOT_END], [think, x, think_end, d, BOT_END]
+    first = [BOS, USER, a, USER_END, BOT, *answers[0]]
+    second = [BOS, USER, a, USER_END, BOT, b, BOT_END, USER, c, USER_END, BOT, *answers[1]]
+    rows = sorted(arrays["input_ids"][arrays["document_ids"] == number].tolist() for number in range(2))
+    assert rows == sorted([first, second])
+    labels = arrays["labels"]
+    assert sorted(labels[labels != IGNORE].tolist()) == sorted([*answers[0], *answers[1]])
+
+
 def test_bytes_of_answers_are_counted_exactly(tmp_path: Path) -> None:
     manifest = build_tensors(job("sft", chats(tmp_path / "a.jsonl"), max_length=128))
     assert manifest.num_bytes == sum(len(answer.encode()) for turns in CHATS for _, answer in turns)
