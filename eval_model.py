@@ -24,6 +24,7 @@ from inference.benchmark import EXPLANATION, add_benchmark_flags, load_of, measu
 from inference.conversation import Conversation, context_tokens
 from inference.engine import Engine
 from inference.loading import WEIGHTS_OF_MODE, open_model, weights_to_talk_to
+from inference.parts import opens_thought
 from inference.sampling import check_ids
 from inference.sampling_flags import add_sampling_flags, sampling_of
 from inference.terminal import Chat
@@ -48,6 +49,11 @@ def build_parser() -> Parser:
     add_shared(parser, "tokenizer_dir", "lora_name")
     parser.add_argument("--prompt", metavar="TEXT", help="ask once and print the answer 只问一次")
     parser.add_argument("--system", metavar="TEXT", default="", help="system prompt 系统提示")
+    add_switch(
+        parser,
+        "--enable_thinking",
+        help="begin answers with a thought, 0: without (the model decides) 先思考再回答，0 为不思考，默认由模型决定",
+    )
     add_sampling_flags(parser)
     add_switch(parser, "--speed", help="show tokens a second behind each answer 显示速度", default=False)
     parser.add_argument(
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     sampling, load = (
         sampling_of(arguments),
-        load_of(arguments, not_with=("prompt", "system", "speed", "stop", "stop_token_ids")),
+        load_of(arguments, not_with=("prompt", "system", "enable_thinking", "speed", "stop", "stop_token_ids")),
     )
     given = find_model_folder(arguments.load_from) if arguments.load_from else arguments.weight
     if arguments.lora_name and given is None and arguments.model_mode is None:
@@ -103,12 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(measure(engine, load, sampling, quantize=opened.quantize), arguments.json)
         return 0
     engine = Engine(model, tokenizer)
-    talk = Conversation(tokenizer, context_tokens(model), completes)
+    talk = Conversation(tokenizer, context_tokens(model), completes, enable_thinking=arguments.enable_thinking)
     if arguments.system:
         talk.system = arguments.system
     if arguments.prompt is not None:
-        (said,) = engine.answers([talk.ask(arguments.prompt)], sampling)
-        print(tokenizer.chat_format.answer_of(said.text))
+        prompt = talk.ask(arguments.prompt)
+        (said,) = engine.answers([prompt], sampling)
+        print(tokenizer.chat_format.answer_of(said.text, begins_with_thought=opens_thought(prompt, tokenizer)))
     else:
         Chat(engine, talk, sampling, name=path.name, shows_speed=arguments.speed).run()
     return 0

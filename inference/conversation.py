@@ -19,9 +19,23 @@ the answer."""
 class Conversation:
     """All that was said so far. A prompt leaves out the oldest turns that do not fit."""
 
-    def __init__(self, tokenizer: RustBPETokenizer, room: int, completes: bool = False) -> None:
-        """Args: room: tokens that the model can read. completes: see `prompt_ids`."""
+    def __init__(
+        self,
+        tokenizer: RustBPETokenizer,
+        room: int,
+        completes: bool = False,
+        *,
+        enable_thinking: bool | None = None,
+    ) -> None:
+        """Args: room: tokens that the model can read. completes: see `prompt_ids`. enable_thinking:
+        whether answers begin with a thought; None: the model decides.
+
+        Raises: UserError if the model knows no turns, and so no thoughts.
+        """
         self.tokenizer, self.room, self.completes = tokenizer, room, completes
+        self.enable_thinking = enable_thinking
+        if enable_thinking is not None:
+            self.require_turns()
         self.messages: list[Message] = []
         """The system prompt first, if there is one."""
         self.left_out = 0
@@ -63,13 +77,13 @@ class Conversation:
         """Token ids of the next prompt."""
         self.messages.append({"role": "user", "content": question})
         if self.completes:
-            return prompt_ids(self.tokenizer, self.messages, self.completes)
+            return self._prompt(self.messages)
         questions = self._questions()
         # A conversation only grows, so what was left out before does not fit now.
         self.left_out = min(self.left_out, len(questions) - 1)
         while self.left_out < len(questions) - 1 and self._length(self._from(questions[self.left_out])) > self._limit:
             self.left_out += 1
-        return prompt_ids(self.tokenizer, self._from(questions[self.left_out]), self.completes)
+        return self._prompt(self._from(questions[self.left_out]))
 
     def hear(self, answer: str, *, thought: str = "", is_whole: bool = True) -> None:
         """Remember what the model said.
@@ -127,16 +141,21 @@ class Conversation:
         """Tokens of a prompt."""
         return len(self.tokenizer.render_conversation(messages)[0]) + 1  # the mark behind which the answer begins
 
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        return prompt_ids(self.tokenizer, messages, self.completes, enable_thinking=self.enable_thinking)
 
-def prompt_ids(tokenizer: RustBPETokenizer, messages: list[Message], completes: bool) -> list[int]:
+
+def prompt_ids(
+    tokenizer: RustBPETokenizer, messages: list[Message], completes: bool, *, enable_thinking: bool | None = None
+) -> list[int]:
     """Token ids of a conversation up to the assistant's turn.
 
     Args: completes: the model was only pretrained. It knows no turns, so it continues the text of
-    the last message.
+    the last message. enable_thinking: as in `render_for_completion`.
     """
     if completes:
         return [tokenizer.get_bos_token_id(), *tokenizer.encode(messages[-1]["content"])]
-    return tokenizer.render_for_completion(messages)
+    return tokenizer.render_for_completion(messages, enable_thinking=enable_thinking)
 
 
 def context_tokens(model: MiniLLM) -> int:

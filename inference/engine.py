@@ -40,6 +40,8 @@ class Answer:
     text: str
     ended: bool
     num_tokens: int
+    written: str = ""
+    """All that it wrote, if a thought was taken out of `text`."""
 
 
 def end_ids(tokenizer: RustBPETokenizer) -> frozenset[int]:

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dataset.chat import ChatFormat
+from dataset.tokenizer import RustBPETokenizer
 
 PartKind = Literal["answer", "thought", "call"]
 
@@ -28,7 +29,7 @@ class Splitter:
     """Takes a text piece by piece, and gives its parts as soon as they are sure."""
 
     def __init__(self, marks: dict[str, PartKind], *, begins_with_thought: bool = False) -> None:
-        """Args: marks: of `marks_of`."""
+        """Args: marks: of `marks_of`. begins_with_thought: the prompt has opened it already."""
         self._marks, self._mark = marks, re.compile("|".join(map(re.escape, marks)))
         self._kind: PartKind = "thought" if begins_with_thought else "answer"
         self._held_back, self._call = "", ""
@@ -65,9 +66,15 @@ class Splitter:
             yield Part("call" if parse_call(call) else "answer", call)
 
 
-def split(text: str, chat_format: ChatFormat) -> tuple[str, str]:
+def opens_thought(prompt: Sequence[int], tokenizer: RustBPETokenizer) -> bool:
+    """Whether a prompt ends where a thought begins: its last mark, but for line ends, says so."""
+    return tokenizer.decode(prompt[-8:]).rstrip().endswith(tokenizer.chat_format.thought[0])
+
+
+def split(text: str, chat_format: ChatFormat, *, begins_with_thought: bool = False) -> tuple[str, str]:
     """Thought and answer of a whole text. The answer is empty if the thought has no end."""
-    parts = list(Splitter(marks_of(chat_format)).add(text, last=True))
+    splitter = Splitter(marks_of(chat_format), begins_with_thought=begins_with_thought)
+    parts = list(splitter.add(text, last=True))
     thought, answer = ("".join(p.text for p in parts if (p.kind == "thought") == wanted) for wanted in (True, False))
     return thought, answer
 

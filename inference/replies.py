@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from inference.engine import Engine
-from inference.parts import Part, Splitter, marks_of
+from inference.parts import Part, Splitter, marks_of, opens_thought, split
 from inference.sampling import Sampling, scores_not_finite
 
 LONGEST_LOOP = 32
@@ -46,7 +46,8 @@ class Reply:
 
     def parts(self) -> Iterator[list[Part]]:
         """The same, with thought and answer apart: the parts that each step adds."""
-        splitter = Splitter(marks_of(self.engine.tokenizer.chat_format))
+        marks = marks_of(self.engine.tokenizer.chat_format)
+        splitter = Splitter(marks, begins_with_thought=self.begins_with_thought)
         for text in self:
             yield list(splitter.add(text))
         yield list(splitter.add("", last=True))
@@ -59,6 +60,16 @@ class Reply:
     def ended(self) -> bool:
         """Whether the model ended it."""
         return self.request.finish_reason == "stop"
+
+    @property
+    def begins_with_thought(self) -> bool:
+        """Whether the prompt has opened a thought."""
+        return opens_thought(self.request.prompt, self.engine.tokenizer)
+
+    @property
+    def thought_and_answer(self) -> tuple[str, str]:
+        """Both so far. The answer is empty until the thought has ended."""
+        return split(self.text, self.engine.tokenizer.chat_format, begins_with_thought=self.begins_with_thought)
 
     @property
     def text(self) -> str:

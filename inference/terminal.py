@@ -17,7 +17,6 @@ from configs.paths import display
 from configs.schema import LARGEST_SEED, UserError
 from inference.conversation import Conversation
 from inference.engine import Engine
-from inference.parts import split
 from inference.replies import Reply
 from inference.request import Request
 from inference.sampling import Sampling
@@ -29,6 +28,8 @@ with contextlib.suppress(ImportError):  # Windows has none
 LEAVING = {"exit", "quit", "/exit", "/quit"}
 CHINESE_SLASHES = ("／", "、")
 """What the slash key types while a Chinese input method is on."""
+THINKING = {"auto": None, "on": True, "off": False}
+"""What /think takes -> `enable_thinking`."""
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 """What a terminal shows dimmed stands between these two (ECMA-48)."""
 
@@ -143,7 +144,7 @@ class Chat:
             note("（回答在重复，已停止 stopped: it goes in circles）")
         elif not is_whole:
             note(f"（已到 {self.sampling.max_new_tokens} 个 token 的上限 cut off: see --max_new_tokens）")
-        thought, answer = split(reply.text, self.engine.tokenizer.chat_format)
+        thought, answer = reply.thought_and_answer
         if not answer.strip():
             self.talk.undo()
             note("（没有回答，这一问不计入对话 no answer: the question is taken back）")
@@ -198,6 +199,15 @@ class Chat:
                 raise UserError(f"temperature {words}: is not a number.", "温度应是数字") from None
         return f"温度 temperature: {self.sampling.temperature:g}"
 
+    def _think(self, words: str) -> str:
+        if words:
+            self.talk.require_turns()
+            if words not in THINKING:
+                raise UserError(f"/think {words}: must be on, off or auto.", "只能是 on、off 或 auto")
+            self.talk.enable_thinking = THINKING[words]
+        now = next(name for name, value in THINKING.items() if value is self.talk.enable_thinking)
+        return f"思考 thinking: {now}"
+
     def _speed(self) -> str:
         self.shows_speed = not self.shows_speed
         return f"速度 speed: {'显示 shown' if self.shows_speed else '不显示 hidden'}"
@@ -240,6 +250,9 @@ COMMANDS = {
     "/retry": Command(Chat._retry, "ask the last question again 重新回答"),
     "/system": Command(Chat._system, "show or set the system prompt, - removes it 查看或设置系统提示", "[TEXT]"),
     "/temp": Command(Chat._temperature, "show or set the temperature, 0: no chance 查看或设置温度", "[T]"),
+    "/think": Command(
+        Chat._think, "think before answers: on, off, auto 先思考再回答：开、关、由模型决定", "[on|off|auto]"
+    ),
     "/save": Command(Chat._save, "save this conversation (JSON lines, SFT can read it) 保存对话", "FILE"),
     "/load": Command(Chat._load, "go on with a saved one 载入对话", "FILE"),
     "/speed": Command(Chat._speed, "show tokens a second, or hide them 显示或隐藏速度"),

@@ -90,6 +90,24 @@ def test_the_thought_of_a_reasoning_model_is_not_part_of_the_answer(say: Say, mo
     assert say("--prompt", "3+4=？") == "是七。\n"
 
 
+def test_a_thought_that_the_prompt_opened_and_nobody_closed_gives_no_answer(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    for said, wanted in (("三加四<|think_end|>是七。", "是七。\n"), ("三加四是七", "\n")):
+        answers = [Answer(said, True, 9)]
+        monkeypatch.setattr(
+            Engine, "answers", lambda self, prompts, sampling, said=answers: asked.extend(prompts) or said
+        )
+        assert say("--prompt", "3+4=？", "--enable_thinking") == wanted
+    tokenizer = RustBPETokenizer.from_directory(TOKENIZER_DIR)
+    assert tokenizer.decode(asked[0]).endswith("<|assistant_start|><|think_start|>")
+    say("--prompt", "3+4=？", "--enable_thinking", "0")
+    assert tokenizer.decode(asked[-1]).endswith("<|assistant_start|><|think_start|><|think_end|>")
+    with pytest.raises(UserError, match="only pretrained"):
+        say("--model_mode", "0", "--prompt", PROMPT, "--enable_thinking")
+
+
 def test_a_system_prompt_stands_before_the_question(say: Say, talkative: Path, tokenizer: RustBPETokenizer) -> None:
     messages = [{"role": "system", "content": "说短一点。"}, {"role": "user", "content": PROMPT}]
     model, _ = load_model(talkative / "rlhf_16.pth")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from configs.schema import LARGEST_SEED, UserError
 from dataset.tokenizer import RustBPETokenizer
+from inference.parts import opens_thought
 from inference.sampling import LOWEST_TEMPERATURE, Sampling, check_ids
 from inference.serving.errors import ApiError, from_user_error, invalid
 from inference.serving.fields import Body, Field, shown
@@ -59,10 +60,8 @@ def read_chat(body: Body, reader: Reader) -> Ask:
     thinks = _enable_thinking(body)
     messages = _with_tools(read_messages(body), body)
     prompt = _render(messages, reader, thinks)
-    opens_thought = not reader.completes and _ends_with(
-        prompt, reader.tokenizer.chat_format.thought[0], reader.tokenizer
-    )
-    return _ask("chat", body, reader, [prompt], logprobs, begins_with_thought=opens_thought)
+    begins_with_thought = not reader.completes and opens_thought(prompt, reader.tokenizer)
+    return _ask("chat", body, reader, [prompt], logprobs, begins_with_thought=begins_with_thought)
 
 
 def read_completion(body: Body, reader: Reader) -> Ask:
@@ -99,11 +98,6 @@ def read_prompts(body: Body, tokenizer: RustBPETokenizer) -> list[list[int]]:
     if not all(prompts):
         raise invalid("prompt", "a list of token ids is empty.", "词元编号列表为空")
     return prompts
-
-
-def _ends_with(prompt: Sequence[int], mark: str, tokenizer: RustBPETokenizer) -> bool:
-    """Whether the last thing in a prompt, but for line ends, is this mark."""
-    return tokenizer.decode(prompt[-8:]).rstrip().endswith(mark)
 
 
 def _without_bos(ids: Sequence[int], tokenizer: RustBPETokenizer) -> Sequence[int]:

@@ -74,3 +74,5 @@ def test_the_answer_of_a_text_begins_behind_the_thought() -> None:
     assert split("七。", ChatFormat()) == ("", "七。")
     assert split(f"{begin}三加四{end}七。", ChatFormat()) == ("三加四", "七。")
     assert split(f"{begin}三加四", ChatFormat()) == ("三加四", "")
+    assert split(f"三加四{end}七。", ChatFormat(), begins_with_thought=True) == ("三加四", "七。")
+    assert split("三加四", ChatFormat(), begins_with_thought=True) == ("三加四", "")

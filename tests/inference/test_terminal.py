@@ -218,6 +218,22 @@ def test_a_thought_stands_before_the_answer_and_is_dimmed_on_a_terminal_alone(
     assert "taken back" in err and hall.talk.num_turns == 2
 
 
+def test_thinking_can_be_switched_on_and_off(hall: Hall) -> None:
+    tokenizer = hall.talk.tokenizer
+    ends = {"on": THOUGHT[0], "off": "".join(THOUGHT), "auto": "<|assistant_start|>"}
+    for word, end in ends.items():
+        assert hall.type(f"/think {word}")[1] == f"思考 thinking: {word}"
+        hall.type("3+4=？", said=["三加四" + THOUGHT[1] + "是七。" if word == "on" else "是七。"])
+        assert tokenizer.decode(Scripted.asked[-1][0]).endswith(end)
+        assert hall.talk.messages[-1]["content"] == "是七。"
+    assert hall.talk.messages[1]["reasoning_content"] == "三加四"
+    assert "must be on, off or auto" in hall.type("/think maybe")[1]
+    # A thought that the prompt has opened is shown as one, and is no answer while it has no end.
+    hall.type("/think on")
+    out, err = hall.type("3+4=？", said=["三加四"])
+    assert out == "模型: （思考：三加四）\n" and "taken back" in err
+
+
 def test_a_terminal_is_dimmed_unless_it_can_not_or_the_user_does_not_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     for name, value, wanted in (("TERM", "xterm", True), ("TERM", "dumb", False), ("NO_COLOR", "1", False)):
