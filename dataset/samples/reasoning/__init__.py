@@ -1,0 +1,1 @@
+"""Bundled reasoning: problems of two and three steps, with a short line of thought for each."""
