@@ -17,6 +17,9 @@ EXACT_CATEGORIES = ("identity", "knowledge", "math")
 """Categories whose questions have a right answer that can be checked."""
 GENERAL_KINDS = ("danger", "harmless", "feelings", "chat", "turns", "limits")
 """Kinds of everyday talk that have few right answers, so that they can be scored."""
+REASONING_KINDS = ("reasoning_thinking", "reasoning_plain")
+"""Kinds of records whose metrics are `accuracy_reasoning_thinking` and `accuracy_reasoning_plain`
+(evaluation/reasoning.py)."""
 
 HONEST_MARKERS = re.compile(
     "不知道|不清楚|不太清楚|不(?:太|大)?了解|不(?:太|能|敢)?确定|不认识|不(?:太)?懂|不敢乱说|还不会|不会(?:算|做|这|答|回答)|"
@@ -311,6 +314,8 @@ _KIND_NAME = re.compile("[a-z][a-z0-9_]{0,23}")
 
 def metric_name(question: Question) -> str:
     """`accuracy_CATEGORY_KIND`, or `accuracy_CATEGORY` without a kind that can stand in a name."""
+    if question.kind in REASONING_KINDS:
+        return f"accuracy_{question.kind}"
     kind = f"_{question.kind}" if _KIND_NAME.fullmatch(question.kind) else ""
     return f"accuracy_{question.category}{kind}"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from configs.progress import progress_bar
 from configs.schema import CATEGORIES
+from dataset.chat import opens_thought
 from dataset.records.keys import normalised_question
 from dataset.tokenizer import RustBPETokenizer
 from inference.engine import Answer, Engine
@@ -36,6 +37,8 @@ class Question:
     """Whether an honest line, such as "I don't know", is right."""
     counted: tuple[str, ...] = ()
     """Things that are counted: the answer must name them."""
+    enable_thinking: bool | None = None
+    """How its prompt is rendered, as for the record's own answer: true before a thought."""
 
     @property
     def asked(self) -> str:
@@ -56,7 +59,13 @@ def question_of(record: dict[str, Any]) -> Question:
         accepted=_texts(record.get("accepted")),
         honest=record.get("honest") is True,
         counted=_texts(record.get("counted")),
+        enable_thinking=thinking_of(messages[-1]),
     )
+
+
+def thinking_of(answer: Mapping[str, Any]) -> bool | None:
+    """The `enable_thinking` of the prompt that an answer belongs to (dataset/chat.py)."""
+    return bool(answer.get("reasoning_content")) if opens_thought(answer) else None
 
 
 def category_of(record: Mapping[str, Any]) -> str:
@@ -93,12 +102,18 @@ def ask(
     batch_size: int,
     max_new_tokens: int,
     label: str = "answers",
+    thinking: Sequence[bool | None] = (),
 ) -> list[Answer]:
     """Greedy answers, in the order of the conversations.
 
-    Args: batch_size: answers that are made at once. label: name of the progress bar.
+    Args: batch_size: answers that are made at once. label: name of the progress bar. thinking: the
+    `enable_thinking` of each prompt; empty: the model decides.
     """
-    prompts = [tokenizer.render_for_completion(messages) for messages in conversations]
+    thinking = thinking or [None] * len(conversations)
+    prompts = [
+        tokenizer.render_for_completion(messages, enable_thinking=thinks)
+        for messages, thinks in zip(conversations, thinking, strict=True)
+    ]
     # Rows of about the same length read the cache in one call (model/decoder.py).
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     engine = Engine(model, tokenizer, max_batch_size=batch_size)
@@ -106,11 +121,14 @@ def ask(
     with progress_bar(len(prompts), desc=label, unit="answers", leave=False) as bar:
         said = engine.answers([prompts[number] for number in order], sampling, lambda: bar.update(1))
     answers = dict(zip(order, said, strict=True))
-    # A thought is no part of an answer.
-    return [
-        replace(answers[number], text=tokenizer.chat_format.answer_of(answers[number].text))
-        for number in range(len(prompts))
-    ]
+    return [_without_thought(answers[number], tokenizer, thinks) for number, thinks in enumerate(thinking)]
+
+
+def _without_thought(said: Answer, tokenizer: RustBPETokenizer, thinks: bool | None) -> Answer:
+    """The same answer, where the thought is no part of the text. A thought without an end leaves
+    nothing."""
+    text = tokenizer.chat_format.answer_of(said.text, begins_with_thought=bool(thinks))
+    return replace(said, text=text, written=said.text)
 
 
 Asker = Callable[[Sequence[Messages]], list[Answer]]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from configs.messages import both
 from configs.schema import CATEGORIES
 from dataset.tokenizer import RustBPETokenizer
-from evaluation.answers import AnswerRule, Said, is_scored, leaks_name, metric_name, normalize
+from evaluation.answers import REASONING_KINDS, AnswerRule, Rule, Said, is_scored, leaks_name, metric_name, normalize
 from evaluation.baselines import Asked, Baselines, TrainingExamples, question_text
 from evaluation.danger import DangerPrompt, gives_help_line
 from evaluation.first_minutes import Prompt, ask_in_turns, judge
@@ -25,6 +25,7 @@ from evaluation.likelihood import (
 )
 from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
+from evaluation.reasoning import LastSentenceRule, is_well_formed
 from inference.engine import Answer, Engine
 from inference.sampling import Sampling
 from model.model_minillm import MiniLLM
@@ -151,7 +152,9 @@ class Evaluation:
         # their answers only show whether answers end properly.
         open_ended = [question for question in questions if not is_scored(question)][:GENERAL_ANSWERS]
         questions = [question for question in questions if is_scored(question)] + open_ended
-        answers = self.ask([question.messages for question in questions])
+        answers = self.ask(
+            [question.messages for question in questions], [question.enable_thinking for question in questions]
+        )
         return likelihood_metrics(scored) | self.answer_metrics(questions, answers)
 
     def _that_fit_a_row(self, questions: Sequence[Question]) -> list[Question]:
@@ -172,26 +175,27 @@ class Evaluation:
             )
         return fit
 
-    def ask(self, conversations: Sequence[Messages]) -> list[Answer]:
-        """The model's greedy answers."""
+    def ask(self, conversations: Sequence[Messages], thinking: Sequence[bool | None] = ()) -> list[Answer]:
+        """The model's greedy answers. Args: thinking: as in `evaluation.questions.ask`."""
         return ask(
             self.model,
             self.tokenizer,
             conversations,
             batch_size=self.settings["batch_size"],
             max_new_tokens=self.settings["max_new_tokens"],
+            thinking=thinking,
         )
 
     def answer_metrics(self, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Metric]:
-        """Accuracy of each category and kind with its baselines, and three conditions.
+        """Accuracy of each category and kind with its baselines, and four conditions.
 
-        A condition is a share of answers. There are three: answers that end, answers that say the
-        model's name although nobody asked for it, and answers "I don't know" to facts that were
-        taught.
+        A condition is a share of answers: those that end, those that say the model's name although
+        nobody asked for it, those that say "I don't know" to facts that were taught, and of answers
+        with a thought those that are well formed.
         """
         groups: dict[str, list[tuple[Verdict, Asked]]] = defaultdict(list)
         for question, said in zip(questions, answers, strict=True):
-            rule, scored = AnswerRule(question, self.names), is_scored(question)
+            rule, scored = self._rule(question), is_scored(question)
             expected = (question.expected, *question.accepted)
             verdict = Verdict(
                 metric=metric_name(question) if scored else "",
@@ -211,6 +215,10 @@ class Evaluation:
         self._remember_answers()
         metrics = {name: self._accuracy(group) for name, group in sorted(groups.items())}
         return metrics | self._conditions(questions, answers)
+
+    def _rule(self, question: Question) -> Rule:
+        """What makes an answer to a question right."""
+        return LastSentenceRule(question) if question.kind in REASONING_KINDS else AnswerRule(question, self.names)
 
     def _accuracy(self, group: Sequence[tuple[Verdict, Asked]]) -> Metric:
         """The share of right answers, with its baselines, and the same share for each topic."""
@@ -250,6 +258,11 @@ class Evaluation:
                 (question, Said(said.text).declines)
                 for question, said in pairs
                 if question.category == "knowledge" and not question.kind
+            ],
+            "well_formed": [
+                (question, is_well_formed(said, self.tokenizer.chat_format))
+                for question, said in pairs
+                if question.enable_thinking
             ],
         }
         return {

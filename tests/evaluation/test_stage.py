@@ -36,7 +36,8 @@ class Speaker(Evaluation):
         super().__init__(small_model(), tokenizer, NAMES, SETTINGS, 64, examples)
         self.says = says
 
-    def ask(self, conversations: Sequence[Messages]) -> list[Answer]:
+    def ask(self, conversations: Sequence[Messages], thinking: Sequence[bool | None] = ()) -> list[Answer]:
+        self.thinking = list(thinking)
         return [Answer(self.says(messages), True, 1) for messages in conversations]
 
 
@@ -174,6 +175,26 @@ def test_known_facts_that_are_declined_are_counted(tokenizer: RustBPETokenizer) 
     speaker = Speaker(tokenizer, lambda messages: says.get(messages[-1]["content"], "好"))
     metrics = heard([question_of(record) for record in RECORDS], speaker)
     assert metrics["declined_known_facts"].value == 0.25
+
+
+def test_reasoning_is_asked_in_both_forms_and_scored_apart(tokenizer: RustBPETokenizer) -> None:
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("reasoning_thinking", {"reasoning_content": "1+1=2。2+1=3。"}), ("reasoning_plain", {"enable_thinking": False}),
+    ]  # fmt: skip
+    records = []
+    for kind, way in ways:
+        turns = chat("1+1+1等于几？", "答案是3。")
+        records.append({"conversations": [turns[0], {**turns[1], **way}], "category": "math", "kind": kind})
+    speaker = Speaker(tokenizer, lambda _: "答案是3。")
+    metrics = speaker.of_chats(records)
+    assert speaker.thinking == [True, False]
+    assert metrics["accuracy_reasoning_thinking"].value == metrics["accuracy_reasoning_plain"].value == 1
+    assert metrics["well_formed"].value == 0 and metrics["well_formed"].n == 1  # what was said had no thought
+    (thinking, plain), prompt = ([{"role": "user", "content": "1+1+1等于几？"}],) * 2, tokenizer.render_for_completion
+    model = lively(small_model())
+    said = ask(model, tokenizer, [thinking, plain], batch_size=2, max_new_tokens=4, thinking=[True, False])
+    assert [one.text for one in said] == ["", said[1].written]  # an open thought is no answer
+    assert prompt(thinking, enable_thinking=True) != prompt(plain, enable_thinking=False)
 
 
 IN_DANGER = [
