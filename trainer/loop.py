@@ -56,8 +56,9 @@ class Objective(Protocol):
         """Loss of a micro-batch in nats, summed over its targets (or pairs), ()."""
         ...
 
-    def num_targets(self, batch: Batch) -> int:
-        """Number of targets (or pairs) of a micro-batch. The micro-batch is still in CPU memory."""
+    def num_targets(self, batch: Batch) -> float:
+        """Number of targets (or pairs) of a micro-batch, or the sum of their weights. The
+        micro-batch is still in CPU memory."""
         ...
 
     def num_tokens(self, batch: Batch) -> int:

@@ -22,13 +22,7 @@ class NextToken:
         # (B, T, C), and of a MoE (B,)
         hidden, balance = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
         loss = lm_loss_sum(hidden, model.output_weight, batch["labels"], batch["target_places"])
-        if balance is not None and model.training:
-            # The loop divides the sum by the targets of the whole step. A row's balance loss is
-            # multiplied by its targets, so that it stays a mean over targets too, and splits of a
-            # step agree.
-            targets_of_row = (batch["labels"] != IGNORE).sum(dim=1)  # (B,)
-            loss = loss + model.config.router_aux_loss_coef * (balance * targets_of_row).sum()
-        return loss
+        return loss + balance_sum(model, balance, (batch["labels"] != IGNORE).sum(dim=1))
 
     @torch.no_grad()
     def text_sums(self, model: nn.Module, batch: Batch, sizes: Tensor) -> Tensor:
@@ -43,13 +37,61 @@ class NextToken:
         bytes_of_target = sizes[batch["labels"].flatten().index_select(0, batch["target_places"])]  # (N,)
         return torch.stack([nats.sum(), (nats * (bytes_of_target > 0)).sum(), bytes_of_target.sum().to(nats.dtype)])
 
-    def num_targets(self, batch: Batch) -> int:
+    def num_targets(self, batch: Batch) -> float:
         """Targets."""
         return len(batch["target_places"])
 
     def num_tokens(self, batch: Batch) -> int:
         """Tokens that belong to a document."""
         return int((batch["document_ids"] >= 0).sum())
+
+
+def balance_sum(model: MiniLLM, balance: Tensor | None, targets_of_row: Tensor) -> Tensor | float:
+    """What a MoE's balance loss (B,) adds to the loss of a batch in training.
+
+    The loop divides the sum by the targets of the whole step. A row's balance loss is multiplied by
+    its targets (B,), so that it stays a mean over targets too, and splits of a step agree.
+    """
+    if balance is None or not model.training:
+        return 0.0
+    return model.config.router_aux_loss_coef * (balance * targets_of_row).sum()
+
+
+class WeightedTokens(NextToken):
+    """Cross-entropy of the targets, where some tokens count more than others.
+
+    The loop divides by the sum of the weights, so a step's loss is the weighted mean of its
+    targets, however its rows are divided. Bits per byte count every token of text once.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        """Args: weights (V,): how much each token counts as a target, above 0."""
+        self.weights = weights
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Nats times weights, summed over the targets, ()."""
+        assert isinstance(model, MiniLLM)
+        hidden, balance = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
+        nats = target_nats(hidden, model.output_weight, batch["labels"], batch["target_places"])  # (N,)
+        weights = self._of_places(batch)  # (B, T)
+        loss = (nats * weights.flatten().index_select(0, batch["target_places"])).sum()
+        return loss + balance_sum(model, balance, weights.sum(dim=1))
+
+    @torch.no_grad()
+    def text_sums(self, model: nn.Module, batch: Batch, sizes: Tensor) -> Tensor:
+        """As in `NextToken`, but the first number is the loss with its weights."""
+        sums = super().text_sums(model, batch, sizes)
+        return torch.cat([self.loss_sum(model, batch)[None].to(sums.dtype), sums[1:]])
+
+    def num_targets(self, batch: Batch) -> float:
+        """The weights of the targets, summed."""
+        return float(self._of_places(batch).sum())
+
+    def _of_places(self, batch: Batch) -> Tensor:
+        """The weight of the target at each place (B, T); 0 where there is none."""
+        labels = batch["labels"]
+        weights = self.weights.to(labels.device)[labels.clamp(min=0)]
+        return weights * (labels != IGNORE)
 
 
 class Preference:

@@ -14,7 +14,7 @@ from dataset.lm_dataset import target_places
 from dataset.tensors import IGNORE
 from model.model_minillm import MiniLLM
 from tests.tiny_run import lively
-from trainer.objectives import NextToken, Preference
+from trainer.objectives import NextToken, Preference, WeightedTokens
 
 SHAPE = ModelConfig(
     vocab_size=40,
@@ -58,6 +58,61 @@ def test_the_balance_loss_of_experts_counts_in_training_alone_and_by_the_targets
     _, balance = model.hidden_states(rows["input_ids"], document_ids=rows["document_ids"])
     assert balance is not None
     assert_close(NextToken().loss_sum(model.train(), rows), plain + 0.5 * 6 * balance.sum())
+
+
+def weighted(*heavy: int, weight: float = 3.0) -> WeightedTokens:
+    """The objective in which some tokens count more than the others."""
+    weights = torch.ones(40)
+    weights[list(heavy)] = weight
+    return WeightedTokens(weights)
+
+
+def test_a_heavy_token_counts_as_often_as_its_weight_says() -> None:
+    model, rows = lively(MiniLLM(SHAPE)), random_rows()
+    labels = rows["labels"][rows["labels"] != IGNORE]
+    first = int(labels[0])
+    logps = model(rows["input_ids"], document_ids=rows["document_ids"]).log_softmax(dim=-1)
+    nats = -logps[rows["labels"] != IGNORE].gather(1, labels[:, None])[:, 0]
+    wanted = (nats * torch.where(labels == first, 3.0, 1.0)).sum()
+    assert_close(weighted(first).loss_sum(model, rows), wanted, rtol=1e-5, atol=1e-4)
+    assert weighted(first).num_targets(rows) == len(labels) + 2 * int((labels == first).sum())
+
+
+def test_with_equal_weights_loss_and_gradient_are_those_of_the_next_token() -> None:
+    rows, model = random_rows(), lively(MiniLLM(SHAPE)).train()
+    gradients = []
+    for objective in (NextToken(), weighted(weight=1.0)):
+        model.zero_grad()
+        (objective.loss_sum(model, rows) / objective.num_targets(rows)).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # type: ignore[union-attr]
+    assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_weighted_step_is_the_same_however_its_rows_are_divided() -> None:
+    rows, model = random_rows(), lively(MiniLLM(SHAPE)).train()
+    objective = weighted(*range(0, 40, 3))
+
+    def part(numbers: list[int]) -> dict[str, torch.Tensor]:
+        taken = {name: rows[name][numbers] for name in ("input_ids", "labels", "document_ids")}
+        return taken | {"target_places": target_places(taken["labels"])}
+
+    gradients = []
+    for parts in ([[0, 1, 2]], [[0], [1], [2]], [[0, 2], [1]]):
+        model.zero_grad()
+        total = sum(objective.num_targets(part(numbers)) for numbers in parts)
+        for numbers in parts:
+            (objective.loss_sum(model, part(numbers)) / total).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # type: ignore[union-attr]
+    assert_close(gradients[0], gradients[1])
+    assert_close(gradients[0], gradients[2])
+
+
+def test_validation_shows_the_weighted_loss_and_plain_bits_per_byte() -> None:
+    model, rows, sizes = lively(MiniLLM(SHAPE)), random_rows(), torch.arange(40)
+    objective = weighted(5, 6, 7)
+    sums, plain = objective.text_sums(model, rows, sizes), NextToken().text_sums(model, rows, sizes)
+    assert_close(sums[0], objective.loss_sum(model, rows).detach())
+    assert_close(sums[1:], plain[1:])
 
 
 def random_pairs() -> dict[str, torch.Tensor]:
