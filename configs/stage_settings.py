@@ -49,6 +49,22 @@ class ReplayConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReasonConfig(ReplayConfig):
+    """The settings of learning to think before the answer."""
+
+    replay_share: float = knob(0.5, "share of rows from the SFT mix", "每步中复习旧数据的比例", "P")
+    """Without them the model would answer everything as it answers problems."""
+    tag_weight: float = knob(1.0, "how much the marks of thought and answer count", "思考与回答标记的损失权重", "W")
+    """1: as much as other tokens. More makes answers well formed sooner; here they soon are
+    (docs/methods/reasoning.md)."""
+
+    def __post_init__(self) -> None:
+        ReplayConfig.__post_init__(self)
+        if not 0 < self.tag_weight < math.inf:
+            raise UserError(f"tag_weight = {self.tag_weight}: must be above 0, and a number.", "必须是大于 0 的数")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig(ReplayConfig):
     """The settings of LoRA (model/model_lora.py)."""
 

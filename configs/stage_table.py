@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import AdapterConfig, DPOConfig, ReplayConfig
+from configs.stage_settings import AdapterConfig, DPOConfig, ReasonConfig, ReplayConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
@@ -66,6 +66,11 @@ STAGE_TABLE = {
         trainer="train_lora.py", weights="lora_identity", data="conversations", start="full_sft",
         rate_share=5.0, recipe_version=1, settings=AdapterConfig, arguments="LORA_ARGS", optional=True,
         data_set="lora_identity", folder="lora", named_by="lora_name",
+    ),
+    "reason": StageSpec(
+        trainer="train_distill_reason.py", weights="reason", data="conversations", start="full_sft",
+        rate_share=0.25, recipe_version=1, settings=ReasonConfig, arguments="REASON_ARGS", optional=True,
+        data_set="reasoning",
     ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""

@@ -153,14 +153,13 @@ def start_of_adapter(path: Path) -> StartFile:
     return start
 
 
-def heldout_of_adapter(path: Path, training_data: Sources) -> Path:
-    """The held-out file beside the records that an adapter was trained on.
+def heldout_of_own_set(path: Path, training_data: Sources) -> Path:
+    """The held-out file beside the records that weights or an adapter were trained on.
 
-    Args: path: the adapter. training_data: what it and its base have seen; its own records come
-    last.
+    Args: training_data: what they and their start have seen; their own records come last.
     Raises: UserError if there is none.
     """
-    source = Path(training_data[-1].path)
+    source = Path(training_data[-1].path if training_data else "")
     for place in (source, ROOT / source):
         if heldout := heldout_beside(place):
             return heldout

@@ -47,7 +47,7 @@ from evaluation.intervals import Metric
 from evaluation.new_name import Renaming, name_metrics
 from evaluation.provenance import (
     Trained,
-    heldout_of_adapter,
+    heldout_of_own_set,
     is_bundled,
     is_held_out_by_a_mix,
     mixture_of,
@@ -70,6 +70,8 @@ from model.weights import load_model, weights_sha256
 
 START_MATTERS = ("dpo", "lora")
 """Stages whose weights are judged together with those that they started from."""
+BESIDE_CHATS = (*START_MATTERS, "reason")
+"""Stages that are judged on the chats of the mix too, to see what became of their answers."""
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
 
 
@@ -91,7 +93,7 @@ class Request:
     reference: Path | None
     lora_name: str
     data_path: Path | None
-    """None: what was held out of the set that an adapter was trained on."""
+    """None: what was held out of the set that the weights or the adapter were trained on."""
     sft_data_path: Path | None
     """None: the chats of the mix."""
     first_minutes: str
@@ -115,7 +117,7 @@ class Exam:
 
     heldout: Heldout
     chats: Heldout | None
-    """After preference training, and with an adapter: chats of the mix, to see what it did to
+    """After an optional stage and preference training: chats of the mix, to see what it did to
     them."""
     prompts: list[Prompt]
     unnamed: list[str]
@@ -172,7 +174,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--lora_name", default="", metavar="NAME", help="LoRA: which adapter 适配器的名字")
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
-    parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO, LoRA: held-out chats 留出对话")
+    parser.add_argument(
+        "--sft_data_path", type=Path, metavar="FILE", help="held-out chats beside it 同时评测的留出对话"
+    )
     parser.add_argument(
         "--first_minutes",
         default="",
@@ -208,11 +212,11 @@ def request_of(arguments: Namespace) -> Request:
     """The flags, resolved. Raises: UserError if one belongs to another stage or is out of range."""
     stage, profile = arguments.stage, load_profile(arguments.profile)
     data = STAGE_TABLE[stage].data
-    for name, stages in (("reference", START_MATTERS), ("sft_data_path", START_MATTERS), ("lora_name", ("lora",))):
+    for name, stages in (("reference", START_MATTERS), ("sft_data_path", BESIDE_CHATS), ("lora_name", ("lora",))):
         if stage not in stages and getattr(arguments, name):
             only = " or ".join(stages)
             raise UserError(f"--{name}: only for --stage {only}. Leave it out.", f"只用于 --stage {only}：请去掉")
-    default = None if stage == "lora" else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
+    default = None if STAGE_TABLE[stage].data_set else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
     as_given = (
         "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "lora_name", "sft_data_path", "first_minutes",
         "danger_prompts", "half", "answers_file", "run_id", "show_wrong",
@@ -292,7 +296,7 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     else:
         examples = training_examples(sources, seed, with_texts=with_texts)
         trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
-    data_path = request.data_path or heldout_of_adapter(checkpoint.path, sources)
+    data_path = request.data_path or heldout_of_own_set(checkpoint.path, sources)
     heldout = read_heldout(data_path, stage, trained, request.settings.max_samples, seed)
     # The manifest of the mix lies beside the held-out file, or beside the training files if the
     # held-out file is somewhere else.
@@ -305,7 +309,7 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
     danger = choose_danger_prompts(request.danger_prompts, stage)
     chats = None
-    if stage in START_MATTERS and (path := request.sft_data_path or chats_beside(heldout.path)):
+    if stage in BESIDE_CHATS and (path := request.sft_data_path or chats_beside(heldout.path)):
         chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
     if renaming is not None:
         heldout = replace(heldout, records=list(map(renaming.as_new_identity, heldout.records)))
