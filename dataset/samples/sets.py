@@ -7,7 +7,11 @@ from configs.artifacts import atomic_write
 from dataset.samples.exam import without_exam
 from dataset.samples.generators import generated
 
-SAMPLE_SETS = {"lora_identity": "adapters.identity", "reasoning": "reasoning.questions"}
+SAMPLE_SETS = {
+    "lora_identity": "adapters.identity",
+    "lora_medical": "adapters.medical",
+    "reasoning": "reasoning.questions",
+}
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 
 
