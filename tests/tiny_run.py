@@ -17,7 +17,7 @@ from dataset.tokenizer import RustBPETokenizer
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import read_made, read_weights
-from trainer import train_dpo, train_full_sft, train_lora, train_pretrain
+from trainer import train_distill_reason, train_dpo, train_full_sft, train_lora, train_pretrain
 from trainer.loop import Outcome, Run
 from trainer.resume import saved_states
 
@@ -26,6 +26,7 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "sft": train_full_sft.main,
     "dpo": train_dpo.main,
     "lora": train_lora.main,
+    "reason": train_distill_reason.main,
 }
 """Stage -> its trainer, called with flags in this process."""
 WEIGHTS = {
@@ -33,6 +34,7 @@ WEIGHTS = {
     "sft": "full_sft_16.pth",
     "dpo": "rlhf_16.pth",
     "lora": "lora/lora_identity_16.pth",
+    "reason": "reason_16.pth",
 }
 """Stage -> its weight file."""
 SHAPE = [
