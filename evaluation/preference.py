@@ -130,7 +130,7 @@ def preference_metrics(
     def of(outcome: Callable[[int], bool], numbers: Sequence[int]) -> Metric:
         """The share of the pairs with these numbers for which the outcome is true."""
         metric = share([outcome(number) for number in numbers], [pairs[number].cluster for number in numbers])
-        return replace(metric, baselines=_baselines([guesses[number] for number in numbers], examples))
+        return replace(metric, baselines=length_and_nearest([guesses[number] for number in numbers], examples))
 
     def both(name: str, numbers: Sequence[int]) -> dict[str, Metric]:
         """The metrics that are also taken for each kind. `name`: the end of their names."""
@@ -156,7 +156,7 @@ def preference_metrics(
     return metrics
 
 
-def _baselines(
+def length_and_nearest(
     guesses: Sequence[tuple[bool, bool, bool | None]], examples: TrainingExamples
 ) -> dict[str, float | str | None]:
     """`length`: the better of two rules, always the longer answer or always the shorter one.

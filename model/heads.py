@@ -43,11 +43,14 @@ def rewards_of(model: nn.Module, input_ids: Tensor, ends: Tensor) -> Tensor:
     Args: model: a MiniLLM with a reward head. input_ids (B, T): padded at the end, where no token
     looks. ends (B,): the place of each end token. Returns: (B,).
     """
+    assert isinstance(model, MiniLLM)
     hidden, _ = model.hidden_states(input_ids)  # (B, T, C)
     at_end = hidden[torch.arange(len(ends), device=ends.device), ends]  # (B, C)
     # A reward is a small difference of sums, so it is not rounded to 8 bits of bfloat16.
     with torch.autocast(hidden.device.type, enabled=False):
-        rewards: Tensor = model.reward_head(at_end.float())[:, 0]
+        head = model.reward_head
+        assert isinstance(head, nn.Linear)
+        rewards: Tensor = head(at_end.float())[:, 0]
     return rewards
 
 
