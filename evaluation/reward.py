@@ -5,7 +5,6 @@ log-probability or a DPO model may reach as much. So all of them stand beside it
 pairs. Rewards, log-probabilities and lengths are plain numbers.
 """
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -55,9 +54,8 @@ def length_matched(
             weights[number] = 1.0
         else:
             sides[chosen > rejected].append(number)
-    unequal = sorted(
-        sides[True] + sides[False], key=lambda number: (abs(math.log(lengths[number][0] / lengths[number][1])), number)
-    )
+    # The larger length over the smaller one: the same number, to the last bit, for both directions.
+    unequal = sorted(sides[True] + sides[False], key=lambda i: (max(lengths[i]) / min(lengths[i]), i))
     bins = max(1, min(MOST_BINS, len(unequal) // PAIRS_OF_A_BIN))
     for place in range(bins):
         members = unequal[len(unequal) * place // bins : len(unequal) * (place + 1) // bins]
