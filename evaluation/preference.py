@@ -92,10 +92,15 @@ def score_pairs(
     # Chosen and rejected by turns: 2i and 2i + 1 are pair i.
     flat = [row for pair in rows for row in pair]
     logps = [-nats for nats, _ in row_nats(model, flat, batch_size, label)]
-    tokens = [sum(token != IGNORE for token in labels) for _, labels in flat]
+    tokens = [num_targets(row) for row in flat]
     return [
         PairScore(logps[place], logps[place + 1], tokens[place], tokens[place + 1]) for place in range(0, len(flat), 2)
     ]
+
+
+def num_targets(row: Row) -> int:
+    """Targets of a row: tokens of an answer, its end token included."""
+    return sum(token != IGNORE for token in row[1])
 
 
 def preference_metrics(

@@ -97,11 +97,15 @@ class RewardModel:
     @property
     def evidence(self) -> str:
         """What is known of its accuracy, in a few words."""
-        found = self.manifest.reward_accuracy
-        if not found:
-            return "no accuracy on held-out pairs is known"
-        low, high = found["ci95"]
-        return f"length-matched accuracy {found['value']:.3f} [{low:.3f}, {high:.3f}] on {found['n']} held-out pairs"
+        return evidence(self.manifest.reward_accuracy)
+
+
+def evidence(accuracy: Mapping[str, Any]) -> str:
+    """A few words about a length-matched accuracy. Args: as for `is_proven`."""
+    if not accuracy:
+        return "no accuracy on held-out pairs is known"
+    low, high = accuracy["ci95"]
+    return f"length-matched accuracy {accuracy['value']:.3f} [{low:.3f}, {high:.3f}] on {accuracy['n']} held-out pairs"
 
 
 def is_proven(accuracy: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from dataset.tokenizer import RustBPETokenizer
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import read_weights
-from trainer import train_dpo, train_full_sft, train_pretrain
+from trainer import train_distillation, train_dpo, train_full_sft, train_pretrain, train_reward
 from trainer.loop import Outcome, Run
 from trainer.resume import saved_states
 
@@ -25,10 +25,17 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": train_pretrain.main,
     "sft": train_full_sft.main,
     "dpo": train_dpo.main,
+    "distill": train_distillation.main,
+    "reward": train_reward.main,
 }
 """Stage -> its trainer, called with flags in this process."""
-WEIGHTS = {"pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth"}
+WEIGHTS = {
+    "pretrain": "pretrain_16.pth", "sft": "full_sft_16.pth", "dpo": "rlhf_16.pth", "distill": "full_dist_16.pth",
+    "reward": "reward_16.pth",
+}  # fmt: skip
 """Stage -> its weight file."""
+RECORDS = {"distill": "sft", "reward": "dpo"}
+"""Stage -> the stage whose records it trains on, if these are not its own."""
 SHAPE = [
     "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--num_key_value_heads=1",
     "--intermediate_size=32",
@@ -144,7 +151,8 @@ class TinyRun:
     def flags(self, stage: str, *words: str) -> list[str]:
         """A trainer's command line. `words` come last, so they replace flags of the same name."""
         return [
-            *LOOP, *(SHAPE if stage == "pretrain" else ()), "--data_path", str(self.data / f"{stage}.jsonl"),
+            *LOOP, *(SHAPE if stage == "pretrain" else ()),
+            "--data_path", str(self.data / f"{RECORDS.get(stage, stage)}.jsonl"),
             "--tokenizer_dir", str(TOKENIZER_DIR), "--out_dir", str(self.out), "--tf_dir", str(self.tf_dir), *words,
         ]  # fmt: skip
 

@@ -75,6 +75,8 @@ def is_done(facts: Facts) -> bool:
 
 Save = Callable[[Path, MiniLLM, WeightsManifest], None]
 """Writes what a training has made: weights, or an adapter alone."""
+StreamMaker = Callable[[Rows, Objective, TrainConfig, Runtime], BatchStream]
+"""Makes the batches of each step from the rows."""
 
 
 @dataclass
@@ -93,10 +95,13 @@ class Training:
     """Writes the result; None: as whole weights."""
     stop: StopSignal = field(default_factory=StopSignal)
 
-    def fit(self, rows: Rows, objective: Objective, validation: Rows | None) -> int:
+    def fit(
+        self, rows: Rows, objective: Objective, validation: Rows | None, stream_of: StreamMaker = BatchStream
+    ) -> int:
         """Train and write the weights.
 
         Args: rows: the training data. validation: the held-out data of the validation loss.
+        stream_of: makes the batches of each step.
         Returns: the exit code of the program: 0, or the exit code for the signal that stopped the
         run.
         Raises: UserError. TrainingDiverged is one kind of it.
@@ -105,7 +110,7 @@ class Training:
         # Rehearse first, because this may change the size of the micro-batch. The number of steps
         # depends on that size.
         self._rehearse(rows, objective, validation)
-        stream = BatchStream(rows, objective, self.config, self.runtime)
+        stream = stream_of(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         facts.say(description(self, stream, num_steps))
         metrics = self._open_metrics(num_steps)
