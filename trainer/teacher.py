@@ -73,8 +73,8 @@ def learning_from(facts: Facts, teacher: Teacher) -> Facts:
         raise UserError(
             f"{display(teacher.path)}: a teacher with another vocabulary ({tokenizer.sha256[:8]}, "
             f"{teacher.shape.vocab_size} tokens) than the data ({facts.tokenizer.sha256[:8]}, {facts.shape.vocab_size}): token "
-            "by token they can't be compared. Let it answer your questions, and train on the answers with "
-            "trainer/train_full_sft.py.",
-            "教师的词表不同，无法逐词元蒸馏：请让教师作答，再用其回答做指令微调",
+            "by token they can't be compared. Train on its answers instead: python scripts/teacher_answers.py --teacher "
+            f"{display(teacher.path)} --input CHATS.jsonl --output ANSWERS.jsonl.",
+            "教师的词表不同，无法逐词元蒸馏：请用该命令让教师作答，再以其回答做指令微调",
         )
     return depending_on(facts, "teacher", teacher.sha256, *manifest.training_data)
