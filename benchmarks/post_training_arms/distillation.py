@@ -41,12 +41,12 @@ ARMS = tuple(arm for arms in ARMS_OF.values() for arm in arms)
 
 STUDENT = ("--preset", "128x3")
 """1,410,112 parameters; the teacher, 192 x 4, has 2.8 million."""
-STEPS = 240
+STEPS = 120
 """Steps of 4,096 tokens on documents."""
 MIXTURE = ("--alpha", "0.5", "--temperature", "1", "--beta", "0")
-FIRST_STEPS = 300
+FIRST_STEPS = 150
 """Steps on the whole SFT mix that make the student which learns arithmetic."""
-ARITHMETIC_STEPS = 60
+ARITHMETIC_STEPS = 40
 LONGER = 2.0
 """Steps of off_policy_longer for each of on_policy, whose steps take so many times as long."""
 ARITHMETIC = ("--alpha", "0", "--beta", "1", "--temperature", "1", "--learning_rate", "1e-3")

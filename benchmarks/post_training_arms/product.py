@@ -22,7 +22,8 @@ def train(stage: str, folder: Path, seed: int, *words: str) -> Path:
     """
     program = ROOT / "trainer" / STAGE_TABLE[stage].trainer
     places = ("--out_dir", str(folder), "--tf_dir", str(folder))
-    flags = (*PROFILE, "--cpu_processes", "1", "--device", "cpu", "--seed", str(seed), *places, *words)
+    fixed = ("--cpu_processes", "1", "--device", "cpu", "--eval_interval", "1000")
+    flags = (*PROFILE, *fixed, "--seed", str(seed), *places, *words)
     subprocess.run([sys.executable, str(program), *flags], check=True)
     return folder
 

@@ -35,10 +35,16 @@ def test_a_setting_of_an_adapter_out_of_range_is_refused_by_name(values: dict[st
 @pytest.mark.parametrize(
     "values",
     [
-        {"alpha": 1.5}, {"beta": -0.1}, {"on_policy_share": 2.0}, {"temperature": 0.0}, {"temperature": float("inf")},
-        {"data_kind": "pairs"}, {"max_gen_len": 0}, {"on_policy_share": 0.5, "data_kind": "documents"},
+        {"alpha": 1.5},
+        {"beta": -0.1},
+        {"on_policy_share": 2.0},
+        {"on_policy_share": 0.5, "data_kind": "documents"},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+        {"data_kind": "pairs"},
+        {"max_gen_len": 0},
     ],
-)  # fmt: skip
+)
 def test_a_setting_of_distillation_out_of_range_is_refused_by_name(values: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         DistillConfig(**values)  # type: ignore[arg-type]
