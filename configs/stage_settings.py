@@ -96,3 +96,58 @@ class AdapterConfig(ReplayConfig):
                 f"lora_name = {self.lora_name!r}: must be a plain name, since the file is lora/NAME_512.pth.",
                 "只能是普通名字，不能含路径",
             )
+
+
+DATA_KINDS = ("conversations", "documents")
+"""What a student can learn from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig(TrainConfig):
+    """The settings of distillation (trainer/divergence.py)."""
+
+    teacher: str = knob(
+        "full_sft", "weights of the teacher, or its folder", "教师权重或目录", "NAME|PATH", changes_result=False
+    )
+    """Its content counts, not its name."""
+    data_kind: str = knob("conversations", "what the rows hold", "数据种类", choices=DATA_KINDS)
+    """Conversations, as for SFT, or documents, as for pretraining."""
+    alpha: float = knob(0.5, "weight of the labels' own loss, 0 to 1", "标签损失的权重，0 到 1", "A")
+    """The divergence from the teacher has the rest."""
+    temperature: float = knob(1.0, "divides both models' logits", "蒸馏温度", "T")
+    beta: float = knob(0.0, "0: forward KL, 1: reverse KL, between: JSD", "0 为正向 KL，1 为反向 KL", "B")
+    on_policy_share: float = knob(0.0, "share of rows that the student answers", "学生自己作答的比例", "P")
+    """On these rows the loss is the reverse KL alone, for each token of the answer
+    (trainer/on_policy.py)."""
+    max_gen_len: int = knob(128, "longest answer of the student in tokens", "学生回答的最长词元数")
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        at_least(self, 1, "max_gen_len")
+        for name in ("alpha", "beta", "on_policy_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature = {self.temperature}: must be above 0, and a number.", "必须是大于 0 的数")
+        if self.data_kind not in DATA_KINDS:
+            raise UserError(
+                f"data_kind = {self.data_kind!r}: must be one of {', '.join(DATA_KINDS)}.", "只能取其中之一"
+            )
+        if self.on_policy_share and self.data_kind == "documents":
+            raise UserError(
+                f"on_policy_share = {self.on_policy_share}: documents have no prompts to answer. Give --data_kind "
+                "conversations, or leave it out.",
+                "文档里没有可回答的提问：请改用对话数据，或去掉该选项",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(TrainConfig):
+    """The settings of a reward model (model/heads.py). Its rows are pairs."""
+
+    batch_size: int = knob(0, "pairs in a micro-batch; 0: by memory", "微批大小（对），0 为自动")
+    centering: float = knob(0.01, "pull of the mean reward towards 0", "奖励均值归零的强度", "C")
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        at_least(self, 0, "centering")

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import AdapterConfig, DPOConfig, ReasonConfig, ReplayConfig
+from configs.stage_settings import AdapterConfig, DistillConfig, DPOConfig, ReasonConfig, ReplayConfig, RewardConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
@@ -72,6 +72,14 @@ STAGE_TABLE = {
         rate_share=0.25, recipe_version=1, settings=ReasonConfig, arguments="REASON_ARGS", optional=True,
         data_set="reasoning",
     ),
+    "distill": StageSpec(
+        trainer="train_distillation.py", weights="full_dist", data="conversations", start="none",
+        rate_share=1.0, recipe_version=1, settings=DistillConfig, arguments="DISTILL_ARGS", optional=True,
+    ),
+    "reward": StageSpec(
+        trainer="train_reward.py", weights="reward", data="pairs", start="full_sft",
+        rate_share=0.05, recipe_version=1, settings=RewardConfig, arguments="REWARD_ARGS", optional=True,
+    ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""
 
@@ -87,6 +95,11 @@ RECIPE_VERSION = {"mix": 1, "tokenizer": 1, "export": 1} | {
 result for the same settings and inputs. Then older results no longer count as done. A hash of the
 source files would do that too often: everything would be trained again because a function moved.
 `tests/test_recipe_version.py` fails if a result changed and its version did not."""
+
+
+def data_of(stage: str, settings: TrainConfig | None = None) -> str:
+    """The kind of data of a stage: that of its row, unless its settings choose another kind."""
+    return settings.data_kind if isinstance(settings, DistillConfig) else STAGE_TABLE[stage].data
 
 
 def continues_text(stage: str) -> bool:

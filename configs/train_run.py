@@ -16,7 +16,7 @@ from configs.knobs import knobs_of
 from configs.load import load_profile
 from configs.paths import DATA_DIR, OUT_DIR, TF_DIR, default_tokenizer_dir, env_path, find_model_folder
 from configs.schema import PRESETS, ModelConfig, TrainConfig, UserError, preset
-from configs.stage_table import STAGE_TABLE, tensor_folder
+from configs.stage_table import STAGE_TABLE, data_of, tensor_folder
 
 LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
 """Fields of TrainConfig whose flags have their own group in `--help`."""
@@ -51,6 +51,11 @@ class TrainRun:
     tf_dir: Path
     words: tuple[str, ...] = ()
     """The flags as they were given. Further processes of this run get the same flags."""
+
+    @property
+    def data(self) -> str:
+        """The kind of data: documents, conversations or pairs."""
+        return data_of(self.stage, self.train)
 
 
 def build_parser(stage: str, description: str) -> Parser:
@@ -118,13 +123,14 @@ def resolve_run(stage: str, arguments: argparse.Namespace) -> TrainRun:
     if arguments.load_from:
         tokenizer_dir = find_model_folder(arguments.load_from).resolve()
         from_weight = str(tokenizer_dir)
+    train = replace(profile.stages[stage], **given_knobs(arguments, spec.settings))
     return TrainRun(
         stage=stage,
         profile=profile.profile,
         model=replace(shape, **shape_flags).resolve(),
         shape_flags=shape_flags,
-        train=replace(profile.stages[stage], **given_knobs(arguments, spec.settings)),
-        data_path=arguments.data_path or Path(spec.data_set or data_dir / tensor_folder(spec.data)),
+        train=train,
+        data_path=arguments.data_path or Path(spec.data_set or data_dir / tensor_folder(data_of(stage, train))),
         tokenizer_dir=tokenizer_dir,
         from_weight=from_weight,
         from_resume=arguments.from_resume,

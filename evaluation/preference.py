@@ -92,10 +92,15 @@ def score_pairs(
     # Chosen and rejected by turns: 2i and 2i + 1 are pair i.
     flat = [row for pair in rows for row in pair]
     logps = [-nats for nats, _ in row_nats(model, flat, batch_size, label)]
-    tokens = [sum(token != IGNORE for token in labels) for _, labels in flat]
+    tokens = [num_targets(row) for row in flat]
     return [
         PairScore(logps[place], logps[place + 1], tokens[place], tokens[place + 1]) for place in range(0, len(flat), 2)
     ]
+
+
+def num_targets(row: Row) -> int:
+    """Targets of a row: tokens of an answer, its end token included."""
+    return sum(token != IGNORE for token in row[1])
 
 
 def preference_metrics(
@@ -130,7 +135,7 @@ def preference_metrics(
     def of(outcome: Callable[[int], bool], numbers: Sequence[int]) -> Metric:
         """The share of the pairs with these numbers for which the outcome is true."""
         metric = share([outcome(number) for number in numbers], [pairs[number].cluster for number in numbers])
-        return replace(metric, baselines=_baselines([guesses[number] for number in numbers], examples))
+        return replace(metric, baselines=length_and_nearest([guesses[number] for number in numbers], examples))
 
     def both(name: str, numbers: Sequence[int]) -> dict[str, Metric]:
         """The metrics that are also taken for each kind. `name`: the end of their names."""
@@ -156,7 +161,7 @@ def preference_metrics(
     return metrics
 
 
-def _baselines(
+def length_and_nearest(
     guesses: Sequence[tuple[bool, bool, bool | None]], examples: TrainingExamples
 ) -> dict[str, float | str | None]:
     """`length`: the better of two rules, always the longer answer or always the shorter one.

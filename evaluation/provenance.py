@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write, fingerprint, read_json
+from configs.knobs import knobs_of
 from configs.paths import ROOT, display, find_dataset, heldout_beside, trainer_command
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
@@ -110,7 +111,9 @@ def require_parts(path: Path, manifest: WeightsManifest, stage: str) -> None:
     }
     if STAGE_TABLE[stage].data == "pairs":
         start = manifest.start or StartFile()
-        known |= {"start": bool(start.path and start.sha256), "beta": _is_above_0(train.get("beta"))}
+        known["start"] = bool(start.path and start.sha256)
+        if "beta" in knobs_of(STAGE_TABLE[stage].settings):
+            known["beta"] = _is_above_0(train.get("beta"))
     if lacking := [name for name, is_known in known.items() if not is_known]:
         raise UserError(
             f"{display(path)}: its manifest doesn't say how it was trained ({lacking[0]!r}). Give another --checkpoint, or "

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from evaluation.intervals import Metric
 from evaluation.stage import Sample, Verdict
 
-_NOT_SHARES = ("loss", "perplexity", "bits_per_byte", "reward_margin")
+_NOT_SHARES = ("loss", "perplexity", "bits_per_byte", "reward_margin", "reward_mean")
 _BEFORE = "_before"
 _PREFERENCE, _PER_TOKEN = "preference_accuracy", "preference_accuracy_length_normalized"
 _ACCURACY, _FIRST = "accuracy", "first_minutes"

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.messages import both
@@ -13,7 +14,9 @@ from evaluation.baselines import Asked, Baselines, TrainingExamples, question_te
 from evaluation.danger import DangerPrompt, gives_help_line
 from evaluation.first_minutes import Prompt, ask_in_turns, judge
 from evaluation.intervals import Metric, share
+from evaluation.judges import other_judges, rewards_of_pairs
 from evaluation.likelihood import (
+    Row,
     Scored,
     Text,
     bits_metric,
@@ -23,11 +26,14 @@ from evaluation.likelihood import (
     score,
     token_bytes,
 )
-from evaluation.preference import pair_of, pair_rows, preference_metrics, score_pairs
+from evaluation.preference import Pair, num_targets, pair_of, pair_rows, preference_metrics, score_pairs
 from evaluation.questions import Messages, Question, ask, question_of
 from evaluation.reasoning import LastSentenceRule, is_well_formed
+from evaluation.reward import reward_metrics
 from inference.engine import Answer, Engine
 from inference.sampling import Sampling
+from model.heads import RewardModel
+from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 
 GENERAL_ANSWERS = 100
@@ -343,7 +349,30 @@ class Evaluation:
         Args: reference: the weights that DPO started from. beta: the value that training used.
         Returns: the metrics; empty if training would leave out all pairs.
         """
-        # `pairs` and `rows` have the same order. Pairs that training leaves out are not in them.
+        pairs, rows = self._pairs(records)
+        if not pairs:
+            return {}
+        policy_scores, reference_scores = (
+            score_pairs(model, rows, label=label) for model, label in ((self.model, "policy"), (reference, "reference"))
+        )
+        return preference_metrics(pairs, policy_scores, reference_scores, beta, self.examples)
+
+    def of_rewards(self, records: Sequence[dict[str, Any]], start: MiniLLM, dpo: Path | None) -> dict[str, Metric]:
+        """How often a reward model prefers the chosen answer, beside other judges.
+
+        Args: start: the weights that it started from. dpo: DPO's weights from the same start.
+        Returns: the metrics; empty if training would leave out all pairs.
+        """
+        pairs, rows = self._pairs(records)
+        if not pairs:
+            return {}
+        rewards = rewards_of_pairs(RewardModel(self.model, WeightsManifest()), rows)
+        lengths = [(num_targets(chosen), num_targets(rejected)) for chosen, rejected in rows]
+        others = other_judges(rows, start, dpo, self.model.device)
+        return reward_metrics(pairs, rewards, others, lengths, self.examples)
+
+    def _pairs(self, records: Sequence[dict[str, Any]]) -> tuple[list[Pair], list[tuple[Row, Row]]]:
+        """The pairs of some records, without those that training leaves out, and their rows."""
         pairs, rows = [], []
         for record in records:
             pair = pair_of(record)
@@ -358,12 +387,7 @@ class Evaluation:
                     f"有 {left_out} 对太长或没有区别，不计入评测",
                 )
             )
-        if not pairs:
-            return {}
-        policy_scores, reference_scores = (
-            score_pairs(model, rows, label=label) for model, label in ((self.model, "policy"), (reference, "reference"))
-        )
-        return preference_metrics(pairs, policy_scores, reference_scores, beta, self.examples)
+        return pairs, rows
 
     # --- what is shown ----------------------------------------------------------------------------
 

@@ -102,6 +102,9 @@ class WeightsManifest:
     """What else they depend on, such as a teacher: name -> SHA-256."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """What the machine decided: device, dtype, threads, micro-batch, compiling."""
+    reward_accuracy: Mapping[str, Any] = field(default_factory=dict)
+    """Of a reward model: its length-matched accuracy on the validation pairs (`value`, `n`,
+    `ci95`). Empty: not known, or no reward model."""
     torch: str = ""
     """Version of torch."""
 
@@ -122,6 +125,7 @@ class WeightsManifest:
             start=StartFile.from_plain(content.get("start")),
             inputs=optional_part(content, "inputs", {}),
             choices=optional_part(content, "choices", {}),
+            reward_accuracy=optional_part(content, "reward_accuracy", {}),
             torch=optional_part(content, "torch", ""),
         )
 

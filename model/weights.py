@@ -26,6 +26,9 @@ from model.export import CONFIG, read_hugging_face
 from model.manifest import WeightsManifest, wrong_parts
 from model.model_minillm import MiniLLM
 
+REWARD_HEAD = "reward_head.weight"
+"""The tensor that a reward model has besides (model/heads.py)."""
+
 # --- any file of tensors and plain data -----------------------------------------------------------
 
 
@@ -148,8 +151,14 @@ def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path:
     """Refuse a state dict of other names or shapes than the wanted one, or with NaN or infinity.
 
     Args: wanted: only its names and shapes count. path: where the state is from.
-    Raises: UserError naming the first differences, or the first tensor of NaN or infinity.
+    Raises: UserError naming the first differences, or the first tensor of NaN or infinity; for a
+    reward model where none is wanted.
     """
+    if REWARD_HEAD in state and REWARD_HEAD not in wanted:
+        raise UserError(
+            f"{display(path)}: a reward model, which scores answers and writes none. Give the weights that it started from.",
+            "这是奖励模型，只能打分，不能对话：请给出它的起始权重",
+        )
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is unknown" for name in state.keys() - wanted.keys()]
     problems += [

@@ -37,13 +37,14 @@ from configs.paths import (
     latest_weights,
 )
 from configs.schema import EvalConfig, UserError
-from configs.stage_table import STAGE_TABLE, heldout_file
+from configs.stage_table import DATA_STEMS, STAGE_TABLE, heldout_file
 from evaluation.baselines import TrainingExamples, training_examples
 from evaluation.danger import DangerPrompt, choose_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import Prompt, choose_prompts
 from evaluation.heldout import HALVES, Heldout, chats_beside, read_heldout, without_few
 from evaluation.intervals import Metric
+from evaluation.judges import dpo_beside
 from evaluation.new_name import Renaming, name_metrics
 from evaluation.provenance import (
     Trained,
@@ -61,16 +62,17 @@ from evaluation.report import sample_lines, tables, wrong_answers
 from evaluation.results import is_recorded, require_numbers, require_ours
 from evaluation.stage import Evaluation
 from inference.conversation import context_tokens
-from inference.loading import OpenModel, open_model
+from inference.loading import OpenModel, open_model, tokenizer_of
 from model.device import choose_device, seed_everything
+from model.heads import read_reward_model
 from model.manifest import IMPORTED
 from model.model_minillm import MiniLLM
 from model.quantize import KINDS, NONE
 from model.weights import load_model, weights_sha256
 
-START_MATTERS = ("dpo", "lora")
+START_MATTERS = ("dpo", "lora", "reward")
 """Stages whose weights are judged together with those that they started from."""
-BESIDE_CHATS = (*START_MATTERS, "reason")
+BESIDE_CHATS = ("dpo", "lora", "reason")
 """Stages that are judged on the chats of the mix too, to see what became of their answers."""
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
 
@@ -92,6 +94,8 @@ class Request:
     """None: the one that belongs to the weights."""
     reference: Path | None
     lora_name: str
+    data: str
+    """Kind of data that the stage is trained on: documents, conversations or pairs."""
     data_path: Path | None
     """None: what was held out of the set that the weights or the adapter were trained on."""
     sft_data_path: Path | None
@@ -106,9 +110,9 @@ class Request:
     show_wrong: int
 
     @property
-    def data(self) -> str:
-        """Kind of data that the stage is trained on: documents, conversations or pairs."""
-        return STAGE_TABLE[self.stage].data
+    def exam(self) -> str:
+        """The stage whose exam is taken: a student of documents continues texts."""
+        return "pretrain" if self.data == "documents" else self.stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     require_places(request)
     checkpoint = open_checkpoint(request)
+    request = with_data_of(checkpoint, request)
     exam = set_exam(request, checkpoint)
     evaluation = evaluation_of(request, checkpoint, exam)
     metrics = take_exam(request, checkpoint, exam, evaluation)
@@ -216,7 +221,7 @@ def request_of(arguments: Namespace) -> Request:
         if stage not in stages and getattr(arguments, name):
             only = " or ".join(stages)
             raise UserError(f"--{name}: only for --stage {only}. Leave it out.", f"只用于 --stage {only}：请去掉")
-    default = None if STAGE_TABLE[stage].data_set else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
+    default = None if STAGE_TABLE[stage].data_set else _heldout_of(data)
     as_given = (
         "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "lora_name", "sft_data_path", "first_minutes",
         "danger_prompts", "half", "answers_file", "run_id", "show_wrong",
@@ -226,11 +231,26 @@ def request_of(arguments: Namespace) -> Request:
         profile=profile,
         settings=replace(profile.evaluate, **given_knobs(arguments, EvalConfig)),
         out_dir=arguments.out_dir or env_path("OUT_DIR", OUT_DIR),
+        data=data,
         data_path=arguments.data_path or default,
         results_file=arguments.results_file or env_path("TF_DIR", TF_DIR) / "eval_results.jsonl",
         device=choose_device(arguments.device),
         **{name: getattr(arguments, name) for name in as_given},
     )
+
+
+def _heldout_of(data: str) -> Path:
+    """The held-out file of a kind of data that the mix has written."""
+    return env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
+
+
+def with_data_of(checkpoint: OpenModel, request: Request) -> Request:
+    """The request with the kind of data that a student has learnt from, which its settings say."""
+    data = checkpoint.manifest.settings.train.get("data_kind", request.data)
+    if data == request.data or data not in DATA_STEMS:
+        return request
+    is_default = request.data_path == _heldout_of(request.data)
+    return replace(request, data=data, data_path=_heldout_of(data) if is_default else request.data_path)
 
 
 def require_places(request: Request) -> None:
@@ -257,6 +277,8 @@ def open_checkpoint(request: Request) -> OpenModel:
         stem = request.lora_name or spec.weights
         path = find_dataset(given) if given else latest_weights(stem, request.out_dir / spec.folder)
     seed_everything(request.settings.seed)
+    if stage == "reward":
+        return open_reward_model(request, path)
     base, adapter = path, None
     if stage == "lora" and not request.load_from:
         base, adapter = reference_path(request.reference, path, start_of_adapter(path), stage), path
@@ -284,12 +306,20 @@ def open_checkpoint(request: Request) -> OpenModel:
     return checkpoint
 
 
+def open_reward_model(request: Request, path: Path) -> OpenModel:
+    """A reward model, with the tokenizer that belongs to it. Raises: UserError."""
+    reward = read_reward_model(path, device=request.device)
+    tokenizer, manifest = tokenizer_of(path, reward.manifest, reward.model.config, request.tokenizer_dir)
+    require_parts(path, manifest, "reward")
+    return OpenModel(path, reward.model, tokenizer, manifest, reward.model.num_parameters())
+
+
 def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     """The records and prompts that the weights have not been trained on.
 
     Raises: UserError if there are none.
     """
-    stage, seed, sources = request.stage, request.settings.seed, checkpoint.manifest.training_data
+    stage, seed, sources = request.exam, request.settings.seed, checkpoint.manifest.training_data
     with_texts = request.data == "documents"
     if checkpoint.manifest.stage == IMPORTED:
         examples, trained = TrainingExamples(reason="a model of others", is_partial=True), Trained((), frozenset())
@@ -306,8 +336,14 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     renaming = None
     if stage == "lora" and (renaming := Renaming.in_records(heldout.records, names)):
         names = renaming.new
-    prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
-    danger = choose_danger_prompts(request.danger_prompts, stage)
+    prompts: list[Prompt] = []
+    unnamed: list[str] = []
+    danger: list[DangerPrompt] = []
+    if stage != "reward":  # which says nothing
+        prompts, unnamed = choose_prompts(
+            request.first_minutes, stage, request.half, names, everything=is_bundled(mixture)
+        )
+        danger = choose_danger_prompts(request.danger_prompts, stage)
     chats = None
     if stage in BESIDE_CHATS and (path := request.sft_data_path or chats_beside(heldout.path)):
         chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
@@ -387,6 +423,11 @@ def heldout_metrics(
             return evaluation.of_texts(records) if records else {}
         case "conversations":
             return evaluation.of_chats(records) if records else {}
+        case "pairs" if request.stage == "reward":
+            start = checkpoint.manifest.start
+            assert start is not None  # else `open_reward_model` has refused it
+            dpo = dpo_beside(checkpoint.path, start.sha256)
+            return evaluation.of_rewards(records, start_of(request, checkpoint), dpo) if records else {}
         case "pairs":
             reference, beta = start_of(request, checkpoint), checkpoint.manifest.settings.train["beta"]
             return evaluation.of_pairs(records, reference, beta) if records else {}

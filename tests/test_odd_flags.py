@@ -85,8 +85,11 @@ quick = settings(
 def test_a_trainer_starts_or_says_why_not(trained: TinyRun, tmp_path: Path, stage: str, data: st.DataObject) -> None:
     from configs.train_run import build_parser
 
-    start = {"pretrain": "none", "sft": str(trained.path("pretrain")), "dpo": str(trained.path("sft"))}[stage]
+    start = {"pretrain": "none", "sft": str(trained.path("pretrain")), "distill": "none"}.get(
+        stage, str(trained.path("sft"))
+    )
     out = ["--out_dir", str(tmp_path), "--tf_dir", str(tmp_path), "--from_weight", start]
+    out += ["--teacher", str(trained.path("sft"))] if stage == "distill" else []
     ends_well(TRAINERS[stage], [*trained.flags(stage, *out), *data.draw(flags_of(build_parser(stage, "")))])
 
 

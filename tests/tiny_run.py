@@ -17,7 +17,15 @@ from dataset.tokenizer import RustBPETokenizer
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 from model.weights import read_made, read_weights
-from trainer import train_distill_reason, train_dpo, train_full_sft, train_lora, train_pretrain
+from trainer import (
+    train_distill_reason,
+    train_distillation,
+    train_dpo,
+    train_full_sft,
+    train_lora,
+    train_pretrain,
+    train_reward,
+)
 from trainer.loop import Outcome, Run
 from trainer.resume import saved_states
 
@@ -27,6 +35,8 @@ TRAINERS: dict[str, Callable[[Sequence[str]], int]] = {
     "dpo": train_dpo.main,
     "lora": train_lora.main,
     "reason": train_distill_reason.main,
+    "distill": train_distillation.main,
+    "reward": train_reward.main,
 }
 """Stage -> its trainer, called with flags in this process."""
 WEIGHTS = {
@@ -35,8 +45,12 @@ WEIGHTS = {
     "dpo": "rlhf_16.pth",
     "lora": "lora/lora_identity_16.pth",
     "reason": "reason_16.pth",
+    "distill": "full_dist_16.pth",
+    "reward": "reward_16.pth",
 }
 """Stage -> its weight file."""
+RECORDS = {"distill": "sft", "reward": "dpo"}
+"""Stage -> the stage whose records it trains on, if these are not its own."""
 SHAPE = [
     "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--num_key_value_heads=1",
     "--intermediate_size=32",
@@ -152,7 +166,8 @@ class TinyRun:
     def flags(self, stage: str, *words: str) -> list[str]:
         """A trainer's command line. `words` come last, so they replace flags of the same name."""
         return [
-            *LOOP, *(SHAPE if stage == "pretrain" else ()), "--data_path", str(self.data / f"{stage}.jsonl"),
+            *LOOP, *(SHAPE if stage == "pretrain" else ()),
+            "--data_path", str(self.data / f"{RECORDS.get(stage, stage)}.jsonl"),
             "--tokenizer_dir", str(TOKENIZER_DIR), "--out_dir", str(self.out), "--tf_dir", str(self.tf_dir), *words,
         ]  # fmt: skip
 

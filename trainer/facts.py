@@ -11,7 +11,7 @@ from typing import Any
 from configs.artifacts import fingerprint
 from configs.paths import DATA_DIR, display, env_path, find_dataset, kept_tokenizer_dir, latest_weights
 from configs.schema import ModelConfig, TrainConfig, UserError
-from configs.stage_table import DATA_STEMS, RECIPE_VERSION, STAGE_TABLE, tensor_folder, weight_file
+from configs.stage_table import DATA_STEMS, RECIPE_VERSION, tensor_folder, weight_file
 from configs.train_run import TrainRun, hashed_settings, run_settings
 from dataset.records.files import bare_name
 from dataset.samples.sets import SAMPLE_SETS, write_set
@@ -178,7 +178,7 @@ def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Ru
     This may take minutes. Later runs use the same tensors.
     Raises: UserError if there is no such file or folder.
     """
-    path, data = run.data_path, STAGE_TABLE[run.stage].data
+    path, data = run.data_path, run.data
     if str(path) in SAMPLE_SETS:
         if runtime.is_main:
             write_set(str(path), env_path("DATA_DIR", DATA_DIR))
@@ -210,7 +210,7 @@ def checked_manifest(path: Path, run: TrainRun, tokenizer: RustBPETokenizer, run
     does not fit this run.
     """
     manifest, where = read_manifest(path), display(path)
-    data = STAGE_TABLE[run.stage].data
+    data = run.data
     export = f"python scripts/export_embeddings.py {DATA_STEMS[data]}"
     if runtime.is_main:  # this may read every byte, so only one process does it
         check_contents(path, manifest)

@@ -123,15 +123,18 @@ class BatchStream:
         return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
     def read(self, step: int) -> StepBatches:
-        """The micro-batches of this process in a step, in CPU memory.
+        """The micro-batches of this process in a step, in CPU memory."""
+        # This process takes every world_size-th row. So all processes together take each row once.
+        mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
+        parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
+        return self.step_batches([self.rows.batch(part) for part in parts])
+
+    def step_batches(self, micro: list[Batch]) -> StepBatches:
+        """The micro-batches of a step with their counts, in CPU memory.
 
         Targets and tokens are counted here on the CPU, so nobody has to wait for a GPU to count
         them.
         """
-        # This process takes every world_size-th row. So all processes together take each row once.
-        mine = self.row_numbers(step)[self.runtime.rank :: self.runtime.world_size]
-        parts = mine.reshape(self.config.accumulation_steps, self.config.batch_size)
-        micro = [self.rows.batch(part) for part in parts]
         targets, tokens = sum(map(self.objective.num_targets, micro)), sum(map(self.objective.num_tokens, micro))
         counts = {"counts": torch.tensor([float(targets), float(tokens)])}
         return StepBatches([self.runtime.pinned(batch) for batch in micro], self.runtime.pinned(counts)["counts"])
@@ -146,8 +149,12 @@ class BatchStream:
                 batches = coming.result()
                 if step + 1 < end:
                     coming = reader.submit(self.read, step + 1)
-                counts = self.runtime.to_device({"counts": batches.counts})["counts"]
-                yield StepBatches([self.runtime.to_device(batch) for batch in batches.micro], counts)
+                yield self.on_device(batches)
+
+    def on_device(self, batches: StepBatches) -> StepBatches:
+        """The batches of a step, moved to where the model is."""
+        counts = self.runtime.to_device({"counts": batches.counts})["counts"]
+        return StepBatches([self.runtime.to_device(batch) for batch in batches.micro], counts)
 
 
 def train(

@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 from dataset.lm_dataset import Batch
 from dataset.tensors import IGNORE
+from model.heads import rewards_of
 from model.likelihood import lm_loss_sum, sequence_logps, target_nats
 from model.model_minillm import MiniLLM
-from trainer.losses import PairLogps, dpo_loss
+from trainer.divergence import Mixture, Output, distillation_loss_sum
+from trainer.losses import PairLogps, dpo_loss, reward_loss
+
+SAMPLED = "is_sampled"
+"""A batch with this entry holds answers that the student itself has sampled
+(trainer/on_policy.py)."""
 
 
 class NextToken:
@@ -94,6 +100,36 @@ class WeightedTokens(NextToken):
         return weights * (labels != IGNORE)
 
 
+class Distillation(NextToken):
+    """The student shall predict what a frozen teacher predicts, and the labels besides.
+
+    Its validation is that of `NextToken`: how well the student predicts held-out text.
+    """
+
+    def __init__(self, teacher: MiniLLM, mixture: Mixture, on_policy: Mixture) -> None:
+        """Args: teacher: of the same vocabulary. mixture: for the data. on_policy: for what the
+        student has sampled."""
+        self.teacher, self.mixture, self.on_policy = teacher.eval().requires_grad_(False), mixture, on_policy
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mixed loss in nats, summed over the targets, (). A MoE's balance loss is added."""
+        assert isinstance(model, MiniLLM)
+        ids, documents = batch["input_ids"], batch["document_ids"]
+        hidden, balance = model.hidden_states(ids, document_ids=documents)  # (B, T, C)
+        with torch.no_grad():
+            teacher_hidden, _ = self.teacher.hidden_states(ids, document_ids=documents)
+        # The rows of the teacher's matrix beyond the student's stand for no token.
+        teacher_weight = self.teacher.output_weight[: model.config.vocab_size]
+        loss = distillation_loss_sum(
+            Output(hidden, model.output_weight),
+            Output(teacher_hidden, teacher_weight),
+            batch["labels"],
+            batch["target_places"],
+            self.on_policy if SAMPLED in batch else self.mixture,
+        )
+        return loss + balance_sum(model, balance, (batch["labels"] != IGNORE).sum(dim=1))
+
+
 class Preference:
     """DPO: the chosen answer of a pair shall gain on the rejected one.
 
@@ -131,3 +167,32 @@ class Preference:
         # labels[t] is the token at t + 1. So a row whose last target stands at t has t + 2 tokens.
         places = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
         return int(((batch["labels"] != IGNORE) * (places + 2)).amax(dim=1).sum())
+
+
+class Reward(Preference):
+    """A reward model: the chosen answer of a pair shall get the higher reward.
+
+    A batch is that of DPO, without a reference.
+    """
+
+    def __init__(self, centering: float) -> None:
+        """Args: centering: how strongly the mean reward is pulled to 0."""
+        self.centering = centering
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Nats, summed over the pairs, (). A validation shows the loss without the pull to 0."""
+        assert isinstance(model, MiniLLM)
+        rewards = rewards_of(model, batch["input_ids"], end_places(batch["labels"]))  # (2B,)
+        chosen, rejected = rewards.chunk(2)
+        return reward_loss(chosen, rejected, centering=self.centering if model.training else 0.0).sum()
+
+    def num_targets(self, batch: Batch) -> int:
+        """Pairs."""
+        return len(batch["input_ids"]) // 2
+
+
+def end_places(labels: Tensor) -> Tensor:
+    """The place of the last token of each row (B, T) that is a target: of an answer's end. (B,)"""
+    # labels[t] is the token at t + 1.
+    places = torch.arange(labels.shape[1], device=labels.device)
+    return ((labels != IGNORE) * (places + 1)).amax(dim=1)

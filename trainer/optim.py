@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import TrainConfig
+from model.weights import REWARD_HEAD
 
 NEWTON_SCHULZ_STEPS = 5
 """Iterations of `orthogonalize`."""
@@ -183,8 +184,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: 
     1. Matrices inside the blocks: Muon, or AdamW where asked, with weight decay.
     2. The embedding: AdamW. Most tokens are rare, so a row gets few gradients and needs a higher
        rate.
-    3. Norms and routers: AdamW. A router is a classifier over few experts, where an orthogonal
-       update has no meaning.
+    3. Norms, routers and the head of a reward model: AdamW. A router is a classifier over few
+       experts, and the head is a vector: an orthogonal update has no meaning there.
     """
     matrices: list[nn.Parameter] = []
     embeddings: list[nn.Parameter] = []
@@ -194,7 +195,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, newton_schulz_dtype: 
             continue
         if name.endswith("embed_tokens.weight"):
             embeddings.append(parameter)
-        elif parameter.dim() < 2 or name.endswith("mlp.gate.weight"):
+        elif parameter.dim() < 2 or name.endswith(("mlp.gate.weight", REWARD_HEAD)):
             rest.append(parameter)
         else:
             matrices.append(parameter)

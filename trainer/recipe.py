@@ -76,6 +76,8 @@ def is_done(facts: Facts) -> bool:
 
 Save = Callable[[Path, MiniLLM, WeightsManifest], None]
 """Writes what a training has made: weights, or an adapter alone."""
+StreamMaker = Callable[[Rows, Objective, TrainConfig, Runtime], BatchStream]
+"""Makes the batches of each step from the rows."""
 
 
 @dataclass
@@ -95,12 +97,18 @@ class Training:
     stop: StopSignal = field(default_factory=StopSignal)
 
     def fit(
-        self, rows: Rows, objective: Objective, validation: Rows | None, also: Mapping[str, Rows] | None = None
+        self,
+        rows: Rows,
+        objective: Objective,
+        validation: Rows | None,
+        also: Mapping[str, Rows] | None = None,
+        stream_of: StreamMaker = BatchStream,
     ) -> int:
         """Train and write the weights.
 
         Args: rows: the training data. validation: the held-out data of the validation loss. also:
-        name -> other held-out data, whose loss is shown as `NAME_validation_loss`.
+        name -> other held-out data, whose loss is shown as `NAME_validation_loss`. stream_of: makes
+        the batches of each step.
         Returns: the exit code of the program: 0, or the exit code for the signal that stopped the
         run.
         Raises: UserError. TrainingDiverged is one kind of it.
@@ -109,7 +117,7 @@ class Training:
         # Rehearse first, because this may change the size of the micro-batch. The number of steps
         # depends on that size.
         self._rehearse(rows, objective, validation)
-        stream = BatchStream(rows, objective, self.config, self.runtime)
+        stream = stream_of(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         facts.say(description(self, stream, num_steps))
         metrics = self._open_metrics(num_steps)

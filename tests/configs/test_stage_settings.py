@@ -4,7 +4,7 @@ import pytest
 
 from configs.knobs import knobs_of
 from configs.schema import TrainConfig, UserError
-from configs.stage_settings import AdapterConfig, DPOConfig
+from configs.stage_settings import AdapterConfig, DistillConfig, DPOConfig, RewardConfig
 from configs.stage_table import STAGE_TABLE
 
 
@@ -14,7 +14,7 @@ def test_a_setting_of_dpo_out_of_range_is_refused_by_name(values: dict[str, floa
         DPOConfig(**values)
 
 
-@pytest.mark.parametrize("name", ["beta", "sft_loss_weight"])
+@pytest.mark.parametrize("name", ["sft_loss_weight"])
 def test_a_setting_of_one_stage_is_none_of_the_others(name: str) -> None:
     assert [stage for stage, spec in STAGE_TABLE.items() if name in knobs_of(spec.settings)] == ["dpo"]
 
@@ -30,3 +30,26 @@ def test_a_stage_has_the_settings_of_all_and_its_own(settings: type[TrainConfig]
 def test_a_setting_of_an_adapter_out_of_range_is_refused_by_name(values: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         AdapterConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"alpha": 1.5},
+        {"beta": -0.1},
+        {"on_policy_share": 2.0},
+        {"on_policy_share": 0.5, "data_kind": "documents"},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+        {"data_kind": "pairs"},
+        {"max_gen_len": 0},
+    ],
+)
+def test_a_setting_of_distillation_out_of_range_is_refused_by_name(values: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        DistillConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_negative_centring_of_rewards_is_refused() -> None:
+    with pytest.raises(UserError, match="centering"):
+        RewardConfig(centering=-1.0)

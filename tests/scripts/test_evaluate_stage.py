@@ -19,7 +19,7 @@ from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from model.quantize import KINDS
 from scripts import convert_model, evaluate_stage
-from tests.tiny_run import TinyRun, chat, pair_record, sum_record, write_jsonl
+from tests.tiny_run import RECORDS, TinyRun, chat, pair_record, sum_record, write_jsonl
 
 KEYS = [
     "run_id", "stage", "profile", "checkpoint", "checkpoint_sha256", "tokenizer_sha256", "data_path", "data_sha256",
@@ -40,7 +40,7 @@ def evaluate(run: TinyRun, results: Path, stage: str, *words: str) -> int:
         "device": "cpu",
         "tokenizer_dir": TOKENIZER_DIR,
         "checkpoint": run.path(stage),
-        "data_path": run.data / f"{stage}_heldout.jsonl",
+        "data_path": run.data / f"{RECORDS.get(stage, stage)}_heldout.jsonl",
         "results_file": results,
         "first_minutes": "none",
         "danger_prompts": "none",
@@ -560,3 +560,46 @@ def test_an_adapter_whose_base_is_gone_or_another_one_is_refused(tiny: TinyRun, 
         evaluate(run, tmp_path / "results.jsonl", "lora")
     with pytest.raises(UserError, match="--lora_name: only for --stage lora"):
         evaluate(run, tmp_path / "results.jsonl", "sft", "--lora_name", "x")
+
+
+# --- distillation and reward models ---------------------------------------------------------------
+
+
+def test_a_student_takes_the_exam_of_what_it_has_learnt_from(tiny: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    assert tiny.train("distill", "--teacher", str(tiny.path("sft")), "--max_steps=2") == 0
+    assert evaluate(tiny, results, "distill") == 0
+    documents = ["--data_kind=documents", "--data_path", str(tiny.data / "pretrain.jsonl"), "--max_steps=2"]
+    assert tiny.train("distill", "--teacher", str(tiny.path("pretrain")), *documents) == 0
+    assert evaluate(tiny, results, "distill", "--data_path", str(tiny.data / "pretrain_heldout.jsonl")) == 0
+    chats, texts = (line["metrics"] for line in lines_of(results))
+    assert chats.keys() >= CHAT and texts.keys() == LIKELIHOOD
+    with pytest.raises(UserError, match="--stage pretrain is evaluated on records of raw text"):
+        evaluate(tiny, results, "distill", "--data_path", str(tiny.data / "sft_heldout.jsonl"))
+
+
+def test_what_the_teacher_has_seen_is_refused_as_a_students_exam(tiny: TinyRun, tmp_path: Path) -> None:
+    mine = write_jsonl(tiny.data / "mine.jsonl", [sum_record(n, 3) for n in range(100, 130)])
+    words = ["--teacher", str(tiny.path("sft")), "--max_steps=2", "--data_path", str(mine)]
+    assert tiny.train("distill", *words) == 0
+    with pytest.raises(UserError, match="was trained on this very file"):
+        evaluate(tiny, tmp_path / "results.jsonl", "distill", "--data_path", str(tiny.data / "sft.jsonl"))
+
+
+def test_a_reward_model_stands_beside_sft_and_dpo_on_the_same_pairs(tiny: TinyRun, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    assert tiny.train("reward") == 0
+    assert evaluate(tiny, results, "reward") == 0
+    (line,) = lines_of(results)
+    names = {"reward_accuracy", "reward_accuracy_sft", "reward_accuracy_sft_length_normalized", "reward_accuracy_dpo"}
+    assert line["metrics"].keys() >= names | {"reward_accuracy_longer", "reward_margin", "reward_mean"}
+    counts = {line["metrics"][name]["n"] for name in names}
+    assert len(counts) == 1
+    assert line["metrics"]["reward_accuracy"]["baselines"].keys() == {"length", "nearest"}
+    tiny.path("dpo").unlink()
+    assert evaluate(tiny, results, "reward") == 0
+    assert "reward_accuracy_dpo" not in lines_of(results)[1]["metrics"]
+    with pytest.raises(UserError, match="no reward model"):
+        evaluate(tiny, results, "reward", "--checkpoint", str(tiny.path("sft")))
+    with pytest.raises(UserError, match="a reward model, which scores answers"):
+        evaluate(tiny, results, "sft", "--checkpoint", str(tiny.path("reward")))
