@@ -9,6 +9,7 @@ addition to its tokens, given as the number of tokens that cost as much.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -283,6 +284,20 @@ def _step_tokens_of_run(config: TrainConfig, shape: ModelConfig, epoch_tokens: i
             break
         tokens = fewer
     return tokens
+
+
+def eval_steps(num_steps: int, interval: int) -> Iterator[int]:
+    """The steps after which the validation loss is computed.
+
+    Args: interval: compute the loss every `interval` steps. 0: five times in the whole run, at
+    equal distances.
+    Yields: numbers of steps. The last step is always among them.
+    """
+    if interval:
+        yield from range(interval, num_steps, interval)
+    else:
+        yield from (round(num_steps * part / 5) for part in range(1, 5))
+    yield num_steps
 
 
 # --- what a resumed run repeats -------------------------------------------------------------------

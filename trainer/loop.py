@@ -17,7 +17,7 @@ from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
 from dataset.lm_dataset import Batch, ChoosesRows, rows_of_step
 from model.weights import require_finite
-from trainer.autoconfig import chosen_values
+from trainer.autoconfig import chosen_values, eval_steps
 from trainer.metrics import Metrics
 from trainer.optim import MuonAdamW, build_optimizer, lr_at, set_lr
 from trainer.resume import ResumeState, fitting, frozen_state
@@ -486,17 +486,3 @@ class Run:
         """Print a line from the main process."""
         if self.metrics is not None:
             self.metrics.say(text)
-
-
-def eval_steps(num_steps: int, interval: int) -> Iterator[int]:
-    """The steps after which the validation loss is computed.
-
-    Args: interval: compute the loss every `interval` steps. 0: five times in the whole run, at
-    equal distances.
-    Yields: numbers of steps. The last step is always among them.
-    """
-    if interval:
-        yield from range(interval, num_steps, interval)
-    else:
-        yield from (round(num_steps * part / 5) for part in range(1, 5))
-    yield num_steps

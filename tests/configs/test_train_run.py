@@ -109,8 +109,8 @@ def test_missing_weights_name_the_command_that_trains_them(tmp_path: Path) -> No
         (tmp_path / "smoke" / f"{stem}_64.pth").touch()
         with pytest.raises(UserError, match=r"Those of a smoke test are in .*/smoke \(--out_dir\)\.$"):
             latest_weights(stem, tmp_path)
-    with pytest.raises(UserError, match="This version has no program that trains reason weights"):
-        latest_weights("reason", tmp_path)
+    with pytest.raises(UserError, match="This version has no program that trains vlm weights"):
+        latest_weights("vlm", tmp_path)
 
 
 @pytest.mark.parametrize(

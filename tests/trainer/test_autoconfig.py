@@ -20,6 +20,7 @@ from trainer.autoconfig import (
     CHOSEN,
     FRESH_EMBEDDING_RATIO,
     DataFacts,
+    eval_steps,
     fill_in,
     fitting_rows,
     hidden_matrices,
@@ -297,3 +298,9 @@ def test_the_rate_of_a_fresh_embedding_does_not_throw_a_wide_model_off() -> None
 def test_a_model_larger_than_all_memory_is_refused_before_it_is_built(shape: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"the weights alone are [\d.]+ GB, this machine has [\d.]+ GB"):
         require_memory(ModelConfig(**shape).resolve())
+
+
+def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
+    assert list(eval_steps(100, 0)) == [20, 40, 60, 80, 100]
+    assert list(eval_steps(10, 4)) == [4, 8, 10]
+    assert list(eval_steps(8, 4)) == [4, 8]

@@ -14,7 +14,7 @@ from model.model_minillm import MiniLLM
 from model.weights import read_weights
 from tests.tiny_run import TinyRun, killed_in_step, same
 from trainer import optim
-from trainer.loop import Batch, BatchStream, Outcome, Run, clip_gradients, eval_steps
+from trainer.loop import Batch, BatchStream, Outcome, Run, clip_gradients
 from trainer.objectives import NextToken, Preference
 from trainer.runtime import Runtime
 
@@ -190,12 +190,6 @@ def test_a_resumed_run_counts_the_steps_that_were_skipped_before(
         tiny.train("pretrain", *words)
     skipped = [line.split(":")[0] for line in capsys.readouterr().err.splitlines() if "step skipped" in line]
     assert skipped == ["step 4", "step 5"]
-
-
-def test_validation_is_taken_after_the_last_step_and_before_it_as_often_as_asked() -> None:
-    assert list(eval_steps(100, 0)) == [20, 40, 60, 80, 100]
-    assert list(eval_steps(10, 4)) == [4, 8, 10]
-    assert list(eval_steps(8, 4)) == [4, 8]
 
 
 def test_steps_of_a_run_come_from_epochs_unless_max_steps_is_less(tiny: TinyRun) -> None:
