@@ -8,11 +8,14 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import AdapterConfig, DPOConfig
+from configs.stage_settings import AdapterConfig, DPOConfig, GRPOConfig, PPOConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
 stages may use the same kind."""
+PROMPTS = "prompts"
+"""A kind of data without tensors: conversations whose last answer the model does not see. It makes
+answers of its own, and a reward judges them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +27,7 @@ class StageSpec:
     weights: str
     """How the names of its weights begin: `full_sft` for `out/full_sft_512.pth`."""
     data: str
-    """The kind of data that it trains on, a key of DATA_STEMS."""
+    """The kind of data that it trains on: a key of DATA_STEMS, or PROMPTS."""
     start: str
     """The weights that it starts from unless a flag names others; `none`: random ones."""
     rate_share: float
@@ -66,6 +69,16 @@ STAGE_TABLE = {
         trainer="train_lora.py", weights="lora_identity", data="conversations", start="full_sft",
         rate_share=5.0, recipe_version=1, settings=AdapterConfig, arguments="LORA_ARGS", optional=True,
         data_set="lora_identity", folder="lora", named_by="lora_name",
+    ),
+    "grpo": StageSpec(
+        trainer="train_grpo.py", weights="grpo", data=PROMPTS, start="full_sft",
+        rate_share=0.02, recipe_version=1, settings=GRPOConfig, arguments="GRPO_ARGS", optional=True,
+        data_set="prompts_sums",
+    ),
+    "ppo": StageSpec(
+        trainer="train_ppo.py", weights="ppo_actor", data=PROMPTS, start="full_sft",
+        rate_share=0.02, recipe_version=1, settings=PPOConfig, arguments="PPO_ARGS", optional=True,
+        data_set="prompts_sums",
     ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""

@@ -7,7 +7,11 @@ from configs.artifacts import atomic_write
 from dataset.samples.exam import without_exam
 from dataset.samples.generators import generated
 
-SAMPLE_SETS = {"lora_identity": "adapters.identity"}
+SAMPLE_SETS = {
+    "lora_identity": "adapters.identity",
+    "prompts_sums": "prompts.sums",
+    "prompts_words": "prompts.sentences",
+}
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 
 
