@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from configs.messages import warning
 from configs.paths import display
+from configs.schema import UserError
 from configs.stage_settings import PolicyConfig
 from dataset.lm_dataset import rows_of_step
 from dataset.prompts import read_prompts, validation_prompts
@@ -41,8 +42,9 @@ NUM_VALIDATION = 500
 SHOWN = 4
 """Sampled answers that are logged with each validation."""
 AGREEMENT = 1e-5
-"""Largest difference between the log-probabilities that the engine and the training forward pass
-give a token, as a share of it (at least of 1 nat), where both compute in float32."""
+"""What the log-probabilities of the engine and of the training forward pass may differ by, in nats,
+on the mean over tokens, where both compute in float32. They add up numbers in another order, so the
+last bits of logits of 30 or 40, which are worth 4e-6, differ."""
 
 
 class Stateful(Protocol):
@@ -73,6 +75,11 @@ def with_reward(facts: Facts) -> tuple[Facts, Reward]:
     """The reward of a run, and the facts that depend on it. Raises: UserError."""
     settings = facts.config
     assert isinstance(settings, PolicyConfig)
+    if facts.start is None:
+        raise UserError(
+            "--from_weight none: a model that is never right learns nothing from rewards. Name weights, such as full_sft.",
+            "需要起始权重：请指定，例如 full_sft",
+        )
     reward = find_reward(settings.reward, settings.reward_model_path, unproven=settings.reward_unproven)
     return (depending_on(facts, "reward", reward.sha256) if reward.sha256 else facts), reward
 
@@ -107,7 +114,8 @@ class PolicyRun:
         self.fell = False
         """Whether the last validation was so bad that the run ends."""
         self.started = time.perf_counter()
-        self.widest = 0.0  # of the differences that AGREEMENT is about, in this process
+        self.sampling_seconds = 0.0  # in this process, since it started
+        self.widest = self.farthest = 0.0  # difference to the engine: largest of a token, largest mean
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -124,6 +132,7 @@ class PolicyRun:
         groups = generate(self.model, self.tokenizer, prompts, self.sampling, seeds, config.num_generations)
         rollout = rollout_of([request for group in groups for request in group], self.runtime.device)
         seconds = time.perf_counter() - started
+        self.sampling_seconds += seconds
         samples = [
             sample_of(request, prompt, self.tokenizer)
             for prompt, group in zip(prompts, groups, strict=True)
@@ -153,17 +162,16 @@ class PolicyRun:
 
     def check_agreement(self, logps: Tensor, rollout: Rollout) -> None:
         """Compare the policy's log-probabilities (N,), before an update, with the engine's."""
-        sizes = logps.abs().clamp(min=1.0)
-        before, self.widest = (
-            self.widest,
-            max(self.widest, float(((logps - rollout.logprobs[rollout.mask]).abs() / sizes).max())),
-        )
+        differences = (logps - rollout.logprobs[rollout.mask]).abs()
+        self.widest = max(self.widest, float(differences.max()))
+        mean, before = float(differences.mean()), self.farthest
+        self.farthest = max(before, mean)
         exact = self.runtime.dtype == torch.float32 and self.runtime.device.type == "cpu"
-        if exact and before <= AGREEMENT < self.widest:  # said once
+        if exact and before <= AGREEMENT < mean:  # said once
             self.say(
                 warning(
-                    f"sampling and training differ by {self.widest:.1e} of a log-probability, more than {AGREEMENT:.0e}: the "
-                    "answers are not quite those of the policy that is trained",
+                    f"sampling and training differ by {mean:.1e} nats a token, more than {AGREEMENT:.0e}: the answers are not "
+                    "those of the policy that is trained",
                     "采样与训练的概率相差过大",
                 )
             )
@@ -220,7 +228,9 @@ class PolicyRun:
         shown = self._figures(answers) | figures | {"lr": lr, "seconds": time.perf_counter() - self.started}
         if self.metrics is not None:
             if step == 1:  # it must be seen in each run, not only where it is too large
-                self.say(f"sampling and training agree to {self.widest:.1e} of a log-probability")
+                self.say(
+                    f"sampling and training agree to {self.farthest:.1e} nats a token (largest difference {self.widest:.1e})"
+                )
             self.metrics.progress(
                 reward=f"{shown['reward']:.3f}",
                 length=f"{shown['length']:.1f}",
@@ -271,39 +281,26 @@ class PolicyRun:
             "length": tokens / count,
             **({"length_ended": ended_tokens / num_ended} if num_ended else {}),
             "cut_share": 1 - num_ended / count,
-            "engine_difference": self.widest,
+            "engine_difference": self.farthest,
+            "engine_difference_largest": self.widest,
             "sampling_seconds": answers.seconds,
         }
 
-    @torch.no_grad()
     def _validate(self, step: int, answers: Answers) -> None:
         """Score the greedy answers to the validation prompts, and remember the best weights."""
         if not self.validation:
             return
-        mine = self.validation[self.runtime.rank :: self.runtime.world_size]
-        sums = torch.zeros(4, dtype=torch.float64)
-        if mine:
-            greedy = Sampling(max_new_tokens=self.config.max_gen_len)
-            groups = generate(self.model, self.tokenizer, mine, greedy, [0] * len(mine), 1)
-            samples = [sample_of(group[0], prompt, self.tokenizer) for prompt, group in zip(mine, groups, strict=True)]
-            right, ended = sum(map(rule_reward, samples)), sum(sample.ended for sample in samples)
-            sums += torch.tensor([len(samples), float(rewards_of(self.reward, samples).sum()), right, ended])
-        count, reward, right, ended = self.runtime.sum_over_ranks(sums.to(self.runtime.device)).tolist()
-        score = reward / count
+        score, accuracy, ended = validation_score(self)
         if not self.best or score >= self.best["score"]:
             model = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"step": step, "score": score, "model": model}
         self.fell = self.config.rollback and score < self.best["score"] - FALL
         if self.metrics is not None:
-            values = {
-                "validation_reward": score,
-                "validation_accuracy": right / count,
-                "validation_ended": ended / count,
-            }
+            values = {"validation_reward": score, "validation_accuracy": accuracy, "validation_ended": ended}
             self.metrics.log(step, values)
             self.metrics.log_texts(step, [_shown(*pair) for pair in self._to_show(answers)])
             self.say(
-                f"step {step}/{self.num_steps}: validation reward {score:.3f}, accuracy {right / count:.3f}"
+                f"step {step}/{self.num_steps}: validation reward {score:.3f}, accuracy {accuracy:.3f}"
                 + (f"; fallen from {self.best['score']:.3f} after step {self.best['step']}" if self.fell else "")
             )
 
@@ -331,7 +328,7 @@ class PolicyRun:
                     "overflows": 0,
                     "choices": chosen_values(self.config, self.runtime),
                     "best": self.best,
-                    "widest": self.widest,
+                    "differences": [self.farthest, self.widest],
                     **{name: part.state_dict() for name, part in parts.items()},
                 }
             )
@@ -346,7 +343,8 @@ class PolicyRun:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             set_rng_states(state["rng"], self.runtime)
-            self.best, self.widest = state["best"], state["widest"]
+            self.best = state["best"]
+            self.farthest, self.widest = state["differences"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         step: int = state["step"]
         return step
@@ -382,7 +380,10 @@ class PolicyRun:
             if self.metrics is not None:
                 self.metrics.close()
         seconds = time.perf_counter() - self.started
-        facts.say(f"{display(facts.weights_path)} written after {seconds:.0f} s of training")
+        facts.say(
+            f"{display(facts.weights_path)} written after {seconds:.0f} s of training; sampling took "
+            f"{self.sampling_seconds / seconds:.0%} of the time"
+        )
         if kept is not None:
             facts.say(f"the weights of before are {display(kept)}")
         self.runtime.barrier()
@@ -409,6 +410,22 @@ class PolicyRun:
         """Print a line from the main process."""
         if self.metrics is not None:
             self.metrics.say(text)
+
+
+def validation_score(run: PolicyRun) -> tuple[float, float, float]:
+    """Of the greedy answers to the validation prompts: mean reward, share that is right by its
+    rule, and share that ended."""
+    mine = run.validation[run.runtime.rank :: run.runtime.world_size]
+    sums = torch.zeros(4, dtype=torch.float64)
+    if mine:
+        greedy = Sampling(max_new_tokens=run.config.max_gen_len)
+        groups = generate(run.model, run.tokenizer, mine, greedy, [0] * len(mine), 1)
+        samples = [sample_of(group[0], prompt, run.tokenizer) for prompt, group in zip(mine, groups, strict=True)]
+        right, ended = sum(map(rule_reward, samples)), sum(sample.ended for sample in samples)
+        sums += torch.tensor([len(samples), float(rewards_of(run.reward, samples).sum()), right, ended])
+    count, *totals = run.runtime.sum_over_ranks(sums.to(run.runtime.device)).tolist()
+    reward, accuracy, finished = (total / count for total in totals)
+    return reward, accuracy, finished
 
 
 def best_weights(facts: Facts) -> Any:

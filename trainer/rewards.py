@@ -68,16 +68,19 @@ def find_reward(name: str, reward_model_path: str, *, unproven: bool) -> Reward:
 
 def _of_model(path: Path, *, unproven: bool) -> Reward:
     """The reward of a reward model. Raises: UserError for one that proves nothing."""
-    from model.heads import read_reward_model  # only where one is asked for
-
-    model = read_reward_model(path)
+    model = read_model(path)
     if not model.proven and not unproven:
         raise UserError(
-            f"{display(path)}: nothing shows that it tells good answers from bad ones: its accuracy on held-out pairs is not "
-            "above chance. Train a better one: python trainer/train_reward.py; or pass --reward_unproven.",
+            f"{display(path)}: not shown to tell good answers from bad ones ({model.evidence}). Train a better one: python "
+            "trainer/train_reward.py; or pass --reward_unproven.",
             "奖励模型的准确率不高于随机：请重新训练，或加 --reward_unproven",
         )
     return Reward(str(path), lambda samples: model.score([s.ids for s in samples]).tolist(), sha256_file(path))
+
+
+def read_model(path: Path) -> Any:
+    """The reward model of a file of weights. Raises: UserError."""
+    return importlib.import_module("model.heads").read_reward_model(path)
 
 
 def _function(name: str) -> tuple[Callable[[Sample], Any], Path | None]:
