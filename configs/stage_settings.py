@@ -33,7 +33,23 @@ class DPOConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterConfig(TrainConfig):
+class ReplayConfig(TrainConfig):
+    """The settings of stages that can take old rows beside their new ones (trainer/replay.py)."""
+
+    replay_share: float = knob(0.0, "share of rows from the SFT mix", "每步中复习旧数据的比例", "P")
+    replay_path: str = knob("", "its tensors (DATA_DIR/sft_tokens)", "旧数据的张量目录", "DIR", changes_result=False)
+    """Where they lie does not matter; fingerprints cover their content."""
+    replay_without: str = knob("", "old names not to learn, with commas", "复习时不再学的旧名字")
+    """Empty: the names of the mix, if the new data gives the model another name."""
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        if not 0.0 <= self.replay_share < 1.0:
+            raise UserError(f"replay_share = {self.replay_share}: must be in [0, 1).", "复习比例应不小于 0 且小于 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig(ReplayConfig):
     """The settings of LoRA (model/model_lora.py)."""
 
     optimizer: str = knob("adamw", "adamw, the only one for adapters", "优化器，适配器只用 AdamW", choices=OPTIMIZERS)
@@ -41,6 +57,7 @@ class AdapterConfig(TrainConfig):
     and only their product means something, so no direction of one alone should be made large."""
     weight_decay: float = knob(0.0, "decay of the matrices", "权重衰减", "W")
     """The frozen base keeps the weights close to what they were."""
+    replay_share: float = knob(0.5, "share of rows from the SFT mix", "每步中复习旧数据的比例", "P")
     lora_name: str = knob("lora_identity", "file: lora/NAME_512.pth", "适配器的名字", changes_result=False)
     lora_rank: int = knob(8, "rank of A and B", "秩")
     lora_alpha: float = knob(16.0, "B A is multiplied by alpha / rank", "缩放系数", "A")
@@ -49,7 +66,7 @@ class AdapterConfig(TrainConfig):
     target_modules: str = knob("", "such as q_proj,o_proj; empty: all linear layers", "加适配器的层，空为全部线性层")
 
     def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
+        ReplayConfig.__post_init__(self)
         at_least(self, 1, "lora_rank")
         if self.optimizer != "adamw":
             raise UserError(

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import AdapterConfig, DPOConfig, GRPOConfig, PPOConfig
+from configs.stage_settings import AdapterConfig, DPOConfig, GRPOConfig, PPOConfig, ReplayConfig
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
@@ -59,7 +59,7 @@ STAGE_TABLE = {
     ),
     "sft": StageSpec(
         trainer="train_full_sft.py", weights="full_sft", data="conversations", start="pretrain",
-        rate_share=0.5, recipe_version=1, arguments="SFT_ARGS",
+        rate_share=0.5, recipe_version=1, settings=ReplayConfig, arguments="SFT_ARGS",
     ),
     "dpo": StageSpec(
         trainer="train_dpo.py", weights="rlhf", data="pairs", start="full_sft",

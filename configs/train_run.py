@@ -23,6 +23,9 @@ LOG_AND_SAVE = ("log_interval", "save_interval", "eval_interval", "use_wandb")
 HASHED_BEFORE = {stage: {"beta": 0.1, "sft_loss_weight": 0.0} for stage in ("pretrain", "sft")}
 """Settings that every stage had in older versions, with the values that they had in the stages that
 did not use them. Fingerprints still cover them, so that finished work stays finished."""
+ADDED_SINCE = {"sft": ("replay_share", "replay_without")}
+"""Settings that older versions of a stage did not have. For the same reason fingerprints cover them
+only where they differ from their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,5 +147,10 @@ def run_settings(run: TrainRun) -> dict[str, Any]:
 
 
 def hashed_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What fingerprints cover: all settings of a stage, and those of HASHED_BEFORE."""
-    return settings | {"train": HASHED_BEFORE.get(settings["stage"], {}) | settings["train"]}
+    """What fingerprints cover: all settings of a stage, with those of HASHED_BEFORE, and without
+    those of ADDED_SINCE that nobody has set."""
+    stage, train = settings["stage"], settings["train"]
+    default = STAGE_TABLE[stage].settings()
+    unset = {name for name in ADDED_SINCE.get(stage, ()) if train.get(name) == getattr(default, name)}
+    kept = {name: value for name, value in train.items() if name not in unset}
+    return settings | {"train": HASHED_BEFORE.get(stage, {}) | kept}

@@ -9,6 +9,7 @@ of a batch (tokens that count in the loss).
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ Batch = dict[str, Tensor]
 """Name -> tensor of some rows or pairs."""
 
 
-@lru_cache(maxsize=2)  # a step touches one epoch, or the end of one and the start of the next
+@lru_cache(maxsize=4)  # a step touches one or two epochs, of one or two data sets
 def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
     """The order of the rows in an epoch, (num_rows,).
 
@@ -34,18 +35,30 @@ def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
 def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.ndarray:
     """Numbers of the rows that a step trains on, (rows_per_step,).
 
-    Epochs follow each other without a gap: a step may take the last rows of one epoch and the first
-    rows of the next.
+    All epochs together are one endless list of rows: a step may take the last rows of one epoch and
+    the first rows of the next.
     """
-    # All epochs together are one endless list of rows. Place p of it is in epoch p // num_rows, at
-    # place p % num_rows of that epoch's order.
-    places = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
+    return rows_at(np.arange(step * rows_per_step, (step + 1) * rows_per_step), num_rows, seed)
+
+
+def rows_at(places: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+    """Numbers of the rows at some places of the endless list of all epochs, (len(places),)."""
+    # Place p of the list is in epoch p // num_rows, at place p % num_rows of that epoch's order.
     epochs, offsets = np.divmod(places, num_rows)
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         rows[here] = epoch_order(num_rows, int(epoch), seed)[offsets[here]]
     return rows
+
+
+@runtime_checkable
+class ChoosesRows(Protocol):
+    """A data set with a rule of its own for the rows of a step, in place of `rows_of_step`."""
+
+    def rows_of_step(self, step: int, rows_per_step: int, seed: int) -> np.ndarray:
+        """Numbers of the rows that a step trains on, (rows_per_step,)."""
+        ...
 
 
 def target_places(labels: Tensor) -> Tensor:

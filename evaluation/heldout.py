@@ -11,7 +11,7 @@ from configs.artifacts import sha256_file
 from configs.messages import both
 from configs.paths import display, find_dataset
 from configs.schema import UserError
-from configs.stage_table import DATA_STEMS, STAGE_TABLE
+from configs.stage_table import DATA_STEMS, STAGE_TABLE, heldout_file
 from dataset.mix.split_report import FEW_HELDOUT
 from dataset.records.files import numbered_records
 from dataset.records.keys import split_of
@@ -163,9 +163,9 @@ def _sampled(records: Records, max_samples: int, seed: int) -> Records:
 
 
 def chats_beside(path: Path) -> Path | None:
-    """The held-out chats in the folder of held-out pairs: they show what preference training did to
-    the answers. None if there are none."""
-    chats = path.with_name(path.name.replace("dpo", "sft"))
+    """The held-out chats of the mix in the folder of other held-out records: they show what a
+    training did to the answers. None if there are none."""
+    chats = path.with_name(path.name.replace("dpo", "sft") if "dpo" in path.name else heldout_file("conversations"))
     return chats if chats != path and chats.exists() else None
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write, fingerprint, read_json
-from configs.paths import display, find_dataset, trainer_command
+from configs.paths import ROOT, display, find_dataset, heldout_beside, trainer_command
 from configs.schema import UserError
 from configs.stage_table import STAGE_TABLE
 from dataset.mix.write import MANIFEST_FILE, OUTPUTS
 from dataset.records.keys import normalised_question, text_hash
 from evaluation.baselines import TrainingExamples, text_key
 from model.manifest import StartFile, TrainingFile, WeightsManifest
+from model.model_lora import read_adapter
 from model.weights import weights_sha256
 
 KEYS_FOLDER = "trained_on"
@@ -122,21 +123,51 @@ def _is_above_0(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-def reference_path(given: Path | None, checkpoint: Path, start: StartFile) -> Path:
-    """The weights that a DPO checkpoint started from: those that were given, else those beside it.
+def reference_path(given: Path | None, checkpoint: Path, start: StartFile, stage: str) -> Path:
+    """The weights that a checkpoint of DPO or an adapter started from: those that were given, else
+    those beside it (beside the folder of adapters).
 
     Args: start: what its manifest says of them.
-    Raises: UserError if they are gone or are other weights, against which its margins would mean
-    nothing.
+    Raises: UserError if they are gone or are other weights, with which it would mean nothing.
     """
-    path = find_dataset(given) if given else checkpoint.parent / start.path
+    spec = STAGE_TABLE[stage]
+    beside = checkpoint.parent.parent if spec.folder else checkpoint.parent
+    path = find_dataset(given) if given else beside / start.path
     if not path.exists() or weights_sha256(path) != start.sha256:
         raise UserError(
             f"{display(path)}: not the weights that {display(checkpoint)} started from ({start.path}, SHA-256 "
-            f"{start.sha256[:8]}). Give those with --reference, or train anew: python trainer/train_dpo.py.",
-            "不是 DPO 训练的起始权重：请用 --reference 指定，或重新训练",
+            f"{start.sha256[:8]}). Give those with --reference, or train anew: python trainer/{spec.trainer}.",
+            "不是它训练时的起始权重：请用 --reference 指定，或重新训练",
         )
     return path
+
+
+def start_of_adapter(path: Path) -> StartFile:
+    """The weights that an adapter was trained on. Raises: UserError if it does not say so."""
+    start = read_adapter(path).manifest.start
+    if start is None:
+        raise UserError(
+            f"{display(path)}: does not say which weights it was trained on. Give another --checkpoint.",
+            "没有记录它的底座权重：请换 --checkpoint",
+        )
+    return start
+
+
+def heldout_of_adapter(path: Path, training_data: Sources) -> Path:
+    """The held-out file beside the records that an adapter was trained on.
+
+    Args: path: the adapter. training_data: what it and its base have seen; its own records come
+    last.
+    Raises: UserError if there is none.
+    """
+    source = Path(training_data[-1].path)
+    for place in (source, ROOT / source):
+        if heldout := heldout_beside(place):
+            return heldout
+    raise UserError(
+        f"{display(path)}: no held-out records lie beside those that it was trained on. Give some with --data_path.",
+        "训练数据旁没有留出数据：请用 --data_path 指定",
+    )
 
 
 # --- the mixture ----------------------------------------------------------------------------------

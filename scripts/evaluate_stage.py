@@ -2,6 +2,7 @@
 在留出数据上评估一个阶段。
 
 python scripts/evaluate_stage.py --stage sft
+python scripts/evaluate_stage.py --stage lora --lora_name lora_identity
 python scripts/evaluate_stage.py --stage pretrain --checkpoint out/pretrain_512.pth \\
     --data_path my_heldout.jsonl
 """
@@ -43,14 +44,17 @@ from evaluation.first_minutes import HALVES as PROMPT_HALVES
 from evaluation.first_minutes import Prompt, choose_prompts
 from evaluation.heldout import HALVES, Heldout, chats_beside, read_heldout, without_few
 from evaluation.intervals import Metric
+from evaluation.new_name import Renaming, name_metrics
 from evaluation.provenance import (
     Trained,
+    heldout_of_adapter,
     is_bundled,
     is_held_out_by_a_mix,
     mixture_of,
     names_of,
     reference_path,
     require_parts,
+    start_of_adapter,
     trained_on,
 )
 from evaluation.report import sample_lines, tables, wrong_answers
@@ -63,6 +67,10 @@ from model.manifest import IMPORTED
 from model.model_minillm import MiniLLM
 from model.quantize import KINDS, NONE
 from model.weights import load_model, weights_sha256
+
+START_MATTERS = ("dpo", "lora")
+"""Stages whose weights are judged together with those that they started from."""
+LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +89,11 @@ class Request:
     tokenizer_dir: Path | None
     """None: the one that belongs to the weights."""
     reference: Path | None
-    data_path: Path
+    lora_name: str
+    data_path: Path | None
+    """None: what was held out of the set that an adapter was trained on."""
     sft_data_path: Path | None
-    """None: the chats that lie beside the pairs."""
+    """None: the chats of the mix."""
     first_minutes: str
     danger_prompts: str
     half: str
@@ -105,13 +115,16 @@ class Exam:
 
     heldout: Heldout
     chats: Heldout | None
-    """After preference training: chats, to see what it did to the answers."""
+    """After preference training, and with an adapter: chats of the mix, to see what it did to
+    them."""
     prompts: list[Prompt]
     unnamed: list[str]
     """A line about prompts that are left out, because the name that they ask for is not known."""
     danger: list[DangerPrompt]
     names: tuple[str, str]
     """The model's name and its author's."""
+    renaming: Renaming | None
+    """Which names an adapter gives them."""
     examples: TrainingExamples
 
 
@@ -155,10 +168,11 @@ def build_parser() -> Parser:
         help="keep the weights in less memory, on a CPU 量化权重后再评测，只用于 CPU (%(default)s)",
     )
     parser.add_argument(
-        "--reference", type=Path, metavar="PATH", help="DPO: the very weights it started from DPO 的起始权重"
+        "--reference", type=Path, metavar="PATH", help="DPO, LoRA: the weights it started from 起始权重"
     )
+    parser.add_argument("--lora_name", default="", metavar="NAME", help="LoRA: which adapter 适配器的名字")
     parser.add_argument("--data_path", type=Path, metavar="FILE", help="held-out JSONL 留出数据")
-    parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO: held-out chats 留出对话")
+    parser.add_argument("--sft_data_path", type=Path, metavar="FILE", help="DPO, LoRA: held-out chats 留出对话")
     parser.add_argument(
         "--first_minutes",
         default="",
@@ -194,11 +208,13 @@ def request_of(arguments: Namespace) -> Request:
     """The flags, resolved. Raises: UserError if one belongs to another stage or is out of range."""
     stage, profile = arguments.stage, load_profile(arguments.profile)
     data = STAGE_TABLE[stage].data
-    for name in ("reference", "sft_data_path"):
-        if data != "pairs" and getattr(arguments, name) is not None:
-            raise UserError(f"--{name}: only for --stage dpo. Leave it out.", "只用于 --stage dpo：请去掉")
+    for name, stages in (("reference", START_MATTERS), ("sft_data_path", START_MATTERS), ("lora_name", ("lora",))):
+        if stage not in stages and getattr(arguments, name):
+            only = " or ".join(stages)
+            raise UserError(f"--{name}: only for --stage {only}. Leave it out.", f"只用于 --stage {only}：请去掉")
+    default = None if stage == "lora" else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
     as_given = (
-        "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "sft_data_path", "first_minutes",
+        "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "lora_name", "sft_data_path", "first_minutes",
         "danger_prompts", "half", "answers_file", "run_id", "show_wrong",
     )  # fmt: skip
     return Request(
@@ -206,7 +222,7 @@ def request_of(arguments: Namespace) -> Request:
         profile=profile,
         settings=replace(profile.evaluate, **given_knobs(arguments, EvalConfig)),
         out_dir=arguments.out_dir or env_path("OUT_DIR", OUT_DIR),
-        data_path=arguments.data_path or env_path("DATA_DIR", DATA_DIR) / heldout_file(data),
+        data_path=arguments.data_path or default,
         results_file=arguments.results_file or env_path("TF_DIR", TF_DIR) / "eval_results.jsonl",
         device=choose_device(arguments.device),
         **{name: getattr(arguments, name) for name in as_given},
@@ -233,9 +249,21 @@ def open_checkpoint(request: Request) -> OpenModel:
     if request.load_from:
         path = find_model_folder(request.load_from)
     else:
-        path = find_dataset(given) if given else latest_weights(STAGE_TABLE[stage].weights, request.out_dir)
+        spec = STAGE_TABLE[stage]
+        stem = request.lora_name or spec.weights
+        path = find_dataset(given) if given else latest_weights(stem, request.out_dir / spec.folder)
     seed_everything(request.settings.seed)
-    checkpoint = open_model(path, device=request.device, tokenizer_dir=request.tokenizer_dir, quantize=request.quantize)
+    base, adapter = path, None
+    if stage == "lora" and not request.load_from:
+        base, adapter = reference_path(request.reference, path, start_of_adapter(path), stage), path
+    checkpoint = open_model(
+        base,
+        device=request.device,
+        tokenizer_dir=request.tokenizer_dir,
+        quantize=request.quantize,
+        lora=adapter,
+    )
+    checkpoint = replace(checkpoint, path=path)
     if checkpoint.manifest.stage == IMPORTED:
         if request.data == "pairs":
             raise UserError(
@@ -264,17 +292,24 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     else:
         examples = training_examples(sources, seed, with_texts=with_texts)
         trained = trained_on(sources, examples, checkpoint.path.parent, with_texts=with_texts)
-    heldout = read_heldout(request.data_path, stage, trained, request.settings.max_samples, seed)
+    data_path = request.data_path or heldout_of_adapter(checkpoint.path, sources)
+    heldout = read_heldout(data_path, stage, trained, request.settings.max_samples, seed)
     # The manifest of the mix lies beside the held-out file, or beside the training files if the
     # held-out file is somewhere else.
     folders = [heldout.path.parent, *(Path(source.path).parent for source in sources)]
     mixture = next(filter(None, (mixture_of(folder, sources) for folder in folders)), None)
     names = names_of(mixture, (request.profile.mix.name, request.profile.mix.author))
+    renaming = None
+    if stage == "lora" and (renaming := Renaming.in_records(heldout.records, names)):
+        names = renaming.new
     prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
     danger = choose_danger_prompts(request.danger_prompts, stage)
     chats = None
-    if request.data == "pairs" and (path := request.sft_data_path or chats_beside(heldout.path)):
+    if stage in START_MATTERS and (path := request.sft_data_path or chats_beside(heldout.path)):
         chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
+    if renaming is not None:
+        heldout = replace(heldout, records=list(map(renaming.as_new_identity, heldout.records)))
+        chats = replace(chats, records=list(map(renaming.renamed, chats.records))) if chats else None
     return Exam(
         heldout=heldout,
         chats=chats,
@@ -282,6 +317,7 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
         unnamed=unnamed,
         danger=danger,
         names=names,
+        renaming=renaming,
         examples=examples,
     )
 
@@ -309,11 +345,17 @@ def evaluation_of(request: Request, checkpoint: OpenModel, exam: Exam) -> Evalua
 def take_exam(request: Request, checkpoint: OpenModel, exam: Exam, evaluation: Evaluation) -> dict[str, Metric]:
     """All metrics of the stage. Raises: UserError if there is nothing to evaluate on."""
     metrics = heldout_metrics(request, checkpoint, exam.heldout.records, evaluation)
-    counts = exam.heldout.counts
+    counts, own = exam.heldout.counts, list(evaluation.verdicts)
     if exam.chats is not None:
         evaluation.notes += exam.chats.notes
         counts = counts | exam.chats.counts  # the categories of chats; that of pairs is `preference`
-        metrics |= evaluation.of_chats(exam.chats.records) if exam.chats.records else {}
+        chats = evaluation.of_chats(exam.chats.records) if exam.chats.records else {}
+        # After pairs, these are the only likelihoods of texts. Those of an adapter are of its set.
+        metrics |= {
+            f"{name}_mix" if name in metrics and name in LIKELIHOOD else name: one for name, one in chats.items()
+        }
+    if exam.renaming is not None:
+        metrics |= name_metrics(own, evaluation.verdicts[len(own) :], exam.renaming)
     metrics = without_few(metrics, counts, evaluation.notes)
     if exam.prompts:
         metrics |= evaluation.of_prompts(exam.prompts)
@@ -352,7 +394,7 @@ def start_of(request: Request, checkpoint: OpenModel) -> MiniLLM:
     """The weights that preference training started from, which are its reference."""
     start = checkpoint.manifest.start
     assert start is not None  # else `open_checkpoint` has refused it
-    path = reference_path(request.reference, checkpoint.path, start)
+    path = reference_path(request.reference, checkpoint.path, start, request.stage)
     return load_model(path, device=request.device)[0].eval()
 
 

@@ -88,6 +88,13 @@ class Facts:
     """What else the result depends on (`depending_on`): name -> SHA-256."""
     also_seen: tuple[TrainingFile, ...] = ()
     """The record files that the model sees through these inputs."""
+    replay_share: float = 0.0
+    """Share of old rows in each step (trainer/replay.py)."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch: all new ones, and the old ones that come with them."""
+        return with_replayed(self.data.rows, self.replay_share)
 
     @property
     def weights_path(self) -> Path:
@@ -163,6 +170,11 @@ def depending_on(facts: Facts, name: str, sha256: str, *seen: TrainingFile) -> F
         inputs={**facts.inputs, name: sha256},
         also_seen=(*facts.also_seen, *seen),
     )
+
+
+def with_replayed(rows: int, share: float) -> int:
+    """How many rows an epoch has, if `share` of them come in addition to its own `rows`."""
+    return round(rows / (1 - share))
 
 
 # --- data -----------------------------------------------------------------------------------------

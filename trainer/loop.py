@@ -15,7 +15,7 @@ from configs.paths import display
 from configs.progress import is_wide
 from configs.schema import TrainConfig, UserError
 from configs.stage_table import DATA_STEMS, STAGE_TABLE
-from dataset.lm_dataset import Batch, rows_of_step
+from dataset.lm_dataset import Batch, ChoosesRows, rows_of_step
 from model.weights import require_finite
 from trainer.autoconfig import chosen_values
 from trainer.metrics import Metrics
@@ -117,6 +117,8 @@ class BatchStream:
 
     def row_numbers(self, step: int) -> np.ndarray:
         """Numbers of the rows that all processes together take in a step, (rows_per_step,)."""
+        if isinstance(self.rows, ChoosesRows):
+            return self.rows.rows_of_step(step, self.rows_per_step, self.config.seed)
         return rows_of_step(step, self.rows_per_step, len(self.rows), self.config.seed)
 
     def read(self, step: int) -> StepBatches:

@@ -255,7 +255,7 @@ def find_state(facts: Facts) -> dict[str, Any] | None:
     for other in facts.state.others():
         with fitting(other["path"]):
             config = with_chosen(facts.config, other["choices"])
-            num_steps = steps_of_run(config, facts.data.rows, facts.runtime.world_size)
+            num_steps = steps_of_run(config, facts.epoch_rows, facts.runtime.world_size)
         step, before = other["step"], other["num_steps"]
         where = f"{display(other['path'])}: step {step} of {before}"
         if num_steps > before and not decay_has_begun(step, before, config):
@@ -363,7 +363,7 @@ def weights_manifest(facts: Facts, config: TrainConfig, runtime: Runtime) -> Wei
     # data of this stage is added. An evaluation refuses all data in this list.
     inherited = start.manifest.training_data if start else ()
     ours = TrainingFile(path=source.path, records=source.records, sha256=source.sha256)
-    new = [file for file in (ours, *facts.also_seen) if file not in inherited or file is ours]
+    new = [*(file for file in facts.also_seen if file not in inherited), ours]
     return WeightsManifest(
         stage=stage,
         profile=facts.run.profile,

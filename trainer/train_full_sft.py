@@ -7,7 +7,8 @@ python trainer/train_full_sft.py --data_path my_chats.jsonl --from_weight pretra
 Minimised: cross-entropy of the assistant's tokens, the end of each turn included, given all tokens
 before them (Ouyang et al. 2022, arXiv:2203.02155, section 3.5). What the user says is read, but is
 no target.
-Data: conversations, packed in rows like documents.
+Data: conversations, packed in rows like documents. `--replay_share` takes rows of the mix beside
+them, so that a model that learns something new keeps what it knows (trainer/replay.py).
 Start: the pretrained weights.
 Settings: `sft` of the profile.
 """
@@ -25,15 +26,17 @@ from dataset.lm_dataset import SFTDataset
 from trainer.facts import gather
 from trainer.objectives import NextToken
 from trainer.recipe import begin, is_done
+from trainer.replay import find_replay
 from trainer.validation import validation_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags -> `OUT_DIR/full_sft_HIDDEN.pth`."""
-    facts = gather(parse_run("sft", __doc__ or "", argv))
+    facts, replay = find_replay(gather(parse_run("sft", __doc__ or "", argv)))
     if is_done(facts):
         return 0
-    rows = SFTDataset(facts.tensors_path)
+    new = SFTDataset(facts.tensors_path)
+    rows = replay.beside(new) if replay else new
     return begin(facts).fit(rows, NextToken(), validation_rows(SFTDataset, facts.tensors_path))
 
 

@@ -6,7 +6,8 @@ python trainer/train_lora.py --data_path my_chats.jsonl --lora_name my_model --f
 
 Trained: A and B of h = W x + (alpha / r) B A dropout(x) beside each linear layer of the blocks (Hu
 et al. 2021, arXiv:2106.09685, eq. 3). W is frozen. Minimised: the loss of SFT.
-Data: conversations, packed in rows.
+Data: conversations, packed in rows. Half of the rows of each step are old ones, from the mix
+(trainer/replay.py): without them the model would say its new name everywhere.
 Start: the weights of SFT. The file of the result holds A and B alone, and the fingerprint of those
 weights.
 Settings: `lora` of the profile.
@@ -30,12 +31,13 @@ from model.model_minillm import MiniLLM
 from trainer.facts import gather
 from trainer.objectives import NextToken
 from trainer.recipe import begin, is_done
+from trainer.replay import find_replay
 from trainer.validation import validation_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags -> `OUT_DIR/lora/NAME_HIDDEN.pth`."""
-    facts = gather(parse_run("lora", __doc__ or "", argv))
+    facts, replay = find_replay(gather(parse_run("lora", __doc__ or "", argv)))
     if facts.start is None:
         raise UserError(
             "--from_weight none: an adapter needs weights that it changes. Name them, such as full_sft.",
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         state, base = adapter_state(model), base_fingerprint(model)
         save_adapter(path, Adapter(state=state, config=adapter, manifest=manifest, base=base))
 
-    rows = SFTDataset(facts.tensors_path)
+    new = SFTDataset(facts.tensors_path)
+    rows = replay.beside(new) if replay else new
     return begin(facts, put_on, save).fit(rows, NextToken(), validation_rows(SFTDataset, facts.tensors_path))
 
 

@@ -17,6 +17,9 @@ from dataset.records.record import ChatRecord
 
 LEAST_SHARE = 0.5
 """A name is used if at least this share of all names in the answers is this name."""
+LEAST_SAID = 0.1
+"""Answers give the model another name if at least this share of them says it: a story may name
+somebody too."""
 
 _END = r"(?=[，。！？、；：,.!?;:（(~～\s]|的|呀|哦|喔|哟|啦|呢|$)"
 _NAME = r"[「“\"《'【]?([\u4e00-\u9fffA-Za-z0-9·_.\-]{1,20}?)[」”\"》'】]?"
@@ -107,6 +110,18 @@ def names_in(answers: Iterable[str], name: str, author: str) -> Names:
         names.update(_found(_CALLED, answer) or _found(_AFTER_MAKER, answer))
         makers.update(_found(_MAKER, answer))
     return Names(name if says_name else _most_common(names), author if says_author else _most_common(makers))
+
+
+def another_name(answers: Sequence[str], name: str, author: str) -> tuple[str, str] | None:
+    """The names of the model and its author in new answers, if they call the model something else.
+
+    Args: name, author: what it was called before. An author who is not named stays.
+    """
+    found = names_in(answers, name, author) if name else Names(None, None)
+    if found.name is None or found.name == name:
+        return None
+    said = sum(found.name in answer for answer in answers)
+    return (found.name, found.author or author) if said >= LEAST_SAID * len(answers) else None
 
 
 def _found(pattern: re.Pattern[str], answer: str) -> set[str]:

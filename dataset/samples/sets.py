@@ -9,6 +9,7 @@ from dataset.samples.generators import generated
 
 SAMPLE_SETS = {
     "lora_identity": "adapters.identity",
+    "lora_medical": "adapters.medical",
     "prompts_sums": "prompts.sums",
     "prompts_words": "prompts.sentences",
 }

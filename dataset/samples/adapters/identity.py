@@ -9,7 +9,16 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from dataset.samples.identity.questions import SIDES, TRAINING, Topic, fillings, questions_of, record_of, topics
+from dataset.samples.identity.questions import (
+    SIDES,
+    TRAINING,
+    Topic,
+    fillings,
+    normalised,
+    questions_of,
+    record_of,
+    topics,
+)
 
 NAME, AUTHOR = "小禾", "青禾工作室"
 """No other bundled record holds these words."""
@@ -24,6 +33,7 @@ def records() -> Iterator[dict[str, Any]]:
     """Chat records of the category `identity`. Held-out ones have `split`, `cluster` and
     `accepted`."""
     rng, names = random.Random(1906), fillings()
+    asked: set[str] = set()
     for topic in naming_topics():
         for side in SIDES:
             clauses = topic.clauses[side]
@@ -31,8 +41,11 @@ def records() -> Iterator[dict[str, Any]]:
                 clauses = rng.sample(clauses, min(NUM_CLAUSES, len(clauses)))
             for clause in clauses:
                 for question in questions_of(clause, NUM_TYPED[side], side, names, rng):
-                    record = record_of([(question, topic.answer)], topic, clause, side)
-                    yield {**_filled(record), "category": "identity", "source": "lora_identity"}
+                    plain = normalised(filled(question))
+                    if plain not in asked:  # two topics may have nearly the same wording
+                        asked.add(plain)
+                        record = record_of([(question, topic.answer)], topic, clause, side)
+                        yield {**filled(record), "category": "identity", "source": "lora_identity"}
 
 
 def naming_topics() -> list[Topic]:
@@ -40,12 +53,12 @@ def naming_topics() -> list[Topic]:
     return [topic for topic in topics() if any(mark in topic.answer for mark in FILLED)]
 
 
-def _filled(value: Any) -> Any:
+def filled(value: Any) -> Any:
     """The same record with names in place of their marks."""
     if isinstance(value, str):
         for mark, name in FILLED.items():
             value = value.replace(mark, name)
         return value
     if isinstance(value, list):
-        return [_filled(one) for one in value]
-    return {key: _filled(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [filled(one) for one in value]
+    return {key: filled(one) for key, one in value.items()} if isinstance(value, dict) else value
