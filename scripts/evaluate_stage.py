@@ -37,7 +37,7 @@ from configs.paths import (
     latest_weights,
 )
 from configs.schema import EvalConfig, UserError
-from configs.stage_table import STAGE_TABLE, heldout_file
+from configs.stage_table import PROMPTS, STAGE_TABLE, heldout_file
 from evaluation.baselines import TrainingExamples, training_examples
 from evaluation.danger import DangerPrompt, choose_danger_prompts
 from evaluation.first_minutes import HALVES as PROMPT_HALVES
@@ -45,6 +45,7 @@ from evaluation.first_minutes import Prompt, choose_prompts
 from evaluation.heldout import HALVES, Heldout, chats_beside, read_heldout, without_few
 from evaluation.intervals import Metric
 from evaluation.new_name import Renaming, name_metrics
+from evaluation.policy import prompt_metrics
 from evaluation.provenance import (
     Trained,
     heldout_of_adapter,
@@ -70,6 +71,9 @@ from model.weights import load_model, weights_sha256
 
 START_MATTERS = ("dpo", "lora")
 """Stages whose weights are judged together with those that they started from."""
+OF_OTHER_RECORDS = (*START_MATTERS, *(stage for stage, spec in STAGE_TABLE.items() if spec.data == PROMPTS))
+"""Stages that are trained on other records than chats of the mix. Those show what it did to
+them."""
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
 
 
@@ -208,11 +212,11 @@ def request_of(arguments: Namespace) -> Request:
     """The flags, resolved. Raises: UserError if one belongs to another stage or is out of range."""
     stage, profile = arguments.stage, load_profile(arguments.profile)
     data = STAGE_TABLE[stage].data
-    for name, stages in (("reference", START_MATTERS), ("sft_data_path", START_MATTERS), ("lora_name", ("lora",))):
+    for name, stages in (("reference", START_MATTERS), ("sft_data_path", OF_OTHER_RECORDS), ("lora_name", ("lora",))):
         if stage not in stages and getattr(arguments, name):
             only = " or ".join(stages)
             raise UserError(f"--{name}: only for --stage {only}. Leave it out.", f"只用于 --stage {only}：请去掉")
-    default = None if stage == "lora" else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
+    default = None if stage == "lora" or data == PROMPTS else env_path("DATA_DIR", DATA_DIR) / heldout_file(data)
     as_given = (
         "checkpoint", "load_from", "quantize", "tokenizer_dir", "reference", "lora_name", "sft_data_path", "first_minutes",
         "danger_prompts", "half", "answers_file", "run_id", "show_wrong",
@@ -305,7 +309,7 @@ def set_exam(request: Request, checkpoint: OpenModel) -> Exam:
     prompts, unnamed = choose_prompts(request.first_minutes, stage, request.half, names, everything=is_bundled(mixture))
     danger = choose_danger_prompts(request.danger_prompts, stage)
     chats = None
-    if stage in START_MATTERS and (path := request.sft_data_path or chats_beside(heldout.path)):
+    if stage in OF_OTHER_RECORDS and (path := request.sft_data_path or chats_beside(heldout.path)):
         chats = read_heldout(path, "sft", trained, request.settings.max_samples, seed)
     if renaming is not None:
         heldout = replace(heldout, records=list(map(renaming.as_new_identity, heldout.records)))
@@ -386,6 +390,15 @@ def heldout_metrics(
         case "pairs":
             reference, beta = start_of(request, checkpoint), checkpoint.manifest.settings.train["beta"]
             return evaluation.of_pairs(records, reference, beta) if records else {}
+        case "prompts":
+            train = checkpoint.manifest.settings.train
+            return prompt_metrics(
+                evaluation,
+                records,
+                max_new_tokens=train["max_gen_len"],
+                temperature=train["temperature"],
+                seed=request.settings.seed,
+            )
         case other:
             raise AssertionError(f"no metrics for data of the kind {other}")
 

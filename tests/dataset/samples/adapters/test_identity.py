@@ -34,7 +34,9 @@ def test_there_are_at_least_500_test_questions_of_many_clauses() -> None:
     assert len({record["cluster"] for record in of_side("test")}) >= 100
     assert 500 <= len(of_side("training")) <= 2_000
     topics = Counter(record["topic"] for record in of_side("test"))
-    assert set(topics) == {topic.name for topic in identity.naming_topics()} == {r["topic"] for r in of_side("training")}
+    assert (
+        set(topics) == {topic.name for topic in identity.naming_topics()} == {r["topic"] for r in of_side("training")}
+    )
 
 
 def test_no_question_is_asked_twice_in_the_set() -> None:

@@ -35,7 +35,9 @@ def test_no_question_is_asked_twice_and_none_is_of_an_exam() -> None:
 
 
 def test_the_mix_answers_none_of_its_questions() -> None:
-    chats = [name for file in SAMPLE_FILES.values() if file.category in {"general", "knowledge"} for name in file.generators]
+    chats = [
+        name for file in SAMPLE_FILES.values() if file.category in {"general", "knowledge"} for name in file.generators
+    ]
     mixed = {
         normalised_question(turn["content"])
         for name in chats
