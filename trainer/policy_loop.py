@@ -267,9 +267,9 @@ class PolicyRun:
             ],
             dtype=torch.float64,
         )
-        count, reward, right, formed, groups, flat, tokens, num_ended, ended_tokens, nats = (
-            self.runtime.sum_over_ranks(sums.to(self.runtime.device)).tolist()
-        )  # fmt: skip
+        count, reward, right, formed, groups, flat, tokens, num_ended, ended_tokens, nats = self.runtime.sum_over_ranks(
+            sums.to(self.runtime.device)
+        ).tolist()
         self.tokens += tokens
         return {
             "reward": reward / count,

@@ -88,7 +88,7 @@ def _function(name: str) -> tuple[Callable[[Sample], Any], Path | None]:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UserError(
-            f"--reward {name}: must be rule, module:function or FILE.py:function.",
+            f"--reward {name}: must be rule, module:function or a Python file:function.",
             "只能是 rule、模块:函数 或 文件.py:函数",
         )
     try:

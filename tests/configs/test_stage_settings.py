@@ -32,10 +32,18 @@ def test_a_setting_of_some_stages_is_none_of_the_others(name: str, stages: list[
 @pytest.mark.parametrize(
     "values",
     [
-        {"temperature": 0.0}, {"clip_epsilon": 1.0}, {"beta": -0.1}, {"num_generations": 1}, {"advantage": "best"},
-        {"max_gen_len": 512}, {"num_minibatches": 33}, {"dtype": "float16"}, {"loss_mean": ""}, {"ratio": "max"},
+        {"temperature": 0.0},
+        {"clip_epsilon": 1.0},
+        {"beta": -0.1},
+        {"num_generations": 1},
+        {"advantage": "best"},
+        {"max_gen_len": 512},
+        {"num_minibatches": 33},
+        {"dtype": "float16"},
+        {"loss_mean": ""},
+        {"ratio": "max"},
     ],
-)  # fmt: skip
+)
 def test_a_setting_of_grpo_out_of_range_is_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
         GRPOConfig(**values)

@@ -50,8 +50,14 @@ def test_a_step_can_be_divided_into_micro_batches_in_any_way(policy: TinyPolicy)
     assert found[0]["reward"] == found[1]["reward"]
 
 
-@pytest.mark.parametrize("switch", [*(f"--advantage={kind}" for kind in ADVANTAGES), *(f"--ratio={kind}" for kind in RATIOS),
-                                    *(f"--loss_mean={kind}" for kind in MEANS)])  # fmt: skip
+@pytest.mark.parametrize(
+    "switch",
+    [
+        *(f"--advantage={kind}" for kind in ADVANTAGES),
+        *(f"--ratio={kind}" for kind in RATIOS),
+        *(f"--loss_mean={kind}" for kind in MEANS),
+    ],
+)
 def test_each_switch_trains(policy: TinyPolicy, switch: str) -> None:
     assert policy.train("grpo", "--max_steps=2", switch) == 0
     assert [line["updates"] for line in policy.lines("grpo") if "updates" in line] == [1.0, 1.0]
