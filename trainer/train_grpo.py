@@ -61,8 +61,9 @@ def train(run: PolicyRun) -> None:
         advantages = group_advantages(answers.rewards, settings.advantage).flatten().to(run.runtime.device)  # (B,)
         updates = [Update(run, answers.rollout, advantages, rows) for rows in run.minibatches(len(answers.rewards))]
         # The ratio is measured against the policy before the first update, as the training forward
-        # pass computes it. So it is exactly 1 in the first update.
-        for update in updates:
+        # pass computes it. So it is exactly 1 in the first update. Where that is the only one, its
+        # own forward pass says what it needs.
+        for update in updates if len(updates) > 1 else ():
             update.remember_policy()
         for update in updates:
             update.backward()
@@ -91,35 +92,34 @@ class Update:
         # the reference has one for every answer.
         self.micro = run.micro_batches(rows if run.reference else rows[advantages[rows] != 0])
         self.old: list[Tensor] = []
-        """Log-probabilities of the tokens of each micro-batch, before the first update: (N,)."""
-        self.reference: list[Tensor] = []
+        """Log-probabilities of the tokens of each micro-batch, before the first update: (N,). Empty
+        where this is the only update."""
         self.grad_norm: float | None = None
         self.sums = torch.zeros(3, device=rollout.lengths.device)
         """Clipped tokens, divergence in nats, tokens."""
 
     @torch.no_grad()
     def remember_policy(self) -> None:
-        """Compute what the loss compares the policy with."""
-        for rows in self.micro:
-            rollout = self.rollout.select(rows)
-            self.old.append(self.run.logps(self.run.model, rollout))
-            self.run.check_agreement(self.old[-1], rollout)
-            if self.run.reference:
-                self.reference.append(self.run.logps(self.run.reference, rollout))
+        """Compute what the ratio is measured against."""
+        self.old = [self.run.logps(self.run.model, self.rollout.select(rows)) for rows in self.micro]
 
     def backward(self) -> None:
         """Add the gradient of the loss, micro-batch after micro-batch."""
         settings = self.settings
         for number, rows in enumerate(self.micro):
-            rollout, old = self.rollout.select(rows), self.old[number]
+            rollout = self.rollout.select(rows)
             logps = self.run.logps(self.run.model, rollout)  # (N,)
+            old = self.old[number] if self.old else logps.detach()
+            self.run.check_agreement(old, rollout)
             row = rollout.row_of_token
             advantages = self.advantages[rows][row]
             losses = policy_losses(logps, old, advantages, ratio=settings.ratio, clip_epsilon=settings.clip_epsilon)
             clipped = clipped_share(logps.detach(), old, advantages, settings.clip_epsilon) * len(logps)
             divergence = torch.zeros_like(clipped)
             if self.run.reference:
-                kl = kl_to_reference(logps, self.reference[number])
+                with torch.no_grad():
+                    reference = self.run.logps(self.run.reference, rollout)
+                kl = kl_to_reference(logps, reference)
                 losses = losses + settings.beta * kl
                 divergence = kl.detach().sum()
             (losses * self.weights[rows][row]).sum().backward()
