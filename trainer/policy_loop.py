@@ -7,6 +7,7 @@ Shapes: P prompts of a step in this process, G answers to each, B = P G; N token
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
@@ -428,11 +429,9 @@ def validation_score(run: PolicyRun) -> tuple[float, float, float]:
     return reward, accuracy, finished
 
 
-def best_weights(facts: Facts) -> Any:
-    """Where `--no-rollback` writes the best weights: `grpo_best_192.pth` beside `grpo_192.pth`."""
-    path = facts.weights_path
-    stem, _, shape = path.name.partition(f"_{facts.shape.hidden_size}")
-    return path.with_name(f"{stem}_best_{facts.shape.hidden_size}{shape}")
+def best_weights(facts: Facts) -> Path:
+    """Where `--no-rollback` writes the best weights: `best_grpo_192.pth` beside `grpo_192.pth`."""
+    return facts.weights_path.with_name(f"best_{facts.weights_path.name}")
 
 
 def _shown(sample: Sample, reward: float) -> dict[str, Any]:

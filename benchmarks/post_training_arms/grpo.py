@@ -139,7 +139,7 @@ def measure(arm: str, task: str, seed: int, start: Start, folder: Path) -> Outco
     if task == "words":
         metrics |= after.fluency(before, start.weights)
     if stem != "full_sft":
-        chosen = whole_scores(weights_in(folder, f"{stem}_best"), folder / "chosen", start, kind)
+        chosen = whole_scores(weights_in(folder, f"best_{stem}"), folder / "chosen", start, kind)
         metrics |= chosen.metrics("chosen_") | chosen.change(before, "chosen_")
     lines = [json.loads(line) for line in next((folder / "tf" / "metrics").glob("*.jsonl")).read_text().splitlines()]
     logged = [line for line in lines if "sampling_seconds" in line]

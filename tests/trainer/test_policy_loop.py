@@ -158,7 +158,7 @@ def test_without_roll_back_the_last_weights_are_written_and_the_best_beside_them
 ) -> None:
     scripted(monkeypatch, [0.9, 0.1])
     assert policy.train("grpo", "--no-rollback") == 0
-    best, _, manifest = read_weights(policy.out / "grpo_best_16.pth")
+    best, _, manifest = read_weights(policy.out / "best_grpo_16.pth")
     assert manifest.stage == "grpo"
     assert not same(best, policy.weights("grpo"))
 
