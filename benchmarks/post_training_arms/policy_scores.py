@@ -22,6 +22,7 @@ from evaluation.first_minutes import choose_prompts
 from evaluation.intervals import Metric, mean
 from evaluation.likelihood import bits_metric, chat_text, score, token_bytes
 from evaluation.policy import prompt_metrics
+from evaluation.questions import ask
 from evaluation.rules import rule_of
 from evaluation.stage import Evaluation, Verdict
 from inference.engine import Engine
@@ -47,7 +48,7 @@ class Scores:
     """What some weights reach."""
 
     prompt_metrics: dict[str, dict[str, Any]]
-    """Of test or validation prompts: metric -> value, n, ci95."""
+    """Of test prompts: metric -> value, n, ci95."""
     answers: list[dict[str, Any]]
     """Of the greedy answers to the prompts: `record`, `answer`, `ended`, `right`, `tokens`."""
     others: dict[str, list[Any]]
@@ -133,17 +134,15 @@ def _open(weights: Path) -> OpenModel:
     return open_model(weights, device=torch.device("cpu"))
 
 
-def scores_of(
-    weights: Path, folder: Path, prompts: Path, max_gen_len: int, *, split: str, chats: Path | None = None
-) -> Scores:
+def scores_of(weights: Path, folder: Path, prompts: Path, max_gen_len: int, chats: Path) -> Scores:
     """The scores of some weights; those in the folder, if they are of these weights.
 
-    Args: prompts: the training prompts; the held-out ones lie beside them. split: which half of
-    those. chats: held-out chats of the mix; without them only prompts are asked.
+    Args: prompts: the training prompts; the held-out ones lie beside them, and their test half is
+    asked. chats: held-out chats of the mix.
     """
     heldout = heldout_beside(prompts)
     assert heldout is not None
-    path, key = folder / "scores.json", [content_sha256(weights), content_sha256(heldout), split, max_gen_len]
+    path, key = folder / "scores.json", [content_sha256(weights), content_sha256(heldout), max_gen_len]
     if path.exists() and (kept := read_json(path, "Delete it."))["key"] == key:
         return Scores(**{name: value for name, value in kept.items() if name != "key"})
     opened = _open(weights)
@@ -154,7 +153,7 @@ def scores_of(
         {"batch_size": BATCH, "max_new_tokens": 128},
         ROW_TOKENS,
     )
-    records = [record for record in read_records(heldout) if split_of(record) == split]
+    records = [record for record in read_records(heldout) if split_of(record) == "test"]
     found = prompt_metrics(evaluation, records, max_new_tokens=max_gen_len, temperature=1.0, seed=SEED)
     answers = [
         {
@@ -169,12 +168,29 @@ def scores_of(
     scores = Scores(
         prompt_metrics={name: metric.as_json() for name, metric in found.items()},
         answers=answers,
-        others=_others(evaluation, chats) if chats else {},
+        others=_others(evaluation, chats),
         pass_at=_pass_at(opened, records, max_gen_len),
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"key": key, **vars(scores)})
     return scores
+
+
+def greedy_accuracy(weights: Path, prompts: Path, max_gen_len: int) -> float:
+    """Share of the validation prompts with a right greedy answer. Args: those of `scores_of`."""
+    opened, heldout = _open(weights), heldout_beside(prompts)
+    assert heldout is not None
+    records = [record for record in read_records(heldout) if split_of(record) == "validation"]
+    said = ask(
+        opened.model,
+        opened.tokenizer,
+        [record["conversations"][:-1] for record in records],
+        batch_size=BATCH,
+        max_new_tokens=max_gen_len,
+    )
+    return average(
+        one.ended and not rule_of(record).broken(one.text) for record, one in zip(records, said, strict=True)
+    )
 
 
 def _others(evaluation: Evaluation, chats: Path) -> dict[str, list[Any]]:
