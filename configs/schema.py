@@ -61,7 +61,7 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed = {seed}: must be from 0 to {LARGEST_SEED}.", "随机种子超出范围")
 
 
-def _one_of_its_choices(config: Any, *names: str) -> None:
+def one_of_its_choices(config: Any, *names: str) -> None:
     """Raises: UserError when one of these fields is not among the choices of its knob."""
     for name in names:
         value, choices = getattr(config, name), knobs_of(type(config))[name].choices
@@ -263,7 +263,7 @@ class TrainConfig:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
         check_seed(self.seed)
-        _one_of_its_choices(self, "optimizer", "schedule", "dtype")
+        one_of_its_choices(self, "optimizer", "schedule", "dtype")
         if self.device not in DEVICES and not self.device.startswith("cuda:"):
             raise UserError(
                 f"device = {self.device!r}: must be one of {', '.join(DEVICES)}, or cuda:N.",

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from configs.knobs import knob
-from configs.schema import OPTIMIZERS, TrainConfig, UserError, at_least
+from configs.schema import OPTIMIZERS, TrainConfig, UserError, at_least, one_of_its_choices
 
 NAME = re.compile(r"\w[\w.-]*")
 """A name that can be part of a file name."""
@@ -151,3 +151,111 @@ class RewardConfig(TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         at_least(self, 0, "centering")
+
+
+# --- learning from rewards ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig(TrainConfig):
+    """The settings of stages that learn from rewards. Their rows are prompts.
+
+    A step samples `num_generations` answers to each of batch_size * accumulation_steps * processes
+    prompts, and makes one update of the optimizer for each part of them (`num_minibatches`).
+    """
+
+    batch_size: int = knob(8, "prompts in a micro-batch", "微批大小（提示）")
+    accumulation_steps: int = knob(4, "micro-batches of prompts in a step", "每步的微批数")
+    optimizer: str = knob("adamw", "muon or adamw", "优化器", choices=("muon", "adamw"))
+    learning_rate: float = knob(1.0e-4, "peak learning rate", "峰值学习率", "LR")
+    """The rate decides more than any variant of the loss: three times as much is too much."""
+    warmup_ratio: float = knob(0.0, "share of steps to warm up", "预热比例", "P")
+    warmdown_ratio: float = knob(1.0, "share of steps to warm down", "衰减比例", "P")
+    min_lr_ratio: float = knob(0.0, "last rate as a share of the peak", "最终学习率占峰值的比例", "P")
+    weight_decay: float = knob(0.0, "decay of the matrices", "权重衰减", "W")
+    max_seq_len: int = knob(512, "tokens of prompt and answer", "提示与回答的最大长度")
+    dtype: str = knob("float32", "arithmetic of the products", "计算精度", choices=("auto", "float32", "bfloat16"))
+    """In float32 the answers are sampled from the very distribution that is trained."""
+    use_compile: bool | None = knob(False, "torch.compile the step", "编译训练步")
+    save_interval: int = knob(20, "steps between saves", "保存间隔", changes_result=False)
+    log_interval: int = knob(1, "steps between log lines", "日志间隔", changes_result=False)
+    eval_interval: int = knob(20, "steps between validations; 0: five", "验证间隔")
+    """A validation chooses the weights that are kept."""
+
+    num_generations: int = knob(8, "answers to each prompt", "每个提示的回答数")
+    max_gen_len: int = knob(64, "longest answer in tokens", "回答最长词元数")
+    temperature: float = knob(1.0, "of the sampling", "采样温度", "T")
+    """At 1 the model is trained on what it says itself. There is no top-k and no top-p: they would
+    cut off tokens that the loss believes to be possible."""
+    num_minibatches: int = knob(1, "updates from the answers of a step", "每步的更新次数")
+    clip_epsilon: float = knob(0.2, "how far a ratio of probabilities may move", "概率比的裁剪范围", "E")
+    beta: float = knob(0.0, "weight of the divergence from the start; 0: none", "与起始模型的 KL 权重", "B")
+    reward: str = knob("rule", "rule, module:function or FILE.py:function", "奖励：rule 或 模块:函数", "NAME")
+    reward_model_path: str = knob("", "a reward model instead", "改用奖励模型", "PATH")
+    reward_unproven: bool = knob(False, "take a reward model that is not above chance", "允许未经证实的奖励模型")
+    rollback: bool = knob(True, "keep the best weights, and end after a fall of 5 points", "保留最佳权重，变差时停止")
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        at_least(self, 1, "batch_size", "accumulation_steps", "num_generations", "max_gen_len", "num_minibatches")
+        at_least(self, 0, "beta")
+        one_of_its_choices(self, "dtype")
+        for name in ("temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} = {getattr(self, name)}: must be above 0, and a number.", "必须是大于 0 的数")
+        if not 0 < self.clip_epsilon < 1:
+            raise UserError(f"clip_epsilon = {self.clip_epsilon}: must be above 0 and below 1.", "应在 0 和 1 之间")
+        if self.max_gen_len >= self.max_seq_len:
+            raise UserError(
+                f"max_gen_len = {self.max_gen_len}: leaves no room for a prompt within max_seq_len = {self.max_seq_len}.",
+                "没有给提示留出余地：请调小 max_gen_len",
+            )
+        prompts = self.batch_size * self.accumulation_steps
+        if self.num_minibatches > prompts:
+            raise UserError(
+                f"num_minibatches = {self.num_minibatches}: more than the {prompts} prompts of a step.",
+                "更新次数多于每步的提示数",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GRPOConfig(PolicyConfig):
+    """The settings of GRPO: three switches of the loss (trainer/losses.py)."""
+
+    advantage: str = knob("mean", "none, mean or deviation", "优势的算法", choices=("none", "mean", "deviation"))
+    ratio: str = knob("clip", "none, clip or cispo", "概率比的用法", choices=("none", "clip", "cispo"))
+    loss_mean: str = knob(
+        "constant", "constant, tokens or sequences", "损失的平均方式", choices=("constant", "tokens", "sequences")
+    )
+
+    def __post_init__(self) -> None:
+        PolicyConfig.__post_init__(self)
+        one_of_its_choices(self, "advantage", "ratio", "loss_mean")
+        if self.advantage != "none" and self.num_generations < 2:
+            raise UserError(
+                f"num_generations = {self.num_generations}: an answer is compared with others to the same prompt. Give 2 or "
+                "more, or --advantage none.",
+                "每个提示至少要有 2 个回答",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PPOConfig(PolicyConfig):
+    """The settings of PPO: those of its value model, and of the advantages."""
+
+    num_minibatches: int = knob(4, "updates from the answers of a step", "每步的更新次数")
+    value_learning_rate: float = knob(1.0e-3, "peak learning rate of the value model", "价值模型的学习率", "LR")
+    value_warmup_steps: int = knob(5, "steps that train the value model alone", "先只训练价值模型的步数")
+    """Values of an untrained head say nothing, and neither do advantages over them."""
+    gamma: float = knob(1.0, "discount of later rewards", "折扣", "G")
+    gae_lambda: float = knob(0.95, "how far advantages look ahead", "优势估计的衰减", "L")
+    value_clip_epsilon: float = knob(0.2, "how far a value may move in a step", "价值的裁剪范围", "E")
+
+    def __post_init__(self) -> None:
+        PolicyConfig.__post_init__(self)
+        at_least(self, 0, "value_warmup_steps", "value_learning_rate")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be from 0 to 1.", "应在 0 到 1 之间")
+        if not 0 < self.value_clip_epsilon < math.inf:
+            raise UserError(f"value_clip_epsilon = {self.value_clip_epsilon}: must be above 0.", "必须大于 0")

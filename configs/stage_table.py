@@ -8,11 +8,23 @@ import re
 from dataclasses import dataclass
 
 from configs.schema import ModelConfig, TrainConfig
-from configs.stage_settings import AdapterConfig, DistillConfig, DPOConfig, ReasonConfig, ReplayConfig, RewardConfig
+from configs.stage_settings import (
+    AdapterConfig,
+    DistillConfig,
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    ReasonConfig,
+    ReplayConfig,
+    RewardConfig,
+)
 
 DATA_STEMS = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo"}
 """Kind of data -> how its files begin, such as `sft_chinese.jsonl` and `sft_tokens/`. Several
 stages may use the same kind."""
+PROMPTS = "prompts"
+"""A kind of data without tensors: conversations whose last answer the model does not see. It makes
+answers of its own, and a reward judges them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +36,7 @@ class StageSpec:
     weights: str
     """How the names of its weights begin: `full_sft` for `out/full_sft_512.pth`."""
     data: str
-    """The kind of data that it trains on, a key of DATA_STEMS."""
+    """The kind of data that it trains on: a key of DATA_STEMS, or PROMPTS."""
     start: str
     """The weights that it starts from unless a flag names others; `none`: random ones."""
     rate_share: float
@@ -79,6 +91,16 @@ STAGE_TABLE = {
     "reward": StageSpec(
         trainer="train_reward.py", weights="reward", data="pairs", start="full_sft",
         rate_share=0.05, recipe_version=1, settings=RewardConfig, arguments="REWARD_ARGS", optional=True,
+    ),
+    "grpo": StageSpec(
+        trainer="train_grpo.py", weights="grpo", data=PROMPTS, start="full_sft",
+        rate_share=0.02, recipe_version=1, settings=GRPOConfig, arguments="GRPO_ARGS", optional=True,
+        data_set="prompts_sums",
+    ),
+    "ppo": StageSpec(
+        trainer="train_ppo.py", weights="ppo_actor", data=PROMPTS, start="full_sft",
+        rate_share=0.02, recipe_version=1, settings=PPOConfig, arguments="PPO_ARGS", optional=True,
+        data_set="prompts_sums",
     ),
 }  # fmt: skip
 """Stage -> its row, in the order in which they are trained."""

@@ -11,7 +11,7 @@ from configs.artifacts import sha256_file
 from configs.messages import both
 from configs.paths import display, find_dataset
 from configs.schema import UserError
-from configs.stage_table import DATA_STEMS, STAGE_TABLE, heldout_file
+from configs.stage_table import DATA_STEMS, PROMPTS, STAGE_TABLE, heldout_file
 from dataset.mix.split_report import FEW_HELDOUT
 from dataset.records.files import numbered_records
 from dataset.records.keys import split_of
@@ -25,7 +25,7 @@ HALVES = {
 }
 """Value of a record's `split` -> what is printed about it. The first of these that a file has is
 the half to evaluate on."""
-FIELD_OF_DATA = {"documents": "text", "conversations": "conversations", "pairs": "chosen"}
+FIELD_OF_DATA = {"documents": "text", "conversations": "conversations", "pairs": "chosen", PROMPTS: "conversations"}
 """Kind of data -> the field that each of its records has."""
 SHAPES = {"text": "raw text", "conversations": "a conversation", "chosen": "a pair of answers"}
 NEARLY_ALL = 0.9

@@ -66,6 +66,10 @@ class Request:
         """Tokens so far, without the one that ended it."""
         self.logprobs: list[TokenLogprob] = []
         """One for each of `ids`, if the sampling asks for them."""
+        self.end_id: int | None = None
+        """The token that ended it, which is not in `ids`. None: none has."""
+        self.end_logprob: TokenLogprob | None = None
+        """That token's own."""
         self.finish_reason: FinishReason | None = None
         """None: it is not finished."""
         self.cached_tokens = 0
@@ -98,6 +102,7 @@ class Request:
     def append(self, token: int, logprob: TokenLogprob | None) -> None:
         """The next token, which may end the answer."""
         if token in self._end_ids:
+            self.end_id, self.end_logprob = token, logprob
             self.finish("stop")
             return
         self.ids.append(token)

@@ -46,6 +46,7 @@ from evaluation.heldout import HALVES, Heldout, chats_beside, read_heldout, with
 from evaluation.intervals import Metric
 from evaluation.judges import dpo_beside
 from evaluation.new_name import Renaming, name_metrics
+from evaluation.policy import prompt_metrics
 from evaluation.provenance import (
     Trained,
     heldout_of_own_set,
@@ -72,7 +73,7 @@ from model.weights import load_model, weights_sha256
 
 START_MATTERS = ("dpo", "lora", "reward")
 """Stages whose weights are judged together with those that they started from."""
-BESIDE_CHATS = ("dpo", "lora", "reason")
+BESIDE_CHATS = ("dpo", "lora", "reason", "grpo", "ppo")
 """Stages that are judged on the chats of the mix too, to see what became of their answers."""
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
 
@@ -431,6 +432,15 @@ def heldout_metrics(
         case "pairs":
             reference, beta = start_of(request, checkpoint), checkpoint.manifest.settings.train["beta"]
             return evaluation.of_pairs(records, reference, beta) if records else {}
+        case "prompts":
+            train = checkpoint.manifest.settings.train
+            return prompt_metrics(
+                evaluation,
+                records,
+                max_new_tokens=train["max_gen_len"],
+                temperature=train["temperature"],
+                seed=request.settings.seed,
+            )
         case other:
             raise AssertionError(f"no metrics for data of the kind {other}")
 

@@ -11,8 +11,10 @@ from typing import Any
 from configs.artifacts import fingerprint
 from configs.paths import DATA_DIR, display, env_path, find_dataset, kept_tokenizer_dir, latest_weights
 from configs.schema import ModelConfig, TrainConfig, UserError
-from configs.stage_table import DATA_STEMS, RECIPE_VERSION, tensor_folder, weight_file
+from configs.stage_settings import PolicyConfig
+from configs.stage_table import DATA_STEMS, PROMPTS, RECIPE_VERSION, tensor_folder, weight_file
 from configs.train_run import TrainRun, hashed_settings, run_settings
+from dataset.prompts import prompt_manifest
 from dataset.records.files import bare_name
 from dataset.samples.sets import SAMPLE_SETS, write_set
 from dataset.tensors import Manifest, check_contents, read_manifest, require_kind
@@ -30,6 +32,8 @@ from trainer.runtime import Runtime
 LENGTH_SETTINGS = ("epochs", "max_steps")
 """Settings that decide how long a run is. If a run stopped before its warm-down, you can increase
 these settings and resume it as a longer run."""
+SAMPLE_PROMPTS = ", ".join(name for name in SAMPLE_SETS if name.startswith(PROMPTS))
+"""The bundled sets of prompts, for a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +68,7 @@ class Facts:
     Settings without a value still have none: `begin` in trainer/recipe.py fills them in."""
     tokenizer: RustBPETokenizer
     tensors_path: Path
-    """Folder of the token tensors."""
+    """Folder of the token tensors; of a stage that learns from rewards: the file of prompts."""
     data: Manifest
     """The manifest of the tensors: rows, tokens, length, kind, fingerprint."""
     start: Start | None
@@ -117,8 +121,14 @@ def gather(run: TrainRun) -> Facts:
         print(f"starting from {display(start.path)}", file=sys.stderr, flush=True)
     # Read the data. Tensors hold the ids of one tokenizer, so read this tokenizer before them.
     tokenizer, start = tokenizer_and_start(run, start)
-    tensors_path = find_or_make_tensors(run, tokenizer, runtime)
-    data = checked_manifest(tensors_path, run, tokenizer, runtime)
+    if run.data == PROMPTS:
+        tensors_path = find_prompts(run, runtime)
+        data = prompt_manifest(
+            tensors_path, tokenizer, max_length=run.train.max_seq_len, longest=longest_prompt(run.train)
+        )
+    else:
+        tensors_path = find_or_make_tensors(run, tokenizer, runtime)
+        data = checked_manifest(tensors_path, run, tokenizer, runtime)
     shape = shape_of(run, tokenizer, start)
     require_memory(shape)
     # Collect all that the result depends on, and compute the hash of it.
@@ -178,12 +188,7 @@ def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Ru
     This may take minutes. Later runs use the same tensors.
     Raises: UserError if there is no such file or folder.
     """
-    path, data = run.data_path, run.data
-    if str(path) in SAMPLE_SETS:
-        if runtime.is_main:
-            write_set(str(path), env_path("DATA_DIR", DATA_DIR))
-        path = env_path("DATA_DIR", DATA_DIR) / f"{path}.jsonl"
-        runtime.barrier()
+    path, data = written_set(run.data_path, runtime), run.data
     # If the tensors exist, the JSONL file is not needed. The user may have deleted it.
     if path.suffix != ".jsonl" or not tensors_beside(path, data).is_dir():
         path = find_dataset(path)
@@ -196,6 +201,36 @@ def find_or_make_tensors(run: TrainRun, tokenizer: RustBPETokenizer, runtime: Ru
         ensure_tensors(data, path, output, tokenizer, max_length=train.max_seq_len, num_workers=train.num_workers)
     runtime.barrier()
     return output
+
+
+def written_set(path: Path, runtime: Runtime) -> Path:
+    """The records of a bundled set, if the path is the name of one; else the path as it is."""
+    if str(path) not in SAMPLE_SETS:
+        return path
+    if runtime.is_main:
+        write_set(str(path), env_path("DATA_DIR", DATA_DIR))
+    runtime.barrier()
+    return env_path("DATA_DIR", DATA_DIR) / f"{path}.jsonl"
+
+
+def find_prompts(run: TrainRun, runtime: Runtime) -> Path:
+    """The file of prompts that `--data_path` means: a JSONL file, or the name of a bundled set.
+
+    Raises: UserError if there is none, or if it is a folder.
+    """
+    path = find_dataset(written_set(run.data_path, runtime))
+    if path.is_dir():
+        raise UserError(
+            f"{display(path)}: a folder. Give a JSONL file of conversations, or {SAMPLE_PROMPTS}.",
+            "这是目录：请给出对话的 JSONL 文件，或自带的提示集",
+        )
+    return path
+
+
+def longest_prompt(config: TrainConfig) -> int:
+    """Tokens of the longest prompt that leaves room for an answer."""
+    assert isinstance(config, PolicyConfig)
+    return config.max_seq_len - config.max_gen_len
 
 
 def tensors_beside(records: Path, data: str) -> Path:

@@ -70,7 +70,8 @@ class Metrics:
             self.listeners.append(tracker)
             # Each start is a new run of the tracker, so it is told the earlier steps too.
             for line in kept:
-                self._guard(tracker, tracker.log, int(line.pop("step")), line)
+                values = {name: value for name, value in line.items() if name not in ("step", "texts")}
+                self._guard(tracker, tracker.log, int(line["step"]), values)
 
     def _keep_until(self, step: int) -> list[dict[str, float]]:
         """Drop the lines of later steps from the file. Returns: the others."""
@@ -101,6 +102,11 @@ class Metrics:
         append_line(self.path, {"step": step, **values})
         for listener in self.listeners:
             self._guard(listener, listener.log, step, values)
+
+    def log_texts(self, step: int, texts: list[dict[str, Any]]) -> None:
+        """Keep texts of a step, such as sampled answers, in our file. The listeners take numbers
+        alone."""
+        append_line(self.path, {"step": step, "texts": texts})
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""

@@ -120,7 +120,7 @@ class Training:
         stream = stream_of(rows, objective, self.config, self.runtime)
         num_steps = stream.num_steps()
         facts.say(description(self, stream, num_steps))
-        metrics = self._open_metrics(num_steps)
+        metrics = self.open_metrics(num_steps)
         run = Run(
             self.config,
             self.runtime,
@@ -142,9 +142,9 @@ class Training:
             with explaining_helper_failure(facts):
                 train(self.config, self.model, stream, objective, run)
                 require_finite(self.model, facts.weights_path, f"after step {num_steps} of stage {facts.run.stage}")
-                kept = self._write_weights()  # before `metrics.close`, whose last upload may take long
+                kept = self.write_weights()  # before `metrics.close`, whose last upload may take long
         except TrainingStopped as error:
-            return self._tell_of_stop(error, metrics)
+            return self.tell_of_stop(error, metrics)
         finally:
             if metrics is not None:
                 metrics.close()
@@ -168,7 +168,7 @@ class Training:
                 resuming=self.resume is not None,
             )
 
-    def _open_metrics(self, num_steps: int) -> Metrics | None:
+    def open_metrics(self, num_steps: int) -> Metrics | None:
         """The log of the main process; None in other processes. Tells from where a run resumes."""
         facts, first_step = self.facts, self.resume["step"] if self.resume else 0
         if self.resume:
@@ -201,7 +201,7 @@ class Training:
 
         return validate
 
-    def _write_weights(self) -> Path | None:
+    def write_weights(self) -> Path | None:
         """Write the weights with their manifest, and remove the resume state.
 
         Returns: where older weights of other settings are kept. None: there were none.
@@ -215,7 +215,7 @@ class Training:
         self.facts.state.clear()
         return kept
 
-    def _tell_of_stop(self, error: TrainingStopped, metrics: Metrics | None) -> int:
+    def tell_of_stop(self, error: TrainingStopped, metrics: Metrics | None) -> int:
         """Tell the user how to resume. Returns: the exit code."""
         if metrics is not None:
             metrics.close_bar()

@@ -11,6 +11,8 @@ SAMPLE_SETS = {
     "lora_identity": "adapters.identity",
     "lora_medical": "adapters.medical",
     "reasoning": "reasoning.questions",
+    "prompts_sums": "prompts.sums",
+    "prompts_words": "prompts.sentences",
 }
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 

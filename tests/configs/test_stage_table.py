@@ -9,6 +9,7 @@ from configs.stage_settings import AdapterConfig
 from configs.stage_table import (
     DATA_STEMS,
     OPTIONAL_STAGES,
+    PROMPTS,
     RECIPE_VERSION,
     STAGE_TABLE,
     STAGES,
@@ -24,7 +25,7 @@ from configs.stage_table import (
 def test_each_row_names_what_there_is(stage: str) -> None:
     spec = STAGE_TABLE[stage]
     assert (ROOT / "trainer" / spec.trainer).is_file()
-    assert spec.data in DATA_STEMS
+    assert spec.data in (*DATA_STEMS, PROMPTS)
     earlier = [other.weights for name, other in STAGE_TABLE.items() if name != stage]
     assert spec.start == "none" or spec.start in earlier
     assert RECIPE_VERSION[stage] == spec.recipe_version

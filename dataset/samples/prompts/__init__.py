@@ -1,0 +1,1 @@
+"""Bundled prompts for learning from rewards: sums, and sentences with given words and length."""
