@@ -68,8 +68,20 @@ def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Pat
     if start is not None:
         del settings["from_weight"]  # what counts is the content of the weights, not their name
     by_rule = values_by_rule(pipeline, stage, hashes)
-    inputs = [tokenizer, *_arrays(run.data_path), *([start] if start else [])]
+    data = generator_files() if pipeline.sample_set(stage) else _arrays(run.data_path)
+    inputs = [tokenizer, *data, *([start] if start else []), *_also_read(pipeline, stage)]
     return [settings, by_rule, pipeline.processes(stage)], inputs
+
+
+def _also_read(pipeline: Pipeline, stage: str) -> list[Path]:
+    """What an optional stage reads besides its data and its start: weights that a setting names,
+    and the mix's conversations if a part of each batch comes from them."""
+    if stage in STAGES:
+        return []
+    settings = asdict(pipeline.runs[stage].train)
+    weights = [found(Path(value)) for value in settings.values() if isinstance(value, str) and value.endswith(".pth")]
+    replayed = _arrays(pipeline.tokens("sft")) if settings.get("replay_share") else []
+    return [*weights, *replayed]
 
 
 def _arrays(data_path: Path) -> list[Path]:
@@ -100,9 +112,11 @@ def _is_unedited(identity: Path, hashes: Hashes) -> bool:
 
 def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
     """What a stage's evaluation depends on apart from its weights; empty without an evaluation."""
-    if stage not in STAGES:
+    if stage not in pipeline.runs:
         return ""
-    profile, read = pipeline.profile, [pipeline.heldout(stage)]
+    profile = pipeline.profile
+    # The held-out file of a bundled set is written as the stage runs: its generators stand for it.
+    read = generator_files() if pipeline.sample_set(stage) else [pipeline.heldout(stage)]
     if STAGE_TABLE[stage].data == "pairs":
         read.append(pipeline.data_dir / heldout_file("conversations"))
     if not continues_text(stage):

@@ -5,16 +5,27 @@ Imports no torch: `run.sh` asks often.
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.cli import split_words
 from configs.load import Profile, load_profile
-from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, default_tokenizer_dir, env_path, find_dataset
+from configs.paths import (
+    DATA_DIR,
+    OUT_DIR,
+    ROOT,
+    TF_DIR,
+    default_tokenizer_dir,
+    env_path,
+    find_dataset,
+    heldout_beside,
+    latest_weights,
+)
 from configs.schema import UserError
 from configs.stage_table import (
-    DATA_STEMS,
+    OPTIONAL_STAGES,
     STAGE_TABLE,
     STAGES,
     heldout_file,
@@ -24,8 +35,10 @@ from configs.stage_table import (
     weight_file_after,
 )
 from configs.train_run import TrainRun, build_parser, resolve_run
+from dataset.samples.sets import SAMPLE_SETS
 
-PIPELINE = ("mix", "tokenizer", "export", *STAGES)
+BEFORE_TRAINING = ("mix", "tokenizer", "export")
+PIPELINE = (*BEFORE_TRAINING, *STAGES, *OPTIONAL_STAGES)
 """The stages that have a record, in the order in which they run; `env` is marked in the environment
 itself."""
 OWN_FLAGS = {
@@ -36,7 +49,7 @@ OWN_FLAGS = {
 }
 """Trainer flags that belong to the whole run, and what to use in their place."""
 MIX_OUTPUTS = (
-    *(name(data) for data in DATA_STEMS for name in (record_file, heldout_file)),
+    *(name(STAGE_TABLE[stage].data) for stage in STAGES for name in (record_file, heldout_file)),
     "rejects.jsonl",
     "mix_manifest.json",
 )
@@ -44,8 +57,7 @@ MIX_OUTPUTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
-    """One call of `run.sh`: its profile, its folders, and the user's flags of the three
-    trainers."""
+    """One call of `run.sh`: its profile, its folders, and the user's flags of its trainers."""
 
     profile_name: str
     profile: Profile
@@ -60,6 +72,12 @@ class Pipeline:
     gpus_found: int
     extra: Mapping[str, tuple[str, ...]]
     runs: Mapping[str, TrainRun]
+    """Stage -> its settings, for the stages that this call trains, in their order."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All its stages: an optional one only if `--with` names it."""
+        return (*BEFORE_TRAINING, *self.runs)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -67,16 +85,26 @@ class Pipeline:
         return self.out_dir / "tokenizer" if self.train_tokenizer else default_tokenizer_dir(self.out_dir)
 
     def tokens(self, stage: str) -> Path:
-        """The tensors that a trainer reads by default."""
+        """The tensors of the mix that are of the stage's kind."""
         return self.data_dir / tensor_folder(STAGE_TABLE[stage].data)
 
     def texts(self) -> list[Path]:
         """The mixed training records of all kinds."""
-        return [self.data_dir / record_file(data) for data in DATA_STEMS]
+        return [self.data_dir / record_file(STAGE_TABLE[stage].data) for stage in STAGES]
+
+    def sample_set(self, stage: str) -> str:
+        """The bundled set outside the mix that a stage trains on; "": it trains on other data."""
+        name = str(self.runs[stage].data_path)
+        return name if name in SAMPLE_SETS else ""
 
     def heldout(self, stage: str) -> Path:
         """The held-out records of a stage."""
-        return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
+        of_the_mix = self.data_dir / heldout_file(STAGE_TABLE[stage].data)
+        if stage in STAGES:
+            return of_the_mix
+        if name := self.sample_set(stage):
+            return self.data_dir / f"{name}_heldout.jsonl"
+        return heldout_beside(found(self.runs[stage].data_path)) or of_the_mix
 
     def start(self, stage: str) -> Path | None:
         """The weights that a trainer starts from; None if there are none, or if the trainer finds
@@ -84,16 +112,20 @@ class Pipeline:
         name = self.runs[stage].from_weight
         if name == "none":
             return None
-        earlier = {STAGE_TABLE[other].weights: other for other in STAGES[: STAGES.index(stage)]}
+        trained = list(self.runs)
+        earlier = {STAGE_TABLE[other].weights: other for other in trained[: trained.index(stage)]}
         if name in earlier:
             return self.weights(earlier[name])
+        if any(name == STAGE_TABLE[other].weights for other in OPTIONAL_STAGES if other not in trained):
+            with suppress(UserError):  # an earlier call may have trained them; if none did, the trainer says so
+                return latest_weights(name, self.out_dir)
         return found(Path(name)) if name.endswith(".pth") else None
 
     def weights(self, stage: str) -> Path:
         """The weights that a stage writes; their name ends in the shape of those it starts from."""
-        start = self.start(stage)
-        name = weight_file_after(stage, start.name) if start else None
-        return self.out_dir / (name or weight_file(stage, self.runs[stage].model))
+        start, run = self.start(stage), self.runs[stage]
+        name = weight_file_after(stage, start.name, run.train) if start else None
+        return self.out_dir / (name or weight_file(stage, run.model, run.train))
 
     def processes(self, stage: str) -> int:
         """How many processes train a stage: as many as the user asks for, else one a GPU unless it
@@ -114,11 +146,14 @@ def found(path: Path) -> Path:
 # --- as the user asked for it ---------------------------------------------------------------------
 
 
-def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
-    """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that
-    can't be."""
+def pipeline_from_environment(profile_name: str, gpus_found: int, optional: Sequence[str] = ()) -> Pipeline:
+    """The pipeline as `run.sh` passes it on. Args: optional: the stages that `--with` names.
+
+    Raises: UserError on a variable or an extra flag that can't be.
+    """
     profile = load_profile(profile_name)
-    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in STAGES}
+    stages = (*STAGES, *(stage for stage in OPTIONAL_STAGES if stage in optional))
+    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in stages}
     return Pipeline(
         profile_name=profile_name,
         profile=profile,
@@ -129,7 +164,7 @@ def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
         num_gpus=_count("NUM_GPUS"),
         gpus_found=gpus_found,
         extra=extra,
-        runs={stage: _resolve(stage, profile_name, extra[stage]) for stage in STAGES},
+        runs={stage: _resolve(stage, profile_name, extra[stage]) for stage in stages},
     )
 
 
@@ -224,7 +259,7 @@ def train_command(pipeline: Pipeline, stage: str) -> list[str]:
         *(launcher if processes > 1 else []),
         str(ROOT / "trainer" / STAGE_TABLE[stage].trainer),
         *("--profile", pipeline.profile_name),
-        *("--data_path", str(pipeline.tokens(stage))),
+        *("--data_path", STAGE_TABLE[stage].data_set or str(pipeline.tokens(stage))),
         *("--out_dir", str(pipeline.out_dir)),
         *("--tf_dir", str(pipeline.tf_dir)),
         *("--tokenizer_dir", str(pipeline.tokenizer_dir)),

@@ -1,10 +1,18 @@
 """What a run consists of: the weights that a stage starts from and writes, and its commands."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from configs.stage_table import STAGES
-from scripts.pipeline.plan import evaluate_command, export_command, train_command
+from configs.stage_table import STAGE_TABLE, STAGES
+from scripts.pipeline import plan
+from scripts.pipeline.fingerprints import evaluation_fingerprint, stage_fingerprint
+from scripts.pipeline.hashes import Hashes
+from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, evaluate_command, export_command, train_command
 from tests.scripts.pipeline.conftest import Make
+
+Patch = pytest.MonkeyPatch
 
 
 def test_weights_carry_the_shape_of_those_they_start_from(run_of: Make) -> None:
@@ -50,3 +58,70 @@ def test_a_process_for_each_gpu_that_trains(
     pipeline = run_of("default", gpus_found, **variables)
     assert pipeline.processes("pretrain") == processes
     assert (train_command(pipeline, "pretrain")[0].endswith("trainer/torchrun.py")) == (processes > 1)
+
+
+# --- optional stages ------------------------------------------------------------------------------
+
+
+def test_an_optional_stage_is_part_of_a_call_only_if_it_is_named(run_of: Make) -> None:
+    assert run_of().stages == ("mix", "tokenizer", "export", *STAGES)
+    assert run_of(optional=("lora",)).stages == ("mix", "tokenizer", "export", *STAGES, "lora")
+
+
+def test_the_mix_makes_no_files_for_optional_stages() -> None:
+    assert len(MIX_OUTPUTS) == 2 * len(STAGES) + 2
+
+
+def test_the_weights_of_a_stage_may_lie_in_a_folder_under_a_name_of_the_users(run_of: Make) -> None:
+    pipeline = run_of(LORA_ARGS="--lora_name my_model", optional=("lora",))
+    assert pipeline.weights("lora") == pipeline.out_dir / "lora" / "my_model_64.pth"
+
+
+def test_held_out_records_lie_beside_the_data_of_an_optional_stage(run_of: Make, tmp_path: Path) -> None:
+    own = tmp_path / "chats.jsonl"
+    for name in ("chats.jsonl", "chats_heldout.jsonl"):
+        (tmp_path / name).touch()
+    default = run_of(optional=("lora",))
+    assert default.heldout("lora") == default.data_dir / "lora_identity_heldout.jsonl"
+    assert (
+        run_of(optional=("lora",), LORA_ARGS=f"--data_path {own}").heldout("lora") == tmp_path / "chats_heldout.jsonl"
+    )
+    missing = run_of(optional=("lora",), LORA_ARGS=f"--data_path {tmp_path / 'other.jsonl'}")
+    assert missing.heldout("lora") == missing.data_dir / "sft_chinese_heldout.jsonl"
+
+
+def fingerprint_of(pipeline: Pipeline) -> str:
+    return stage_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {}))
+
+
+def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
+    row = replace(STAGE_TABLE["lora"], weights="reason", folder="", named_by="")
+    monkeypatch.setitem(STAGE_TABLE, "reason", row)
+    monkeypatch.setattr(plan, "OPTIONAL_STAGES", ("reason", "lora"))
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--from_weight reason")
+    assert pipeline.start("lora") is None  # there is none yet: the trainer will say so
+    weights = pipeline.out_dir / "reason_64.pth"
+    weights.parent.mkdir()
+    weights.write_text("one")
+    assert pipeline.start("lora") == weights
+    before = fingerprint_of(pipeline)
+    weights.write_text("another")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_weights_that_a_setting_names_count_by_their_content(run_of: Make, monkeypatch: Patch, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher_64.pth"
+    teacher.write_text("one")
+    pipeline = run_of(optional=("lora",), LORA_ARGS=f"--lora_name {teacher.name}")  # any setting of text will do
+    monkeypatch.chdir(tmp_path)
+    before = fingerprint_of(pipeline)
+    teacher.write_text("another")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_an_evaluation_on_a_bundled_set_is_the_same_before_and_after_its_file_is_written(run_of: Make) -> None:
+    pipeline = run_of(optional=("lora",))
+    before = evaluation_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {}))
+    pipeline.data_dir.mkdir()
+    pipeline.heldout("lora").write_text("{}\n")
+    assert evaluation_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {})) == before != ""
