@@ -74,14 +74,15 @@ def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Pat
 
 
 def _also_read(pipeline: Pipeline, stage: str) -> list[Path]:
-    """What an optional stage reads besides its data and its start: weights that a setting names,
-    and the mix's conversations if a part of each batch comes from them."""
-    if stage in STAGES:
-        return []
+    """What a stage reads besides its data and its start: weights that settings name, and old rows
+    if a part of each batch is to come from them."""
+    files: list[Path] = []
+    for path in pipeline.also_read(stage).values():
+        files += [path / "config.json", *sorted(path.glob("*.safetensors"))] if path.is_dir() else [path]
     settings = asdict(pipeline.runs[stage].train)
-    weights = [found(Path(value)) for value in settings.values() if isinstance(value, str) and value.endswith(".pth")]
-    replayed = _arrays(pipeline.tokens("sft")) if settings.get("replay_share") else []
-    return [*weights, *replayed]
+    if settings.get("replay_share"):
+        files += _arrays(Path(settings.get("replay_path") or pipeline.tokens("sft")))
+    return files
 
 
 def _arrays(data_path: Path) -> list[Path]:
@@ -117,7 +118,7 @@ def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> st
     profile = pipeline.profile
     # The held-out file of a bundled set is written as the stage runs: its generators stand for it.
     read = generator_files() if pipeline.sample_set(stage) else [pipeline.heldout(stage)]
-    if STAGE_TABLE[stage].data == "pairs":
+    if STAGE_TABLE[stage].data == "pairs" or STAGE_TABLE[stage].optional:
         read.append(pipeline.data_dir / heldout_file("conversations"))
     if not continues_text(stage):
         read += [FIRST_MINUTES, DANGER_PROMPTS]

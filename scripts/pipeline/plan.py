@@ -48,6 +48,8 @@ OWN_FLAGS = {
     "tokenizer_dir": "ENABLE_RUSTBPE=1 (or leave it out)",
 }
 """Trainer flags that belong to the whole run, and what to use in their place."""
+WEIGHT_SETTINGS = ("teacher", "reward_model_path")
+"""Settings that name weights which a stage reads besides those that it starts from."""
 MIX_OUTPUTS = (
     *(name(STAGE_TABLE[stage].data) for stage in STAGES for name in (record_file, heldout_file)),
     "rejects.jsonl",
@@ -99,19 +101,33 @@ class Pipeline:
 
     def heldout(self, stage: str) -> Path:
         """The held-out records of a stage."""
-        of_the_mix = self.data_dir / heldout_file(STAGE_TABLE[stage].data)
         if stage in STAGES:
-            return of_the_mix
+            return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
         if name := self.sample_set(stage):
             return self.data_dir / f"{name}_heldout.jsonl"
-        return heldout_beside(found(self.runs[stage].data_path)) or of_the_mix
+        path = self.runs[stage].data_path
+        for other in STAGES:
+            if path == self.tokens(other):
+                return self.heldout(other)
+        return heldout_beside(found(path)) or path.with_name(f"{path.stem}_heldout.jsonl")
 
     def start(self, stage: str) -> Path | None:
         """The weights that a trainer starts from; None if there are none, or if the trainer finds
         them by itself."""
-        name = self.runs[stage].from_weight
-        if name == "none":
-            return None
+        return self._weights_named(self.runs[stage].from_weight, stage)
+
+    def also_read(self, stage: str) -> dict[str, Path]:
+        """Setting -> the weights that it names, such as a teacher's: a file, or the folder of
+        another model. Those that the trainer finds by itself are left out."""
+        settings, paths = self.runs[stage].train, {}
+        for setting in WEIGHT_SETTINGS:
+            if name := getattr(settings, setting, ""):
+                folder = found(Path(name))
+                paths[setting] = folder if folder.is_dir() else self._weights_named(name, stage)
+        return {setting: path for setting, path in paths.items() if path is not None}
+
+    def _weights_named(self, name: str, stage: str) -> Path | None:
+        """The weights that a setting of a stage names, by path or by how their name begins."""
         trained = list(self.runs)
         earlier = {STAGE_TABLE[other].weights: other for other in trained[: trained.index(stage)]}
         if name in earlier:
@@ -122,9 +138,13 @@ class Pipeline:
         return found(Path(name)) if name.endswith(".pth") else None
 
     def weights(self, stage: str) -> Path:
-        """The weights that a stage writes; their name ends in the shape of those it starts from."""
-        start, run = self.start(stage), self.runs[stage]
-        name = weight_file_after(stage, start.name, run.train) if start else None
+        """The weights that a stage writes; their name ends in the shape of those it starts from.
+
+        A student without a shape of its own is as wide as its teacher.
+        """
+        run = self.runs[stage]
+        wide_as = self.start(stage) or (None if run.shape_flags else self.also_read(stage).get("teacher"))
+        name = weight_file_after(stage, wide_as.name, run.train) if wide_as else None
         return self.out_dir / (name or weight_file(stage, run.model, run.train))
 
     def processes(self, stage: str) -> int:
@@ -254,28 +274,32 @@ def export_command(pipeline: Pipeline, stage: str) -> list[str]:
 def train_command(pipeline: Pipeline, stage: str) -> list[str]:
     """Tensors and starting weights -> weights; the user's flags come later, so that they win."""
     start, processes = pipeline.start(stage), pipeline.processes(stage)
+    data_path = pipeline.tokens(stage) if stage in STAGES else pipeline.runs[stage].data_path
     launcher = [str(ROOT / "trainer" / "torchrun.py"), "--standalone", "--nproc_per_node", str(processes)]
     return [
         *(launcher if processes > 1 else []),
         str(ROOT / "trainer" / STAGE_TABLE[stage].trainer),
         *("--profile", pipeline.profile_name),
-        *("--data_path", STAGE_TABLE[stage].data_set or str(pipeline.tokens(stage))),
+        *("--data_path", str(data_path)),
         *("--out_dir", str(pipeline.out_dir)),
         *("--tf_dir", str(pipeline.tf_dir)),
         *("--tokenizer_dir", str(pipeline.tokenizer_dir)),
         *pipeline.extra[stage],
-        *(("--from_weight", str(start)) if start else ()),  # the file that the name stands for in this run
+        # The files that names stand for in this run.
+        *(word for name, path in pipeline.also_read(stage).items() for word in (f"--{name}", str(path))),
+        *(("--from_weight", str(start)) if start else ()),
     ]
 
 
 def evaluate_command(pipeline: Pipeline, stage: str, run_id: str) -> list[str]:
     """Weights and held-out records -> one line in the results file."""
-    start = pipeline.start(stage)
+    start, spec = pipeline.start(stage), STAGE_TABLE[stage]
+    is_compared = spec.data == "pairs" or spec.named_by  # with its start; an adapter stands on it
     return [
         *(str(ROOT / "scripts" / "evaluate_stage.py"), "--stage", stage),
         *("--profile", pipeline.profile_name),
         *("--checkpoint", str(pipeline.weights(stage))),
-        *(("--reference", str(start)) if STAGE_TABLE[stage].data == "pairs" and start else ()),
+        *(("--reference", str(start)) if is_compared and start else ()),
         *("--data_path", str(pipeline.heldout(stage))),
         *("--results_file", str(pipeline.tf_dir / "eval_results.jsonl")),
         *("--tokenizer_dir", str(pipeline.tokenizer_dir)),

@@ -78,16 +78,17 @@ def test_the_weights_of_a_stage_may_lie_in_a_folder_under_a_name_of_the_users(ru
 
 
 def test_held_out_records_lie_beside_the_data_of_an_optional_stage(run_of: Make, tmp_path: Path) -> None:
-    own = tmp_path / "chats.jsonl"
     for name in ("chats.jsonl", "chats_heldout.jsonl"):
         (tmp_path / name).touch()
+
+    def heldout_with(data_path: Path) -> Path:
+        return run_of(optional=("lora",), LORA_ARGS=f"--data_path {data_path}").heldout("lora")
+
     default = run_of(optional=("lora",))
     assert default.heldout("lora") == default.data_dir / "lora_identity_heldout.jsonl"
-    assert (
-        run_of(optional=("lora",), LORA_ARGS=f"--data_path {own}").heldout("lora") == tmp_path / "chats_heldout.jsonl"
-    )
-    missing = run_of(optional=("lora",), LORA_ARGS=f"--data_path {tmp_path / 'other.jsonl'}")
-    assert missing.heldout("lora") == missing.data_dir / "sft_chinese_heldout.jsonl"
+    assert heldout_with(tmp_path / "chats.jsonl") == tmp_path / "chats_heldout.jsonl"
+    assert heldout_with(tmp_path / "missing.jsonl") == tmp_path / "missing_heldout.jsonl"
+    assert heldout_with(default.tokens("pretrain")) == default.data_dir / "pretrain_chinese_heldout.jsonl"
 
 
 def fingerprint_of(pipeline: Pipeline) -> str:
@@ -109,13 +110,39 @@ def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make
     assert fingerprint_of(pipeline) != before
 
 
-def test_weights_that_a_setting_names_count_by_their_content(run_of: Make, monkeypatch: Patch, tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher_64.pth"
-    teacher.write_text("one")
-    pipeline = run_of(optional=("lora",), LORA_ARGS=f"--lora_name {teacher.name}")  # any setting of text will do
-    monkeypatch.chdir(tmp_path)
+def test_a_teacher_is_the_one_of_this_run_and_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("replay_path", "lora_name"))
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name full_sft")
+    teacher = pipeline.out_dir / "full_sft_64.pth"
+    command = train_command(pipeline, "lora")
+    assert command[-4:] == ["--lora_name", str(teacher), "--from_weight", str(teacher)]
     before = fingerprint_of(pipeline)
-    teacher.write_text("another")
+    teacher.parent.mkdir()
+    teacher.write_text("weights")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_the_folder_of_another_model_may_be_the_teacher(run_of: Make, monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("lora_name",))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name qwen")
+    assert pipeline.also_read("lora")["lora_name"].resolve() == folder
+    before = fingerprint_of(pipeline)
+    (folder / "model.safetensors").write_text("weights")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_old_rows_that_are_replayed_count(run_of: Make, monkeypatch: Patch) -> None:
+    pipeline = run_of(optional=("lora",))
+    if not hasattr(pipeline.runs["lora"].train, "replay_share"):
+        pytest.skip("this version replays nothing")
+    before = fingerprint_of(pipeline)
+    rows = pipeline.tokens("sft") / "input_ids.npy"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("rows")
     assert fingerprint_of(pipeline) != before
 
 
