@@ -16,7 +16,7 @@ from configs.cli import Parser, run
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import OUT_DIR, ROOT, display
 from configs.schema import UserError
-from configs.stage_table import OPTIONAL_STAGES, STAGES
+from configs.stage_table import OPTIONAL_STAGES, STAGE_TABLE, STAGES
 from scripts.pipeline.book import StageBook
 from scripts.pipeline.plan import (
     PIPELINE,
@@ -115,12 +115,27 @@ def report(pipeline: Pipeline) -> None:
         f"  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}",
         sep="\n",
     )
+    for stage in pipeline.runs:
+        if flags := talk_flags(pipeline, stage):
+            print(f"  {python} {display(ROOT / 'eval_model.py')} {flags}")
     venv = "" if Path(sys.prefix) == ROOT / ".venv" else f"VENV_DIR={display(Path(sys.prefix))} "
     print(
         both("Web page and API:", "网页与接口："),
         f"  {venv}bash {display(ROOT / 'scripts' / 'serve.sh')}{folder}",
         sep="\n",
     )
+
+
+def talk_flags(pipeline: Pipeline, stage: str) -> str:
+    """How one talks to the weights of an optional stage; "" for those that always run, and for
+    weights that only judge."""
+    weights, spec = pipeline.weights(stage), STAGE_TABLE[stage]
+    if not spec.optional or not spec.talks:
+        return ""
+    if spec.folder:
+        base = pipeline.start(stage)
+        return f"--weight {display(base)} --lora_name {display(weights)}" if base else ""
+    return f"--weight {display(weights)}"
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def test_its_lines_and_the_summary_are_as_the_others(done: FakeRepository) -> No
     output = done.run("--with", "lora", "--from-stage", "lora").output
     assert "stage lora: start | 开始：低秩适配" in output
     assert re.search(r"stage lora: done in \d+ s \| 完成：低秩适配", output)
-    assert "out/lora/lora_identity_192.pth" in output.partition("Weights:")[2]
+    weights, _, talk = output.partition("Weights:")[2].partition("Talk to it:")
+    assert "out/lora/lora_identity_192.pth" in weights
+    assert "eval_model.py --weight out/full_sft_192.pth --lora_name out/lora/lora_identity_192.pth" in talk
 
 
 def test_the_cn_pipeline_takes_the_same_flag(done: FakeRepository) -> None:
