@@ -7,8 +7,9 @@
     python benchmarks/method_plots.py draw
 
 `keep` takes a run's metrics, thins them, and keeps them as one line in
-`benchmarks/results/curves/METHOD.jsonl`, in place of the line of the same name. `draw` makes
-`docs/methods/METHOD.svg` of each such file: a panel a field, a colour a run.
+`benchmarks/results/curves/METHOD.jsonl`, in place of the line of the same name. `--metrics` may be
+the folder of a run of post_training.py. `draw` makes `docs/methods/METHOD.svg` of each such file: a
+panel a field, a colour a run.
 
 Thinned means: the steps are cut into at most 60 equal windows. Of each field a window keeps the
 mean of its values, rounded to five digits, and nothing where the run logged none in it.
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label", metavar="TEXT", help="what the plot calls it 图例")
     parser.add_argument("--sick", action="store_true", help="this run went wrong 失败的运行")
     parser.add_argument(
-        "--metrics", type=Path, metavar="FILE", help="JSONL of a trainer, each line with a step 指标文件"
+        "--metrics", type=Path, metavar="FILE", help="of a trainer; a folder: the newest in it 指标文件"
     )
     parser.add_argument("--fields", metavar="A,B", help="what the plot shows of it, a panel each 画哪些指标")
     parser.add_argument("--curves", type=Path, default=CURVES, metavar="DIR", help="where curves are kept 曲线目录")
@@ -83,15 +84,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if missing := [name for name in ("method", "name", "label", "metrics", "fields") if not getattr(args, name)]:
         parser.error(f"keep needs --{', --'.join(missing)}")
-    lines, fields = read_metrics(args.metrics), args.fields.split(",")
+    metrics = newest_metrics(args.metrics) if args.metrics.is_dir() else args.metrics
+    lines, fields = read_metrics(metrics), args.fields.split(",")
     steps, thinned = thin(lines, fields)
     if absent := [name for name in fields if all(value is None for value in thinned[name])]:
         known = sorted({key for line in lines for key in line} - {"step"})
-        raise UserError(f"{display(args.metrics)}: no {absent[0]} in it. It has {', '.join(known)}.")
+        raise UserError(f"{display(metrics)}: no {absent[0]} in it. It has {', '.join(known)}.")
     kept = args.curves / f"{args.method}.jsonl"
-    keep(kept, Curve(args.name, args.label, not args.sick, args.metrics.name, steps, thinned))
+    keep(kept, Curve(args.name, args.label, not args.sick, metrics.name, steps, thinned))
     print(f"kept: {display(kept)}, {args.name}, {len(steps)} of {len(lines)} lines")
     return 0
+
+
+def newest_metrics(folder: Path) -> Path:
+    """The newest metrics below a folder, such as that of a run of `post_training.py`.
+
+    Raises: UserError where there are none.
+    """
+    files = [path for path in folder.rglob("*.jsonl") if path.parent.name == "metrics"]
+    if not files:
+        raise UserError(f"{display(folder)}: no metrics/*.jsonl below it. Give another folder, or the file.")
+    return max(files, key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

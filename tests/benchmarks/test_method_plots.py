@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -63,6 +64,19 @@ def test_draw_makes_a_picture_of_each_file(tmp_path: Path, capsys: pytest.Captur
     keep(tmp_path, metrics(tmp_path / "x.txt", {"step": 0, "loss": 2.0}))
     assert main(["draw", "--curves", str(tmp_path), "--plots", str(tmp_path / "plots")]) == 0
     assert (tmp_path / "plots" / "m.svg").exists() and "m.svg" in capsys.readouterr().out
+
+
+def test_of_a_folder_the_newest_metrics_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "run" / "tf" / "metrics").mkdir(parents=True)
+    for name, time in (("a", 2), ("b", 1)):
+        file = metrics(tmp_path / "run" / "tf" / "metrics" / f"{name}.jsonl", {"step": 1, "loss": 2.0})
+        os.utime(file, ns=(time, time))
+    metrics(tmp_path / "run" / "tf" / "eval_results.jsonl", {"other": 1})
+    keep(tmp_path, tmp_path / "run")
+    assert read_curves(tmp_path / "m.jsonl")[0].source == "a.jsonl"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no metrics/\*\.jsonl below it"):
+        keep(tmp_path, tmp_path / "empty")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
