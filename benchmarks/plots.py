@@ -1,4 +1,4 @@
-"""Plots as SVG, drawn without a plotting library: bars, and lines over a logarithmic axis.
+"""Plots as SVG, drawn without a plotting library: bars, lines over a logarithmic axis, panels.
 
 A browser shows them, and a text editor reads them. x grows to the right and y down, in pixels.
 """
@@ -111,6 +111,66 @@ def line_chart(
         yield text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), x_label, "middle") + text((8, TOP - 8), y_label)
 
     write_svg(path, title, HEIGHT, shapes())
+
+
+PANEL_HEIGHT, PANEL_GAP = 190, 60
+"""Of the frame of one panel, and the room around it for its name and its numbers."""
+
+
+def panel_charts(path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[Point]]], x_label: str) -> None:
+    """Small charts, two in a row, over one linear x axis: what happens at the same time.
+
+    Args: panels: title -> name of a line -> its points. A line has one colour in all panels.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+    top = TOP + 18 * len(names) + 26
+    height = top + (len(panels) + 1) // 2 * (PANEL_HEIGHT + PANEL_GAP) + 10
+    width = (WIDTH - LEFT - RIGHT - PANEL_GAP) / 2
+    steps = [x for series in panels.values() for points in series.values() for x, _ in points]
+
+    def shapes() -> Iterator[str]:
+        for number, name in enumerate(names):
+            y = TOP + 18 * number
+            yield f'<path d="M8 {y - 4}h24" stroke="{colours[name]}" stroke-width="3"/>' + text((40, y), name)
+        for number, (panel, series) in enumerate(panels.items()):
+            corner = LEFT + number % 2 * (width + PANEL_GAP), top + number // 2 * (PANEL_HEIGHT + PANEL_GAP)
+            yield from _panel(panel, series, colours, corner, width, (min(steps), max(steps)))
+        yield text(((LEFT + WIDTH - RIGHT) / 2, height - 12), x_label, "middle")
+
+    write_svg(path, title, height, shapes())
+
+
+def _panel(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    colours: Mapping[str, str],
+    corner: Point,
+    width: float,
+    span: tuple[float, float],
+) -> Iterator[str]:
+    """One of the small charts, with its upper left corner there. Args: span: of x."""
+    left, top = corner
+    values = [y for points in series.values() for _, y in points]
+    margin = (max(values) - min(values)) * 0.06 or abs(max(values)) * 0.1 or 1.0
+    low, high = min(values) - margin, max(values) + margin
+    breadth = (span[1] - span[0]) or 1.0
+
+    def place(point: Point) -> Point:
+        return (
+            left + (point[0] - span[0]) / breadth * width,
+            top + PANEL_HEIGHT - (point[1] - low) / (high - low) * PANEL_HEIGHT,
+        )
+
+    for tick in ticks(low, high, 4):
+        y = place((span[0], tick))[1]
+        yield line((left, y), (left + width, y), "grid") + text((left - 6, y + 4), f"{tick:.4g}", "end")
+    for tick in ticks(*span, 4):
+        yield text((place((tick, low))[0], top + PANEL_HEIGHT + 17), f"{tick:,.4g}", "middle")
+    yield text((left, top - 8), title)
+    for name, points in series.items():
+        path_data = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, sorted(points)))
+        yield f'<path d="M{path_data}" fill="none" stroke="{colours[name]}" stroke-width="2"/>'
 
 
 def line(start: Point, end: Point, kind: str) -> str:

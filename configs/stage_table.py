@@ -57,6 +57,8 @@ class StageSpec:
     data; "": the records of the mix."""
     folder: str = ""
     """Where its weights are below OUT_DIR; "": in OUT_DIR itself."""
+    talks: bool = True
+    """Whether its weights write text. Those of a reward model only judge one."""
     named_by: str = ""
     """The setting that names its file of weights in place of `weights`; "": none does."""
 
@@ -109,6 +111,11 @@ STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments an
 """The stages that `run.sh` always trains and evaluates."""
 OPTIONAL_STAGES = tuple(stage for stage, spec in STAGE_TABLE.items() if spec.arguments and spec.optional)
 """Those that it trains and evaluates after them where `--with` names them."""
+
+TALKING_WEIGHTS = tuple(
+    spec.weights for stage, spec in STAGE_TABLE.items() if stage in OPTIONAL_STAGES and spec.talks and not spec.folder
+)
+"""How the names of the optional stages' weights begin, as far as one can talk to them alone."""
 
 RECIPE_VERSION = {"mix": 1, "tokenizer": 1, "export": 1} | {
     stage: spec.recipe_version for stage, spec in STAGE_TABLE.items()

@@ -19,6 +19,7 @@ from configs.paths import (
     latest_weights,
 )
 from configs.schema import ModelConfig, UserError
+from configs.stage_table import TALKING_WEIGHTS
 from dataset.tokenizer import RustBPETokenizer
 from inference.adapters import merge_adapter
 from model.export import read_plain, read_tensors
@@ -30,8 +31,9 @@ from model.weights import check_tokenizer, load_model, load_strict
 
 WEIGHTS_OF_MODE = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
 """`--model_mode` -> how the names of its weight files begin."""
-LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain")
-"""Weights that are looked for, in this order, if neither a path nor a mode is given."""
+LAST_STAGE_FIRST = ("rlhf", "full_sft", "pretrain", *TALKING_WEIGHTS)
+"""Weights that are looked for, in this order, if neither a path nor a mode is given. Those of an
+optional stage were trained for one thing, so they come after the others."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def weights_to_talk_to(
     out_dir = out_dir or env_path("OUT_DIR", OUT_DIR)
     if mode is not None:
         return latest_weights(WEIGHTS_OF_MODE[mode], out_dir, hidden_size=hidden_size)
-    for stem in LAST_STAGE_FIRST[:-1]:
+    for stem in LAST_STAGE_FIRST:
         with contextlib.suppress(UserError):
             return latest_weights(stem, out_dir, hidden_size=hidden_size)
-    return latest_weights(LAST_STAGE_FIRST[-1], out_dir, hidden_size=hidden_size)
+    return latest_weights("pretrain", out_dir, hidden_size=hidden_size)  # there are none: how to train them

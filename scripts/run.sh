@@ -2,6 +2,7 @@
 # From nothing to a model that talks: environment, mix, tokenizer, tensors, pretrain, SFT, DPO, an evaluation after each.
 #
 #     bash scripts/run.sh              # stop it when you like: the same command resumes where it was
+#     bash scripts/run.sh --with lora  # and methods of post-training after that
 #     bash scripts/run.sh --help
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh, which knows neither arrays nor pipefail
 set +o posix                                       # sh may be bash under another name
@@ -13,8 +14,9 @@ while [[ -L $self ]]; do # started through a symbolic link: the other scripts li
   case $link in /*) self=$link ;; *) self=$(dirname -- "$self")/$link ;; esac
 done
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$self")/.." && pwd)
-FLAGS=(--smoke-test --profile --from-stage --until-stage --fresh --help)
+FLAGS=(--smoke-test --profile --with --from-stage --until-stage --fresh --help)
 STAGES=(env mix tokenizer export pretrain sft dpo)
+OPTIONAL_STAGES=(lora reason distill reward grpo ppo) # in the order in which they run
 MIN_PYTHON_MINOR=10 # of Python 3
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -35,6 +37,10 @@ main() {
   stage pretrain train_and_evaluate pretrain
   stage sft train_and_evaluate sft
   stage dpo train_and_evaluate dpo
+  local name
+  for name in "${OPTIONAL_STAGES[@]}"; do
+    if is_asked_for "$name"; then stage "$name" train_and_evaluate "$name"; fi
+  done
 
   ((stages_run)) || log "everything is up to date: --fresh or --from-stage NAME starts over" "全部已完成，用 --fresh 或 --from-stage 可重做"
   pipeline report
@@ -89,6 +95,12 @@ chinese_name() { # chinese_name STAGE
     pretrain) printf '预训练' ;;
     sft) printf '监督微调' ;;
     dpo) printf '偏好对齐' ;;
+    lora) printf '低秩适配' ;;
+    reason) printf '推理' ;;
+    distill) printf '蒸馏' ;;
+    reward) printf '奖励模型' ;;
+    grpo) printf 'GRPO 强化学习' ;;
+    ppo) printf 'PPO 强化学习' ;;
   esac
 }
 
@@ -105,7 +117,7 @@ planned() { # planned STAGE [STEP]: run the command that the plan has for it
 }
 
 pipeline() { # pipeline VERB...: ask the stage book
-  "$VENV_PYTHON" "$ROOT/scripts/pipeline/ask.py" --profile "$profile" --gpus_found "$gpus_usable" "$@"
+  "$VENV_PYTHON" "$ROOT/scripts/pipeline/ask.py" --profile "$profile" --gpus_found "$gpus_usable" --with "$with" "$@"
 }
 
 prepare_stages() { # find mistakes in the settings now, not after hours; then forget what is to be done again
@@ -277,24 +289,30 @@ install() { # install ARGUMENTS...: with the tool that made the environment
 # --- settings --------------------------------------------------------------------------------------------------------
 
 read_flags() {
-  profile='' from_stage='' until_stage=''
+  profile='' from_stage='' until_stage='' with=''
   while (($#)); do
     case ${1//_/-} in
       -h | --help) usage && exit 0 ;;
       --smoke-test) smoke=1 ;;
       --fresh) from_stage=mix ;;
-      --profile | --from-stage | --until-stage)
+      --profile | --with | --from-stage | --until-stage)
         (($# > 1)) || usage_error "$1 needs a name" "缺少名称"
         set -- "$1=$2" "${@:3}"
         continue
         ;;
+      --with= | --from-stage= | --until-stage=) usage_error "${1%=} needs a name" "缺少名称" ;;
       --profile=*) profile=${1#*=} ;;
-      --from-stage=*) from_stage=$(stage_named "$1") || exit $? ;;
-      --until-stage=*) until_stage=$(stage_named "$1") || exit $? ;;
+      --with=*) with=$with,${1#*=} ;;
+      --from-stage=*) from_stage=${1#*=} ;;
+      --until-stage=*) until_stage=${1#*=} ;;
       *) usage_error "unknown flag $1$(similar_flag "$1")" "没有这个参数" ;;
     esac
     shift
   done
+  with=${with// /} with=${with#,} # names joined by commas
+  check_optional
+  check_stage --from-stage "$from_stage"
+  check_stage --until-stage "$until_stage"
   if ((smoke)); then
     [[ -z $profile ]] ||
       usage_error "--smoke-test is the profile smoke: leave out --profile, or use --profile smoke alone" "不能与 --profile 同用"
@@ -316,10 +334,22 @@ similar_flag() { # similar_flag FLAG: one that begins like it, as a question
   done
 }
 
-stage_named() { # stage_named --FLAG=NAME
-  local name=${1#*=}
-  [[ " ${STAGES[*]} " == *" $name "* ]] || usage_error "${1%%=*} $name: must be one of ${STAGES[*]}" "没有这个阶段"
-  printf '%s' "$name"
+check_optional() { # the names that --with gives
+  local name names
+  IFS=, read -ra names <<<"$with,"
+  for name in "${names[@]}"; do
+    [[ -z $name || " ${OPTIONAL_STAGES[*]} " == *" $name "* ]] ||
+      usage_error "--with $name: must be among ${OPTIONAL_STAGES[*]}, joined by commas" "没有这个阶段，多个名称用逗号连接"
+  done
+}
+
+is_asked_for() { [[ ,$with, == *,$1,* ]]; } # is_asked_for STAGE: whether --with names this optional stage
+
+check_stage() { # check_stage FLAG NAME: a stage of this run
+  [[ -n $2 && " ${STAGES[*]} " != *" $2 "* ]] || return 0
+  is_asked_for "$2" || [[ " ${OPTIONAL_STAGES[*]} " != *" $2 "* ]] ||
+    usage_error "$1 $2: an optional stage, add --with $2" "可选阶段，请同时给出 --with $2"
+  is_asked_for "$2" || usage_error "$1 $2: must be one of ${STAGES[*]}${with:+ ${with//,/ }}" "没有这个阶段"
 }
 
 read_environment() { # paths become absolute, from where the user stands; defaults lie in the repository
@@ -351,7 +381,7 @@ absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac
 
 usage() {
   cat <<'HELP'
-usage: bash scripts/run.sh [--smoke-test] [--profile NAME] [--from-stage NAME] [--until-stage NAME] [--fresh]
+usage: bash scripts/run.sh [--smoke-test] [--profile NAME] [--with NAMES] [--from-stage NAME] [--until-stage NAME] [--fresh]
 
 Trains a small Chinese language model from nothing: environment, data mix, tokenizer, tensors, pretraining, SFT and DPO,
 with an evaluation after each training. Stopped or killed, the same command resumes where it was.
@@ -361,6 +391,8 @@ with an evaluation after each training. Stopped or killed, the same command resu
                       约一分钟走完全流程的冒烟测试，不影响正式数据和权重
   --profile NAME      smoke, cpu, default, or a YAML file; without it the hardware decides
                       选择配置；不给时按硬件自动选择
+  --with NAMES        train these too, an evaluation after each: any of lora,reason,distill,reward,grpo,ppo
+                      主流程之后再训练这些阶段，逗号分隔，每个之后都评测
   --from-stage NAME   do a stage and all after it again: env mix tokenizer export pretrain sft dpo
                       从某个阶段起重做
   --until-stage NAME  end after this stage 到某个阶段为止
@@ -372,6 +404,7 @@ Environment variables 环境变量 (defaults in brackets 方括号内为默认�
   DATA_DIR [data/processed], OUT_DIR [out], TF_DIR [tf_dir]     data, weights, results 数据、权重、结果
   SOURCE_DIR [data/chinese]                                     your own data 自己的数据
   PRETRAIN_ARGS, SFT_ARGS, DPO_ARGS                             extra flags of a trainer 训练器的附加参数
+  LORA_ARGS, REASON_ARGS, DISTILL_ARGS, REWARD_ARGS, GRPO_ARGS, PPO_ARGS    the same 同上
   NUM_GPUS [all]                                                GPUs to train on 使用的显卡数
   ENABLE_RUSTBPE [0]                                            1: train a tokenizer with the Rust crate 训练分词器
   TORCH_INDEX_URL                                               where to take torch from 指定 torch 的下载源

@@ -44,7 +44,7 @@ MADE_AT_RUN_TIME = (
     ".venv", "data/chinese", "data/processed", "data/samples", "out", "tf_dir", "gpu_report", "*_tokens", "validation",
     "*_chinese*.jsonl", "rejects.jsonl", "mix_manifest.json", "manifest.json", ".checked.json", "eval_results.jsonl",
     "*.pth", "identity_conversations.jsonl", "my.jsonl", "results.json", "report.md", "state.pt",
-    "config.json", "generation_config.json", "minillm.json", "verify.json",
+    "config.json", "generation_config.json", "minillm.json", "verify.json", "post_training.jsonl",
 )  # fmt: skip
 """Folders and files that a run makes; all below such a folder is also made by it."""
 FOREIGN = ("pretrain_hq.jsonl", "/mnt/c", "~/minillm")

@@ -199,8 +199,12 @@ def open_models(
                 refusals.append(error)
         if not found:
             raise refusals[0]
-        for refusal in refusals:
-            warn(f"{adapter}: serves {', '.join(found)} alone ({refusal})", f"其余权重不能用它（{refusal.chinese}）")
+        if refusals:
+            others = "the other" if len(refusals) == 1 else f"{len(refusals)} others"
+            warn(
+                f"{adapter}: serves {', '.join(found)} alone; {others} can't use it ({refusals[0]})",
+                f"其余 {len(refusals)} 个权重不能用它（{refusals[0].chinese}）",
+            )
         if found.keys() & opened.keys():
             raise _same_name()
         opened |= found

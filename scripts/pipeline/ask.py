@@ -15,7 +15,8 @@ if not __package__:
 from configs.cli import Parser, run
 from configs.messages import SMOKE_NOTE, SMOKE_PROFILE, both
 from configs.paths import OUT_DIR, ROOT, display
-from configs.stage_table import STAGES
+from configs.schema import UserError
+from configs.stage_table import OPTIONAL_STAGES, STAGE_TABLE, STAGES
 from scripts.pipeline.book import StageBook
 from scripts.pipeline.plan import (
     PIPELINE,
@@ -34,8 +35,9 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--profile", required=True, metavar="NAME", help="configs/NAME.yaml 配置")
     parser.add_argument("--gpus_found", type=int, default=0, metavar="N", help="GPUs of this machine 找到的显卡数 (0)")
+    parser.add_argument("--with", dest="optional", default="", metavar="A,B", help="optional stages 另加的阶段")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("check", help="check the profile and PRETRAIN_ARGS, SFT_ARGS, DPO_ARGS 检查设置")
+    verbs.add_parser("check", help="check the profile, PRETRAIN_ARGS, SFT_ARGS ... 检查设置")
     redo = verbs.add_parser("redo-from", help="let a stage and all after it start over 从某阶段起重做")
     redo.add_argument("stage", choices=PIPELINE)
     begin = verbs.add_parser("begin", help="print `run` or `up to date` 是否需要运行")
@@ -53,7 +55,9 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer one question."""
     arguments = build_parser().parse_args(argv)
-    pipeline = pipeline_from_environment(arguments.profile, arguments.gpus_found)
+    pipeline = pipeline_from_environment(arguments.profile, arguments.gpus_found, optional_stages(arguments.optional))
+    if (stage := getattr(arguments, "stage", "mix")) not in pipeline.stages:
+        raise UserError(f"stage {stage}: an optional one. Add --with {stage}.", f"可选阶段，请加 --with {stage}")
     book = StageBook(pipeline)
     match arguments.verb:
         case "redo-from":
@@ -68,6 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             report(pipeline)
     book.hashes.save()
     return 0
+
+
+def optional_stages(text: str) -> list[str]:
+    """The names in `--with`. Raises: UserError on one that is no optional stage."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in OPTIONAL_STAGES:
+            raise UserError(
+                f"--with {name}: must be among {', '.join(OPTIONAL_STAGES)}.", "没有这个阶段：请用列出的名称"
+            )
+    return names
 
 
 def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> list[str]:
@@ -87,7 +102,7 @@ def command_of(pipeline: Pipeline, book: StageBook, stage: str, step: str) -> li
 def report(pipeline: Pipeline) -> None:
     """Where everything is, and the commands to talk to the model and to serve it."""
     print(both("Weights:", "权重："))
-    for stage in STAGES:
+    for stage in pipeline.runs:
         print(f"  {display(pipeline.weights(stage))}")
     print(both("Scores:", "评测结果："), f"  {display(pipeline.tf_dir / 'eval_results.jsonl')}", sep="\n")
     if pipeline.profile.profile == SMOKE_PROFILE:
@@ -100,12 +115,27 @@ def report(pipeline: Pipeline) -> None:
         f"  {python} {display(ROOT / 'eval_model.py')} --model_mode 2{folder}",
         sep="\n",
     )
+    for stage in pipeline.runs:
+        if flags := talk_flags(pipeline, stage):
+            print(f"  {python} {display(ROOT / 'eval_model.py')} {flags}")
     venv = "" if Path(sys.prefix) == ROOT / ".venv" else f"VENV_DIR={display(Path(sys.prefix))} "
     print(
         both("Web page and API:", "网页与接口："),
         f"  {venv}bash {display(ROOT / 'scripts' / 'serve.sh')}{folder}",
         sep="\n",
     )
+
+
+def talk_flags(pipeline: Pipeline, stage: str) -> str:
+    """How one talks to the weights of an optional stage; "" for those that always run, and for
+    weights that only judge."""
+    weights, spec = pipeline.weights(stage), STAGE_TABLE[stage]
+    if not spec.optional or not spec.talks:
+        return ""
+    if spec.folder:
+        base = pipeline.start(stage)
+        return f"--weight {display(base)} --lora_name {display(weights)}" if base else ""
+    return f"--weight {display(weights)}"
 
 
 if __name__ == "__main__":

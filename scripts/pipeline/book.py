@@ -147,9 +147,18 @@ class StageBook:
 
     def _remove_leftovers(self, stage: str) -> None:
         """Remove the unfinished files of a run that was killed while it wrote."""
-        out, data = self.pipeline.out_dir, self.pipeline.data_dir
-        folders = {"mix": [data], "tokenizer": [out / "tokenizer"], "export": [self.pipeline.tokens(s) for s in STAGES]}
-        for folder in folders.get(stage, [out, *(out / "checkpoints" / stage).glob("*/")]):
+        pipeline = self.pipeline
+        match stage:
+            case "mix":
+                folders = [pipeline.data_dir]
+            case "tokenizer":
+                folders = [pipeline.out_dir / "tokenizer"]
+            case "export":
+                folders = [pipeline.tokens(other) for other in STAGES]
+            case _:
+                states = pipeline.out_dir / "checkpoints" / stage
+                folders = [pipeline.out_dir, pipeline.weights(stage).parent, *states.glob("*/")]
+        for folder in folders:
             _remove(path for path in folder.glob(".*.tmp") if path.is_file())
 
     # --- weights that are made again --------------------------------------------------------------
@@ -172,7 +181,7 @@ class StageBook:
     def _to_be_replaced(self, stage: str) -> dict[str, Any] | None:
         """What a stage that trains and starts over has to replace: its weights (None without any),
         and the time of this decision. None for other stages."""
-        return {"weights": self._stamp(stage), "since_ns": time.time_ns()} if stage in STAGES else None
+        return {"weights": self._stamp(stage), "since_ns": time.time_ns()} if stage in self.pipeline.runs else None
 
     def _stamp(self, stage: str) -> list[int] | None:
         """Size and time of a stage's weights."""
@@ -207,10 +216,11 @@ class StageBook:
         self._write(stage, done)
 
     def redo_from(self, stage: str) -> None:
-        """Let a stage and all later ones start over under a new run id, even if this is interrupted
-        in between."""
+        """Let a stage and all later ones of this call start over under a new run id, even if this
+        is interrupted in between."""
         self._write_run([])
-        for later in PIPELINE[PIPELINE.index(stage) :]:
+        stages = self.pipeline.stages
+        for later in stages[stages.index(stage) :]:
             record = self._record(later)
             self._write(later, Record(status="redo", outputs=record.outputs if record else {}))
 
@@ -230,7 +240,7 @@ class StageBook:
     def _is_judged(self, stage: str, run_id: str) -> bool:
         """Whether the evaluation's line stands in the results file; a stage without an evaluation
         needs none."""
-        if stage not in STAGES:
+        if stage not in self.pipeline.runs:
             return True
         try:
             lines = (self.pipeline.tf_dir / "eval_results.jsonl").read_text(encoding="utf-8").splitlines()

@@ -68,8 +68,21 @@ def _trained_from(pipeline: Pipeline, stage: str, hashes: Hashes, tokenizer: Pat
     if start is not None:
         del settings["from_weight"]  # what counts is the content of the weights, not their name
     by_rule = values_by_rule(pipeline, stage, hashes)
-    inputs = [tokenizer, *_arrays(run.data_path), *([start] if start else [])]
+    data = generator_files() if pipeline.sample_set(stage) else _arrays(run.data_path)
+    inputs = [tokenizer, *data, *([start] if start else []), *_also_read(pipeline, stage)]
     return [settings, by_rule, pipeline.processes(stage)], inputs
+
+
+def _also_read(pipeline: Pipeline, stage: str) -> list[Path]:
+    """What a stage reads besides its data and its start: weights that settings name, and old rows
+    if a part of each batch is to come from them."""
+    files: list[Path] = []
+    for path in pipeline.also_read(stage).values():
+        files += [path / "config.json", *sorted(path.glob("*.safetensors"))] if path.is_dir() else [path]
+    settings = asdict(pipeline.runs[stage].train)
+    if settings.get("replay_share"):
+        files += _arrays(Path(settings.get("replay_path") or pipeline.tokens("sft")))
+    return files
 
 
 def _arrays(data_path: Path) -> list[Path]:
@@ -100,10 +113,12 @@ def _is_unedited(identity: Path, hashes: Hashes) -> bool:
 
 def evaluation_fingerprint(pipeline: Pipeline, stage: str, hashes: Hashes) -> str:
     """What a stage's evaluation depends on apart from its weights; empty without an evaluation."""
-    if stage not in STAGES:
+    if stage not in pipeline.runs:
         return ""
-    profile, read = pipeline.profile, [pipeline.heldout(stage)]
-    if STAGE_TABLE[stage].data == "pairs":
+    profile = pipeline.profile
+    # The held-out file of a bundled set is written as the stage runs: its generators stand for it.
+    read = generator_files() if pipeline.sample_set(stage) else [pipeline.heldout(stage)]
+    if STAGE_TABLE[stage].data == "pairs" or STAGE_TABLE[stage].optional:
         read.append(pipeline.data_dir / heldout_file("conversations"))
     if not continues_text(stage):
         read += [FIRST_MINUTES, DANGER_PROMPTS]

@@ -5,16 +5,27 @@ Imports no torch: `run.sh` asks often.
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.cli import split_words
 from configs.load import Profile, load_profile
-from configs.paths import DATA_DIR, OUT_DIR, ROOT, TF_DIR, default_tokenizer_dir, env_path, find_dataset
+from configs.paths import (
+    DATA_DIR,
+    OUT_DIR,
+    ROOT,
+    TF_DIR,
+    default_tokenizer_dir,
+    env_path,
+    find_dataset,
+    heldout_beside,
+    latest_weights,
+)
 from configs.schema import UserError
 from configs.stage_table import (
-    DATA_STEMS,
+    OPTIONAL_STAGES,
     STAGE_TABLE,
     STAGES,
     heldout_file,
@@ -24,8 +35,10 @@ from configs.stage_table import (
     weight_file_after,
 )
 from configs.train_run import TrainRun, build_parser, resolve_run
+from dataset.samples.sets import SAMPLE_SETS
 
-PIPELINE = ("mix", "tokenizer", "export", *STAGES)
+BEFORE_TRAINING = ("mix", "tokenizer", "export")
+PIPELINE = (*BEFORE_TRAINING, *STAGES, *OPTIONAL_STAGES)
 """The stages that have a record, in the order in which they run; `env` is marked in the environment
 itself."""
 OWN_FLAGS = {
@@ -35,8 +48,10 @@ OWN_FLAGS = {
     "tokenizer_dir": "ENABLE_RUSTBPE=1 (or leave it out)",
 }
 """Trainer flags that belong to the whole run, and what to use in their place."""
+WEIGHT_SETTINGS = ("teacher", "reward_model_path")
+"""Settings that name weights which a stage reads besides those that it starts from."""
 MIX_OUTPUTS = (
-    *(name(data) for data in DATA_STEMS for name in (record_file, heldout_file)),
+    *(name(STAGE_TABLE[stage].data) for stage in STAGES for name in (record_file, heldout_file)),
     "rejects.jsonl",
     "mix_manifest.json",
 )
@@ -44,8 +59,7 @@ MIX_OUTPUTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
-    """One call of `run.sh`: its profile, its folders, and the user's flags of the three
-    trainers."""
+    """One call of `run.sh`: its profile, its folders, and the user's flags of its trainers."""
 
     profile_name: str
     profile: Profile
@@ -60,6 +74,12 @@ class Pipeline:
     gpus_found: int
     extra: Mapping[str, tuple[str, ...]]
     runs: Mapping[str, TrainRun]
+    """Stage -> its settings, for the stages that this call trains, in their order."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All its stages: an optional one only if `--with` names it."""
+        return (*BEFORE_TRAINING, *self.runs)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -67,33 +87,65 @@ class Pipeline:
         return self.out_dir / "tokenizer" if self.train_tokenizer else default_tokenizer_dir(self.out_dir)
 
     def tokens(self, stage: str) -> Path:
-        """The tensors that a trainer reads by default."""
+        """The tensors of the mix that are of the stage's kind."""
         return self.data_dir / tensor_folder(STAGE_TABLE[stage].data)
 
     def texts(self) -> list[Path]:
         """The mixed training records of all kinds."""
-        return [self.data_dir / record_file(data) for data in DATA_STEMS]
+        return [self.data_dir / record_file(STAGE_TABLE[stage].data) for stage in STAGES]
+
+    def sample_set(self, stage: str) -> str:
+        """The bundled set outside the mix that a stage trains on; "": it trains on other data."""
+        name = str(self.runs[stage].data_path)
+        return name if name in SAMPLE_SETS else ""
 
     def heldout(self, stage: str) -> Path:
         """The held-out records of a stage."""
-        return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
+        if stage in STAGES:
+            return self.data_dir / heldout_file(STAGE_TABLE[stage].data)
+        if name := self.sample_set(stage):
+            return self.data_dir / f"{name}_heldout.jsonl"
+        path = self.runs[stage].data_path
+        for other in STAGES:
+            if path == self.tokens(other):
+                return self.heldout(other)
+        return heldout_beside(found(path)) or path.with_name(f"{path.stem}_heldout.jsonl")
 
     def start(self, stage: str) -> Path | None:
         """The weights that a trainer starts from; None if there are none, or if the trainer finds
         them by itself."""
-        name = self.runs[stage].from_weight
-        if name == "none":
-            return None
-        earlier = {STAGE_TABLE[other].weights: other for other in STAGES[: STAGES.index(stage)]}
+        return self._weights_named(self.runs[stage].from_weight, stage)
+
+    def also_read(self, stage: str) -> dict[str, Path]:
+        """Setting -> the weights that it names, such as a teacher's: a file, or the folder of
+        another model. Those that the trainer finds by itself are left out."""
+        settings, paths = self.runs[stage].train, {}
+        for setting in WEIGHT_SETTINGS:
+            if name := getattr(settings, setting, ""):
+                folder = found(Path(name))
+                paths[setting] = folder if folder.is_dir() else self._weights_named(name, stage)
+        return {setting: path for setting, path in paths.items() if path is not None}
+
+    def _weights_named(self, name: str, stage: str) -> Path | None:
+        """The weights that a setting of a stage names, by path or by how their name begins."""
+        trained = list(self.runs)
+        earlier = {STAGE_TABLE[other].weights: other for other in trained[: trained.index(stage)]}
         if name in earlier:
             return self.weights(earlier[name])
+        if any(name == STAGE_TABLE[other].weights for other in OPTIONAL_STAGES if other not in trained):
+            with suppress(UserError):  # an earlier call may have trained them; if none did, the trainer says so
+                return latest_weights(name, self.out_dir)
         return found(Path(name)) if name.endswith(".pth") else None
 
     def weights(self, stage: str) -> Path:
-        """The weights that a stage writes; their name ends in the shape of those it starts from."""
-        start = self.start(stage)
-        name = weight_file_after(stage, start.name) if start else None
-        return self.out_dir / (name or weight_file(stage, self.runs[stage].model))
+        """The weights that a stage writes; their name ends in the shape of those it starts from.
+
+        A student without a shape of its own is as wide as its teacher.
+        """
+        run = self.runs[stage]
+        wide_as = self.start(stage) or (None if run.shape_flags else self.also_read(stage).get("teacher"))
+        name = weight_file_after(stage, wide_as.name, run.train) if wide_as else None
+        return self.out_dir / (name or weight_file(stage, run.model, run.train))
 
     def processes(self, stage: str) -> int:
         """How many processes train a stage: as many as the user asks for, else one a GPU unless it
@@ -114,11 +166,14 @@ def found(path: Path) -> Path:
 # --- as the user asked for it ---------------------------------------------------------------------
 
 
-def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
-    """The pipeline as `run.sh` passes it on. Raises: UserError on a variable or an extra flag that
-    can't be."""
+def pipeline_from_environment(profile_name: str, gpus_found: int, optional: Sequence[str] = ()) -> Pipeline:
+    """The pipeline as `run.sh` passes it on. Args: optional: the stages that `--with` names.
+
+    Raises: UserError on a variable or an extra flag that can't be.
+    """
     profile = load_profile(profile_name)
-    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in STAGES}
+    stages = (*STAGES, *(stage for stage in OPTIONAL_STAGES if stage in optional))
+    extra = {stage: _split_arguments(STAGE_TABLE[stage].arguments) for stage in stages}
     return Pipeline(
         profile_name=profile_name,
         profile=profile,
@@ -129,7 +184,7 @@ def pipeline_from_environment(profile_name: str, gpus_found: int) -> Pipeline:
         num_gpus=_count("NUM_GPUS"),
         gpus_found=gpus_found,
         extra=extra,
-        runs={stage: _resolve(stage, profile_name, extra[stage]) for stage in STAGES},
+        runs={stage: _resolve(stage, profile_name, extra[stage]) for stage in stages},
     )
 
 
@@ -219,28 +274,32 @@ def export_command(pipeline: Pipeline, stage: str) -> list[str]:
 def train_command(pipeline: Pipeline, stage: str) -> list[str]:
     """Tensors and starting weights -> weights; the user's flags come later, so that they win."""
     start, processes = pipeline.start(stage), pipeline.processes(stage)
+    data_path = pipeline.tokens(stage) if stage in STAGES else pipeline.runs[stage].data_path
     launcher = [str(ROOT / "trainer" / "torchrun.py"), "--standalone", "--nproc_per_node", str(processes)]
     return [
         *(launcher if processes > 1 else []),
         str(ROOT / "trainer" / STAGE_TABLE[stage].trainer),
         *("--profile", pipeline.profile_name),
-        *("--data_path", str(pipeline.tokens(stage))),
+        *("--data_path", str(data_path)),
         *("--out_dir", str(pipeline.out_dir)),
         *("--tf_dir", str(pipeline.tf_dir)),
         *("--tokenizer_dir", str(pipeline.tokenizer_dir)),
         *pipeline.extra[stage],
-        *(("--from_weight", str(start)) if start else ()),  # the file that the name stands for in this run
+        # The files that names stand for in this run.
+        *(word for name, path in pipeline.also_read(stage).items() for word in (f"--{name}", str(path))),
+        *(("--from_weight", str(start)) if start else ()),
     ]
 
 
 def evaluate_command(pipeline: Pipeline, stage: str, run_id: str) -> list[str]:
     """Weights and held-out records -> one line in the results file."""
-    start = pipeline.start(stage)
+    start, spec = pipeline.start(stage), STAGE_TABLE[stage]
+    is_compared = spec.data == "pairs" or spec.named_by  # with its start; an adapter stands on it
     return [
         *(str(ROOT / "scripts" / "evaluate_stage.py"), "--stage", stage),
         *("--profile", pipeline.profile_name),
         *("--checkpoint", str(pipeline.weights(stage))),
-        *(("--reference", str(start)) if STAGE_TABLE[stage].data == "pairs" and start else ()),
+        *(("--reference", str(start)) if is_compared and start else ()),
         *("--data_path", str(pipeline.heldout(stage))),
         *("--results_file", str(pipeline.tf_dir / "eval_results.jsonl")),
         *("--tokenizer_dir", str(pipeline.tokenizer_dir)),

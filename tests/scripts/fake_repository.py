@@ -84,8 +84,9 @@ TRAINER = (
     COMMON
     + """
 stage, stem = {"train_pretrain": ("pretrain", "pretrain"), "train_full_sft": ("sft", "full_sft"),
-               "train_dpo": ("dpo", "rlhf")}[name]
+               "train_dpo": ("dpo", "rlhf"), "train_lora": ("lora", "lora/lora_identity")}[name]
 out = Path(flags["out_dir"])
+(out / stem).parent.mkdir(exist_ok=True)
 weights = out / f"{stem}_{flags.get('hidden_size', os.environ.get('FAKE_HIDDEN', '192'))}.pth"
 skipped = ("log_interval", "from_resume", "from_weight", "profile", "data_path", "out_dir", "tf_dir", "tokenizer_dir")
 made_from = [stage] + [f"{key}={flags[key]}" for key in sorted(flags) if key not in skipped]
@@ -188,10 +189,11 @@ class FakeRepository:
         self.write("scripts/build_chinese_mix.py", MIX)
         self.write("scripts/export_embeddings.py", EXPORT)
         self.write("scripts/evaluate_stage.py", EVALUATE)
-        for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py"):
+        for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py", "train_lora.py"):
             self.write(f"trainer/{name}", TRAINER)
         self.write("trainer/facts.py", "def ask_rules(*_):\n    return {}\n")
         self.write("dataset/samples/files.py", "def generator_files():\n    return []\n")
+        self.write("dataset/samples/sets.py", 'SAMPLE_SETS = {"lora_identity": ""}\n')
         self.write("model/tokenizer.pkl", "tokenizer")
         self.write("dataset/identity_cn_sample.jsonl", "{}\n")
         self.interpreter = self.executable("interpreter", INTERPRETER.format(python=sys.executable))
@@ -208,9 +210,9 @@ class FakeRepository:
             "REAL_DOCTOR": str(ROOT / "scripts" / "doctor.py"),
             **self.environment,
         }
-        for name in ("PRETRAIN_ARGS", "SFT_ARGS", "DPO_ARGS", "DATA_DIR", "OUT_DIR", "TF_DIR", "NUM_GPUS", "ENV_TOOL"):
+        for name in ("PRETRAIN_ARGS", "SFT_ARGS", "DPO_ARGS", "LORA_ARGS", "NUM_GPUS", "ENV_TOOL"):
             self.environment.pop(name, None)
-        for name in ("TORCH_INDEX_URL", "ENABLE_RUSTBPE", "PYTHONDONTWRITEBYTECODE"):
+        for name in ("DATA_DIR", "OUT_DIR", "TF_DIR", "TORCH_INDEX_URL", "ENABLE_RUSTBPE", "PYTHONDONTWRITEBYTECODE"):
             self.environment.pop(name, None)
         if self.installed:
             (self.venv / "bin").mkdir(parents=True)

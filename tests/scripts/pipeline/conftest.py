@@ -1,6 +1,6 @@
 """A pipeline in a folder of its own. The trainers' rules are not asked, as that loads torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,13 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A function: environment variables -> the pipeline in this folder, without its rules."""
     monkeypatch.setattr(fingerprints, "values_by_rule", lambda *_: {})
 
-    def make(profile: str = "smoke", gpus_found: int = 0, **variables: str) -> Pipeline:
+    def make(profile: str = "smoke", gpus_found: int = 0, optional: Sequence[str] = (), **variables: str) -> Pipeline:
         for name in (*(spec.arguments for spec in STAGE_TABLE.values()), "ENABLE_RUSTBPE", "NUM_GPUS"):
             monkeypatch.delenv(name, raising=False)
         for name in ("DATA_DIR", "OUT_DIR", "TF_DIR"):
             monkeypatch.setenv(name, str(tmp_path / name.lower()))
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return pipeline_from_environment(profile, gpus_found)
+        return pipeline_from_environment(profile, gpus_found, optional)
 
     return make

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import UserError
-from configs.stage_table import RECIPE_VERSION, STAGES
+from configs.stage_table import OPTIONAL_STAGES, RECIPE_VERSION, STAGES
 from scripts.pipeline import fingerprints
 from scripts.pipeline.book import StageBook, State
 from scripts.pipeline.plan import PIPELINE, Pipeline
@@ -120,18 +120,20 @@ def test_weights_that_were_altered_stay_until_new_ones_replace_them(run_of: Make
 def test_a_raised_version_of_a_recipe_redoes_its_stage_alone(
     run_of: Make, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    before = {other: StageBook(run_of()).fingerprint(other) for other in PIPELINE}
+    before = {other: StageBook(run_of(optional=OPTIONAL_STAGES)).fingerprint(other) for other in PIPELINE}
     monkeypatch.setitem(RECIPE_VERSION, stage, RECIPE_VERSION[stage] + 1)
-    assert [other for other in PIPELINE if StageBook(run_of()).fingerprint(other) != before[other]] == [stage]
+    book = StageBook(run_of(optional=OPTIONAL_STAGES))
+    assert [other for other in PIPELINE if book.fingerprint(other) != before[other]] == [stage]
 
 
 def test_another_answer_of_the_rules_redoes_a_training_stage(run_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = []
     for rate in (0.1, 0.2):
-        pipeline = run_of()
+        pipeline = run_of(optional=OPTIONAL_STAGES)
         monkeypatch.setattr(fingerprints, "values_by_rule", lambda *_, rate=rate: {"learning_rate": rate})
         answers.append({stage: StageBook(pipeline).fingerprint(stage) for stage in PIPELINE})
-    assert tuple(stage for stage in PIPELINE if answers[0][stage] != answers[1][stage]) == STAGES
+    trained = [stage for stage in PIPELINE if answers[0][stage] != answers[1][stage]]
+    assert trained == [*STAGES, *OPTIONAL_STAGES]
 
 
 def test_the_state_of_a_stage_tells_what_became_of_it(run_of: Make) -> None:
@@ -289,4 +291,26 @@ def test_redo_from_a_stage_leaves_the_ones_before_it(run_of: Make) -> None:
 
 
 def test_every_stage_of_the_pipeline_can_begin(run_of: Make) -> None:
-    assert [StageBook(run_of()).begin(stage) for stage in PIPELINE] == [True] * len(PIPELINE)
+    every = run_of(optional=OPTIONAL_STAGES)
+    assert [StageBook(every).begin(stage) for stage in PIPELINE] == [True] * len(PIPELINE)
+
+
+def test_an_optional_stage_joins_the_run_before_it_and_is_left_alone_by_calls_without_it(run_of: Make) -> None:
+    with_lora = {"optional": ("lora",)}
+    for stage in STAGES:
+        perform(run_of(), stage)
+    assert perform(run_of(**with_lora), "lora") and not perform(run_of(**with_lora), "lora")
+    assert StageBook(run_of(**with_lora)).run_id("lora") == StageBook(run_of()).run_id("dpo")
+    StageBook(run_of()).redo_from("dpo")
+    assert not perform(run_of(**with_lora), "lora")
+    StageBook(run_of(**with_lora)).redo_from("dpo")
+    assert perform(run_of(**with_lora), "lora")
+
+
+def test_unfinished_files_of_weights_in_a_folder_of_their_own_are_removed(run_of: Make) -> None:
+    pipeline = run_of(optional=("lora",))
+    leftover = pipeline.weights("lora").with_name(".lora_identity_64.pth.a1b2.tmp")
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    StageBook(pipeline).begin("lora")
+    assert not leftover.exists()

@@ -1,10 +1,18 @@
 """What a run consists of: the weights that a stage starts from and writes, and its commands."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from configs.stage_table import STAGES
-from scripts.pipeline.plan import evaluate_command, export_command, train_command
+from configs.stage_table import STAGE_TABLE, STAGES
+from scripts.pipeline import plan
+from scripts.pipeline.fingerprints import evaluation_fingerprint, stage_fingerprint
+from scripts.pipeline.hashes import Hashes
+from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, evaluate_command, export_command, train_command
 from tests.scripts.pipeline.conftest import Make
+
+Patch = pytest.MonkeyPatch
 
 
 def test_weights_carry_the_shape_of_those_they_start_from(run_of: Make) -> None:
@@ -50,3 +58,97 @@ def test_a_process_for_each_gpu_that_trains(
     pipeline = run_of("default", gpus_found, **variables)
     assert pipeline.processes("pretrain") == processes
     assert (train_command(pipeline, "pretrain")[0].endswith("trainer/torchrun.py")) == (processes > 1)
+
+
+# --- optional stages ------------------------------------------------------------------------------
+
+
+def test_an_optional_stage_is_part_of_a_call_only_if_it_is_named(run_of: Make) -> None:
+    assert run_of().stages == ("mix", "tokenizer", "export", *STAGES)
+    assert run_of(optional=("lora",)).stages == ("mix", "tokenizer", "export", *STAGES, "lora")
+
+
+def test_the_mix_makes_no_files_for_optional_stages() -> None:
+    assert len(MIX_OUTPUTS) == 2 * len(STAGES) + 2
+
+
+def test_the_weights_of_a_stage_may_lie_in_a_folder_under_a_name_of_the_users(run_of: Make) -> None:
+    pipeline = run_of(LORA_ARGS="--lora_name my_model", optional=("lora",))
+    assert pipeline.weights("lora") == pipeline.out_dir / "lora" / "my_model_64.pth"
+
+
+def test_held_out_records_lie_beside_the_data_of_an_optional_stage(run_of: Make, tmp_path: Path) -> None:
+    for name in ("chats.jsonl", "chats_heldout.jsonl"):
+        (tmp_path / name).touch()
+
+    def heldout_with(data_path: Path) -> Path:
+        return run_of(optional=("lora",), LORA_ARGS=f"--data_path {data_path}").heldout("lora")
+
+    default = run_of(optional=("lora",))
+    assert default.heldout("lora") == default.data_dir / "lora_identity_heldout.jsonl"
+    assert heldout_with(tmp_path / "chats.jsonl") == tmp_path / "chats_heldout.jsonl"
+    assert heldout_with(tmp_path / "missing.jsonl") == tmp_path / "missing_heldout.jsonl"
+    assert heldout_with(default.tokens("pretrain")) == default.data_dir / "pretrain_chinese_heldout.jsonl"
+
+
+def fingerprint_of(pipeline: Pipeline) -> str:
+    return stage_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {}))
+
+
+def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
+    row = replace(STAGE_TABLE["lora"], weights="reason", folder="", named_by="")
+    monkeypatch.setitem(STAGE_TABLE, "reason", row)
+    monkeypatch.setattr(plan, "OPTIONAL_STAGES", ("reason", "lora"))
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--from_weight reason")
+    assert pipeline.start("lora") is None  # there is none yet: the trainer will say so
+    weights = pipeline.out_dir / "reason_64.pth"
+    weights.parent.mkdir()
+    weights.write_text("one")
+    assert pipeline.start("lora") == weights
+    before = fingerprint_of(pipeline)
+    weights.write_text("another")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_a_teacher_is_the_one_of_this_run_and_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("replay_path", "lora_name"))
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name full_sft")
+    teacher = pipeline.out_dir / "full_sft_64.pth"
+    command = train_command(pipeline, "lora")
+    assert command[-4:] == ["--lora_name", str(teacher), "--from_weight", str(teacher)]
+    before = fingerprint_of(pipeline)
+    teacher.parent.mkdir()
+    teacher.write_text("weights")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_the_folder_of_another_model_may_be_the_teacher(run_of: Make, monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("lora_name",))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name qwen")
+    assert pipeline.also_read("lora")["lora_name"].resolve() == folder
+    before = fingerprint_of(pipeline)
+    (folder / "model.safetensors").write_text("weights")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_old_rows_that_are_replayed_count(run_of: Make, monkeypatch: Patch) -> None:
+    pipeline = run_of(optional=("lora",))
+    if not hasattr(pipeline.runs["lora"].train, "replay_share"):
+        pytest.skip("this version replays nothing")
+    before = fingerprint_of(pipeline)
+    rows = pipeline.tokens("sft") / "input_ids.npy"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("rows")
+    assert fingerprint_of(pipeline) != before
+
+
+def test_an_evaluation_on_a_bundled_set_is_the_same_before_and_after_its_file_is_written(run_of: Make) -> None:
+    pipeline = run_of(optional=("lora",))
+    before = evaluation_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {}))
+    pipeline.data_dir.mkdir()
+    pipeline.heldout("lora").write_text("{}\n")
+    assert evaluation_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {})) == before != ""
