@@ -75,7 +75,7 @@ def test_yarn_is_written_on_demand_and_is_no_part_of_weights(
 
 def test_a_gguf_file_has_a_modelfile_beside_it(trained: TinyRun, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="the package gguf is not installed")
-    for stage, template in (("sft", "{{ range .Messages }}"), ("pretrain", 'TEMPLATE """<|bos|>{{ .Prompt }}"""')):
+    for stage, template in (("sft", ":= .Messages }}"), ("pretrain", 'TEMPLATE """<|bos|>{{ .Prompt }}"""')):
         assert convert(trained.path(stage), "gguf", tmp_path / f"{stage}.gguf", "--quantize", "q8_0") == 0
         text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
         assert text.startswith(f"FROM ./{stage}.gguf\n") and template in text
