@@ -17,6 +17,7 @@ from configs.artifacts import sha256_file
 from configs.paths import ROOT, TOKENIZER_DIR
 from configs.schema import UserError
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
+from evaluation import exam
 from model.quantize import KINDS
 from scripts import convert_model, evaluate_stage
 from tests.tiny_run import RECORDS, TinyRun, chat, pair_record, sum_record, write_jsonl
@@ -265,9 +266,9 @@ def test_a_reference_that_dpo_did_not_start_from_is_refused(trained: TinyRun, ti
 def test_below_the_tables_of_a_smoke_test_a_line_says_that_its_scores_mean_nothing(
     trained: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
 ) -> None:
-    opened = evaluate_stage.open_model(trained.path("pretrain"), device=torch.device("cpu"))
+    opened = exam.open_model(trained.path("pretrain"), device=torch.device("cpu"))
     other = replace(opened, manifest=replace(opened.manifest, profile=profile))
-    monkeypatch.setattr(evaluate_stage, "open_model", lambda *_, **__: other)
+    monkeypatch.setattr(exam, "open_model", lambda *_, **__: other)
     assert evaluate(trained, tmp_path / "results.jsonl", "pretrain") == 0
     (line,) = lines_of(tmp_path / "results.jsonl")
     assert line["profile"] == profile
