@@ -93,6 +93,7 @@ STAGE_TABLE = {
     "reward": StageSpec(
         trainer="train_reward.py", weights="reward", data="pairs", start="full_sft",
         rate_share=0.05, recipe_version=1, settings=RewardConfig, arguments="REWARD_ARGS", optional=True,
+        talks=False,
     ),
     "grpo": StageSpec(
         trainer="train_grpo.py", weights="grpo", data=PROMPTS, start="full_sft",

@@ -16,10 +16,11 @@ from configs.schema import UserError
 from dataset.tokenizer_files import TOKENIZER_FILES
 from inference.loading import open_model
 from model.export import read_tensors
+from model.heads import attach_reward_head
 from model.model_lora import Adapter, read_adapter
 from model.peft_export import write_peft
 from model.quantize import KINDS
-from model.weights import load_model, read_weights
+from model.weights import load_model, read_weights, save_weights
 from scripts.convert_model import main
 from tests.inference.test_adapters import adapter_beside, attached_logits, opened_logits
 from tests.tiny_run import TinyRun
@@ -115,6 +116,16 @@ def test_another_tokenizer_than_that_of_the_weights_is_refused(tiny: TinyRun, tm
     with pytest.raises(UserError, match="made with another tokenizer"):
         convert(tiny.path("sft"), "hf", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("to", ["pth", "safetensors", "hf", "gguf"])
+def test_a_reward_model_is_refused_in_one_line(trained: TinyRun, tmp_path: Path, to: str) -> None:
+    model, manifest = load_model(trained.path("sft"))
+    reward = tmp_path / "reward_16.pth"
+    save_weights(reward, attach_reward_head(model), replace(manifest, stage="reward"))
+    with pytest.raises(UserError, match=r"reward_16\.pth: a reward model, which scores answers and writes none\."):
+        convert(reward, to, tmp_path / f"export.{to}")
+    assert not (tmp_path / f"export.{to}").exists()
 
 
 def test_the_program_runs_as_a_file_and_answers_in_one_line(tmp_path: Path) -> None:

@@ -1,18 +1,14 @@
 """What a run consists of: the weights that a stage starts from and writes, and its commands."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from configs.stage_table import STAGE_TABLE, STAGES
-from scripts.pipeline import plan
+from configs.stage_table import STAGES
 from scripts.pipeline.fingerprints import evaluation_fingerprint, stage_fingerprint
 from scripts.pipeline.hashes import Hashes
 from scripts.pipeline.plan import MIX_OUTPUTS, Pipeline, evaluate_command, export_command, train_command
 from tests.scripts.pipeline.conftest import Make
-
-Patch = pytest.MonkeyPatch
 
 
 def test_weights_carry_the_shape_of_those_they_start_from(run_of: Make) -> None:
@@ -91,14 +87,11 @@ def test_held_out_records_lie_beside_the_data_of_an_optional_stage(run_of: Make,
     assert heldout_with(default.tokens("pretrain")) == default.data_dir / "pretrain_chinese_heldout.jsonl"
 
 
-def fingerprint_of(pipeline: Pipeline) -> str:
-    return stage_fingerprint(pipeline, "lora", Hashes(pipeline.out_dir / "hashes.json", {}))
+def fingerprint_of(pipeline: Pipeline, stage: str = "lora") -> str:
+    return stage_fingerprint(pipeline, stage, Hashes(pipeline.out_dir / "hashes.json", {}))
 
 
-def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
-    row = replace(STAGE_TABLE["lora"], weights="reason", folder="", named_by="")
-    monkeypatch.setitem(STAGE_TABLE, "reason", row)
-    monkeypatch.setattr(plan, "OPTIONAL_STAGES", ("reason", "lora"))
+def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make) -> None:
     pipeline = run_of(optional=("lora",), LORA_ARGS="--from_weight reason")
     assert pipeline.start("lora") is None  # there is none yet: the trainer will say so
     weights = pipeline.out_dir / "reason_64.pth"
@@ -110,35 +103,43 @@ def test_a_start_that_an_earlier_call_trained_counts_by_its_content(run_of: Make
     assert fingerprint_of(pipeline) != before
 
 
-def test_a_teacher_is_the_one_of_this_run_and_counts_by_its_content(run_of: Make, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("replay_path", "lora_name"))
-    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name full_sft")
+def test_a_teacher_is_the_one_of_this_run_and_counts_by_its_content(run_of: Make) -> None:
+    pipeline = run_of(optional=("distill",))
     teacher = pipeline.out_dir / "full_sft_64.pth"
-    command = train_command(pipeline, "lora")
-    assert command[-4:] == ["--lora_name", str(teacher), "--from_weight", str(teacher)]
-    before = fingerprint_of(pipeline)
+    assert train_command(pipeline, "distill")[-2:] == ["--teacher", str(teacher)]
+    before = fingerprint_of(pipeline, "distill")
     teacher.parent.mkdir()
     teacher.write_text("weights")
-    assert fingerprint_of(pipeline) != before
+    assert fingerprint_of(pipeline, "distill") != before
 
 
-def test_the_folder_of_another_model_may_be_the_teacher(run_of: Make, monkeypatch: Patch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan, "WEIGHT_SETTINGS", ("lora_name",))
-    monkeypatch.chdir(tmp_path)
+def test_a_student_is_as_wide_as_its_teacher_unless_flags_say_otherwise(run_of: Make) -> None:
+    pipeline = run_of(optional=("distill",), PRETRAIN_ARGS="--hidden_size 320")
+    assert pipeline.weights("distill").name == "full_dist_320.pth"
+    narrow = run_of(optional=("distill",), PRETRAIN_ARGS="--hidden_size 320", DISTILL_ARGS="--preset 128x2")
+    assert narrow.weights("distill").name == "full_dist_128.pth"
+
+
+def test_a_student_of_documents_reads_those_of_the_mix(run_of: Make) -> None:
+    pipeline = run_of(optional=("distill",), DISTILL_ARGS="--data_kind documents")
+    command = train_command(pipeline, "distill")
+    assert command[command.index("--data_path") + 1] == str(pipeline.tokens("pretrain"))
+    assert pipeline.heldout("distill") == pipeline.heldout("pretrain")
+
+
+def test_the_folder_of_another_model_may_be_the_teacher(run_of: Make, tmp_path: Path) -> None:
     folder = tmp_path / "qwen"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    pipeline = run_of(optional=("lora",), LORA_ARGS="--lora_name qwen")
-    assert pipeline.also_read("lora")["lora_name"].resolve() == folder
-    before = fingerprint_of(pipeline)
+    pipeline = run_of(optional=("distill",), DISTILL_ARGS=f"--teacher {folder}")
+    assert pipeline.also_read("distill") == {"teacher": folder}
+    before = fingerprint_of(pipeline, "distill")
     (folder / "model.safetensors").write_text("weights")
-    assert fingerprint_of(pipeline) != before
+    assert fingerprint_of(pipeline, "distill") != before
 
 
-def test_old_rows_that_are_replayed_count(run_of: Make, monkeypatch: Patch) -> None:
+def test_old_rows_that_are_replayed_count(run_of: Make) -> None:
     pipeline = run_of(optional=("lora",))
-    if not hasattr(pipeline.runs["lora"].train, "replay_share"):
-        pytest.skip("this version replays nothing")
     before = fingerprint_of(pipeline)
     rows = pipeline.tokens("sft") / "input_ids.npy"
     rows.parent.mkdir(parents=True)
