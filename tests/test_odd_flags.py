@@ -42,6 +42,7 @@ def trained(trained: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyR
     folder = tmp_path_factory.mktemp("odd_flags")
     for part in (trained.data, trained.out):
         shutil.copytree(part, folder / part.name)
+    shutil.copy(folder / trained.data.name / "sft.jsonl", folder / trained.data.name / "lora.jsonl")
     return TinyRun(folder / trained.data.name, folder / trained.out.name)
 
 
@@ -90,6 +91,7 @@ def test_a_trainer_starts_or_says_why_not(trained: TinyRun, tmp_path: Path, stag
     )
     out = ["--out_dir", str(tmp_path), "--tf_dir", str(tmp_path), "--from_weight", start]
     out += ["--teacher", str(trained.path("sft"))] if stage == "distill" else []
+    out += ["--replay_path", str(trained.data / "sft_sft_tokens")] if stage == "lora" else []
     ends_well(TRAINERS[stage], [*trained.flags(stage, *out), *data.draw(flags_of(build_parser(stage, "")))])
 
 

@@ -52,6 +52,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 COMMON = (
     *("--profile", "cpu", "--max_steps", str(STEPS), "--epochs", "1000", "--batch_size", str(ROWS)),
     *("--accumulation_steps", "1", "--cpu_processes", "1", "--replay_share", "0.5", "--max_seq_len", str(LENGTH)),
+    *("--tokens_per_step", "0"),  # rows say how large a step is
 )
 
 
