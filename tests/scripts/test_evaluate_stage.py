@@ -604,3 +604,32 @@ def test_a_reward_model_stands_beside_sft_and_dpo_on_the_same_pairs(tiny: TinyRu
         evaluate(tiny, results, "reward", "--checkpoint", str(tiny.path("sft")))
     with pytest.raises(UserError, match="a reward model, which scores answers"):
         evaluate(tiny, results, "sft", "--checkpoint", str(tiny.path("reward")))
+
+
+# --- reasoning ------------------------------------------------------------------------------------
+
+
+def test_reasoning_is_scored_in_both_forms_and_beside_the_chats_of_the_mix(tiny: TinyRun, tmp_path: Path) -> None:
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("reasoning_thinking", {"reasoning_content": "1+1=2。"}), ("reasoning_plain", {"enable_thinking": False}),
+    ]  # fmt: skip
+    records = []
+    for number in range(40):
+        for kind, way in ways:
+            question, answer = chat(f"第{number}题", f"答{number}。")
+            turns = [question, {**answer, **way}]
+            records.append({"conversations": turns, "category": "math", "kind": kind, "cluster": f"{number}"})
+    write_jsonl(tiny.data / "reason.jsonl", records[:40])
+    write_jsonl(tiny.data / "reason_heldout.jsonl", [{**record, "split": "test"} for record in records[40:]])
+    assert tiny.train("reason", "--replay_path", str(tiny.data / "sft_sft_tokens")) == 0
+    results, chats = tmp_path / "results.jsonl", ("--sft_data_path", str(tiny.data / "sft_heldout.jsonl"))
+    assert evaluate(tiny, results, "reason", *chats) == 0
+    (line,) = lines_of(results)
+    wanted = {"accuracy_reasoning_thinking", "accuracy_reasoning_plain", "well_formed", "loss_mix", *CHAT}
+    assert wanted <= line["metrics"].keys()
+    assert {line["metrics"][name]["n"] for name in ("accuracy_reasoning_thinking", "well_formed")} == {20}
+    # Without --data_path it is what lies beside the records of the training.
+    flags = ["--stage", "reason", "--checkpoint", str(tiny.path("reason")), "--results_file", str(results)]
+    more = ["--profile", "smoke", "--first_minutes", "none", "--danger_prompts", "none", "--device", "cpu"]
+    assert evaluate_stage.main([*flags, *more, "--tokenizer_dir", str(TOKENIZER_DIR)]) == 0
+    assert lines_of(results)[1]["data_sha256"] == line["data_sha256"]
