@@ -51,7 +51,7 @@ from trainer import train_distill_reason
 
 TASKS = ("steps",)
 ARMS = ("reasoning", "answers_same_steps", "answers_same_tokens", "other_chains")
-STEPS = 500
+STEPS = 300
 LENGTH = 256
 """Tokens of a row."""
 SETS = {
