@@ -7,7 +7,7 @@ from configs.artifacts import atomic_write
 from dataset.samples.exam import without_exam
 from dataset.samples.generators import generated
 
-SAMPLE_SETS = {"lora_identity": "adapters.identity"}
+SAMPLE_SETS = {"lora_identity": "adapters.identity", "reward_sums": "preference.sums"}
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 
 
