@@ -62,3 +62,9 @@ def test_the_targets_of_arithmetic_are_in_points() -> None:
     lines = [line("on_policy", 0, accuracy=0.6), line("off_policy", 0, accuracy=0.5)]
     equal_tokens, equal_time = targets(Runs(lines, ["on_policy", "off_policy"]))
     assert equal_tokens.reached == pytest.approx(10) and equal_tokens.met and not equal_time.met
+
+
+def test_targets_of_arms_that_have_not_run_are_not_met() -> None:
+    for metrics in ({"bits_per_byte": 1.9}, {"accuracy": 0.5}):
+        arm = "distilled" if "bits_per_byte" in metrics else "on_policy"
+        assert not any(target.met for target in targets(Runs([line(arm, 0, **metrics)], [arm])))
