@@ -14,6 +14,7 @@ from evaluation.preference import Pair, length_and_nearest
 
 WRONG_KINDS = (
     "wrong_fact", "wrong_sum", "agreeing", "doubting", "choice", "half_right", "beside", "other_question", "overclaim",
+    "other_sum",
 )  # fmt: skip
 """Kinds of the bundled pairs whose rejected answer is wrong for its question. In the other kinds
 its tone, its length or its style is worse."""

@@ -154,13 +154,14 @@ def targets(runs: Runs) -> list[Target]:
 def _targets_of_documents(runs: Runs) -> list[Target]:
     alone = runs.mean("alone", "bits_per_byte")
     lower = runs.differences("alone", "distilled", "bits_per_byte")
+    gain = mean(lower) if lower else math.nan
     error = stdev(lower) / len(lower) ** 0.5 if len(lower) > 1 else math.nan
     hurt, uniform = (
         100 * runs.difference(arm, "alone", "bits_per_byte") / alone for arm in ("untrained_teacher", "uniform_teacher")
     )
     return [
-        Target("distillation: bits per byte below the student alone", 1, 100 * mean(lower) / alone, "%"),
-        Target("distillation: that difference, in standard errors over the seeds", 2, mean(lower) / error),
+        Target("distillation: bits per byte below the student alone", 1, 100 * gain / alone, "%"),
+        Target("distillation: that difference, in standard errors over the seeds", 2, gain / error),
         Target("distillation: an untrained teacher hurts", 0, hurt, "%"),
         Target("distillation: a uniform teacher does not help", 0, uniform, "%"),
     ]

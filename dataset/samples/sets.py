@@ -14,6 +14,7 @@ SAMPLE_SETS = {
     "prompts_sums": "prompts.sums",
     "prompts_words": "prompts.sentences",
 }
+SAMPLE_SETS = {"lora_identity": "adapters.identity", "reward_sums": "preference.sums"}
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 
 
