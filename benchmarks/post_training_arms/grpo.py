@@ -48,16 +48,20 @@ class Task:
     low: float
     high: float
     max_gen_len: int
+    rate: float
+    """Peak rate of the start's SFT, with Muon: 5e-3 is that of the profile's SFT."""
+    replay: float
+    """Share of that SFT's rows that come from the mix."""
     flags: tuple[str, ...] = ()
     """Of GRPO."""
 
 
 TASK = {
-    "arithmetic": Task("prompts_sums", sums, (20, 30, 45, 65, 90, 130, 180, 250), 0.35, 0.50, 24),
-    "words": Task("prompts_words", sentences, (10, 15, 20, 30, 45, 65, 90, 130), 0.15, 0.50, 32),
+    "arithmetic": Task("prompts_sums", sums, (20, 30, 45, 65, 90, 130, 180, 250), 0.35, 0.50, 24, 1.0e-3, 0.5),
+    "words": Task("prompts_words", sentences, (150, 250, 400), 0.10, 0.50, 32, 4.0e-3, 0.2),
 }
-SFT_RATE = 1.0e-3
-"""Peak rate of the start's SFT and of `sft_gold`, with Muon: a fifth of the profile's."""
+SFT_GOLD_RATE = 1.0e-3
+"""Peak rate of `sft_gold`, with Muon."""
 COMMON = ("--profile", "cpu", "--cpu_processes", "1", "--log_interval", "1")
 
 
@@ -90,8 +94,8 @@ def prepare(task: str, folder: Path) -> Start:
         place = folder / f"sft-{steps}"
         words = [
             "--data_path", str(lessons), "--from_weight", str(run.weights("sft")), "--max_steps", str(steps),
-            "--learning_rate", str(SFT_RATE), "--epochs", "9", "--max_seq_len", "256", "--tokens_per_step", "4096",
-            "--replay_share", "0.5", "--replay_path", str(run.tokens("conversations")),
+            "--learning_rate", str(kind.rate), "--epochs", "9", "--max_seq_len", "256", "--tokens_per_step", "4096",
+            "--replay_share", str(kind.replay), "--replay_path", str(run.tokens("conversations")),
         ]  # fmt: skip
         trainer("trainer/train_full_sft.py", place, *words)
         weights = weights_in(place, "full_sft")
@@ -104,7 +108,7 @@ def prepare(task: str, folder: Path) -> Start:
             f"the start of {task} is right {accuracy:.0%} of the time, not {kind.low:.0%} to {kind.high:.0%}."
         )
     data = {"prompts": prompts, "chats": run.heldout("conversations")}
-    settings = {"steps": steps, "lr": SFT_RATE, "max_gen_len": kind.max_gen_len}
+    settings = {"steps": steps, "lr": kind.rate, "replay": kind.replay, "max_gen_len": kind.max_gen_len}
     return Start(weights, data, start_sha256({"weights": weights, **data}, settings))
 
 
@@ -128,7 +132,7 @@ def measure(arm: str, task: str, seed: int, start: Start, folder: Path) -> Outco
         case "ppo":
             trainer("trainer/train_ppo.py", folder, *policy)
         case "sft_gold":
-            rate = ("--learning_rate", str(SFT_RATE))
+            rate = ("--learning_rate", str(SFT_GOLD_RATE))
             trainer(
                 "trainer/train_full_sft.py", folder, *common, *rate, "--max_seq_len", "256", "--tokens_per_step", "1024"
             )
