@@ -12,9 +12,10 @@ SAMPLE_SETS = {
     "lora_medical": "adapters.medical",
     "reasoning": "reasoning.questions",
     "prompts_sums": "prompts.sums",
+    "reward_sums": "preference.sums",
+    "prompts_sums": "prompts.sums",
     "prompts_words": "prompts.sentences",
 }
-SAMPLE_SETS = {"lora_identity": "adapters.identity", "reward_sums": "preference.sums"}
 """Name of a set, as for `--data_path` -> its generator, as for `generated`."""
 
 
