@@ -11,7 +11,6 @@ SAMPLE_SETS = {
     "lora_identity": "adapters.identity",
     "lora_medical": "adapters.medical",
     "reasoning": "reasoning.questions",
-    "prompts_sums": "prompts.sums",
     "reward_sums": "preference.sums",
     "prompts_sums": "prompts.sums",
     "prompts_words": "prompts.sentences",
