@@ -117,6 +117,7 @@ class PolicyRun:
         self.started = time.perf_counter()
         self.sampling_seconds = 0.0  # in this process, since it started
         self.widest = self.farthest = 0.0  # difference to the engine: largest of a token, largest mean
+        self.compared = self.told = False  # whether that was measured yet, and said
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -163,6 +164,7 @@ class PolicyRun:
 
     def check_agreement(self, logps: Tensor, rollout: Rollout) -> None:
         """Compare the policy's log-probabilities (N,), before an update, with the engine's."""
+        self.compared = True
         differences = (logps - rollout.logprobs[rollout.mask]).abs()
         self.widest = max(self.widest, float(differences.max()))
         mean, before = float(differences.mean()), self.farthest
@@ -228,7 +230,10 @@ class PolicyRun:
         last = step == self.num_steps
         shown = self._figures(answers) | figures | {"lr": lr, "seconds": time.perf_counter() - self.started}
         if self.metrics is not None:
-            if step == 1:  # it must be seen in each run, not only where it is too large
+            # It must be seen in each run, not only where it is too large. A step whose groups all
+            # have equal rewards has compared nothing.
+            if self.compared and not self.told:
+                self.told = True
                 self.say(
                     f"sampling and training agree to {self.farthest:.1e} nats a token (largest difference {self.widest:.1e})"
                 )
