@@ -20,7 +20,7 @@ import torch
 
 from configs.artifacts import fingerprint, sha256_file, write_json
 from configs.schema import ModelConfig, TrainConfig, preset
-from configs.stage_table import RECIPE_VERSION, STAGE_TABLE, STAGES
+from configs.stage_table import OPTIONAL_STAGES, PROMPTS, RECIPE_VERSION, STAGE_TABLE, STAGES
 from dataset.mix import sources as mix_sources
 from dataset.tokenizer import NUM_BYTES, QWEN2_PATTERN, RustBPETokenizer
 from dataset.tokens.build import TensorJob, build_tensors
@@ -29,7 +29,8 @@ from model.model_minillm import MiniLLM
 from model.weights import save_weights
 from scripts import build_chinese_mix
 from scripts.pipeline.plan import PIPELINE
-from tests.tiny_run import TinyRun, chat, lively, write_jsonl, write_records
+from tests.tiny_run import TinyRun, chat, kept_signal_handlers, lively, write_jsonl, write_records
+from tests.trainer.tiny_policy import TRAINERS as POLICY_TRAINERS
 from trainer import autoconfig
 from trainer.autoconfig import DataFacts, fill_in, resolved_values
 from trainer.runtime import Runtime
@@ -81,10 +82,36 @@ def first_losses(stage: str, folder: Path) -> dict[str, Any]:
     model = lively(MiniLLM(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **SHAPE).resolve()))
     start = folder / "out" / "start_64.pth"
     save_weights(start, model, WeightsManifest(tokenizer_sha256=tokenizer.sha256))
-    if stage == "dpo":
-        words += ["--beta=0.1", "--sft_loss_weight=0.1"]
+    if STAGE_TABLE[stage].data == PROMPTS:
+        return {"losses, as the gradients of rewards": gradients_of_rewards(stage, run, start, folder)}
+    own = {
+        "dpo": ["--beta=0.1", "--sft_loss_weight=0.1"],
+        "lora": ["--optimizer=adamw", "--lora_dropout=0.1", "--replay_share=0"],
+        "reason": ["--tag_weight=2", "--replay_share=0"],
+        "distill": ["--teacher", str(start), "--beta=0.3", "--alpha=0.4", "--temperature=2"],
+        "reward": ["--centering=0.1"],
+    }
+    records = "dpo" if STAGE_TABLE[stage].data == "pairs" else "sft"
+    words += ["--data_path", str(folder / "data" / f"{records}.jsonl"), *own.get(stage, ())]
     assert run.train(stage, *words, "--from_weight", str(start)) == 0
     return {"losses": list(run.metric(stage).values())}
+
+
+def gradients_of_rewards(stage: str, run: TinyRun, start: Path, folder: Path) -> list[float]:
+    """The norms of the policy's gradient in three steps. Rewarded is an odd sum of ids."""
+    reward = folder / "reward.py"
+    reward.write_text("def score(sample):\n    return sum(sample.ids) % 2\n", encoding="utf-8")
+    prompts = [{"conversations": chat(f"{n}+1=？", f"{n}+1={n + 1}。")} for n in range(12)]
+    words = [
+        *("--data_path", str(write_jsonl(folder / "prompts.jsonl", prompts)), "--reward", f"{reward}:score"),
+        *("--tokenizer_dir", str(folder / "tokenizer"), "--from_weight", str(start), "--max_gen_len=6"),
+        *("--max_steps=3", "--learning_rate=0.01", "--dtype=float32", "--device=cpu", "--seed=42", "--log_interval=1"),
+        *("--no-rollback", "--beta=0.1", "--batch_size=2", "--accumulation_steps=2", "--max_seq_len=64"),
+    ]
+    words += ["--profile=smoke", "--out_dir", str(run.out), "--tf_dir", str(run.tf_dir)]
+    with kept_signal_handlers():
+        assert POLICY_TRAINERS[stage](words) == 0
+    return list(run.metric(stage, "grad_norm").values())
 
 
 def chosen_values(stage: str) -> dict[str, Any]:
@@ -169,7 +196,7 @@ RESULTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "mix": mix_results,
     "tokenizer": tokenizer_results,
     "export": export_results,
-    **{stage: training_results(stage) for stage in STAGES},
+    **{stage: training_results(stage) for stage in (*STAGES, *OPTIONAL_STAGES)},
 }
 
 
@@ -198,7 +225,7 @@ def test_a_recipe_whose_results_changed_has_a_raised_version(stage: str, tmp_pat
     assert version == kept["version"], f"{constant} is {version}, recorded is {kept['version']}: run {how}"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", (*STAGES, *OPTIONAL_STAGES))
 def test_a_loss_that_differs_by_a_thousandth_or_is_missing_is_a_change(stage: str) -> None:
     kept = json.loads(KEPT.read_text(encoding="utf-8"))[stage]["results"]
     name = next(name for name in kept if name.startswith("losses"))
