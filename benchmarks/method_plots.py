@@ -40,7 +40,7 @@ DIGITS = 5
 CHINESE = {
     "loss": "训练损失", "validation_loss": "验证损失", "reward": "奖励", "accuracy": "正确率", "entropy": "熵",
     "kl": "与起始模型的 KL", "length": "回答长度", "length_ended": "已结束回答的长度", "grad_norm": "梯度范数",
-    "cut_share": "被截断的比例", "clip_share": "被裁剪的比例", "lr": "学习率",
+    "validation_accuracy": "验证正确率", "cut_share": "被截断的比例", "clip_share": "被裁剪的比例", "lr": "学习率",
 }  # fmt: skip
 """Names of common fields for readers of Chinese."""
 
@@ -123,7 +123,7 @@ def thin(lines: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple[lis
     last = max(line["step"] for line in lines)
     windows: dict[int, list[Mapping[str, Any]]] = {}
     for line in lines:
-        windows.setdefault(min(WINDOWS - 1, line["step"] * WINDOWS // max(1, last)), []).append(line)
+        windows.setdefault(max(0, line["step"] - 1) * WINDOWS // max(1, last), []).append(line)
     parts = [windows[number] for number in sorted(windows)]
     return [max(line["step"] for line in part) for part in parts], {
         name: [_mean([line[name] for line in part if name in line]) for part in parts] for name in fields

@@ -28,8 +28,8 @@ def test_few_steps_stay_as_they_are_and_many_become_means_of_windows() -> None:
     steps, fields = thin([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "val": 3.0}], ["loss", "val"])
     assert (steps, fields) == ([1, 2], {"loss": [2.0, 1.0], "val": [None, 3.0]})
     steps, fields = thin([{"step": step, "loss": step / 3} for step in range(1, 1201)], ["loss"])
-    assert len(steps) == WINDOWS and steps[-1] == 1200 and steps[0] == 19
-    assert fields["loss"][0] == pytest.approx(10 / 3, abs=1e-4)  # the mean of 1/3 to 19/3
+    assert len(steps) == WINDOWS and steps[-1] == 1200 and steps[0] == 20
+    assert fields["loss"][0] == pytest.approx(3.5, abs=1e-4)  # the mean of 1/3 to 20/3
 
 
 def test_a_value_that_is_no_number_counts_as_not_logged() -> None:
