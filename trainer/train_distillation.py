@@ -19,6 +19,7 @@ Settings: `distill` of the profile.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,9 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = learning_from(gather(student_of(asked, teacher)), teacher)
     if is_done(facts):
         return 0
-    training = begin(facts)
-    settings = training.config
+    settings = facts.config
     assert isinstance(settings, DistillConfig)
+    if settings.on_policy_share and settings.use_compile is None:
+        # The number of rows that the student's answers fill changes from step to step, and each
+        # number would be compiled anew.
+        facts = replace(facts, config=replace(settings, use_compile=False))
+    training = begin(facts)
     objective = Distillation(
         teacher.open(training.runtime.device),
         Mixture(settings.alpha, settings.beta, settings.temperature),
