@@ -56,9 +56,10 @@ class Task:
     """Of GRPO."""
 
 
+WORDS_FLAGS = ("--num_minibatches", "1", "--warmup_ratio", "0", "--max_steps", "160")
 TASK = {
-    "arithmetic": Task("prompts_sums", sums, (20, 30, 45, 65, 90, 130, 180, 250), 0.35, 0.50, 24, 1.0e-3, 0.5),
-    "words": Task("prompts_words", sentences, (150, 250, 400), 0.10, 0.50, 32, 4.0e-3, 0.2),
+    "arithmetic": Task("prompts_sums", sums, (180, 215, 260), 0.35, 0.50, 24, 1.0e-3, 0.5),
+    "words": Task("prompts_words", sentences, (150, 250, 400), 0.10, 0.50, 32, 4.0e-3, 0.2, WORDS_FLAGS),
 }
 SFT_GOLD_RATE = 1.0e-3
 """Peak rate of `sft_gold`, with Muon."""
