@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.post_training_arms.arm import Outcome, Start, finished_run, start_sha256
-from benchmarks.post_training_arms.policy_scores import Scores, greedy_accuracy, scores_of
+from benchmarks.post_training_arms.policy_scores import Scores, greedy_accuracy, keep_answers, scores_of
 from benchmarks.post_training_arms.runs import Runs
 from benchmarks.report import Target
 from configs.artifacts import atomic_write
@@ -143,6 +143,7 @@ def measure(arm: str, task: str, seed: int, start: Start, folder: Path) -> Outco
     metrics = before.metrics("start_") | after.metrics() | after.change(before)
     if task == "words":
         metrics |= after.fluency(before, start.weights)
+        keep_answers(after, folder / "answers.jsonl")
     if stem != "full_sft":
         chosen = whole_scores(weights_in(folder, f"best_{stem}"), folder / "chosen", start, kind)
         metrics |= chosen.metrics("chosen_") | chosen.change(before, "chosen_")
