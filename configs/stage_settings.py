@@ -191,7 +191,8 @@ class PolicyConfig(TrainConfig):
     clip_epsilon: float = knob(0.2, "how far a ratio of probabilities may move", "概率比的裁剪范围", "E")
     beta: float = knob(0.0, "weight of the divergence from the start; 0: none", "与起始模型的 KL 权重", "B")
     reward: str = knob("rule", "rule, module:function or FILE.py:function", "奖励：rule 或 模块:函数", "NAME")
-    reward_model_path: str = knob("", "a reward model instead", "改用奖励模型", "PATH")
+    reward_model_path: str = knob("", "a reward model instead", "改用奖励模型", "PATH", changes_result=False)
+    """Where it lies does not matter; fingerprints cover its content."""
     reward_unproven: bool = knob(False, "take a reward model that is not above chance", "允许未经证实的奖励模型")
     rollback: bool = knob(True, "keep the best weights, and end after a fall of 5 points", "保留最佳权重，变差时停止")
 

@@ -81,7 +81,12 @@ def with_reward(facts: Facts) -> tuple[Facts, Reward]:
             "--from_weight none: a model that is never right learns nothing from rewards. Name weights, such as full_sft.",
             "需要起始权重：请指定，例如 full_sft",
         )
-    reward = find_reward(settings.reward, settings.reward_model_path, unproven=settings.reward_unproven)
+    reward = find_reward(
+        settings.reward,
+        settings.reward_model_path,
+        unproven=settings.reward_unproven,
+        tokenizer_sha256=facts.tokenizer.sha256,
+    )
     return (depending_on(facts, "reward", reward.sha256) if reward.sha256 else facts), reward
 
 

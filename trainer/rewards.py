@@ -16,6 +16,7 @@ from configs.artifacts import sha256_file
 from configs.paths import display, find_dataset
 from configs.schema import UserError
 from evaluation.rules import rule_of
+from model.heads import read_reward_model
 from trainer.rollout import Sample
 
 RULE = "rule"
@@ -45,12 +46,13 @@ def rule_reward(sample: Sample) -> float:
     return float(sample.ended and not rule_of(sample.record).broken(sample.answer))
 
 
-def find_reward(name: str, reward_model_path: str, *, unproven: bool) -> Reward:
+def find_reward(name: str, reward_model_path: str, *, unproven: bool, tokenizer_sha256: str = "") -> Reward:
     """The reward that the flags ask for.
 
     Args: name: `rule`, `module:function` or `FILE.py:function`, where the function takes a `Sample`
     and gives a number. reward_model_path: weights of a reward model, which are taken instead.
-    unproven: whether it may be one that is not above chance on held-out pairs.
+    unproven: whether it may be one that is not above chance on held-out pairs. tokenizer_sha256:
+    the policy's tokenizer, whose ids the reward model must know.
     Raises: UserError if there is no such function or model.
     """
     if reward_model_path:
@@ -59,28 +61,30 @@ def find_reward(name: str, reward_model_path: str, *, unproven: bool) -> Reward:
                 f"--reward {name} beside --reward_model_path: they are two rewards. Leave one of them out.",
                 "两种奖励只能用一种：请去掉其中一个",
             )
-        return _of_model(find_dataset(Path(reward_model_path)), unproven=unproven)
+        return _of_model(find_dataset(Path(reward_model_path)), tokenizer_sha256, unproven=unproven)
     if name == RULE:
         return Reward(RULE, lambda samples: [rule_reward(sample) for sample in samples])
     function, file = _function(name)
     return Reward(name, lambda samples: [function(sample) for sample in samples], sha256_file(file) if file else "")
 
 
-def _of_model(path: Path, *, unproven: bool) -> Reward:
-    """The reward of a reward model. Raises: UserError for one that proves nothing."""
-    model = read_model(path)
+def _of_model(path: Path, tokenizer_sha256: str, *, unproven: bool) -> Reward:
+    """The reward of a reward model. Raises: UserError for one that proves nothing, or that reads
+    the ids of another tokenizer."""
+    model = read_reward_model(path)
     if not model.proven and not unproven:
         raise UserError(
             f"{display(path)}: not shown to tell good answers from bad ones ({model.evidence}). Train a better one: python "
             "trainer/train_reward.py; or pass --reward_unproven.",
             "奖励模型的准确率不高于随机：请重新训练，或加 --reward_unproven",
         )
+    if tokenizer_sha256 and model.tokenizer_sha256 != tokenizer_sha256:
+        raise UserError(
+            f"{display(path)}: made with another tokenizer ({model.tokenizer_sha256[:8]}) than the policy "
+            f"({tokenizer_sha256[:8]}). Give a reward model that was trained with the same one.",
+            "奖励模型用的是另一个分词器：请换一个",
+        )
     return Reward(str(path), lambda samples: model.score([s.ids for s in samples]).tolist(), sha256_file(path))
-
-
-def read_model(path: Path) -> Any:
-    """The reward model of a file of weights. Raises: UserError."""
-    return importlib.import_module("model.heads").read_reward_model(path)
 
 
 def _function(name: str) -> tuple[Callable[[Sample], Any], Path | None]:

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.post_training_arms.arm import Outcome, Start, finished_run, start_sha256
-from benchmarks.post_training_arms.policy_scores import Scores, greedy_accuracy, scores_of
+from benchmarks.post_training_arms.policy_scores import Scores, greedy_accuracy, keep_answers, scores_of
 from benchmarks.post_training_arms.runs import Runs
 from benchmarks.report import Target
 from configs.artifacts import atomic_write
@@ -56,9 +56,10 @@ class Task:
     """Of GRPO."""
 
 
+WORDS_FLAGS = ("--num_minibatches", "1", "--warmup_ratio", "0", "--max_steps", "160")
 TASK = {
-    "arithmetic": Task("prompts_sums", sums, (20, 30, 45, 65, 90, 130, 180, 250), 0.35, 0.50, 24, 1.0e-3, 0.5),
-    "words": Task("prompts_words", sentences, (150, 250, 400), 0.10, 0.50, 32, 4.0e-3, 0.2),
+    "arithmetic": Task("prompts_sums", sums, (180, 215, 260), 0.35, 0.50, 24, 1.0e-3, 0.5),
+    "words": Task("prompts_words", sentences, (150, 250, 400), 0.10, 0.50, 32, 4.0e-3, 0.2, WORDS_FLAGS),
 }
 SFT_GOLD_RATE = 1.0e-3
 """Peak rate of `sft_gold`, with Muon."""
@@ -142,6 +143,7 @@ def measure(arm: str, task: str, seed: int, start: Start, folder: Path) -> Outco
     metrics = before.metrics("start_") | after.metrics() | after.change(before)
     if task == "words":
         metrics |= after.fluency(before, start.weights)
+        keep_answers(after, folder / "answers.jsonl")
     if stem != "full_sft":
         chosen = whole_scores(weights_in(folder, f"best_{stem}"), folder / "chosen", start, kind)
         metrics |= chosen.metrics("chosen_") | chosen.change(before, "chosen_")

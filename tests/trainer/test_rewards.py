@@ -1,15 +1,14 @@
 """Rewards: the rule, a function of the user's, and numbers that are none."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from configs.schema import UserError
-from tests.tiny_run import sum_record
-from tests.trainer.tiny_policy import REWARDS
+from model.heads import read_reward_model
+from tests.tiny_run import TinyRun, sum_record
+from tests.trainer.tiny_policy import REWARDS, TinyPolicy
 from trainer import rewards
 from trainer.rewards import find_reward, rewards_of, rule_reward
 from trainer.rollout import Sample
@@ -73,19 +72,33 @@ def test_a_reward_that_is_no_number_names_prompt_and_answer(value: Any) -> None:
     assert error.value.chinese
 
 
-def test_a_reward_model_that_proves_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "reward_16.pth"
-    path.write_bytes(b"weights")
-    model = SimpleNamespace(
-        proven=False,
-        evidence="length-matched accuracy 0.553 [0.493, 0.611] on 290 held-out pairs",
-        score=lambda ids: torch.tensor([float(len(one)) for one in ids]),
-    )
-    monkeypatch.setattr(rewards, "read_model", lambda path: model)
-    with pytest.raises(UserError, match=r"0\.553.*--reward_unproven") as error:
-        find_reward("rule", str(path), unproven=False)
+def test_a_reward_model_that_proves_nothing_is_refused(tiny: TinyRun) -> None:
+    assert tiny.train("reward", "--max_steps=2") == 0
+    path = str(tiny.path("reward"))
+    with pytest.raises(UserError, match=r"no accuracy on held-out pairs is known.*--reward_unproven") as error:
+        find_reward("rule", path, unproven=False)
     assert error.value.chinese
-    found = find_reward("rule", str(path), unproven=True)
-    assert rewards_of(found, [sample("x")]).tolist() == [3.0]
+    found = find_reward("rule", path, unproven=True)
+    model = read_reward_model(tiny.path("reward"))
+    assert rewards_of(found, [sample("x")]).tolist() == model.score([(1, 2, 3)]).tolist()
+    assert found.sha256
     with pytest.raises(UserError, match="two rewards"):
-        find_reward("m:f", str(path), unproven=True)
+        find_reward("m:f", path, unproven=True)
+    with pytest.raises(UserError, match="another tokenizer"):
+        find_reward("rule", path, unproven=True, tokenizer_sha256="0" * 64)
+
+
+def test_weights_without_a_reward_head_are_no_reward_model(tiny: TinyRun) -> None:
+    with pytest.raises(UserError, match="no reward model"):
+        find_reward("rule", str(tiny.path("sft")), unproven=True)
+
+
+def test_a_policy_learns_from_a_reward_model(tiny: TinyRun) -> None:
+    assert tiny.train("reward", "--max_steps=2") == 0
+    policy = TinyPolicy(tiny)
+    words = ["--reward=rule", "--reward_model_path", str(tiny.path("reward")), "--max_steps=2"]
+    with pytest.raises(UserError, match="--reward_unproven"):
+        policy.train("grpo", *words)
+    assert policy.train("grpo", *words, "--reward_unproven") == 0
+    rewards = [line["reward"] for line in policy.lines("grpo") if "reward" in line]
+    assert len(rewards) == 2 and all(reward not in (0.0, 1.0) for reward in rewards)
