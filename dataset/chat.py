@@ -198,15 +198,18 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
     mask = [0]
     for place, message in enumerate(messages):
         start, end = (encoder.encode_special(mark) for mark in _TURN_MARKS[message["role"]])
-        is_thought_left_out = place < last and opens_thought(message)
-        opening = _thought(encoder, message) if place > last else []
+        # Thoughts stand only behind the last question. The program writes an empty one.
+        thought = _thought(encoder, message) if place > last else []
         body = _body(encoder, message)
-        is_target = int(message["role"] == "assistant" and message.get("loss") is not False and not is_thought_left_out)
+        is_target = int(
+            message["role"] == "assistant"
+            and message.get("loss") is not False
+            and not (place < last and opens_thought(message))
+        )
+        is_thought_target = is_target * bool(message.get("reasoning_content"))
         # The start token is never a target: when the model answers, the program writes that token.
-        # The program also writes an empty thought.
-        ids += [start, *opening, *body, end]
-        mask += [0, *[is_target * bool(message.get("reasoning_content"))] * len(opening), *[is_target] * len(body)]
-        mask.append(is_target)
+        ids += [start, *thought, *body, end]
+        mask += [0, *[is_thought_target] * len(thought), *[is_target] * (len(body) + 1)]
     return ids, mask
 
 
