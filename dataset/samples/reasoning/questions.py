@@ -3,6 +3,10 @@
 The two records of a problem have the same question and the same answer. One has the steps as
 `reasoning_content`, the other `enable_thinking: false`: so the model learns both, and that the
 prompt decides (dataset/chat.py). No two sides share a problem (`Chain.key`) or a wording.
+
+Training questions of other samples stand between them, in both forms too. Otherwise the switch
+would mean "this is a problem": asked who it is with thinking switched on, the model would think
+without end. Their thought is the one step that they need, or that there is nothing to work out.
 """
 
 import random
@@ -14,6 +18,7 @@ from typing import Any
 from dataset.samples.arithmetic.problems import HELDOUT_SIDES, TEST, TRAIN, VALIDATION, chinese_number, counted_number
 from dataset.samples.arithmetic.stories import CHINESE_SHARE, MIDDLE, things
 from dataset.samples.arithmetic.wordings import ask_expression, framed
+from dataset.samples.generators import generated
 from dataset.samples.reasoning.chains import Chain, draw_chain
 from dataset.samples.tables import yaml_table
 
@@ -22,6 +27,12 @@ WORDINGS_FILE = Path(__file__).with_name("wordings.yaml")
 KINDS = ("reasoning_thinking", "reasoning_plain")
 """With a thought, and without."""
 NUM_PROBLEMS = {TRAIN: 12_000, VALIDATION: 200, TEST: 600}
+OTHERS = {
+    "arithmetic.questions": ("math", 800), "dialogue.everyday": ("general", 500),
+    "knowledge.questions": ("knowledge", 500), "limits.questions": ("general", 200),
+}  # fmt: skip
+"""Generator -> category, and how many of its training questions are taken."""
+NOTHING_TO_WORK_OUT = "这个不用算。"
 FORMS = {"expression": 40, "told": 20, "story": 40}
 """How a problem is asked, by weight."""
 IN_WORDS_SHARE = 0.35
@@ -29,12 +40,14 @@ IN_WORDS_SHARE = 0.35
 _WORDS = {"+": ("加", "再加", "加上"), "-": ("减", "再减", "减去")}
 _PEOPLE = tuple(f"小{name}" for name in "明红刚丽强华军芳亮美杰东兰雨林王李张伟敏")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_ONE_STEP = re.compile(r"(\d+[-+×÷]\d+=-?\d+)[。，]")
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """Chat records of the category `math`, two for each problem, of the kinds of KINDS.
+    """Chat records, two for each problem, of the category `math` and the kinds of KINDS.
 
-    Held-out ones have `split`, and `cluster`, the key of the problem.
+    Held-out ones have `split`, and `cluster`, the key of the problem. Questions of other samples
+    have the category of those, and no kind.
     """
     rng, side_of, asked = random.Random(1919), dict[str, str](), set[str]()
     for side in (TEST, VALIDATION, TRAIN):
@@ -46,16 +59,29 @@ def records() -> Iterator[dict[str, Any]]:
                 continue
             asked.add(question)
             count -= 1
-            yield from _both(chain, question, answer, side)
+            more = {"split": side, "cluster": chain.key} if side in HELDOUT_SIDES else {}
+            for kind, turns in zip(KINDS, _both(question, answer, chain.thought), strict=True):
+                yield {"conversations": turns, "category": "math", "kind": kind, "source": "reasoning", **more}
+    yield from _others(rng)
 
 
-def _both(chain: Chain, question: str, answer: str, side: str) -> Iterator[dict[str, Any]]:
-    """The two records of a problem."""
-    ways: tuple[dict[str, Any], ...] = ({"reasoning_content": chain.thought}, {"enable_thinking": False})
-    for kind, way in zip(KINDS, ways, strict=True):
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **way}]
-        record: dict[str, Any] = {"conversations": turns, "category": "math", "kind": kind, "source": "reasoning"}
-        yield record | ({"split": side, "cluster": chain.key} if side in HELDOUT_SIDES else {})
+def _both(question: str, answer: str, thought: str) -> Iterator[list[dict[str, Any]]]:
+    """The turns of a question, answered with a thought and without."""
+    ways: tuple[dict[str, Any], ...] = ({"reasoning_content": thought}, {"enable_thinking": False})
+    for way in ways:
+        yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **way}]
+
+
+def _others(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Training questions of other samples, of one turn, in both forms."""
+    for name, (category, count) in OTHERS.items():
+        single = [one for one in generated(name) if "split" not in one and len(one["conversations"]) == 2]
+        for record in rng.sample(single, count):
+            question, answer = (turn["content"] for turn in record["conversations"])
+            step = _ONE_STEP.match(answer)
+            thought = f"{step[1]}。" if step else NOTHING_TO_WORK_OUT
+            for turns in _both(question, answer, thought):
+                yield {"conversations": turns, "category": category, "source": "reasoning"}
 
 
 Asked = tuple[Chain, str, str]

@@ -12,7 +12,7 @@ from benchmarks.post_training_arms.arm import Start
 from benchmarks.post_training_arms.runs import RunLine, Runs
 from dataset.samples.generators import generated
 
-RECORDS: list[dict[str, Any]] = [r for r in generated("reasoning.questions") if "split" not in r][:2000]
+RECORDS: list[dict[str, Any]] = [r for r in generated("reasoning.questions") if "split" not in r and "kind" in r][:2000]
 
 
 def thoughts(records: list[dict[str, Any]]) -> list[str]:

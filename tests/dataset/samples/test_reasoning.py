@@ -8,12 +8,15 @@ import pytest
 
 from dataset.records.shapes import parse_record
 from dataset.samples.arithmetic.problems import heldout_pairs
+from dataset.samples.generators import generated
 from dataset.samples.reasoning import questions as reasoning
 from dataset.samples.reasoning.chains import worked
 from dataset.samples.tables import yaml_table
 
 Record = dict[str, Any]
-RECORDS = list(reasoning.records())
+ALL = list(reasoning.records())
+RECORDS = [record for record in ALL if "kind" in record]
+OTHERS = [record for record in ALL if "kind" not in record]
 THINKING = [record for record in RECORDS if record["kind"] == "reasoning_thinking"]
 SIDES = ("train", "validation", "test")
 STEP = re.compile(r"(\d+)([-+×÷])(\d+)=(\d+)。")
@@ -123,7 +126,21 @@ def test_wordings_stand_on_one_side_only() -> None:
             assert len(set(told)) == len(told)
 
 
+def test_other_questions_have_both_forms_and_a_short_thought() -> None:
+    assert len(OTHERS) == 2 * sum(count for _, count in reasoning.OTHERS.values())
+    thoughts: Counter[bool] = Counter()
+    for one, other in zip(OTHERS[::2], OTHERS[1::2], strict=True):
+        assert question(one) == question(other) and answer(one)["content"] == answer(other)["content"]
+        assert answer(other)["enable_thinking"] is False and "split" not in one and "{{" not in str(one)
+        thought = answer(one)["reasoning_content"]
+        assert thought == reasoning.NOTHING_TO_WORK_OUT or thought[:-1] in answer(one)["content"]
+        thoughts[thought == reasoning.NOTHING_TO_WORK_OUT] += 1
+    assert thoughts[False] > 500 and thoughts[True] > 1000
+    held_out = {question(record) for name in reasoning.OTHERS for record in generated(name) if "split" in record}
+    assert not held_out & set(map(question, OTHERS))
+
+
 def test_records_are_read_as_they_are() -> None:
-    for record in RECORDS[:50]:
+    for record in [*RECORDS[:50], *OTHERS[:50]]:
         parsed = parse_record(record)
         assert parsed.fields["conversations"] == record["conversations"]
