@@ -60,8 +60,9 @@ after publication. If a later version needs a new token, the token replaces a sp
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; an assistant may have `reasoning_content`
 and `tool_calls`, a system message may have `tools`. An assistant's turn whose `loss` is false is
-only context: it has no targets. One whose `enable_thinking` is false answers a prompt that was
-rendered so: an empty thought stands before it, which is no target. Other keys are not rendered."""
+only context: it has no targets. One that has `enable_thinking` answers a prompt that was rendered
+so, and what the prompt writes of the thought is no target: its first mark, or with false the empty
+thought before the answer. Other keys are not rendered."""
 
 # Role -> the special tokens that open and close a turn.
 _TURN_MARKS = {
@@ -206,10 +207,12 @@ def render_conversation(encoder: TextEncoder, messages: Sequence[Message]) -> tu
             and message.get("loss") is not False
             and not (place < last and opens_thought(message))
         )
-        is_thought_target = is_target * bool(message.get("reasoning_content"))
+        thought_mask = [is_target * bool(message.get("reasoning_content"))] * len(thought)
+        if thought and message.get("enable_thinking") is True:
+            thought_mask[0] = 0
         # The start token is never a target: when the model answers, the program writes that token.
         ids += [start, *thought, *body, end]
-        mask += [0, *[is_thought_target] * len(thought), *[is_target] * (len(body) + 1)]
+        mask += [0, *thought_mask, *[is_target] * (len(body) + 1)]
     return ids, mask
 
 

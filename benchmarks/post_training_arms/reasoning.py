@@ -51,7 +51,7 @@ from trainer import train_distill_reason
 
 TASKS = ("steps",)
 ARMS = ("reasoning", "answers_same_steps", "answers_same_tokens", "other_chains")
-STEPS = 300
+STEPS = 600
 LENGTH = 256
 """Tokens of a row."""
 SETS = {
@@ -74,8 +74,7 @@ def prepare(task: str, folder: Path) -> Start:
     sets = {"reasoning": source}
     for name, made in (("answers", answers_alone(records)), ("other_chains", with_other_chains(records))):
         sets[name] = folder / f"{name}.jsonl"
-        if not sets[name].exists():
-            write_records(sets[name], made)
+        write_records(sets[name], made)
     tokenizer = RustBPETokenizer.from_directory(base.tokenizer_dir)
     for path in sets.values():
         ensure_tensors("conversations", path, tensors_of(path), tokenizer, max_length=LENGTH, num_workers=1)
@@ -118,9 +117,11 @@ def with_other_chains(records: Records) -> Records:
 
 
 def write_records(path: Path, records: Records) -> None:
-    """A record a line."""
-    with atomic_write(path) as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    """A record a line. A file that holds just this is kept as it is."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_write(path) as file:
+            file.write(text)
 
 
 def tensors_of(path: Path) -> Path:

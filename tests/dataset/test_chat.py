@@ -142,6 +142,16 @@ def test_an_answer_without_thinking_stands_behind_the_empty_thought_of_its_promp
     assert "think" not in text_with_targets([user(), silent, user(), assistant()])
 
 
+def test_a_thought_that_its_prompt_has_opened_does_not_learn_to_open_one() -> None:
+    opened = assistant(reasoning_content="想", enable_thinking=True)
+    assert text_with_targets([user(), opened]) == f"{FIRST}<|think_start|>[想<|think_end|>答<|assistant_end|>]"
+    prompt = tokenizer.render_for_completion([user()], enable_thinking=True)
+    whole, mask = tokenizer.render_conversation([user(), opened])
+    assert whole[: len(prompt)] == prompt and mask == [0] * len(prompt) + [1] * (len(whole) - len(prompt))
+    plain = assistant(enable_thinking=True)  # without a thought it says nothing
+    assert text_with_targets([user(), plain]) == f"{FIRST}[答<|assistant_end|>]"
+
+
 def test_a_conversation_with_thoughts_becomes_one_for_each_of_them_and_one_for_the_plain_answers() -> None:
     system = {"role": "system", "content": "短"}
     thinking = (

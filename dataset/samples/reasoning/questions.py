@@ -6,7 +6,9 @@ prompt decides (dataset/chat.py). No two sides share a problem (`Chain.key`) or 
 
 Training questions of other samples stand between them, in both forms too. Otherwise the switch
 would mean "this is a problem": asked who it is with thinking switched on, the model would think
-without end. Their thought is the one step that they need, or that there is nothing to work out.
+without end. Their thought is the one step that they need, or that there is nothing to work out. It
+stands behind a prompt that opens it: nothing teaches the model to begin it by itself, as it shall
+with a problem of several steps.
 """
 
 import random
@@ -65,9 +67,10 @@ def records() -> Iterator[dict[str, Any]]:
     yield from _others(rng)
 
 
-def _both(question: str, answer: str, thought: str) -> Iterator[list[dict[str, Any]]]:
-    """The turns of a question, answered with a thought and without."""
-    ways: tuple[dict[str, Any], ...] = ({"reasoning_content": thought}, {"enable_thinking": False})
+def _both(question: str, answer: str, thought: str, **more: Any) -> Iterator[list[dict[str, Any]]]:
+    """The turns of a question, answered with a thought and without. Args: more: keys of the answer
+    with a thought."""
+    ways: tuple[dict[str, Any], ...] = ({"reasoning_content": thought, **more}, {"enable_thinking": False})
     for way in ways:
         yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **way}]
 
@@ -80,7 +83,7 @@ def _others(rng: random.Random) -> Iterator[dict[str, Any]]:
             question, answer = (turn["content"] for turn in record["conversations"])
             step = _ONE_STEP.match(answer)
             thought = f"{step[1]}。" if step else NOTHING_TO_WORK_OUT
-            for turns in _both(question, answer, thought):
+            for turns in _both(question, answer, thought, enable_thinking=True):
                 yield {"conversations": turns, "category": category, "source": "reasoning"}
 
 

@@ -132,6 +132,7 @@ def test_other_questions_have_both_forms_and_a_short_thought() -> None:
     for one, other in zip(OTHERS[::2], OTHERS[1::2], strict=True):
         assert question(one) == question(other) and answer(one)["content"] == answer(other)["content"]
         assert answer(other)["enable_thinking"] is False and "split" not in one and "{{" not in str(one)
+        assert answer(one)["enable_thinking"] is True  # so that nothing teaches the model to begin it
         thought = answer(one)["reasoning_content"]
         assert thought == reasoning.NOTHING_TO_WORK_OUT or thought[:-1] in answer(one)["content"]
         thoughts[thought == reasoning.NOTHING_TO_WORK_OUT] += 1
