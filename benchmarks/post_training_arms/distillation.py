@@ -44,8 +44,8 @@ STUDENT = ("--preset", "128x3")
 STEPS = 120
 """Steps of 4,096 tokens on documents."""
 MIXTURE = ("--alpha", "0.5", "--temperature", "1", "--beta", "0")
-FIRST_STEPS = 150
-"""Steps on the whole SFT mix that make the student which learns arithmetic."""
+FIRST_STEPS = 200
+"""Steps on sums, with labels, that make the student from which the arms of arithmetic start."""
 ARITHMETIC_STEPS = 40
 LONGER = 2.0
 """Steps of off_policy_longer for each of on_policy, whose steps take so many times as long."""
@@ -88,7 +88,7 @@ def _prepare_arithmetic(base: FinishedRun, folder: Path) -> Start:
         "heldout": write_lines(folder / "sums_test.jsonl", _sums(base.heldout("conversations"))),
     }
     words = (*STUDENT, *MIXTURE, "--teacher", str(teacher), "--max_steps", str(FIRST_STEPS))
-    train("distill", folder / "student", 0, *words, "--data_path", str(base.tokens("conversations")))
+    train("distill", folder / "student", 0, *words, "--data_path", str(sums["train"]))
     weights = folder / "student" / "full_dist_128.pth"
     settings = {"steps": ARITHMETIC_STEPS, "mixture": ARITHMETIC, "longer": LONGER}
     files = sums | {"teacher": teacher, "student": weights}
