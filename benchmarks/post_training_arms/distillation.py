@@ -5,6 +5,7 @@ text.
 
     distilled           labels and the teacher's distribution
     alone               the same student on the same rows in the same order, without a teacher
+    alone_longer        the same for the time that distilled takes: more steps, more rows
     untrained_teacher   the teacher is a network with random weights
     uniform_teacher     the teacher finds all tokens equally likely
 
@@ -34,7 +35,7 @@ from model.weights import load_model, save_weights
 
 TASKS = ("documents", "arithmetic")
 ARMS_OF = {
-    "documents": ("distilled", "alone", "untrained_teacher", "uniform_teacher"),
+    "documents": ("distilled", "alone", "alone_longer", "untrained_teacher", "uniform_teacher"),
     "arithmetic": ("on_policy", "off_policy", "off_policy_longer"),
 }
 ARMS = tuple(arm for arms in ARMS_OF.values() for arm in arms)
@@ -44,9 +45,11 @@ STUDENT = ("--preset", "128x3")
 STEPS = 120
 """Steps of 4,096 tokens on documents."""
 MIXTURE = ("--alpha", "0.5", "--temperature", "1", "--beta", "0")
-FIRST_STEPS = 150
-"""Steps on the whole SFT mix that make the student which learns arithmetic."""
+FIRST_STEPS = 200
+"""Steps on sums, with labels, that make the student from which the arms of arithmetic start."""
 ARITHMETIC_STEPS = 40
+ALONE_LONGER = 2.1
+"""Steps of alone_longer for each of distilled, whose steps take so many times as long."""
 LONGER = 2.0
 """Steps of off_policy_longer for each of on_policy, whose steps take so many times as long."""
 ARITHMETIC = ("--alpha", "0", "--beta", "1", "--temperature", "1", "--learning_rate", "1e-3")
@@ -88,7 +91,7 @@ def _prepare_arithmetic(base: FinishedRun, folder: Path) -> Start:
         "heldout": write_lines(folder / "sums_test.jsonl", _sums(base.heldout("conversations"))),
     }
     words = (*STUDENT, *MIXTURE, "--teacher", str(teacher), "--max_steps", str(FIRST_STEPS))
-    train("distill", folder / "student", 0, *words, "--data_path", str(base.tokens("conversations")))
+    train("distill", folder / "student", 0, *words, "--data_path", str(sums["train"]))
     weights = folder / "student" / "full_dist_128.pth"
     settings = {"steps": ARITHMETIC_STEPS, "mixture": ARITHMETIC, "longer": LONGER}
     files = sums | {"teacher": teacher, "student": weights}
@@ -110,8 +113,9 @@ def measure(arm: str, task: str, seed: int, start: Start, folder: Path) -> Outco
         raise UserError(f"--arm {arm}: no arm of the task {task}. Its arms: {', '.join(ARMS_OF[task])}.")
     data = ("--data_path", str(start.data["train"]))
     if task == "documents":
-        stage, words = "pretrain", [*STUDENT, "--max_steps", str(STEPS), *data]
-        if arm != "alone":
+        steps = round(STEPS * (ALONE_LONGER if arm == "alone_longer" else 1))
+        stage, words = "pretrain", [*STUDENT, "--max_steps", str(steps), *data]
+        if not arm.startswith("alone"):
             teacher = start.data["teacher" if arm == "distilled" else arm]
             stage, words = "distill", [*words, *MIXTURE, "--data_kind", "documents", "--teacher", str(teacher)]
     else:
@@ -162,6 +166,12 @@ def _targets_of_documents(runs: Runs) -> list[Target]:
     return [
         Target("distillation: bits per byte below the student alone", 1, 100 * gain / alone, "%"),
         Target("distillation: that difference, in standard errors over the seeds", 2, gain / error),
+        Target(
+            "distillation: the same, equal time (a tie or a loss is expected)",
+            0,
+            100 * runs.difference("alone_longer", "distilled", "bits_per_byte") / alone,
+            "%",
+        ),
         Target("distillation: an untrained teacher hurts", 0, hurt, "%"),
         Target("distillation: a uniform teacher does not help", 0, uniform, "%"),
     ]

@@ -48,7 +48,7 @@ TASKS = ("sums", "bundled", "real_pairs")
 ARMS = ("reward", "shuffled_labels", "no_prompt")
 REAL_PAIRS = "REAL_PAIRS"
 SETTINGS = {
-    "sums": ("--epochs", "1", "--learning_rate", "3e-3"),
+    "sums": ("--epochs", "3", "--learning_rate", "5e-3"),
     "bundled": ("--epochs", "2", "--learning_rate", "5e-4"),
     "real_pairs": ("--epochs", "1", "--learning_rate", "5e-4"),
 }

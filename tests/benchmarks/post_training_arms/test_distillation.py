@@ -51,11 +51,11 @@ def test_the_targets_of_documents_are_paired_by_seed_and_in_percent_of_the_stude
     lines = [
         line(arm, seed, bits_per_byte=value) for arm, of_arm in values.items() for seed, value in enumerate(of_arm)
     ]
-    lower, errors, untrained, uniform = targets(Runs(lines, list(values)))
+    lower, errors, equal_time, untrained, uniform = targets(Runs(lines, list(values)))
     assert lower.reached == pytest.approx(2.5) and lower.met
     assert errors.reached == pytest.approx(0.05 / (0.01 / 3**0.5)) and errors.met
     assert untrained.reached == pytest.approx(10.0) and untrained.met
-    assert not uniform.met  # not measured
+    assert not uniform.met and not equal_time.met  # not measured
 
 
 def test_the_targets_of_arithmetic_are_in_points() -> None:
