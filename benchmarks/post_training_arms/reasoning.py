@@ -1,7 +1,7 @@
 """Thinking in steps beside answers alone, and beside thoughts about other numbers.
 
 Task `steps`: the bundled problems of two and three steps. All arms start from the weights of SFT,
-take half of each step's rows from the SFT mix, and are scored on the same 600 test problems, whose
+take most of each step's rows from the SFT mix, and are scored on the same 600 test problems, whose
 numbers and wordings no arm has seen.
 
     reasoning            each problem with its thought and without, as `run.sh --with reason` trains
@@ -51,7 +51,7 @@ from trainer import train_distill_reason
 
 TASKS = ("steps",)
 ARMS = ("reasoning", "answers_same_steps", "answers_same_tokens", "other_chains")
-STEPS = 600
+STEPS = 900
 LENGTH = 256
 """Tokens of a row."""
 SETS = {
