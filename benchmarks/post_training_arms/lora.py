@@ -1,8 +1,8 @@
 """LoRA beside full tuning, beside adapters on two layers, and without replay.
 
 Task `identity`: another name and author, `medical`: everyday health. All arms take the same steps
-over the same set; all but the last two take half of each step's rows from the SFT mix. The rates
-were chosen on the validation half (docs/lab_log.md).
+over the same set, half of each step's rows from the SFT mix; the last two arms have another share.
+The rates were chosen on the validation half (docs/lab_log.md).
 
     lora            all seven linear layers, rank 8
     full            all weights, AdamW

@@ -8,11 +8,14 @@ from configs.train_run import parse_run
 
 
 @pytest.mark.parametrize("arm", lora.ARMS)
-def test_all_arms_take_the_same_steps_over_the_same_rows(arm: str) -> None:
+def test_all_arms_but_one_take_the_same_steps_and_that_one_the_same_new_rows(arm: str) -> None:
     run = parse_run("sft" if arm == "full" else "lora", "", [*lora.COMMON, *lora.FLAGS[arm]])
-    assert (run.train.max_steps, run.train.batch_size, run.train.accumulation_steps) == (lora.STEPS, lora.ROWS, 1)
+    steps = lora.MORE_STEPS if arm == "more_replay" else lora.STEPS
+    assert (run.train.max_steps, run.train.batch_size, run.train.accumulation_steps) == (steps, lora.ROWS, 1)
     assert run.train.optimizer == "adamw" and run.train.max_seq_len == lora.LENGTH
-    assert getattr(run.train, "replay_share") == (0.0 if arm == "no_replay" else 0.5)  # noqa: B009
+    share = getattr(run.train, "replay_share")  # noqa: B009
+    assert share == {"no_replay": 0.0, "more_replay": 0.8}.get(arm, 0.5)
+    assert arm == "no_replay" or steps * (1 - share) == pytest.approx(lora.STEPS * 0.5)
 
 
 def line(arm: str, **metrics: float) -> RunLine:
