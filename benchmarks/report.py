@@ -1,5 +1,6 @@
 """How benchmarks report: figures as JSON, a table and a plot of them, targets met or not."""
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ class Target:
         return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
 
     def __str__(self) -> str:
-        verdict = "met" if self.met else "NOT met"
         wanted = f"{'at most ' if self.at_most else ''}{self.wanted:g}{self.unit}"
+        if math.isnan(self.reached):
+            return f"{self.name}: not measured (target {wanted})"
+        verdict = "met" if self.met else "NOT met"
         return f"{self.name}: {self.reached:.2f}{self.unit} (target {wanted}): {verdict}"
 
 

@@ -38,6 +38,7 @@ def test_a_target_is_met_from_its_figure_on() -> None:
 
 def test_what_could_not_be_measured_meets_no_target() -> None:
     assert not Target("memory", 2.0, math.nan).met
+    assert str(Target("memory", 2.0, math.nan, " GB")) == "memory: not measured (target 2 GB)"
 
 
 def test_old_figures_are_printed_and_drawn_again_without_measuring(
