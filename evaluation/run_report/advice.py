@@ -125,9 +125,11 @@ def of_profile(facts: Facts) -> Iterator[Note]:
     """A smoke test's scores mean nothing."""
     if facts["profile"] == SMOKE_PROFILE:
         yield Note(
-            rule="smoke", stage="", chinese="这是冒烟测试：只说明流程能跑通，分数没有意义。",
+            rule="smoke",
+            stage="",
+            chinese="这是冒烟测试：只说明流程能跑通，分数没有意义。",
             english="This is a smoke test: it shows that everything runs, and its scores mean nothing.",
-        )  # fmt: skip
+        )
 
 
 def of_mix(facts: Facts) -> Iterator[Note]:
@@ -135,26 +137,34 @@ def of_mix(facts: Facts) -> Iterator[Note]:
     mix = facts["mix"]
     if rejected := sum(mix.get("rejects", {}).values()):
         yield Note(
-            rule="rejects", stage="", remedy="clean", chinese=f"数据来源中有 {rejected} 行无法读取，已跳过。",
+            rule="rejects",
+            stage="",
+            remedy="clean",
+            chinese=f"数据来源中有 {rejected} 行无法读取，已跳过。",
             english=f"{rejected} lines of the sources could not be read and were left out.",
-        )  # fmt: skip
+        )
     for source in mix.get("sources", []):
         # Records beyond a target are dropped on purpose.
         dropped = sum(count for reason, count in (source["dropped"] or {}).items() if reason != "not sampled")
         if source["read"] and dropped / source["read"] > MANY_DROPPED:
             share = round(100 * dropped / source["read"])
             yield Note(
-                rule="dropped", stage="", remedy="clean",
+                rule="dropped",
+                stage="",
+                remedy="clean",
                 chinese=f"{source['file']}：{share}% 的记录被丢弃（重复，或与留出题相同）。",
                 english=f"{source['file']}: {share}% of its records were dropped (duplicates, or held-out questions).",
-            )  # fmt: skip
+            )
     for name, category in mix.get("categories", {}).items():
         if category.get("repetition", 1) > MANY_ROUNDS:
             times = f"{category['repetition']:.1f}"
             yield Note(
-                rule="repetition", stage="", remedy="overfit", chinese=f"类别 {name} 的每条记录平均重复 {times} 次。",
+                rule="repetition",
+                stage="",
+                remedy="overfit",
+                chinese=f"类别 {name} 的每条记录平均重复 {times} 次。",
                 english=f"Each record of the category {name} is repeated {times} times.",
-            )  # fmt: skip
+            )
 
 
 def of_stage(stage: str, one: Facts) -> Iterator[Note]:
@@ -163,14 +173,20 @@ def of_stage(stage: str, one: Facts) -> Iterator[Note]:
         steps = one["steps"]
         where = (f"，最后一条记录在第 {steps} 步", f"; its last line is of step {steps}") if steps else ("", "")
         yield Note(
-            rule="unfinished", stage=stage, remedy="resume", chinese=f"{stage} 没有训练完{where[0]}。",
+            rule="unfinished",
+            stage=stage,
+            remedy="resume",
+            chinese=f"{stage} 没有训练完{where[0]}。",
             english=f"{stage} did not end{where[1]}.",
-        )  # fmt: skip
+        )
     elif one["evaluation"] is None:
         yield Note(
-            rule="not_evaluated", stage=stage, remedy="evaluate", chinese=f"{stage} 没有评测结果。",
+            rule="not_evaluated",
+            stage=stage,
+            remedy="evaluate",
+            chinese=f"{stage} 没有评测结果。",
             english=f"{stage} has no evaluation.",
-        )  # fmt: skip
+        )
 
 
 def of_curves(stage: str, one: Facts) -> Iterator[Note]:
@@ -182,27 +198,32 @@ def of_curves(stage: str, one: Facts) -> Iterator[Note]:
         if validation[-1][1] > RISE * lowest:
             now = rounded(validation[-1][1])
             yield Note(
-                rule="overfitting", stage=stage, remedy="overfit",
+                rule="overfitting",
+                stage=stage,
+                remedy="overfit",
                 chinese=f"{stage}：验证损失从第 {step} 步起上升（{rounded(lowest)} → {now}）：过拟合。",
                 english=f"{stage}: validation rises since step {step} ({rounded(lowest)} to {now}): overfitting.",
-            )  # fmt: skip
+            )
     if (jump := _jump(curves.get("loss", []))) is not None:
         yield Note(
-            rule="jump", stage=stage, remedy="lower_rate",
+            rule="jump",
+            stage=stage,
+            remedy="lower_rate",
             chinese=f"{stage}：训练损失在第 {jump[0]} 步附近突然升高（{jump[1]} → {jump[2]}）。",
             english=f"{stage}: the training loss jumps near step {jump[0]} ({jump[1]} to {jump[2]}).",
-        )  # fmt: skip
+        )
     clip = (one["weights"] or {}).get("grad_clip") or 0
     norms = [value for _, value in curves.get("grad_norm", [])]
     second_half = norms[len(norms) // 2 :]
     if clip and len(norms) >= 10 and min(second_half) > clip:
         yield Note(
-            rule="clipped", stage=stage,
+            rule="clipped",
+            stage=stage,
             chinese=f"{stage}：后一半的每一步梯度都被裁剪（最小 {rounded(min(second_half))}，上限 {clip:g}）；"
             "此时学习率决定不了步长的全部。",
             english=f"{stage}: in its second half every gradient is clipped (the smallest is "
             f"{rounded(min(second_half))}, the limit {clip:g}), so the limit sets the size of a step too.",
-        )  # fmt: skip
+        )
     yield from _slowed(stage, curves.get("tokens_per_second", []))
 
 
@@ -230,11 +251,13 @@ def _slowed(stage: str, points: Sequence[Sequence[float]]) -> Iterator[Note]:
     slow = sum(speed < SLOW * median for speed in speeds) / len(speeds)
     if slow > 0.1:
         yield Note(
-            rule="slow", stage=stage, remedy="quiet",
+            rule="slow",
+            stage=stage,
+            remedy="quiet",
             chinese=f"{stage}：{slow:.0%} 的时间点速度不到中位数（{median:,.0f} 词元/秒）的 {SLOW:.0%}，机器可能同时在做别的事。",
             english=f"{stage}: {slow:.0%} of the points are below {SLOW:.0%} of the median speed "
             f"({median:,.0f} tokens/s): the machine may have been busy with something else.",
-        )  # fmt: skip
+        )
 
 
 def best_baseline(metric: Mapping[str, Any]) -> float | None:
@@ -258,19 +281,23 @@ def of_scores(stage: str, one: Facts) -> Iterator[Note]:
     level = [name for name, metric in beatable.items() if beats_its_baselines(metric) is False]
     if level:
         yield Note(
-            rule="baseline", stage=stage, remedy="more_wordings",
+            rule="baseline",
+            stage=stage,
+            remedy="more_wordings",
             chinese=f"{stage}：{len(level)} 项得分没有明显超过基线（永远答同一句，或照抄最像的训练题）：{_named(level, 0)}。",
             english=f"{stage}: {len(level)} scores are not clearly above a baseline (one answer to everything, or that "
             f"of the nearest training question): {_named(level, 1)}.",
-        )  # fmt: skip
+        )
     few = [name for name, metric in shown.items() if metric.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS]
     if few:
         yield Note(
-            rule="few", stage=stage, remedy="more_heldout",
+            rule="few",
+            stage=stage,
+            remedy="more_heldout",
             chinese=f"{stage}：{len(few)} 项得分所依据的不同事实少于 {FEW_CLUSTERS} 个，区间很宽：{_named(few, 0)}。",
             english=f"{stage}: {len(few)} scores stand on fewer than {FEW_CLUSTERS} distinct facts, so their intervals "
             f"are wide: {_named(few, 1)}.",
-        )  # fmt: skip
+        )
 
 
 def _named(metrics: Sequence[str], language: int) -> str:
@@ -308,9 +335,12 @@ def of_changes(facts: Facts) -> Iterator[Note]:
         ]
         if lost:
             yield Note(
-                rule="damage", stage=stage, remedy="damage", chinese=f"{stage} 之后明显变差：{'；'.join(lost[:5])}。",
+                rule="damage",
+                stage=stage,
+                remedy="damage",
+                chinese=f"{stage} 之后明显变差：{'；'.join(lost[:5])}。",
                 english=f"Clearly worse after {stage}: {'; '.join(lost[:5])}.",
-            )  # fmt: skip
+            )
 
 
 def of_budget(facts: Facts) -> Iterator[Note]:
@@ -321,11 +351,13 @@ def of_budget(facts: Facts) -> Iterator[Note]:
     ratio = one["tokens"] / one["weights"]["parameters"]
     if ratio < USUAL_TOKENS:
         yield Note(
-            rule="budget", stage="pretrain", remedy="more_text",
+            rule="budget",
+            stage="pretrain",
+            remedy="more_text",
             chinese=f"预训练每个参数只见过 {ratio:.1f} 个词元；计算量固定时的最优值约为 {USUAL_TOKENS}（Hoffmann 等，2022）。",
             english=f"Pretraining saw {ratio:.1f} tokens a parameter; about {USUAL_TOKENS} are best for a fixed amount of "
             "computing (Hoffmann et al. 2022).",
-        )  # fmt: skip
+        )
 
 
 def of_endings(facts: Facts) -> Iterator[Note]:
@@ -334,7 +366,9 @@ def of_endings(facts: Facts) -> Iterator[Note]:
         points = one["curves"].get("validation_loss", [])
         if len(points) >= 3 and points[-1][1] < (1 - STILL_FALLING) * points[-2][1]:
             yield Note(
-                rule="falling", stage=stage, remedy="more_steps",
+                rule="falling",
+                stage=stage,
+                remedy="more_steps",
                 chinese=f"{stage}：验证损失在最后一段仍下降（{points[-2][1]} → {points[-1][1]}）。",
                 english=f"{stage}: validation still fell in its last part ({points[-2][1]} to {points[-1][1]}).",
-            )  # fmt: skip
+            )

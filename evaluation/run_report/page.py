@@ -1,6 +1,6 @@
 """The report as one HTML page, from `report.json` alone.
 
-Each number stands in a `<data>` element whose `data-at` says where in the JSON it is, so a test can
+Each number stands in a element whose `data-at` says where in the JSON it is, so a test can
 compare them all. The template can't show a number in another way: it has no arithmetic.
 """
 
@@ -27,7 +27,7 @@ from evaluation.run_report.words import (
 
 FOLDER = Path(__file__).parent
 LARGEST_PAGE = 500_000
-"""Bytes. A page above it would be slow to send."""
+"""Bytes. A page above it leaves the folded tables out, so that it stays quick to send."""
 
 
 def render(facts: Facts) -> str:
@@ -62,23 +62,26 @@ def render(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(
-        facts=facts,
-        number=number,
-        both=both,
-        stage_names=lambda stage: both(*STAGES.get(stage, (stage, stage))),
-        charts=lambda stage: [(both(*names), Markup(svg), keys) for names, svg, keys in charts_of(facts, stage)],
-        chain=Markup(provenance(facts)),
-        judged=judged_stages(facts),
-        groups=groups_of(facts),
-        metric_names=lambda name: both(*metric_names(name)),
-        kind_of=lambda name: "share" if is_share(name) else "plain",
-        bar=lambda metric: Markup(interval_bar(metric, best_baseline(metric))),
-        stands_out=stands_out,
-        is_share=is_share,
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
-    )
+    template = environment.get_template("page.html")
+    known: Facts = {
+        "facts": facts,
+        "number": number,
+        "both": both,
+        "stage_names": lambda stage: both(*STAGES.get(stage, (stage, stage))),
+        "charts": lambda stage: [(both(*names), Markup(svg), keys) for names, svg, keys in charts_of(facts, stage)],
+        "chain": Markup(provenance(facts)),
+        "judged": judged_stages(facts),
+        "metric_names": lambda name: both(*metric_names(name)),
+        "kind_of": lambda name: "share" if is_share(name) else "plain",
+        "bar": lambda metric: Markup(interval_bar(metric, best_baseline(metric))),
+        "stands_out": stands_out,
+        "is_minor": is_minor,
+        "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
+    }
+    page = template.render(**known, groups=groups_of(facts))
+    if len(page.encode()) >= LARGEST_PAGE:  # many stages, and runs beside them: the JSON has what is left out
+        page = template.render(**known, groups=groups_of(facts, with_parts=False))
     return page + "\n"
 
 
@@ -115,7 +118,9 @@ def shown(value: float | int, kind: str) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def groups_of(facts: Facts) -> list[tuple[tuple[str, str], list[str], list[tuple[bool, list[str]]]]]:
+def groups_of(
+    facts: Facts, *, with_parts: bool = True
+) -> list[tuple[tuple[str, str], list[str], list[tuple[bool, list[str]]]]]:
     """The score tables: names of the group, stages that have any of it, its main metrics, and those
     that are folded away."""
     rows = metric_rows(facts)
@@ -126,7 +131,7 @@ def groups_of(facts: Facts) -> list[tuple[tuple[str, str], list[str], list[tuple
         parts = [(minor, [name for name in mine if is_minor(name) == minor]) for minor in (False, True)]
         if mine:
             columns = [stage for stage, known in metrics.items() if known.keys() & set(mine)]
-            tables.append((names, columns, [part for part in parts if part[1]]))
+            tables.append((names, columns, [part for part in parts if part[1] and (with_parts or not part[0])]))
     return tables
 
 

@@ -43,7 +43,7 @@ def build_report(
 
 def changes_of(facts: Facts) -> dict[str, dict[str, Facts]]:
     """Stage -> metric -> its change from the stage that it started from, where both are of the same
-    questions; `clear` where the two intervals do not meet."""
+    questions; `apart` where the two intervals do not meet."""
     stages = facts["stages"]
     changes: dict[str, dict[str, Facts]] = {}
     for stage, one in stages.items():
@@ -56,7 +56,7 @@ def changes_of(facts: Facts) -> dict[str, dict[str, Facts]]:
                 was = earlier[name]
                 apart = metric["ci95"][0] > was["ci95"][1] or metric["ci95"][1] < was["ci95"][0]
                 by = rounded(metric["value"] - was["value"])
-                changes.setdefault(stage, {})[name] = {"from": before, "by": by, "clear": apart}
+                changes.setdefault(stage, {})[name] = {"from": before, "by": by, "apart": apart}
     return changes
 
 
@@ -135,9 +135,11 @@ def judged_stages(facts: Facts) -> list[str]:
 def metric_rows(facts: Facts) -> list[str]:
     """All metrics of all stages, each once; those of the state before a stage are no rows."""
     names = [
-        name for stage in judged_stages(facts) for name in facts["stages"][stage]["evaluation"]["metrics"]
+        name
+        for stage in judged_stages(facts)
+        for name in facts["stages"][stage]["evaluation"]["metrics"]
         if not name.endswith("_before")
-    ]  # fmt: skip
+    ]
     return list(dict.fromkeys(names))
 
 

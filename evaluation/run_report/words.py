@@ -46,6 +46,13 @@ METRICS = {
 }  # fmt: skip
 """Metric -> Chinese and English name. Others are shown by their own name."""
 
+FIRST_MINUTES = {
+    "beyond": ("超出范围", "beyond its range"), "chat": ("闲聊", "chat"), "facts": ("常识", "facts"),
+    "feelings": ("情绪", "feelings"), "identity": ("自我认知", "itself"), "sums": ("算式", "sums"),
+    "turns": ("联系上文", "turns"), "unknown": ("不知道的事", "unknown"),
+}  # fmt: skip
+"""Kind of a first prompt -> Chinese and English name."""
+
 GROUPS = (
     ("likelihood", ("文本似然", "Likelihood of text"), ("loss", "perplexity", "bits_per_byte")),
     ("answers", ("答对的比例", "Share of right answers"), ("accuracy_", "first_minutes")),
@@ -83,6 +90,9 @@ STAGES = {
 
 def metric_names(name: str) -> tuple[str, str]:
     """Chinese and English name of a metric."""
+    if (kind := name.removeprefix("first_minutes_")) in FIRST_MINUTES and kind != name:
+        chinese, english = FIRST_MINUTES[kind]
+        return f"开场问题：{chinese}", f"first minutes, {english}"
     return METRICS.get(name, (name, name))
 
 
