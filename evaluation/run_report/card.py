@@ -15,7 +15,7 @@ from model.weights import read_checkpoint
 USE = """\
 ```bash
 python eval_model.py --weight {file}
-python scripts/convert_model.py --input {file} --to huggingface --output FOLDER
+python scripts/convert_model.py --input {file} --to hf --output FOLDER
 ```
 """
 """How one uses a weight file of ours."""

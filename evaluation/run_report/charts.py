@@ -155,7 +155,8 @@ def interval_bar(metric: Mapping[str, Facts], baseline: float | None) -> str:
 
     stroke = f'<path class="mark" d="M{at(baseline):.1f} 0V12"/>' if baseline is not None else ""
     return (
-        '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true"><rect class="rail" x="1" y="3" width="98" height="6"/>'
+        '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="rail" x="1" y="3" width="98" height="6"/>'
         f'<rect class="fill" x="1" y="3" width="{at(value) - 1:.1f}" height="6"/>'
         f'<path class="range" d="M{at(float(low)):.1f} 6H{at(float(high)):.1f}"/>{stroke}</svg>'
     )

@@ -102,7 +102,7 @@ def shown(value: float | int, kind: str) -> str:
     if kind == "share":
         return f"{100 * value:.1f}%"
     if kind == "change":
-        return f"{100 * value:+.1f}"
+        return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0: no -0.0
     if kind == "signed":
         return f"{value:+.4g}"
     if kind == "time":

@@ -15,7 +15,8 @@ from evaluation.run_report.words import is_share
 
 JSON_FILE, PAGE_FILE, CARD_FILE = "report.json", "report.html", "model_card.md"
 REFERENCE_FOLDER = Path(__file__).parent / "reference"
-"""A file a profile: curves of a run that went well on the bundled data, to draw in grey."""
+"""A file a profile: curves of a run that went well on the bundled data, to draw in grey. Speed
+is not among them: it is the machine's."""
 KEPT_POINTS = 60
 """Points of each curve of the reference and of runs beside this one."""
 KEPT_CURVES = ("loss", "validation_loss", "tokens_per_second", "lr", "grad_norm", "reward")
