@@ -29,7 +29,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
-from benchmarks.plots import line_chart
 from benchmarks.report import Figures, Page, show, shows_old_figures
 from benchmarks.training.arms import Bench, add_flags, start_bench
 from benchmarks.training.corpus import padded_rows
@@ -41,6 +40,7 @@ from configs.cli import Parser, run, split_words
 from configs.paths import display
 from configs.schema import UserError
 from configs.train_run import parse_run
+from evaluation.plots import line_chart
 
 PADDED = "{padded}"
 

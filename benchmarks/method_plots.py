@@ -27,11 +27,11 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.plots import panel_charts
 from configs.artifacts import atomic_write
 from configs.cli import Parser, run
 from configs.paths import ROOT, display
 from configs.schema import UserError
+from evaluation.plots import panel_charts
 
 CURVES = ROOT / "benchmarks" / "results" / "curves"
 PLOTS = ROOT / "docs" / "methods"

@@ -13,11 +13,11 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.plots import COLOURS, Point, line, text, ticks, write_svg
 from configs.cli import Parser, run
 from configs.paths import TF_DIR, display
 from configs.schema import UserError
 from configs.stage_table import STAGES
+from evaluation.plots import COLOURS, Point, line, text, ticks, write_svg
 
 PANEL_LEFT, PANEL_WIDTH, TOP, HEIGHT, BOTTOM = 50, 330, 60, 430, 50
 CHAT_LEFT, CHAT_WIDTH, LINE_HEIGHT, LINE_CHARACTERS = 410, 340, 19, 23

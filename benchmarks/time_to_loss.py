@@ -34,7 +34,6 @@ if not __package__:
 
 import torch
 
-from benchmarks.plots import line_chart
 from benchmarks.report import Figures, Page, keep, show, shows_old_figures
 from benchmarks.training.arms import ARMS, Bench, add_flags, start_bench
 from benchmarks.training.baseline import build_model
@@ -45,6 +44,7 @@ from configs.artifacts import read_json
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16
 from configs.schema import UserError
+from evaluation.plots import line_chart
 
 OUR_SHARES = (0.1, 0.2, 0.35)
 """Budgets of ours as shares of the baseline's seconds."""

@@ -29,7 +29,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import configs  # noqa: F401  sets how OpenMP's threads wait, which torch reads when it is loaded
 
-from benchmarks.plots import Bar, bar_chart
 from benchmarks.report import Figures, Page, Target, keep, show, shows_old_figures
 from benchmarks.training.arms import ARMS, Bench, add_flags, start_bench
 from benchmarks.training.corpus import WINDOW_TOKENS
@@ -38,6 +37,7 @@ from benchmarks.training.products import Bound
 from benchmarks.training.speed import Speed, measure_speed
 from configs.cli import Parser, run
 from configs.hardware import cpu_has_bf16, cpu_instructions, num_cores
+from evaluation.plots import Bar, bar_chart
 from trainer.flops import machine_peak, training_flops
 
 SHARE_OF_BOUND = 0.9

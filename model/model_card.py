@@ -1,13 +1,40 @@
 """The model card: README.md of an exported folder, what the model is and how it was made."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.manifest import WeightsManifest
 from model.model_minillm import MiniLLM
 
+FOLDER_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def model_card(model: MiniLLM, manifest: WeightsManifest) -> str:
-    """Text of the card, in Markdown. Nothing is claimed that the weight file does not know."""
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+messages = [{"role": "user", "content": "你是谁？"}]
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**prompt)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+The chat template writes `<|bos|>` at the beginning: add no second one. A text that spells a mark,
+such as `<|user_end|>`, becomes that mark in most programs: `split_special_tokens=True` prevents it.
+"""
+"""How one uses an exported folder."""
+
+
+def model_card(
+    model: MiniLLM, manifest: WeightsManifest, *, use: str = FOLDER_USE, sections: Sequence[str] = ()
+) -> str:
+    """Text of the card, in Markdown. Nothing is claimed that the weight file does not know, but in
+    the sections.
+
+    Args: model: may be on the device `meta`: only its shape counts. use: how one uses what the card
+    lies beside. sections: more of it in Markdown, such as the scores of a run.
+    """
     config = model.config
     kind = (
         f"Qwen3-MoE, {config.num_experts} experts, {config.num_experts_per_tok} a token" if config.use_moe else "Qwen3"
@@ -25,6 +52,7 @@ def model_card(model: MiniLLM, manifest: WeightsManifest) -> str:
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     data = "\n".join(f"- {Path(source.path).name}" for source in manifest.training_data) or "- unknown"
+    more = "".join(f"\n{section.strip()}\n" for section in sections)
     return f"""\
 ---
 language: [zh]
@@ -44,23 +72,8 @@ Trained from nothing with MiniLLM. 用 MiniLLM 从零训练的中文小语言模
 Files that it was trained on:
 
 {data}
-
+{more}
 It is small: it knows little, it makes facts up, and it should decide nothing of weight.
 它很小：知道得少，会编造事实，不应由它决定重要的事。
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-messages = [{{"role": "user", "content": "你是谁？"}}]
-prompt = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.generate(**prompt)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-The chat template writes `<|bos|>` at the beginning: add no second one. A text that spells a mark,
-such as `<|user_end|>`, becomes that mark in most programs: `split_special_tokens=True` prevents it.
-"""
+{use}"""

@@ -44,6 +44,13 @@ main() {
 
   ((stages_run)) || log "everything is up to date: --fresh or --from-stage NAME starts over" "全部已完成，用 --fresh 或 --from-stage 可重做"
   pipeline report
+  write_report
+}
+
+write_report() { # the page about this run; it is no stage, so a report that fails leaves the run as good as it was
+  attempt "$VENV_PYTHON" "$ROOT/scripts/run_report.py" ||
+    log "the report could not be written (see above); the run itself is complete: python scripts/run_report.py writes it" \
+      "报告没有写成，但训练已全部完成；可再运行 python scripts/run_report.py"
 }
 
 make_tokenizer() { # train one with the Rust crate (ENABLE_RUSTBPE=1), or take the one that ships in model/

@@ -127,6 +127,12 @@ if "--probe" in sys.argv:
     runpy.run_path(os.environ["REAL_DOCTOR"], run_name="__main__")
 print(os.environ.get("FAKE_HARDWARE", "cpu 0 0 no NVIDIA GPU") if "--hardware" in sys.argv else "  doctor was here")
 """
+REPORT = """
+import os, sys
+if os.environ.get("FAKE_FAIL") == "run_report":
+    sys.exit("error: asked to fail")
+print("Report: | 报告：", "  out/report.html", sep="\\n")
+"""
 INTERPRETER = """#!/bin/sh
 # A Python of an environment: it notes what it is asked to install and installs nothing.
 case "$1 $2" in
@@ -189,6 +195,7 @@ class FakeRepository:
         self.write("scripts/build_chinese_mix.py", MIX)
         self.write("scripts/export_embeddings.py", EXPORT)
         self.write("scripts/evaluate_stage.py", EVALUATE)
+        self.write("scripts/run_report.py", REPORT)
         for name in ("train_pretrain.py", "train_full_sft.py", "train_dpo.py", "train_lora.py"):
             self.write(f"trainer/{name}", TRAINER)
         self.write("trainer/facts.py", "def ask_rules(*_):\n    return {}\n")

@@ -92,7 +92,14 @@ def test_a_first_run_passes_every_stage_in_order_and_says_how_to_chat(fresh: Fak
     assert [line["stage"] for line in fresh.results()] == ["pretrain", "sft", "dpo"]
     assert len({line["run_id"] for line in fresh.results()}) == 1
     assert "eval_model.py --model_mode 2" in result.output
+    assert result.output.endswith("Report: | 报告：\n  out/report.html\n")
     assert "profile: cpu (hardware: no NVIDIA GPU)" in result.output
+
+
+def test_a_report_that_fails_leaves_a_run_complete(done: FakeRepository) -> None:
+    result = done.run(FAKE_FAIL="run_report")
+    assert (result.code, result.stages()) == (0, UP_TO_DATE)
+    assert "the report could not be written" in result.output
 
 
 def test_a_second_run_does_nothing_and_says_so(done: FakeRepository) -> None:

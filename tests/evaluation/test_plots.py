@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.plots import LEFT, RIGHT, WIDTH, Bar, bar_chart, line_chart, ticks
+from evaluation.plots import LEFT, RIGHT, WIDTH, Bar, bar_chart, line_chart, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
