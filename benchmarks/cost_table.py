@@ -89,8 +89,8 @@ def parameters(shape: ModelConfig) -> int:
 
 
 def state_bytes(shape: ModelConfig) -> int:
-    """Bytes of weights, gradients and optimizer in float32, without activations. Muon has one number
-    a weight; AdamW, which trains the embedding, has two."""
+    """Bytes of weights, gradients and optimizer in float32, without activations. Muon has one
+    number a weight; AdamW, which trains the embedding, has two."""
     embedding = shape.vocab_size * shape.hidden_size
     return 4 * (3 * parameters(shape) + embedding)
 
