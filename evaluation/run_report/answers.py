@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import fingerprint, write_json
+from configs.artifacts import fingerprint, sha256_file, write_json
 from configs.schema import MixConfig, UserError
 from configs.stage_table import continues_text, heldout_file
 from dataset.records.files import read_records
@@ -93,7 +93,7 @@ def read_answers(folders: RunFolders, facts: Facts) -> Facts:
         stage = chats[-1]
         depends_on = {
             "weights": facts["stages"][stage]["weights"]["sha256"],
-            "heldout": facts["mix"].get("fingerprint", ""),
+            "heldout": sha256_file(heldout),
             "per_metric": PER_METRIC,
         }
         try:

@@ -80,7 +80,7 @@ def provenance(facts: Facts) -> str:
     stages = {name: one for name, one in facts["stages"].items() if one["weights"]}
     if not stages:
         return ""
-    left, right = 4.0, 4.0 + BOX_WIDTH + BOX_GAP
+    left, right = 18.0, 18.0 + BOX_WIDTH + BOX_GAP
     step = BOX_HEIGHT + BOX_GAP
     shapes: list[str] = []
     mix = facts["mix"].get("fingerprint", "")
@@ -111,18 +111,16 @@ def provenance(facts: Facts) -> str:
                     [(right + BOX_WIDTH, start[1] + 30), (x, start[1] + 30), (x, y + 16), (right + BOX_WIDTH, y + 16)]
                 )
             )
-    middle = left + BOX_WIDTH / 2
-    shapes.append(_arrow([(middle, 4 + BOX_HEIGHT), (middle, 4 + step)]))
-    shapes.append(
-        _arrow(
-            [
-                (right, 34),
-                (right - BOX_GAP / 2, 34),
-                (right - BOX_GAP / 2, 4 + step + 10),
-                (right - BOX_GAP, 4 + step + 10),
-            ]
-        )
-    )
+    # From the mix to the tensors that are made of it; a stage with a set of its own has others.
+    of_mix = {one["fingerprint"] for one in facts["tensors"].values()}
+    for name, one in stages.items():
+        if one["weights"]["tensors"] in of_mix:
+            middle = rows[name] + BOX_HEIGHT / 2
+            shapes.append(_arrow([(left, 27), (left - 12, 27), (left - 12, middle), (left, middle)]))
+    # The tokenizer turns all of them into tokens.
+    gap = right - BOX_GAP / 2
+    first = 4 + step + 10
+    shapes.append(_arrow([(right, 34), (gap, 34), (gap, first), (left + BOX_WIDTH, first)]))
     height = 4 + step * (len(stages) + 1)
     width = right + BOX_WIDTH + 30
     return (

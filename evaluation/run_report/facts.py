@@ -243,7 +243,7 @@ def metrics_file(folders: RunFolders, stage: str, weights: Facts | None, record:
     """
     folder = folders.results / "metrics"
     states = sorted((folders.out / "checkpoints" / stage).glob("*/"))
-    named = [path.name for path in states] if record.get("status") == "running" else []
+    named = [path.name for path in states] if record.get("status") == "running" or not weights else []
     named += [weights["fingerprint"]] if weights else []
     for fingerprint in named:
         if (path := folder / f"{stage}_{fingerprint[:8]}.jsonl").is_file():

@@ -75,7 +75,7 @@ def render(facts: Facts) -> str:
         "kind_of": lambda name: "share" if is_share(name) else "plain",
         "bar": lambda metric: Markup(interval_bar(metric, best_baseline(metric))),
         "stands_out": stands_out,
-        "is_minor": is_minor,
+        "in_both": lambda stage: metrics_in_both(facts, stage),
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     }
@@ -133,6 +133,13 @@ def groups_of(
             columns = [stage for stage, known in metrics.items() if known.keys() & set(mine)]
             tables.append((names, columns, [part for part in parts if part[1] and (with_parts or not part[0])]))
     return tables
+
+
+def metrics_in_both(facts: Facts, stage: str) -> list[str]:
+    """The main metrics of a stage that a run beside this one has too."""
+    others = [other["stages"].get(stage, {}).get("metrics", {}) for other in facts["beside"]]
+    names = facts["stages"][stage]["evaluation"]["metrics"]
+    return [name for name in names if not is_minor(name) and any(name in other for other in others)]
 
 
 def charts_of(facts: Facts, stage: str) -> list[tuple[tuple[str, str], str, dict[str, str]]]:

@@ -42,6 +42,13 @@ def test_a_stage_that_crashed_shows_how_far_it_came(small: SmallRun) -> None:
     assert (sft["state"], sft["steps"], sft["seconds"], sft["weights"]) == ("unfinished", 20, None, None)
 
 
+def test_a_trainer_that_was_stopped_without_the_pipeline_is_shown_too(small: SmallRun) -> None:
+    (small.folders.out / "checkpoints" / "sft" / ("e" * 64)).mkdir(parents=True)
+    small.metrics("sft", [3.0, 2.0], [], fingerprint="e" * 64)
+    sft = read_run(small.folders)["stages"]["sft"]
+    assert (sft["state"], sft["steps"]) == ("unfinished", 20)
+
+
 def test_a_score_of_other_weights_is_not_taken(small: SmallRun) -> None:
     small.whole().weights("dpo", "sft", fingerprint="d" * 64)
     assert read_run(small.folders)["stages"]["dpo"]["evaluation"] is None
