@@ -1,1 +1,1 @@
-"""Public benchmarks: original files -> items, prompts, scores beside their baselines, contamination."""
+"""Public benchmarks: original files -> items, prompts, scores beside baselines, contamination."""
