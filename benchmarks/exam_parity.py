@@ -30,9 +30,10 @@ from configs.paths import ROOT
 from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.benchmarks.decisions import normalised
-from evaluation.benchmarks.prompts import prompts_of
+from evaluation.benchmarks.prompts import MARK, prompts_of
 from evaluation.benchmarks.scorers import ModelScorer
 from evaluation.benchmarks.tasks import TASKS
+from inference.conversation import context_tokens
 from model.export import read_hugging_face
 from model.model_minillm import MiniLLM
 
@@ -78,8 +79,9 @@ def ours(scorer: ModelScorer, pairing: Pairing, data_dir: Path, keys: Sequence[K
     return dict(zip(known, nats, strict=True))
 
 
-def theirs(model: Path, tasks: Path, name: str, numbers: Sequence[int]) -> list[tuple[Key, list[float]]]:
-    """Prompt and log-probabilities of some items. Raises: UserError without the package."""
+def theirs(model: Path, length: int, tasks: Path, name: str, numbers: Sequence[int]) -> list[tuple[Key, list[float]]]:
+    """Prompt and log-probabilities of some items. Args: length: longest text in tokens. Raises:
+    UserError without the package."""
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -89,7 +91,7 @@ def theirs(model: Path, tasks: Path, name: str, numbers: Sequence[int]) -> list[
         ) from None
     told = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(model), "dtype": "float32", "add_bos_token": True},
+        model_args={"pretrained": str(model), "dtype": "float32", "add_bos_token": True, "max_length": length},
         tasks=[name],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         device="cpu",
@@ -122,8 +124,9 @@ def compare(
             continue
         difference = max(abs(a - b) for a, b in zip(nats, own[key], strict=True))
         result["largest_difference"] = max(result["largest_difference"], difference)
+        texts = [text.removeprefix(MARK) for text in key[1]]
         for metric in pairing.metrics:
-            scores, other = (normalised(metric, key[1], values, []) for values in (own[key], nats))
+            scores, other = (normalised(metric, texts, values, []) for values in (own[key], nats))
             first, second = sorted(scores, reverse=True)[:2]
             if scores.index(max(scores)) == other.index(max(other)):
                 result[metric]["same"] += 1
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             total = len(task.items(arguments.data_dir, next(iter(task.splits))).items)
             numbers = range(0, total, max(1, total // arguments.items))[: arguments.items]
-            told = theirs(arguments.folder, tasks, f"minillm_{pairing.yaml}", numbers)
+            told = theirs(arguments.folder, context_tokens(model), tasks, f"minillm_{pairing.yaml}", numbers)
             result = compare(pairing, told, ours(scorer, pairing, arguments.data_dir, [key for key, _ in told]))
             print(json.dumps(result, ensure_ascii=False), flush=True)
             ok = ok and result["ok"]

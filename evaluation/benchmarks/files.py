@@ -80,14 +80,14 @@ def _read_csv(path: Path, subject: str, question: str, answer: str) -> Found:
 def read_xcopa(path: Path) -> Found:
     """`premise, choice1, choice2, question, label` (Ponti et al. 2020, arXiv:2005.00333).
 
-    The question, cause or effect, becomes the word between premise and choice.
+    The question, cause or effect, becomes the word before the choice.
     """
     for number, record in _lines(path):
         try:
             link = {"cause": "，因为", "effect": "，所以"}[record["question"]]
             premise = record["premise"].strip().rstrip("。.")
-            choices = (record["choice1"].strip(), record["choice2"].strip())
-            yield Item(record["question"], premise + link, choices, int(record["label"]), cluster=premise)
+            choices = (link + record["choice1"].strip(), link + record["choice2"].strip())
+            yield Item(record["question"], premise, choices, int(record["label"]), cluster=premise)
         except (KeyError, TypeError, AttributeError, ValueError):
             raise _broken(path, number, "not a record of XCOPA") from None
 

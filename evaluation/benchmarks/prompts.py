@@ -3,6 +3,9 @@
 Letter: the options are listed, and the letters are compared. Cloze: the options are not shown, and
 their texts are compared as answers. The order of options can therefore change a letter's
 likelihood, but not an option's.
+
+A context ends before a mark (：or ，), and the mark begins the continuation. The tokenizer's pieces
+of text begin at such marks too, so no token reaches over the border between the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from evaluation.benchmarks.tasks import PAIR, PROBLEM, Task
 LETTER, CLOZE = "letter", "cloze"
 FORMS = (LETTER, CLOZE)
 INSTRUCTION = {LETTER: "以下是单项选择题，请选出正确答案。\n\n", CLOZE: ""}
-ANSWER = "答案："
+ANSWER, MARK = "答案", "："
 BETWEEN = "\n\n"
 """Between few-shot examples."""
 MORE_LETTERS = LETTERS + "EFG"
@@ -31,6 +34,8 @@ class Prompt:
     context: str
     continuations: tuple[str, ...]
     """Texts that may follow the context; their likelihoods are compared."""
+    lengths: tuple[str, ...]
+    """The texts that a likelihood per character or byte is divided by: without the mark."""
 
 
 def prompts_of(task: Task, items: Sequence[Item], form: str, examples: Mapping[str, Sequence[Item]]) -> list[Prompt]:
@@ -39,15 +44,20 @@ def prompts_of(task: Task, items: Sequence[Item], form: str, examples: Mapping[s
     return [
         Prompt(
             headers.get(item.group, _instruction(task, form)) + question_of(task, item, form),
-            _answers(task, item, form),
+            *_answers(task, item, form),
         )
         for item in items
     ]
 
 
+def marked(texts: Sequence[str]) -> tuple[str, ...]:
+    """Answers, each with the mark before it."""
+    return tuple(MARK + text for text in texts)
+
+
 def without_question(items: Sequence[Item]) -> list[Prompt]:
     """Each option after the word for answer alone: how likely it is without its question."""
-    return [Prompt(ANSWER, item.options) for item in items]
+    return [Prompt(ANSWER, marked(item.options), item.options) for item in items]
 
 
 def question_of(task: Task, item: Item, form: str) -> str:
@@ -63,7 +73,7 @@ def question_of(task: Task, item: Item, form: str) -> str:
 def shots_of(task: Task, shots: Sequence[Item], form: str) -> str:
     """The instruction, and examples with their answers. All prompts of a group begin with it."""
     between = "\n" if task.kind == PAIR else BETWEEN
-    solved = [question_of(task, item, form) + _answers(task, item, form)[item.answer] for item in shots]
+    solved = [question_of(task, item, form) + _answers(task, item, form)[0][item.answer] for item in shots]
     return _instruction(task, form) + "".join(text + between for text in solved)
 
 
@@ -91,8 +101,11 @@ def _instruction(task: Task, form: str) -> str:
     return "" if task.kind in (PAIR, PROBLEM) else INSTRUCTION[form]
 
 
-def _answers(task: Task, item: Item, form: str) -> tuple[str, ...]:
-    """The continuations that are compared, one for each option."""
+def _answers(task: Task, item: Item, form: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The continuations that are compared, one for each option; and the same without their mark."""
     if task.kind == PROBLEM:
-        return ()
-    return tuple(MORE_LETTERS[: len(item.options)]) if form == LETTER and task.kind != PAIR else item.options
+        return (), ()
+    if task.kind == PAIR:
+        return item.options, item.options
+    texts = tuple(MORE_LETTERS[: len(item.options)]) if form == LETTER else item.options
+    return marked(texts), texts

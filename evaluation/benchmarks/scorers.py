@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from dataset.tokenizer import RustBPETokenizer
-from evaluation.benchmarks.prompts import Prompt
+from evaluation.benchmarks.prompts import MARK, Prompt
 from evaluation.benchmarks.trees import Reading, TokenSequence, continuation_nats
 from model.model_minillm import MiniLLM
 
@@ -45,11 +45,11 @@ class ModelScorer:
         continuation; lm-evaluation-harness counts in the same way.
         """
         if self.chat:
-            asked = [
-                self.tokenizer.render_for_completion([{"role": "user", "content": prompt.context}])
-                for prompt in prompts
-            ]
-            answers = self.tokenizer.encode_batch([text for prompt in prompts for text in prompt.continuations], 1)
+            # The mark after 答案 is the end of what the user says, not the beginning of an answer.
+            marks = [MARK if prompt.continuations != prompt.lengths else "" for prompt in prompts]
+            said = [prompt.context + mark for prompt, mark in zip(prompts, marks, strict=True)]
+            asked = [self.tokenizer.render_for_completion([{"role": "user", "content": text}]) for text in said]
+            answers = self.tokenizer.encode_batch([text for prompt in prompts for text in prompt.lengths], 1)
             rest = iter(answers)
             pairs = [
                 [(ids, next(rest)) for _ in prompt.continuations] for prompt, ids in zip(prompts, asked, strict=True)
@@ -73,12 +73,12 @@ class ModelScorer:
 
 def longest(prompts: Sequence[Prompt], groups: Sequence[str]) -> list[list[float]]:
     """The longest continuation, in characters."""
-    return [[float(len(text)) for text in prompt.continuations] for prompt in prompts]
+    return [[float(len(text)) for text in prompt.lengths] for prompt in prompts]
 
 
 def shortest(prompts: Sequence[Prompt], groups: Sequence[str]) -> list[list[float]]:
     """The shortest continuation, in characters."""
-    return [[-float(len(text)) for text in prompt.continuations] for prompt in prompts]
+    return [[-float(len(text)) for text in prompt.lengths] for prompt in prompts]
 
 
 def random_weights(model: MiniLLM, seed: int) -> MiniLLM:

@@ -23,7 +23,7 @@ from evaluation.benchmarks.decisions import (
     outcome,
 )
 from evaluation.benchmarks.items import Item
-from evaluation.benchmarks.prompts import CLOZE, MAX_SHOTS, examples_of, prompts_of, question_of, without_question
+from evaluation.benchmarks.prompts import CLOZE, MARK, MAX_SHOTS, examples_of, prompts_of, question_of, without_question
 from evaluation.benchmarks.scorers import ModelScorer, Scorer, longest, random_weights, shortest
 from evaluation.benchmarks.tasks import PROBLEM, Task
 from evaluation.benchmarks.trees import Reading
@@ -156,7 +156,7 @@ class Asked:
         answers = []
         for item, prompt, own, without in zip(self.items, self.prompts, nats, alone, strict=True):
             for metric in self.metrics:
-                scores = normalised(metric, prompt.continuations, own, without)
+                scores = normalised(metric, prompt.lengths, own, without)
                 outcomes[metric].append(outcome(self.task, scores, item.answer))
             answers.append({"nats": own, "alone": without} if self.with_pmi else {"nats": own})
         return outcomes, answers
@@ -187,7 +187,7 @@ def _generated(
         )
     else:
         bos = model.tokenizer.get_bos_token_id()
-        prompts = [[bos, *model.tokenizer.encode(question_of(sitting.task, item, CLOZE))] for item in items]
+        prompts = [[bos, *model.tokenizer.encode(question_of(sitting.task, item, CLOZE) + MARK)] for item in items]
         engine = Engine(model.model, model.tokenizer, max_batch_size=BATCH_SIZE)
         said = engine.answers(prompts, Sampling(max_new_tokens=sitting.max_new_tokens, stop=("\n",)))
     right = [float(is_right(item.golden, answer.text)) for item, answer in zip(items, said, strict=True)]

@@ -46,7 +46,7 @@ def test_the_smoothing_is_the_one_that_predicts_held_out_text_best() -> None:
 
 def test_a_continuation_depends_on_the_last_character_before_it() -> None:
     counted = Bigram(TEXTS)
-    ((likely, unlikely),) = counted([Prompt("他们说我", ("爱", "你"))], ["g"])
+    ((likely, unlikely),) = counted([Prompt("他们说我", ("爱", "你"), ("爱", "你"))], ["g"])
     assert likely > unlikely
     assert likely == pytest.approx(math.log(counted.probability(ord("我"), ord("爱"))))
 

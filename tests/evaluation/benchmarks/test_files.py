@@ -34,7 +34,7 @@ def test_c_eval_is_read_with_and_without_explanations(benchmarks: Path) -> None:
 
 def test_a_pair_of_xcopa_is_a_sentence_in_two_versions(benchmarks: Path) -> None:
     item = TASKS["xcopa_zh"].items(benchmarks, "test").items[1]
-    assert (item.question, item.options, item.answer) == ("他跑了1公里，所以", ("他很累。", "他是一名老师。"), 1)
+    assert (item.question, item.options, item.answer) == ("他跑了1公里", ("，所以他很累。", "，所以他是一名老师。"), 1)
 
 
 def test_the_marks_of_options_in_agieval_are_not_part_of_them(benchmarks: Path) -> None:
