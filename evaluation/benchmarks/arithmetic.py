@@ -47,7 +47,7 @@ def by_keyword(question: str) -> Fraction | None:
     return sum_of_two(question) if _TOGETHER.search(question) else difference_of_two(question)
 
 
-RULES = {"sum_of_two": sum_of_two, "difference_of_two": difference_of_two, "keyword": by_keyword}
+RULES = {"sum": sum_of_two, "difference": difference_of_two, "keyword": by_keyword}
 
 
 def rule_outcomes(items: Sequence[Item]) -> dict[str, list[float]]:

@@ -52,5 +52,5 @@ def test_the_commonest_answer_is_that_of_each_grade() -> None:
              [(1, "3"), (1, "3"), (1, "4"), (2, "5")]]  # fmt: skip
     outcomes = rule_outcomes(items)
     assert outcomes["commonest"] == [1, 1, 0, 1]
-    assert outcomes["keyword"] == outcomes["sum_of_two"] == [1, 1, 0, 0]
-    assert outcomes["difference_of_two"] == [0, 0, 0, 0]
+    assert outcomes["keyword"] == outcomes["sum"] == [1, 1, 0, 0]
+    assert outcomes["difference"] == [0, 0, 0, 0]
