@@ -44,7 +44,7 @@ class Metric:
         return line
 
 
-def share(outcomes: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Metric:
+def share(outcomes: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Metric:
     """A share of right outcomes with Wilson's interval (Wilson 1927), which stays inside [0, 1].
 
     With clusters (one for each record) n becomes the effective sample size (`effective_size`) in
@@ -67,7 +67,7 @@ def share(outcomes: Sequence[bool], clusters: Sequence[Hashable] | None = None) 
     return Metric(value, n, min(low, value), max(high, value), None if clusters is None else len(set(clusters)))
 
 
-def effective_size(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> float:
+def effective_size(outcomes: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """How many independent records would tell as much about the share as these: at most n.
 
     It is n divided by the design effect (Kish 1965), which is the variance of the share as the
@@ -82,7 +82,7 @@ def effective_size(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> fl
     t is Student's quantile for m - 1 degrees of freedom.
     """
     n = len(outcomes)
-    sums: dict[Hashable, list[int]] = defaultdict(lambda: [0, 0])  # cluster -> right ones, all
+    sums: dict[Hashable, list[float]] = defaultdict(lambda: [0.0, 0.0])  # cluster -> right ones, all
     for right, cluster in zip(outcomes, clusters, strict=True):
         sums[cluster][0] += right
         sums[cluster][1] += 1

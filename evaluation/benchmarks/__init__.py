@@ -1,0 +1,1 @@
+"""Public benchmarks: original files -> items, prompts, scores beside baselines, contamination."""
