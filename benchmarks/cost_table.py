@@ -61,7 +61,7 @@ class Measured:
 
 
 MEASURED = (
-    Measured("cpu, pretrain", 4_710_153, 405.2, "–", "evaluation/run_report/reference/cpu.json, 2026-11-28"),
+    Measured("cpu, pretrain", 4_710_153, 405.2, "–", "run.sh of 2026-11-28, report.json"),
     Measured("cpu, sft", 8_582_192, 769.1, "–", "the same run"),
     Measured("cpu, dpo", 316_151, 38.8, "–", "the same run"),
     Measured("default 512 x 8, pretrain, rows of 512", 2_994, 1.0, "2.6 GB", "docs/results.md, 2026-11-22"),

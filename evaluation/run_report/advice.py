@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.messages import SMOKE_PROFILE
+from configs.stage_table import continues_text
 from evaluation.run_report.curves import rounded
 from evaluation.run_report.facts import Facts
 from evaluation.run_report.words import metric_names
@@ -67,8 +68,8 @@ REMEDIES = {
         "Few pretraining tokens: add raw text to data/chinese/, or take a smaller model.",
     ),
     "more_steps": (
-        "验证损失结束时仍在下降：增加 --epochs（或 --max_steps）。",
-        "Validation was still falling at the end: more --epochs (or --max_steps).",
+        "训练还不够：增加 --epochs（或 --max_steps），或增加数据。",
+        "Trained too little: more --epochs (or --max_steps), or more data.",
     ),
     "resume": (
         "再次运行同一条命令，从中断处继续。",
@@ -101,7 +102,7 @@ def notes_of(facts: Facts) -> Facts:
     for stage, one in facts["stages"].items():
         warnings += [*of_stage(stage, one), *of_curves(stage, one)]
         warnings += [] if is_smoke else of_scores(stage, one)
-    warnings += [] if is_smoke else of_changes(facts)
+    warnings += [] if is_smoke else [*of_changes(facts), *of_answers(facts)]
     advice = [*warnings, *of_budget(facts), *of_endings(facts)]
     wanted: dict[str, list[str]] = {}
     for note in advice:
@@ -340,6 +341,21 @@ def of_changes(facts: Facts) -> Iterator[Note]:
                 remedy="damage",
                 chinese=f"{stage} 之后明显变差：{'；'.join(lost[:5])}。",
                 english=f"Clearly worse after {stage}: {'; '.join(lost[:5])}.",
+            )
+
+
+def of_answers(facts: Facts) -> Iterator[Note]:
+    """Chat stages whose answers mostly do not end by themselves."""
+    for stage, said in facts.get("answers", {}).get("columns", {}).items():
+        cut = sum(not answer["ended"] for answer in said)
+        if not continues_text(stage) and 2 * cut > len(said):
+            yield Note(
+                rule="endless",
+                stage=stage,
+                remedy="more_steps",
+                chinese=f"{stage}：{len(said)} 个问题中有 {cut} 个回答停不下来，多半是训练太少。",
+                english=f"{stage}: {cut} of {len(said)} answers do not end by themselves, mostly a sign of too little "
+                "training.",
             )
 
 

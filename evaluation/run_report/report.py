@@ -62,10 +62,10 @@ def changes_of(facts: Facts) -> dict[str, dict[str, Facts]]:
 
 
 def totals_of(facts: Facts) -> Facts:
-    """Sums over the stages that are known."""
+    """Sums over the stages that are known; no time of the whole where run.sh noted none."""
     stages, before = facts["stages"].values(), facts["preparation"].values()
     return {
-        "seconds": sum(one.get("seconds") or 0 for one in (*before, *stages)),
+        "seconds": sum(one.get("seconds") or 0 for one in (*before, *stages)) or None,
         "train_seconds": rounded(sum(one["train_seconds"] or 0 for one in stages)),
         "tokens": int(sum(one["tokens"] or 0 for one in stages)),
     }

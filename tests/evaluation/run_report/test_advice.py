@@ -34,6 +34,12 @@ def test_an_unfinished_stage_and_one_without_scores_are_named(small: SmallRun) -
     assert {("unfinished", "dpo"), ("not_evaluated", "sft")} <= rules(notes_of(read_run(small.folders)))
 
 
+def test_answers_that_do_not_end_are_counted_after_chat_stages_alone(small: SmallRun) -> None:
+    facts = read_run(small.whole().folders)
+    facts["answers"] = {"columns": {stage: [{"text": "我我我", "ended": False}] * 12 for stage in ("pretrain", "sft")}}
+    assert [note["stage"] for note in notes_of(facts)["warnings"] if note["rule"] == "endless"] == ["sft"]
+
+
 def test_a_jump_is_far_outside_of_how_its_neighbours_vary() -> None:
     calm = [(step, 2.0 + 0.01 * (step % 3)) for step in range(40)]
     assert curves(loss=calm) == []
