@@ -36,29 +36,52 @@ def write_benchmarks(folder: Path) -> Path:
         dev = [[n, *row, "加法。"] for n, row in enumerate(rows[:5])]
         write_csv(folder / f"ceval/{subject}_dev.csv", [*names, "explanation"], dev)
     problems = [
-        {"grade": 1 + n % 2, "input": f"小明有{a}个苹果，小红有{b}个，一共有几个？", "golden": str(a + b),
-         "reasoning_step": 1, "num_digits": 1}
+        {
+            "grade": 1 + n % 2,
+            "input": f"小明有{a}个苹果，小红有{b}个，一共有几个？",
+            "golden": str(a + b),
+            "reasoning_step": 1,
+            "num_digits": 1,
+        }
         for n, (a, b) in enumerate(SUMS)
-    ]  # fmt: skip
+    ]
     write_lines(folder / "cmath/cmath_dev.jsonl", problems)
     causes = [
-        {"premise": f"他跑了{n}公里。", "choice1": "他很累。", "choice2": "他是一名老师。", "question": "effect",
-         "label": n % 2, "idx": n, "changed": False}
+        {
+            "premise": f"他跑了{n}公里。",
+            "choice1": "他很累。",
+            "choice2": "他是一名老师。",
+            "question": "effect",
+            "label": n % 2,
+            "idx": n,
+            "changed": False,
+        }
         for n in range(10)
-    ]  # fmt: skip
+    ]
     write_lines(folder / "xcopa_zh/test.zh.jsonl", causes)
     write_lines(folder / "xcopa_zh/val.zh.jsonl", [one | {"premise": f"她走了{one['idx']}里路。"} for one in causes])
     pairs = [
-        {"UID": "BA_1", "phenomenon": phenomenon, "sentence_good": f"我把第{n}本书看完了。",
-         "sentence_bad": f"我看完了把第{n}本书。", "pairID": n}
+        {
+            "UID": "BA_1",
+            "phenomenon": phenomenon,
+            "sentence_good": f"我把第{n}本书看完了。",
+            "sentence_bad": f"我看完了把第{n}本书。",
+            "pairID": n,
+        }
         for n, phenomenon in enumerate(["BA", "passive", "question"] * 5)
-    ]  # fmt: skip
+    ]
     write_lines(folder / "zhoblimp/BA_1.jsonl", pairs)
     exam = [
-        {"passage": "甲比乙高，乙比丙高。" if n % 2 else None, "question": f"第{n}题：谁最高？",
-         "options": ["(A)甲", "(B)乙", "(C)丙", "(D)无法判断"], "label": "A", "answer": None, "other": None}
+        {
+            "passage": "甲比乙高，乙比丙高。" if n % 2 else None,
+            "question": f"第{n}题：谁最高？",
+            "options": ["(A)甲", "(B)乙", "(C)丙", "(D)无法判断"],
+            "label": "A",
+            "answer": None,
+            "other": None,
+        }
         for n in range(6)
-    ]  # fmt: skip
+    ]
     write_lines(folder / "agieval/logiqa-zh.jsonl", exam)
     write_lines(folder / "agieval/gaokao-physics.jsonl", [exam[0] | {"label": "['A', 'C']"}, exam[2]])
     write_lines(folder / "agieval/gaokao-mathcloze.jsonl", [exam[0] | {"options": None, "label": None, "answer": "2"}])

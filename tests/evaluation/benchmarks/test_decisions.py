@@ -55,8 +55,9 @@ def test_groups_add_up_to_the_whole() -> None:
     outcomes = {"acc_letter": [1.0, 0.5, 0.0]}
     groups = by_group(items, outcomes)
     assert [(group, one["acc_letter"].value, one["acc_letter"].n) for group, one in groups.items()] == [
-        ("a", 0.75, 2), ("b", 0.0, 1),
-    ]  # fmt: skip
+        ("a", 0.75, 2),
+        ("b", 0.0, 1),
+    ]
     assert metrics_of(items, outcomes)["acc_letter"].value == 0.5
     assert metrics_of(items, outcomes, [1])["acc_letter"].value == 0.5
     assert metrics_of(items, outcomes, []) == {}
@@ -110,8 +111,10 @@ def test_a_letter_is_chosen_by_its_own_likelihood_wherever_its_option_stands(ben
             order = rng.sample(range(4), 4)
             turned.append(replace(item, options=tuple(item.options[n] for n in order), answer=order.index(item.answer)))
         prompts = prompts_of(task, turned, LETTER, {})
-        knows = [[float(f"{letter}. {item.options[item.answer]}\n" in p.context) for letter in "ABCD"]
-                 for item, p in zip(turned, prompts, strict=True)]  # fmt: skip
+        knows = [
+            [float(f"{letter}. {item.options[item.answer]}\n" in p.context) for letter in "ABCD"]
+            for item, p in zip(turned, prompts, strict=True)
+        ]
         right = [outcome(task, scores, item.answer) for scores, item in zip(knows, turned, strict=True)]
         assert sum(right) == len(items)
         likes_c = [outcome(task, [0.0, 0.0, 1.0, 0.0], item.answer) for item in turned]

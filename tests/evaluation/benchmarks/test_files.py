@@ -92,9 +92,15 @@ def test_a_missing_part_is_told_with_what_there_is(benchmarks: Path, tmp_path: P
 @pytest.mark.skipif(not (REAL / "cmmlu").is_dir(), reason="the real benchmark files are not here")
 @pytest.mark.parametrize(
     ("name", "count", "left_out"),
-    [("cmmlu", 5918, 0), ("xcopa_zh", 500, 0), ("zhoblimp", 35400, 0), ("cmath", 600, 0), ("agieval", 2255, 162),
-     ("gaokao", 1605, 34)],
-)  # fmt: skip
+    [
+        ("cmmlu", 5918, 0),
+        ("xcopa_zh", 500, 0),
+        ("zhoblimp", 35400, 0),
+        ("cmath", 600, 0),
+        ("agieval", 2255, 162),
+        ("gaokao", 1605, 34),
+    ],
+)
 def test_the_real_files_have_as_many_items_as_they_say(name: str, count: int, left_out: int) -> None:
     task = TASKS[name]
     read = task.items(REAL, next(iter(task.splits)))

@@ -34,8 +34,9 @@ def test_examples_stand_with_their_answers_before_the_question(benchmarks: Path,
     items, dev = task.items(benchmarks, "test").items, task.items(benchmarks, "dev").items
     examples = examples_of(task, items, dev, 2)
     assert {group: [item.group for item in own] for group, own in examples.items()} == {
-        "arithmetic": ["arithmetic"] * 2, "counting": ["counting"] * 2,
-    }  # fmt: skip
+        "arithmetic": ["arithmetic"] * 2,
+        "counting": ["counting"] * 2,
+    }
     bare, shown = (prompts_of(task, items, form, given)[0].context for given in ({}, examples))
     answer = "B" if form == LETTER else "2"
     assert f"答案：{answer}\n\n题目：计算1加2" in shown
