@@ -1,4 +1,4 @@
-"""benchmarks/exam_parity.py: same decisions pass, a different one fails, a tie may go either way."""
+"""benchmarks/exam_parity.py: same decisions pass, another one fails, a tie may go either way."""
 
 from benchmarks.exam_parity import PAIRINGS, YAML_DIR, Key, compare, sample_of
 
