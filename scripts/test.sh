@@ -48,6 +48,7 @@ check() { # check NAME COMMAND...: if one fails, the others still run
 
 run_tests() { # in two halves at once, because each uses one core; with words for pytest: only those tests
   local python=$VENV_DIR/bin/python half=(tests/dataset tests/evaluation tests/model) log code=0
+  half+=(tests/test_odd_flags.py tests/test_odd_records.py tests/test_bad_input.py tests/test_foreign_models.py)
   if (($#)); then
     "$python" -m pytest "$@"
     return
