@@ -174,8 +174,9 @@ def panel_title(field: str) -> str:
 def lines_of(curves: Sequence[Curve], field: str) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """Label and points of each run that logged this field."""
     for curve in curves:
-        values = zip(curve.steps, curve.fields.get(field, ()), strict=False)
-        if points := [(float(step), value) for step, value in values if value is not None]:
+        values = curve.fields.get(field) or [None] * len(curve.steps)  # not every run logs every field
+        pairs = zip(curve.steps, values, strict=True)
+        if points := [(float(step), value) for step, value in pairs if value is not None]:
             yield f"{'' if curve.healthy else '✗ '}{curve.label}", points
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from configs.progress import Progress
 from dataset.records.keys import normalised
 from evaluation.benchmarks.items import Item
-from evaluation.benchmarks.prompts import MORE_LETTERS
+from evaluation.benchmarks.prompts import lettered
 
 RUN, LEAST = 13, 8
 """Characters in a row; the fewest of an item that is checked."""
@@ -45,8 +45,8 @@ def texts_of(item: Item) -> list[str]:
     without their letters. Of a minimal pair the good sentence."""
     if not item.asked:
         return [normalised(item.options[item.answer])]
-    lettered = "".join(f"{letter}{text}" for letter, text in zip(MORE_LETTERS, item.options, strict=False))
-    return list(dict.fromkeys((normalised(item.asked + "".join(item.options)), normalised(item.asked + lettered))))
+    with_letters = "".join(letter + text for letter, text in lettered(item.options))
+    return list(dict.fromkeys((normalised(item.asked + "".join(item.options)), normalised(item.asked + with_letters))))
 
 
 def contamination(items: Sequence[Item], training: Iterable[str], bar: Progress | None = None) -> Contamination:

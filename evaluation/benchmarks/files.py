@@ -17,6 +17,8 @@ from configs.schema import UserError
 from evaluation.benchmarks.items import Item, Items
 
 LETTERS = "ABCD"
+MORE_LETTERS = LETTERS + "EFG"
+"""Of items that may have more than four options."""
 SEVERAL_RIGHT = "several right options"
 NO_OPTIONS = "no options"
 EMPTY_OPTION = "an option without text"
@@ -134,8 +136,8 @@ def read_agieval(path: Path) -> Found:
             # (A) stands before each option.
             options = tuple(re.sub(r"^\s*[(（][A-Z][)）]\s*", "", option).strip() for option in record["options"])
             passage, question = (record["passage"] or "").strip(), record["question"].strip()
-            answer = "ABCDEFG".index(letters[0])
-            if answer >= len(options):
+            answer = MORE_LETTERS.index(letters[0])
+            if not answer < len(options) <= len(MORE_LETTERS):
                 raise ValueError
             item = Item(path.stem, question, options, answer, cluster=passage or None, passage=passage)
             yield item if all(options) else EMPTY_OPTION  # a picture was lost

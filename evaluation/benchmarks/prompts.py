@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.schema import UserError
-from evaluation.benchmarks.files import LETTERS
+from evaluation.benchmarks.files import MORE_LETTERS
 from evaluation.benchmarks.items import Item
 from evaluation.benchmarks.tasks import PAIR, PROBLEM, Task
 
@@ -22,7 +22,6 @@ INSTRUCTION = {LETTER: "以下是单项选择题，请选出正确答案。\n\n"
 ANSWER, MARK = "答案", "："
 BETWEEN = "\n\n"
 """Between few-shot examples."""
-MORE_LETTERS = LETTERS + "EFG"
 MAX_SHOTS = 5
 """The parts with examples have five a subject."""
 
@@ -60,13 +59,18 @@ def without_question(items: Sequence[Item]) -> list[Prompt]:
     return [Prompt(ANSWER, marked(item.options), item.options) for item in items]
 
 
+def lettered(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Each option with its letter."""
+    return list(zip(MORE_LETTERS[: len(options)], options, strict=True))
+
+
 def question_of(task: Task, item: Item, form: str) -> str:
     """An item up to where its answer begins."""
     if task.kind == PAIR:
         return item.question
     listed = ""
     if task.kind != PROBLEM and form == LETTER:
-        listed = "".join(f"{letter}. {option}\n" for letter, option in zip(MORE_LETTERS, item.options, strict=False))
+        listed = "".join(f"{letter}. {option}\n" for letter, option in lettered(item.options))
     return f"题目：{item.asked}\n{listed}{ANSWER}"
 
 

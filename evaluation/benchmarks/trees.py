@@ -139,21 +139,24 @@ def common_beginning(sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
     """The ids with which all sequences begin, up to the token before the first target."""
     # The last context token stays outside: the first target of each row is predicted there.
     length = min(len(sequence.ids) - sequence.num_targets - 1 for sequence in sequences)
-    low, high = min(s.ids for s in sequences), max(s.ids for s in sequences)
+    equal = num_shared([sequence.ids for sequence in sequences])
+    return sequences[0].ids[: max(0, min(length, equal))]
+
+
+def num_shared(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many ids all sequences begin with."""
     # What the first and the last in alphabetical order share, all between them share too.
-    equal = next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[: max(0, min(length, equal))]
+    low, high = min(sequences), max(sequences)
+    most = min(len(low), len(high))
+    return next((place for place in range(most) if low[place] != high[place]), most)
 
 
 def _row(number: int, sequences: Sequence[TokenSequence], start: int) -> _Row:
     """A question as a tree. Args: start: tokens of the common beginning."""
     row = _Row(number)
     inputs = [sequence.ids[start:-1] for sequence in sequences]
-    low, high = min(inputs), max(inputs)
-    stem = next(
-        (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
-    )
-    row.ids += low[:stem]
+    stem = num_shared(inputs)
+    row.ids += inputs[0][:stem]
     row.positions += range(start, start + stem)
     row.branches += [0] * stem
     for place, (sequence, own) in enumerate(zip(sequences, inputs, strict=True)):

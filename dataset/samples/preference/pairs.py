@@ -126,13 +126,14 @@ def _pairs(kind: str, side: Side, others: Others, said: set[str]) -> Iterator[di
             bad = min(fresh, key=lambda text: abs(len(text) - target)) if kind in BALANCED_KINDS else fresh[0]
             used[bad] += 1
             excess += len(bad) - len(prompt.answer)
-            yield _record(prompt, bad, kind, side)
+            yield pair_record(prompt, bad, kind, side)
             missing -= 1
             if missing == 0:
                 break
 
 
-def _record(prompt: Prompt, bad: str, kind: str, side: Side) -> dict[str, Any]:
+def pair_record(prompt: Prompt, bad: str, kind: str, side: Side) -> dict[str, Any]:
+    """A pair whose rejected answer is `bad`. Held-out ones have `split`."""
     user = {"role": "user", "content": prompt.question}
     record: dict[str, Any] = {
         "chosen": [user, {"role": "assistant", "content": prompt.answer}],

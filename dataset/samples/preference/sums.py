@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset.samples.preference.answers import Others, wrong_sum
+from dataset.samples.preference.pairs import pair_record
 from dataset.samples.preference.prompts import SIDES, Prompt, Side, equation, prompts
 
 KINDS = ("wrong_sum", "other_sum")
@@ -60,18 +61,7 @@ def _pairs(side: Side) -> Iterator[dict[str, Any]]:
         for kind in KINDS if side != "train" else (KINDS[number % len(KINDS)],):
             bad = _rejected(kind, prompt, others, rng)
             if bad is not None and bad not in prompt.right:
-                yield _record(prompt, bad, kind, side)
-
-
-def _record(prompt: Prompt, bad: str, kind: str, side: Side) -> dict[str, Any]:
-    user = {"role": "user", "content": prompt.question}
-    record: dict[str, Any] = {
-        "chosen": [user, {"role": "assistant", "content": prompt.answer}],
-        "rejected": [user, {"role": "assistant", "content": bad}],
-        "kind": kind,
-        "cluster": prompt.cluster,
-    }
-    return record if side == "train" else record | {"split": side}
+                yield pair_record(prompt, bad, kind, side)
 
 
 def records() -> Iterator[dict[str, Any]]:
