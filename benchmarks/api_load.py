@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.proc import memory
 from configs.paths import ROOT
-from inference.engine import Engine
+from inference.engine import Engine, end_ids
 from inference.loading import open_model
 from inference.request import Request
 from inference.sampling import Sampling
@@ -119,10 +119,16 @@ def metric(port: int, name: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
-async def one_amid_long_ones(port: int, max_tokens: int) -> tuple[float, float]:
-    """Seconds of a request for one token amid 31 long ones, and of the first of these to end."""
+async def one_amid_long_ones(port: int, max_tokens: int, ends: Iterable[int]) -> tuple[float, float]:
+    """Seconds of a request for one token amid 31 long ones, and of the first of these to end.
+
+    Args: ends: tokens that would end an answer. The long ones may not say them.
+    """
     began = time.perf_counter()
-    long_ones = [asyncio.create_task(Client(port).stream(body_of(PROMPTS[n], max_tokens))) for n in range(CLIENTS - 1)]
+    never = {"logit_bias": {str(end): -100 for end in ends}}
+    long_ones = [
+        asyncio.create_task(Client(port).stream(body_of(PROMPTS[n], max_tokens) | never)) for n in range(CLIENTS - 1)
+    ]
     await asyncio.sleep(0.05)
     short_began = time.perf_counter()
     await Client(port).stream(body_of("短", 1))
@@ -228,7 +234,7 @@ def measure(arguments: argparse.Namespace, quantize: str) -> dict[str, float]:
         figures["long_run"] = asyncio.run(many(port, CLIENTS, arguments.seconds, arguments.max_tokens, check))
         figures["rss_after_mb"] = memory("status", "VmRSS", server.pid) / 2**20
         figures["one_token_seconds"], figures["first_long_seconds"] = asyncio.run(
-            one_amid_long_ones(port, arguments.max_tokens)
+            one_amid_long_ones(port, arguments.max_tokens, end_ids(opened.tokenizer))
         )
         figures["cut_off_seconds"] = asyncio.run(cut_off(port, arguments.max_tokens))
         print(

@@ -25,9 +25,9 @@ import configs  # noqa: F401  # before torch: it says what to do where that is m
 
 # isort: split
 
+from benchmarks.lm_eval_folder import evaluated
 from configs.cli import Parser, run
 from configs.paths import ROOT
-from configs.schema import UserError
 from dataset.tokenizer import RustBPETokenizer
 from evaluation.benchmarks.decisions import normalised
 from evaluation.benchmarks.prompts import MARK, prompts_of
@@ -82,24 +82,8 @@ def ours(scorer: ModelScorer, pairing: Pairing, data_dir: Path, keys: Sequence[K
 def theirs(model: Path, length: int, tasks: Path, name: str, numbers: Sequence[int]) -> list[tuple[Key, list[float]]]:
     """Prompt and log-probabilities of some items. Args: length: longest text in tokens. Raises:
     UserError without the package."""
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(
-            'the package lm-eval is missing. Run: pip install "lm-eval[hf]==0.4.*"', "缺少 lm-eval：请运行所列命令安装"
-        ) from None
-    told = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(model), "dtype": "float32", "add_bos_token": True, "max_length": length},
-        tasks=[name],
-        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-        device="cpu",
-        batch_size=16,
-        bootstrap_iters=0,
-        samples={name: list(numbers)},
-        log_samples=True,
-    )
+    reads = {"add_bos_token": True, "max_length": length}
+    told = evaluated(model, tasks, name, reads, samples={name: list(numbers)}, log_samples=True)
     return [sample_of(sample) for sample in told["samples"][name]]
 
 

@@ -82,6 +82,15 @@ def write_task(folder: Path, name: str, task: dict[str, Any], records: Sequence[
 
 def theirs(model: Path, tasks: Path, name: str, **options: Any) -> dict[str, Any]:
     """The scores of one task. Raises: UserError without lm-evaluation-harness."""
+    scores: dict[str, Any] = evaluated(model, tasks, name, {}, **options)["results"][name]
+    return scores
+
+
+def evaluated(model: Path, tasks: Path, name: str, model_args: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """All that lm-evaluation-harness says of one task in a folder of tasks, offline.
+
+    Raises: UserError without it.
+    """
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -89,9 +98,9 @@ def theirs(model: Path, tasks: Path, name: str, **options: Any) -> dict[str, Any
         raise UserError(
             'the package lm-eval is missing. Run: pip install "lm-eval[hf]==0.4.*"', "缺少 lm-eval：请运行所列命令安装"
         ) from None
-    told = lm_eval.simple_evaluate(
+    told: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(model), "dtype": "float32"},
+        model_args={"pretrained": str(model), "dtype": "float32", **model_args},
         tasks=[name],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         device="cpu",
@@ -99,8 +108,7 @@ def theirs(model: Path, tasks: Path, name: str, **options: Any) -> dict[str, Any
         bootstrap_iters=0,
         **options,
     )
-    scores: dict[str, Any] = told["results"][name]
-    return scores
+    return told
 
 
 def ours(folder: Path, given: Sequence[str]) -> float:

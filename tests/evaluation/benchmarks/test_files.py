@@ -1,6 +1,7 @@
 """evaluation/benchmarks/files.py: original files are read as they are; what cannot be asked is
 counted."""
 
+import json
 import os
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
             path.write_text(text, encoding="utf-8")
             with pytest.raises(UserError, match=r"x\.jsonl:1: "):
                 read_files([path], TASKS[name].read)
+    many = {"passage": "", "question": "q", "options": list("12345678"), "label": "A"}  # there is no letter H
+    path.write_text(json.dumps(many), encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.jsonl:1: not a record of AGIEval"):
+        read_files([path], TASKS["agieval"].read)
     path = tmp_path / "x.json"
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match=r"x\.json: not a file of GAOKAO-Bench"):
