@@ -81,6 +81,12 @@ def with_reward(facts: Facts) -> tuple[Facts, Reward]:
             "--from_weight none: a model that is never right learns nothing from rewards. Name weights, such as full_sft.",
             "需要起始权重：请指定，例如 full_sft",
         )
+    if facts.run.shape_flags.get("dropout"):
+        raise UserError(
+            "--dropout: learning from rewards has none, since the policy that is trained must be the one that was sampled. "
+            "Leave it out.",
+            "强化学习不用 dropout：请去掉该选项",
+        )
     reward = find_reward(
         settings.reward,
         settings.reward_model_path,

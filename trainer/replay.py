@@ -11,7 +11,6 @@ Shapes: B rows of a batch, L tokens of a row.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from configs.artifacts import fingerprint
+from configs.messages import warning
 from configs.paths import DATA_DIR, display, env_path, find_dataset
 from configs.schema import UserError
 from configs.stage_settings import ReplayConfig
@@ -182,8 +182,19 @@ def names_to_leave_out(facts: Facts, settings: ReplayConfig, path: Path, source:
         return tuple(name.strip() for name in settings.replay_without.split(",") if name.strip())
     name, author = names_of(mixture_of(path.parent, [source]), ("", ""))
     answers = []
-    with suppress(UserError):  # the record file may be gone: then only the flag can name them
+    try:
         for record in read_records(find_dataset(Path(facts.data.source.path))):
             answers += [str(turn["content"]) for turn in record["conversations"] if turn["role"] == "assistant"]
+    except UserError:
+        # Tensors are enough to train on. But a new name that is only in them would be taught beside
+        # the old one.
+        facts.say(
+            warning(
+                f"{facts.data.source.path}: can't be read, so whether it gives the model another name is not known. If it "
+                "does, pass --replay_without OLD_NAME.",
+                "读不到原始记录，无法判断是否改名：若改名，请用 --replay_without 写出旧名字",
+            )
+        )
+        return ()
     new = another_name(answers, name, author)
     return tuple(old for old in (name, author) if old and old not in new) if new else ()

@@ -209,3 +209,9 @@ def test_the_manifest_says_what_the_policy_was_trained_on(policy: TinyPolicy) ->
     assert manifest.start is not None and manifest.start.path == policy.start.name
     assert "reward" in manifest.inputs
     json.dumps(manifest.as_plain())
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_dropout_is_refused_because_the_sampled_policy_has_none(policy: TinyPolicy, stage: str) -> None:
+    with pytest.raises(UserError, match="--dropout"):
+        policy.train(stage, "--dropout=0.1")
