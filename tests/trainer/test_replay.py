@@ -136,6 +136,17 @@ def test_records_without_another_name_leave_the_old_one_alone(
     assert "conversations that say A or B are no targets" in capsys.readouterr().err
 
 
+def test_without_the_new_records_a_line_says_that_the_old_name_must_be_given(
+    named: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named.train("lora") == 0
+    (named.data / "lora.jsonl").unlink()  # its tensors stay, and are enough to train on
+    capsys.readouterr()
+    assert named.train("lora", "--seed=9") == 0
+    said = capsys.readouterr().err
+    assert "pass --replay_without OLD_NAME" in said and "are no targets" not in said
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
